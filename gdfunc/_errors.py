@@ -1,0 +1,101 @@
+"""The few exceptions of gdfunc's own, and checks of single arguments at the door."""
+
+import math
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+
+
+class GdfuncError(Exception):
+    """Base class of the errors that are not a built-in type's alone.
+
+    Example:
+        >>> issubclass(NonFiniteError, GdfuncError)
+        True
+    """
+
+
+class NonFiniteError(GdfuncError, ArithmeticError):
+    """A run met NaN or infinity, and `train` was asked to stop there.
+
+    Attributes:
+        step: the first step whose result is not finite, counted from 0.
+        leaf: the path of the first leaf that is not finite.
+        state: the carry before that step: the last good one.
+        trajectory: what was recorded before that step.
+
+    Example:
+        >>> error = NonFiniteError(step=3, leaf="params['w']", state=None, trajectory=None)
+        >>> print(error)
+        params['w'] is not finite after step 3; .state holds the carry before it
+    """
+
+    def __init__(self, *, step: int, leaf: str, state: Any, trajectory: Any) -> None:
+        super().__init__(f"{leaf} is not finite after step {step}; .state holds the carry before it")
+        self.step, self.leaf, self.state, self.trajectory = step, leaf, state, trajectory
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Ctrl-C stopped a run; nothing that was finished is lost.
+
+    Attributes:
+        step: how many steps were finished.
+        state: the carry after them; `train(step_fn, error.state, data, index[error.step:], …)` goes on
+            to the same bits.
+        trajectory: what was recorded in them.
+
+    Example:
+        >>> error = TrainingInterrupted(step=40, state=None, trajectory=None)
+        >>> print(error)
+        stopped after 40 steps; .state holds the carry, .trajectory the record
+    """
+
+    def __init__(self, *, step: int, state: Any, trajectory: Any) -> None:
+        super().__init__(f"stopped after {step} steps; .state holds the carry, .trajectory the record")
+        self.step, self.state, self.trajectory = step, state, trajectory
+
+
+def check_int(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """Return `value` as an int in [low, high]; a bool, a float and a string are none."""
+    is_int = isinstance(value, Integral) and not isinstance(value, bool)
+    if is_int and low <= value and (high is None or value <= high):
+        return int(value)
+    allowed = f">= {low}" if high is None else f"in [{low}, {high}]"
+    raise ValueError(f"{name} must be an int {allowed}; got {value!r}")
+
+
+def check_scalar(name: str, value: Any, interval: str) -> Any:
+    """Return a hyperparameter: a finite number in an interval such as `"[0, 1)"`, or a 0-d tensor.
+
+    The value of a tensor is never read: it may be vmapped, differentiated, or on a GPU.
+    """
+    if isinstance(value, torch.Tensor):
+        if value.shape == () and value.is_floating_point():
+            return value
+        got = f"a tensor of shape {tuple(value.shape)} and dtype {value.dtype}"
+    else:
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        if is_number and math.isfinite(value) and _contains(interval, value):
+            return float(value)
+        got = repr(value)
+    raise ValueError(f"{name} must be a finite number in {interval} or a 0-d float tensor; got {got}")
+
+
+def _contains(interval: str, value: Any) -> bool:
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = value > low if interval[0] == "(" else value >= low
+    below = value < high if interval[-1] == ")" else value <= high
+    return above and below
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    """Return `value` if it is one of the choices."""
+    if value in choices:
+        return value
+    raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}; got {value!r}")
+
+
+def missing_extra(what: str, package: str, extra: str) -> ModuleNotFoundError:
+    """Build the error that names the extra which brings a missing package."""
+    return ModuleNotFoundError(f"{what} needs {package}: pip install 'gdfunc[{extra}]'")

@@ -1,0 +1,253 @@
+"""Loss functions into gradient functions: of a batch, and of every sample in it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value, vmap
+
+from . import _tree
+from ._errors import check_choice, check_int
+from ._tree import Tree
+
+LossFn = Callable[[Tree, Tree], Tensor]
+GradFn = Callable[[Tree, Tree], tuple[Tree, Tensor]]
+
+
+def batch_grad(loss_fn: LossFn) -> GradFn:
+    """Turn a loss into the function that gives its gradient over a batch, and its value.
+
+    g = ∇θ L(θ, batch)
+
+    Args:
+        loss_fn: `(params, batch) -> loss`, the mean over the batch as a 0-d real tensor. `params` is a
+            tree of float tensors; `batch` a tree of tensors or NumPy arrays [B, ...], or None for a loss
+            without data.
+
+    Returns:
+        `(params, batch) -> (grads, loss)`: a tree like params, and 0-d. Gradients come before the
+        value, as in `torch.func.grad_and_value`. A leaf that the loss does not use has gradient zero.
+
+    Raises:
+        TypeError: a leaf of params is not a float tensor; the loss is not a tensor.
+        ValueError: params is empty, holds one tensor twice, or lives on another device or in another
+            float dtype than the batch; the batch is empty or ragged; the loss is not a real 0-d
+            tensor, or depends on no leaf.
+
+    Example:
+        >>> def loss_fn(params, batch):
+        ...     x, y = batch
+        ...     return ((x * params["w"] - y) ** 2).mean()
+        >>> batch = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0])
+        >>> gd.batch_grad(loss_fn)({"w": torch.tensor(1.0)}, batch)
+        ({'w': tensor(-10.)}, tensor(10.))
+    """
+    grads_and_loss = grad_and_value(_checked(loss_fn))
+
+    def gradients(params: Tree, batch: Tree) -> tuple[Tree, Tensor]:
+        batch = _tree.as_tensors(batch)
+        check_params(params)
+        check_batch(batch, params)
+        return _tree.unshare(grads_and_loss(params, batch), (params, batch))
+
+    return gradients
+
+
+def per_sample_grad(loss_fn: LossFn, *, chunk_size: int | None = None, randomness: str = "error") -> GradFn:
+    """Turn a loss into the function that gives the gradient and the loss of every sample.
+
+    gᵢ = ∇θ L(θ, {sample i}),  i = 1 … B
+
+    The loss meets each sample as a batch of one, so the same loss, and an ordinary `nn.Module` in it,
+    serve here and in `batch_grad`. For a loss that is a mean over the batch, the mean of the gᵢ is the
+    batch gradient; for a sum it is the batch gradient over B.
+
+    Args:
+        loss_fn: as in `batch_grad`.
+        chunk_size: how many samples to differentiate at once; None: all. It bounds the memory of the
+            intermediate values; the result is [B, ...] all the same.
+        randomness: what dropout and other random operations of torch do in the loss: `"error"`,
+            `"different"` for every sample, or the `"same"`.
+
+    Returns:
+        `(params, batch) -> (grads, loss)`: a tree like params with leaves [B, ...], and [B].
+
+    Raises:
+        TypeError, ValueError: as in `batch_grad`.
+        RuntimeError: a random operation, while `randomness="error"`.
+
+    Example:
+        >>> def loss_fn(params, batch):
+        ...     x, y = batch
+        ...     return ((x * params["w"] - y) ** 2).mean()
+        >>> batch = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0])
+        >>> gd.per_sample_grad(loss_fn)({"w": torch.tensor(1.0)}, batch)
+        ({'w': tensor([ -4., -16.])}, tensor([ 4., 16.]))
+    """
+    if chunk_size is not None:
+        check_int("chunk_size", chunk_size, 1)
+    check_choice("randomness", randomness, ("error", "different", "same"))
+    checked = _checked(loss_fn)
+
+    def sample_loss(params: Tree, sample: Tree) -> Tensor:
+        return checked(params, _tree.map(lambda leaf: leaf[None], sample))
+
+    def gradients(params: Tree, batch: Tree) -> tuple[Tree, Tensor]:
+        batch = _tree.as_tensors(batch)
+        check_params(params)
+        if check_batch(batch, params) is None:
+            raise ValueError("batch has no leaves: there are no samples to tell apart")
+        every_sample = vmap(
+            grad_and_value(sample_loss),
+            in_dims=(None, _tree.map(lambda leaf: 0, batch)),
+            chunk_size=chunk_size,
+            randomness=randomness,
+        )
+        return _tree.unshare(every_sample(params, batch), (params, batch))
+
+    return gradients
+
+
+def check_mean_loss(loss_fn: LossFn, params: Tree, batch: Tree, *, rtol: float = 1e-3) -> None:
+    """Check that a loss is a mean over the batch, as everything in gdfunc takes it to be.
+
+    L(θ, batch) = 1/B Σᵢ L(θ, {sample i})
+
+    It finds the sum in place of the mean, and predictions [B, 1] that silently broadcast against
+    targets [B]. A loss that mixes samples (batch normalisation, contrastive losses) is no such mean.
+
+    Args:
+        loss_fn: as in `batch_grad`.
+        params: where to check; not at a minimum with loss zero, where every loss passes.
+        batch: at least two samples.
+        rtol: the allowed relative difference.
+
+    Raises:
+        ValueError: it is not; the message has both values.
+
+    Example:
+        >>> batch = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0])
+        >>> gd.check_mean_loss(lambda w, b: ((b[0] * w - b[1]) ** 2).sum(), torch.tensor(1.0), batch)
+        Traceback (most recent call last):
+        ...
+        ValueError: loss is not a mean over the batch: it is 20, but its 2 samples alone average 10; \
+        use mean in place of sum, and give predictions and targets one shape
+    """
+    sample_losses = per_sample_grad(loss_fn, randomness="different")(params, batch)[1].double()
+    loss = batch_grad(loss_fn)(params, batch)[1].double()
+    average = sample_losses.mean()
+    if not torch.isclose(loss, average, rtol=rtol, atol=0.0, equal_nan=True):
+        raise ValueError(
+            f"loss is not a mean over the batch: it is {loss:.6g}, but its {len(sample_losses)} "
+            f"samples alone average {average:.6g}; use mean in place of sum, and give predictions "
+            f"and targets one shape"
+        )
+
+
+def check_params(params: Tree) -> None:
+    """Refuse parameters that cannot be differentiated, or not independently of one another."""
+    slots = _tree.slots(params)
+
+    def path(position: int) -> str:
+        return _tree.slot_path(params, "params", position)
+
+    if not slots:
+        raise ValueError("params has no tensor leaves")
+    for i, leaf in enumerate(slots):
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"{path(i)} is {_kind(leaf)}, not a Tensor; keep it out of params")
+        if not leaf.is_floating_point():
+            raise TypeError(
+                f"{path(i)} is {_kind(leaf)}; parameters must be floating point; "
+                f"keep it out of params (closure or aux)"
+            )
+        if not leaf.numel():
+            raise ValueError(f"{path(i)} is empty: shape {tuple(leaf.shape)}; leave it out")
+        if leaf.device != slots[0].device:
+            raise ValueError(
+                f"{path(i)} is on {leaf.device} but {path(0)} is on {slots[0].device}; "
+                f"move one with .to(device)"
+            )
+    shared = _tree.overlap(slots)
+    if shared:
+        first, second = path(shared[0]), path(shared[1])
+        raise ValueError(f"{first} and {second} share storage; pass one and use it twice")
+
+
+def check_batch(batch: Tree, params: Tree, name: str = "batch") -> int | None:
+    """Refuse a batch that is ragged or does not fit params; return its size, None without data."""
+    param_leaves = _tree.leaves(params)
+    device, dtypes = param_leaves[0].device, {leaf.dtype for leaf in param_leaves}
+    slots = _tree.slots(batch)
+    filled = [i for i, leaf in enumerate(slots) if leaf is not None]
+
+    def path(position: int) -> str:
+        return _tree.slot_path(batch, name, position)
+
+    for i in filled:
+        leaf, first = slots[i], slots[filled[0]]
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"{path(i)} is {_kind(leaf)}, not a Tensor or a NumPy array")
+        if not leaf.ndim:
+            raise ValueError(f"{path(i)} is 0-d; every leaf of {name} has samples on dim 0")
+        if len(leaf) != len(first):
+            raise ValueError(
+                f"{name} leaves disagree on the number of samples: "
+                f"{path(filled[0])} has {len(first)}, {path(i)} has {len(leaf)}"
+            )
+        if not len(leaf):
+            raise ValueError(f"{name} is empty: {path(i)} has shape {tuple(leaf.shape)}")
+        if leaf.device != device:
+            param = _tree.slot_path(params, "params", 0)
+            raise ValueError(
+                f"{path(i)} is on {leaf.device} but {param} is on {device}; "
+                f"move one with .to({str(device)!r})"
+            )
+        if leaf.is_floating_point() and leaf.dtype not in dtypes:
+            param = _tree.slot_path(params, "params", 0)
+            raise ValueError(
+                f"{path(i)} is {_kind(leaf)} but {param} is {_kind(param_leaves[0])}; "
+                f"convert one with .to({param_leaves[0].dtype})"
+            )
+    return len(slots[filled[0]]) if filled else None
+
+
+def _checked(loss_fn: LossFn) -> LossFn:
+    """Check what a loss returns, and say more where torch says less."""
+
+    def checked(params: Tree, batch: Tree) -> Tensor:
+        try:
+            loss = loss_fn(params, batch)
+        except RuntimeError as error:
+            for word, note in _NOTES.items():
+                if word in str(error):
+                    error.add_note(f"gdfunc: {note}")
+            raise
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"loss must return a real floating-point scalar; got {_kind(loss)}")
+        if loss.shape or not loss.is_floating_point():
+            got = f"shape {tuple(loss.shape)}" if loss.shape else _kind(loss)
+            raise ValueError(f"loss must return a real floating-point scalar; got {got}")
+        if not loss.requires_grad:
+            raise ValueError(
+                "loss does not depend on params: no leaf reaches it "
+                "(detach, .item() and comparisons cut the path)"
+            )
+        return loss
+
+    return checked
+
+
+_NOTES = {
+    "in-place": "a loss must not write into params or batch",
+    "inplace": "a loss must not write into params or batch",
+    "randomness": 'per_sample_grad(loss_fn, randomness="different") draws anew for each sample',
+}
+
+
+def _kind(leaf: Any) -> str:
+    """What a leaf is, in a message: its dtype, or else its type."""
+    if isinstance(leaf, Tensor):
+        return str(leaf.dtype).removeprefix("torch.")
+    return "None" if leaf is None else type(leaf).__name__

@@ -1,0 +1,180 @@
+"""Which samples, when: index plans int64 [T, B], and the batches they pick.
+
+A plan is a pure function of a key and sizes: the same on every device and resumed at any step.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _tree
+from ._errors import check_choice, check_int
+from ._tree import Tree
+from .random import fold_in, permutation, randint
+
+
+def full_batch(n: int, steps: int) -> Tensor:
+    """Plan batch gradient descent: every sample in every step.
+
+    Args:
+        n: number of samples.
+        steps: number of steps T.
+
+    Returns:
+        int64 [T, n], whose rows are one row in memory.
+
+    Raises:
+        ValueError: n or steps is out of range.
+
+    Example:
+        >>> full_batch(3, 2)
+        tensor([[0, 1, 2],
+                [0, 1, 2]])
+    """
+    n, steps = check_int("n", n, 1), check_int("steps", steps, 0)
+    return torch.arange(n).expand(steps, n)
+
+
+def epoch_batches(
+    key: Tensor,
+    n: int,
+    batch_size: int,
+    epochs: int | range,
+    *,
+    shuffle: bool = True,
+    remainder: str = "drop",
+) -> Tensor:
+    """Plan mini-batch gradient descent: each epoch visits the samples once, in a new order.
+
+    The order of epoch e is `permutation(fold_in(key, e), n)`. What is left of an epoch after its last
+    whole batch is dropped, carried over to the front of the next epoch, or an error. Batches are never
+    smaller than `batch_size`, so that lr means the same in every step.
+
+    A range of epochs gives those rows of the whole plan: the plans of `range(0, 5)` and `range(5, 8)`,
+    one after the other, are the plan of 8 epochs, so a long run can make its plan epoch by epoch.
+
+    Args:
+        key: int64 [2], from `gdfunc.random.key`.
+        n: number of samples.
+        batch_size: B, in [1, n].
+        epochs: how many, or a range of which.
+        shuffle: False keeps the samples in their own order.
+        remainder: `"drop"`: T = epochs·⌊n/B⌋; `"carry"`: T = ⌊epochs·n/B⌋ and only the last few
+            samples of the very last epoch are left out; `"error"`: refuse n that B does not divide.
+
+    Returns:
+        int64 [T, B], on the key's device.
+
+    Raises:
+        ValueError: a size is out of range, or `remainder="error"` and B does not divide n.
+
+    Example:
+        >>> epoch_batches(gd.random.key(0), n=6, batch_size=2, epochs=1)
+        tensor([[4, 2],
+                [3, 0],
+                [5, 1]])
+    """
+    n = check_int("n", n, 1)
+    batch_size = check_int("batch_size", batch_size, 1, n)
+    check_choice("remainder", remainder, ("drop", "carry", "error"))
+    epochs = _as_range("epochs", epochs)
+    if remainder == "error" and n % batch_size:
+        raise ValueError(
+            f"batch_size {batch_size} does not divide n = {n}: {n % batch_size} samples are left over; "
+            f'choose remainder="drop" or "carry"'
+        )
+
+    def order(epoch: int) -> Tensor:
+        return permutation(fold_in(key, epoch), n) if shuffle else torch.arange(n, device=key.device)
+
+    if not epochs:
+        return _no_batches(key, batch_size)
+    if remainder != "carry":
+        whole = n - n % batch_size
+        return torch.cat([order(e)[:whole].reshape(-1, batch_size) for e in epochs])
+    carried = epochs.start * n % batch_size
+    before = [order(epochs.start - 1)[n - carried :]] if carried else []
+    samples = torch.cat([*before, *(order(e) for e in epochs)])
+    steps = len(samples) // batch_size
+    return samples[: steps * batch_size].reshape(steps, batch_size)
+
+
+def sample_batches(
+    key: Tensor, n: int, batch_size: int, steps: int | range, *, replacement: bool = True
+) -> Tensor:
+    """Plan stochastic gradient descent: every batch is drawn afresh from all samples.
+
+    The batch of step t is drawn from `fold_in(key, t)` alone, so a range of steps gives those rows of
+    the whole plan.
+
+    Args:
+        key: int64 [2].
+        n: number of samples.
+        batch_size: B, in [1, n].
+        steps: how many, or a range of which.
+        replacement: whether one batch may hold a sample twice.
+
+    Returns:
+        int64 [T, B], on the key's device.
+
+    Raises:
+        ValueError: a size is out of range.
+
+    Example:
+        >>> sample_batches(gd.random.key(0), n=10, batch_size=3, steps=2)
+        tensor([[7, 1, 4],
+                [6, 0, 6]])
+    """
+    n = check_int("n", n, 1)
+    batch_size = check_int("batch_size", batch_size, 1, n)
+    steps = _as_range("steps", steps)
+    if not steps:
+        return _no_batches(key, batch_size)
+
+    def batch(step: Tensor) -> Tensor:
+        step_key = fold_in(key, step)
+        if replacement:
+            return randint(step_key, (batch_size,), 0, n)
+        return permutation(step_key, n)[:batch_size]
+
+    drawn = batch_size if replacement else n
+    steps_at_once = max(1, 2**20 // drawn)  # a few MB, however many steps
+    counts = torch.arange(steps.start, steps.stop, device=key.device)
+    return torch.func.vmap(batch, chunk_size=steps_at_once)(counts)
+
+
+def take(data: Tree, index: Tensor) -> Tree:
+    """Pick samples: index every leaf on dim 0.
+
+    Args:
+        data: tree of tensors or NumPy arrays [n, ...]; None stands for no data.
+        index: int64, of any shape [...]; usually a row [B] of a plan.
+
+    Returns:
+        The same tree of tensors [B, ...]: the batch, in storage of its own.
+
+    Raises:
+        TypeError: the index is not int64 (a bool or uint8 tensor would be taken for a mask).
+        IndexError: the index is out of bounds.
+
+    Example:
+        >>> take({"x": torch.tensor([10.0, 20.0, 30.0])}, torch.tensor([2, 0]))
+        {'x': tensor([30., 10.])}
+    """
+    if not isinstance(index, Tensor) or index.dtype != torch.int64:
+        got = index.dtype if isinstance(index, Tensor) else type(index).__name__
+        raise TypeError(f"index must be an int64 tensor; got {got}")
+    return _tree.map(lambda leaf: leaf[index], _tree.as_tensors(data))
+
+
+def _as_range(name: str, value: Any) -> range:
+    if not isinstance(value, range):
+        return range(check_int(name, value, 0))
+    if value.step != 1 or value.start < 0:
+        raise ValueError(f"{name} must be an int >= 0 or range(first, last) in steps of 1; got {value}")
+    return value
+
+
+def _no_batches(key: Tensor, batch_size: int) -> Tensor:
+    return torch.empty((0, batch_size), dtype=torch.int64, device=key.device)

@@ -1,0 +1,157 @@
+"""`scan`: its meaning, and the checks that every backend shares."""
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from .. import _tree
+from .._errors import check_choice, check_int
+from .._tree import Tree
+from . import _eager
+
+Body = Callable[[Tree, Tree], tuple[Tree, Tree]]
+BACKENDS = ("eager",)
+
+
+def scan(
+    f: Body,
+    init: Tree,
+    xs: Tree = None,
+    length: int | None = None,
+    *,
+    reverse: bool = False,
+    unroll: int = 1,
+    backend: str = "eager",
+) -> tuple[Tree, Tree]:
+    """Fold a function over the leading axis of `xs`, carrying state along: `jax.lax.scan`.
+
+    Its meaning is
+
+        def scan(f, init, xs, length=None):
+            carry, ys = init, []
+            for t in range(length):
+                carry, y = f(carry, take(xs, t))
+                ys.append(y)
+            return carry, stack(ys)
+
+    and `torch.func.grad`, `jvp` and `vmap` go through it.
+
+    Args:
+        f: `(carry, x) -> (carry, y)`, pure. The carry it returns has the structure, shapes, dtypes and
+            devices of the one it was given; y has the same structure and shapes in every step.
+        init: the first carry, a tree of tensors.
+        xs: a tree of tensors or NumPy arrays [T, ...] whose slices f gets as x; None: f gets None.
+        length: T; needed only without xs.
+        reverse: go from the last x to the first; `ys[t]` still belongs to `xs[t]`.
+        unroll: how many steps a compiled backend lays out in a row; no matter to the result.
+        backend: who runs the loop: `"eager"`.
+
+    Returns:
+        `(carry, ys)`: the last carry, and the tree of y's with leading [T]. With T = 0 the carry is
+        init, and ys is found by calling f once on an x of zeros. No leaf shares storage with init.
+
+    Raises:
+        TypeError: a leaf of init, of xs or of what f returns is no tensor; f returns no pair.
+        ValueError: leaves of xs differ in length, or from `length`; T is unknown or negative; the carry
+            or y changes its structure, shape, dtype or device.
+
+    Example:
+        >>> def f(total, x):
+        ...     return total + x, total
+        >>> gd.scan(f, torch.tensor(0), torch.tensor([1, 2, 3]))
+        (tensor(6), tensor([0, 1, 3]))
+
+    References:
+        J. Bradbury et al., "JAX: composable transformations of Python+NumPy programs", 2018.
+    """
+    check_int("unroll", unroll, 1)
+    check_choice("backend", backend, BACKENDS)
+    xs = _tree.as_tensors(xs)
+    for path, leaf in _tree.named_leaves(init, "init"):
+        _check_tensor(leaf, path)
+    length = _length(xs, length)
+    body = _checked(f, init)
+    if length == 0:
+        _, y = body(init, _tree.map(lambda leaf: leaf.new_zeros(leaf.shape[1:]), xs))
+        return _tree.clone(init), _tree.map(lambda leaf: leaf[:0].clone(), _stack([y]))
+    steps = range(length - 1, -1, -1) if reverse else range(length)
+    carry, ys = _eager.run(body, init, xs, steps)
+    return _tree.clone(carry), _stack(ys)
+
+
+def _length(xs: Tree, length: int | None) -> int:
+    """The number of steps, on which all leaves of xs and `length` must agree."""
+    if length is not None:
+        length = check_int("length", length, 0)
+    source = "length"
+    for path, leaf in _tree.named_leaves(xs, "xs"):
+        _check_tensor(leaf, path)
+        if not leaf.ndim:
+            raise ValueError(f"{path} is 0-d; scan goes over dim 0 of every leaf of xs")
+        if length is None:
+            length, source = len(leaf), path
+        elif len(leaf) != length:
+            raise ValueError(
+                f"xs leaves and length disagree on the number of steps: "
+                f"{source} has {length}, {path} has {len(leaf)}"
+            )
+    if length is None:
+        raise ValueError("scan needs xs with at least one leaf, or length, to know how many steps")
+    return length
+
+
+def _checked(f: Body, init: Tree) -> Body:
+    """Check in every step that the body returns a pair whose carry is like init."""
+    leaves, structure = _tree.flatten(init)
+    kinds = [_kind(leaf) for leaf in leaves]
+
+    def body(carry: Tree, x: Tree) -> tuple[Tree, Tree]:
+        result = f(carry, x)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise TypeError(f"f must return a pair (carry, y); got {type(result).__name__}")
+        new = _tree.check_structure(result[0], init, "carry", "init")
+        for i, leaf in enumerate(new):
+            if not isinstance(leaf, Tensor) or _kind(leaf) != kinds[i]:
+                _refuse(leaf, leaves[i], _tree.named_leaves(init, "carry")[i][0])
+        return _tree.unflatten(structure, new), result[1]
+
+    return body
+
+
+def _stack(ys: list[Tree]) -> Tree:
+    """Stack the y's, which all have the structure, shapes, dtypes and devices of the first."""
+    first, structure = _tree.flatten(ys[0])
+    kinds = [_kind(leaf) if isinstance(leaf, Tensor) else None for leaf in first]
+    rows = []
+    for t, y in enumerate(ys):
+        row = _tree.check_structure(y, ys[0], f"y of step {t}", "y of step 0")
+        for i, leaf in enumerate(row):
+            if not isinstance(leaf, Tensor) or _kind(leaf) != kinds[i]:
+                _refuse(leaf, first[i], _tree.named_leaves(ys[0], f"y of step {t}: y")[i][0])
+        rows.append(row)
+    return _tree.unflatten(structure, [torch.stack(column) for column in zip(*rows, strict=True)])
+
+
+def _kind(leaf: Tensor) -> tuple[Any, ...]:
+    return leaf.shape, leaf.dtype, leaf.device
+
+
+def _refuse(leaf: Any, reference: Any, path: str) -> NoReturn:
+    if not isinstance(leaf, Tensor):
+        raise TypeError(f"{path} is {type(leaf).__name__}, not a Tensor; return torch.tensor(...)")
+    raise ValueError(
+        f"{path} changed from {_describe(reference)} to {_describe(leaf)}; "
+        f"it must keep its shape, dtype and device"
+    )
+
+
+def _describe(leaf: Tensor) -> str:
+    dtype = str(leaf.dtype).removeprefix("torch.")
+    return f"{dtype} {tuple(leaf.shape)} on {leaf.device}"
+
+
+def _check_tensor(leaf: Any, path: str) -> None:
+    if not isinstance(leaf, Tensor):
+        raise TypeError(f"{path} is {type(leaf).__name__}, not a Tensor; wrap it in torch.tensor")

@@ -1,0 +1,348 @@
+"""A training run: a scan of steps over batches, in segments that can be watched and stopped."""
+
+import math
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial, reduce
+from types import SimpleNamespace
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import _tree
+from ._errors import NonFiniteError, TrainingInterrupted, check_choice, check_int
+from ._gradients import check_batch, check_params
+from ._sampling import take
+from ._scan import scan
+from ._step import Step, check_lr, params_of
+from ._tree import Tree
+
+_SEGMENT_SECONDS = 0.1  # how long a segment may grow: Ctrl-C and progress wait for its end
+
+
+class Trajectory(SimpleNamespace):
+    """What a run recorded: one attribute a record, each a tree with leading [T].
+
+    `step` [T] holds the numbers of the recorded steps. Record t is taken before step t: `params[t]` is
+    where `loss[t]` was measured. A drawn path is `params` followed by the run's final parameters.
+    A Trajectory is a tree, so `torch.func.vmap` returns and `grad` sees its leaves.
+
+    Example:
+        >>> trajectory = gd.Trajectory(step=torch.arange(2), loss=torch.tensor([4.0, 1.0]))
+        >>> trajectory.loss
+        tensor([4., 1.])
+        >>> sorted(vars(trajectory))
+        ['loss', 'step']
+    """
+
+    def __getattr__(self, name: str) -> NoReturn:
+        recorded = ", ".join(vars(self))
+        raise AttributeError(f"{name} was not recorded: train(..., record=) kept {recorded}")
+
+
+_tree.register(Trajectory, flatten=vars, unflatten=lambda records: Trajectory(**records))
+
+
+class Moment(NamedTuple):
+    """One step as a recorder sees it."""
+
+    carry: Any  # before the step
+    y: Any
+    lr: Tensor
+    grads: Tree
+
+
+Recorder = Callable[[Moment], Tree]
+
+RECORDERS: dict[str, Recorder] = {
+    "loss": lambda now: now.y,
+    "params": lambda now: params_of(now.carry),
+    "lr": lambda now: now.lr,
+    "grad_norm": lambda now: _tree.norm(now.grads),
+    "state": lambda now: now.carry,
+}
+
+
+def train(
+    step: Step,
+    init: Any,
+    data: Tree,
+    index: Tensor,
+    lr: float | Tensor,
+    *,
+    record: Any = ("loss",),
+    every: int = 1,
+    backend: str = "eager",
+    progress: bool | Callable[[int, int], Any] = False,
+    check_finite: str = "off",
+) -> tuple[Any, Trajectory]:
+    """Run a step over the batches of a plan.
+
+        for t in range(T):
+            carry, loss[t] = step(carry, take(data, index[t]), lr[t])
+
+    It is a `scan`, so `torch.func.grad`, `jvp` and `vmap` go through a whole run, with respect to lr,
+    the initial parameters and the data.
+
+    Args:
+        step: `(carry, batch, lr) -> (carry, loss)`, from `make_step`, `make_transform_step`, or your own.
+        init: the first carry: parameters, or what `init_state` returns. It is detached from autograd.
+        data: tree of tensors or NumPy arrays [n, ...]; None for a loss without data.
+        index: the plan int64 [T, B], from `epoch_batches`, `sample_batches` or `full_batch`.
+        lr: a number or 0-d tensor for all steps, or [T], one a step: a schedule.
+        record: what to keep of each step: names among `loss` (what the step returns), `params`, `lr`,
+            `grad_norm`, `state` (the whole carry), and functions `(carry, loss) -> tree` of the carry
+            before the step, kept under their `__name__`. A dict gives names of its own.
+        every: keep only the steps 0, k, 2k, …
+        backend: who runs the loop; see `scan`.
+        progress: True for a bar (tqdm if installed, else a line on stderr), or a function that is called
+            with the finished steps and T.
+        check_finite: `"loss"`, or `"all"` for the carry too, stops at the first NaN or infinity;
+            `"off"` lets it spread. Reads values, so not under vmap, grad or jvp.
+
+    Returns:
+        `(final, trajectory)`: the carry after step T, and the records, [⌈T/every⌉, ...] each.
+
+    Raises:
+        TypeError: index is not int64; a leaf of data is no tensor; see `batch_grad`.
+        ValueError: data, index and lr do not fit; an unknown record.
+        NonFiniteError: (a GdfuncError) `check_finite` found NaN or infinity; it holds the last good carry.
+        TrainingInterrupted: (a KeyboardInterrupt) Ctrl-C; it holds the carry and the records so far.
+
+    Example:
+        >>> x = torch.linspace(-1, 1, 50)
+        >>> data = x, 3 * x
+        >>> def loss_fn(w, batch):
+        ...     x, y = batch
+        ...     return ((x * w - y) ** 2).mean()
+        >>> index = gd.epoch_batches(gd.random.key(0), n=50, batch_size=10, epochs=20)
+        >>> final, trajectory = gd.train(gd.make_step(loss_fn), torch.tensor(0.0), data, index, lr=0.5)
+        >>> final
+        tensor(3.0000)
+        >>> trajectory.loss.shape
+        torch.Size([100])
+
+    References:
+        H. Robbins, S. Monro, "A stochastic approximation method", 1951.
+    """
+    init = _tree.detach(init)
+    params = params_of(init)
+    check_params(params)
+    _warn_of_half(params)
+    data = _tree.as_tensors(data)
+    check_batch(data, params, "data")
+    plan = (_check_index(index, params), _check_lrs(lr, len(index), params))
+    every = check_int("every", every, 1)
+    check_choice("check_finite", check_finite, ("off", "loss", "all"))
+    recorders = _recorders(record, step)
+
+    def advance(
+        carry: Any, row: Tensor, lr_now: Tensor, recorders: dict[str, Recorder]
+    ) -> tuple[Any, tuple[Tree, Tensor | None]]:
+        batch = take(data, row)
+        if "grad_norm" in recorders:
+            new, y, grads = step.with_grads(carry, batch, lr_now)  # type: ignore[attr-defined]
+        else:
+            new, y, grads = *_pair(step(carry, batch, lr_now)), None
+        now = Moment(carry, y, lr_now, grads)
+        watched = {"off": None, "loss": y, "all": (y, new)}[check_finite]
+        finite = None if watched is None else _is_finite(watched)
+        return new, ({name: recorder(now) for name, recorder in recorders.items()}, finite)
+
+    def block(carry: Any, rows: tuple[Tensor, Tensor]) -> tuple[Any, tuple[Tree, Tree]]:
+        """Take `every` steps and record the first."""
+        carry, (records, finite) = advance(carry, rows[0][0], rows[1][0], recorders)
+        finite = _tree.map(lambda flag: flag[None], finite)
+        if len(rows[0]) > 1:
+            rest = _tree.map(lambda leaf: leaf[1:], rows)
+            carry, (_, others) = scan(
+                lambda carry, x: advance(carry, x[0], x[1], {}), carry, rest, backend=backend
+            )
+            finite = _tree.map(lambda *flags: torch.cat(flags), finite, others)
+        return carry, (records, finite)
+
+    def run(carry: Any, first: int, last: int) -> tuple[Any, tuple[Tree, Tree]]:
+        """Run the steps first … last−1: a scan over their blocks."""
+        size = max(1, min(every, last - first))
+        count = (last - first) // size
+        rows = _tree.map(lambda leaf: leaf[first:last].reshape(count, size, *leaf.shape[1:]), plan)
+        return scan(block, carry, rows, backend=backend)
+
+    finished = _Finished(0, init, ())
+    with _reporter(progress, len(index)) as report:
+        try:
+            for first, last in _segments(len(index), every):
+                carry, (records, finite) = run(finished.carry, first, last)
+                if finite is not None and not finite.all():
+                    bad = first + int(torch.nonzero(~finite.flatten())[0])
+                    rows, lrs = (leaf[first:bad] for leaf in plan)
+                    state, kept = train(step, finished.carry, data, rows, lrs, record=record, every=every)
+                    del vars(kept)["step"]
+                    finished = _Finished(bad, state, (*finished.records, vars(kept)))
+                    y, new = reversed(step(state, take(data, plan[0][bad]), plan[1][bad]))
+                    raise NonFiniteError(
+                        step=bad,
+                        leaf=_first_non_finite(y, new),
+                        state=state,
+                        trajectory=finished.trajectory(every),
+                    )
+                # One assignment, so that Ctrl-C finds a whole segment or none of it.
+                finished = _Finished(last, carry, (*finished.records, records))
+                report(last)
+        except KeyboardInterrupt as interrupt:
+            raise TrainingInterrupted(
+                step=finished.step, state=finished.carry, trajectory=finished.trajectory(every)
+            ) from interrupt
+    return finished.carry, finished.trajectory(every)
+
+
+class _Finished(NamedTuple):
+    """The segments of a run that are done."""
+
+    step: int
+    carry: Any
+    records: tuple[dict[str, Tree], ...]
+
+    def trajectory(self, every: int) -> Trajectory:
+        records = _tree.cat(self.records) if self.records else {}
+        return Trajectory(step=torch.arange(0, self.step, every), **records)
+
+
+def _segments(total: int, every: int) -> Iterator[tuple[int, int]]:
+    """Cut a run into segments of whole blocks of `every` steps, and a last, shorter block.
+
+    A segment grows until it takes about 0.1 s. Where the cuts fall is of no matter to the result.
+    """
+    first, blocks = 0, 1
+    while True:
+        last = min(first + blocks * every, total)
+        if last - first > every:
+            last -= (last - first) % every
+        started = time.perf_counter()
+        yield first, last
+        seconds = time.perf_counter() - started
+        if seconds < _SEGMENT_SECONDS / 2:
+            blocks *= 2
+        elif seconds > _SEGMENT_SECONDS:
+            blocks = max(1, blocks // 2)
+        first = last
+        if first >= total:
+            return
+
+
+@contextmanager
+def _reporter(progress: bool | Callable[[int, int], Any], total: int) -> Iterator[Callable[[int], Any]]:
+    """Give the function that is told how many steps are done."""
+    if callable(progress):
+        yield lambda done: progress(done, total)
+    elif not progress:
+        yield lambda done: None
+    else:
+        try:
+            from tqdm import tqdm
+        except ModuleNotFoundError:
+            yield lambda done: print(f"\r{done}/{total} steps", end="", file=sys.stderr, flush=True)
+            print(file=sys.stderr)
+        else:
+            with tqdm(total=total, unit="step") as bar:
+                yield lambda done: bar.update(done - bar.n)
+
+
+def _recorders(record: Any, step: Step) -> dict[str, Recorder]:
+    """Give every record a name and a function of the moment."""
+    if isinstance(record, str) or callable(record):
+        record = (record,)
+    if not isinstance(record, Mapping):
+        record = {entry if isinstance(entry, str) else _name(entry): entry for entry in record}
+    recorders: dict[str, Recorder] = {}
+    for name, entry in record.items():
+        if name == "step" or not name.isidentifier():
+            raise ValueError(f"{name!r} cannot name a record: it becomes an attribute beside `step`")
+        if callable(entry):
+            recorders[name] = partial(_call, entry)
+        elif entry in RECORDERS:
+            recorders[name] = RECORDERS[entry]
+        else:
+            raise ValueError(
+                f"record must name {', '.join(RECORDERS)} or be a function (carry, loss) -> tree; "
+                f"got {entry!r}"
+            )
+    if RECORDERS["grad_norm"] in recorders.values() and not hasattr(step, "with_grads"):
+        raise ValueError(
+            "record='grad_norm' needs a step of make_step or make_transform_step; "
+            "let your own step return the norm as its y"
+        )
+    return recorders
+
+
+def _call(function: Callable[[Any, Any], Tree], now: Moment) -> Tree:
+    return function(now.carry, now.y)
+
+
+def _name(entry: Any) -> str:
+    name = getattr(entry, "__name__", "")
+    if not name.isidentifier():
+        raise ValueError(f"{entry!r} has no name to record it under; pass {{'name': function}}")
+    return name
+
+
+def _check_index(index: Any, params: Tree) -> Tensor:
+    """Return the plan int64 [T, B], on the parameters' device."""
+    if not isinstance(index, Tensor) or index.dtype != torch.int64:
+        got = index.dtype if isinstance(index, Tensor) else type(index).__name__
+        raise TypeError(f"index must be an int64 tensor [T, B], as epoch_batches makes it; got {got}")
+    if index.ndim != 2:
+        raise ValueError(f"index must be [T, B], a batch a row; got shape {tuple(index.shape)}")
+    return index.to(_tree.leaves(params)[0].device)
+
+
+def _check_lrs(lr: Any, steps: int, params: Tree) -> Tensor:
+    """Return one lr a step, [T], in the widest dtype of the parameters."""
+    leaves = _tree.leaves(params)
+    dtype = reduce(torch.promote_types, (leaf.dtype for leaf in leaves))
+    lr = torch.as_tensor(lr) if isinstance(lr, np.ndarray) else lr
+    if isinstance(lr, Tensor) and lr.ndim:
+        if lr.shape != (steps,) or lr.is_complex():
+            raise ValueError(
+                f"lr must be a number, a 0-d tensor, or a tensor [T] with T = {steps} as in index; "
+                f"got shape {tuple(lr.shape)}"
+            )
+    else:
+        lr = check_lr(lr)
+    return torch.as_tensor(lr, dtype=dtype, device=leaves[0].device).expand(steps)
+
+
+def _warn_of_half(params: Tree) -> None:
+    for path, leaf in _tree.named_leaves(params, "params"):
+        if torch.finfo(leaf.dtype).bits < 32:
+            digits = -math.log2(torch.finfo(leaf.dtype).eps)
+            warnings.warn(
+                f"{path} is {str(leaf.dtype).removeprefix('torch.')}: a step below 2^-{digits + 1:.0f} "
+                f"of a weight is rounded away, and training stalls; keep the parameters in float32",
+                UserWarning,
+                stacklevel=3,
+            )
+            return
+
+
+def _pair(result: Any) -> tuple[Any, Any]:
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise TypeError(f"step must return (carry, loss); got {type(result).__name__}")
+    return result
+
+
+def _is_finite(tree: Tree) -> Tensor:
+    return torch.stack([leaf.isfinite().all() for leaf in _tree.leaves(tree)]).all()
+
+
+def _first_non_finite(y: Any, carry: Any) -> str:
+    name = "params" if params_of(carry) is carry else "state"
+    for path, leaf in [*_tree.named_leaves(y, "loss"), *_tree.named_leaves(carry, name)]:
+        if not leaf.isfinite().all():
+            return path
+    return "loss"  # a device that does not repeat itself: the value was seen, but is gone

@@ -1,0 +1,230 @@
+"""Trees of tensors: nested dicts, lists, tuples and NamedTuples whose leaves are tensors.
+
+The only module that knows torch's pytree. `None` is an empty node, as in JAX: every function here
+keeps it and hands it to no callback.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import combinations, pairwise
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+import torch.utils._pytree as _pytree
+from torch import Tensor
+
+Tree = Any
+_Class = TypeVar("_Class", bound=type)
+
+
+class Structure(NamedTuple):
+    """What is left of a tree without its leaves: torch's spec, and which of its slots are filled."""
+
+    spec: Any
+    filled: tuple[bool, ...]
+
+
+def flatten(tree: Tree) -> tuple[list[Any], Structure]:
+    """Split a tree into its leaves and its structure."""
+    slots, spec = _pytree.tree_flatten(tree)
+    filled = tuple(slot is not None for slot in slots)
+    return [slot for slot in slots if slot is not None], Structure(spec, filled)
+
+
+def unflatten(structure: Structure, leaves: Sequence[Any]) -> Tree:
+    """Put leaves back into a structure: the inverse of `flatten`."""
+    remaining = iter(leaves)
+    slots = [next(remaining) if filled else None for filled in structure.filled]
+    return _pytree.tree_unflatten(slots, structure.spec)
+
+
+def leaves(tree: Tree) -> list[Any]:
+    """List the leaves of a tree."""
+    return flatten(tree)[0]
+
+
+def slots(tree: Tree) -> list[Any]:
+    """List the leaves of a tree and the Nones among them."""
+    return _pytree.tree_leaves(tree)
+
+
+def slot_path(tree: Tree, name: str, position: int) -> str:
+    """Write the path of a slot as in Python: `params['layer1']['w']`."""
+    return name + _pytree.keystr(_pytree.tree_flatten_with_path(tree)[0][position][0])
+
+
+def named_leaves(tree: Tree, name: str) -> list[tuple[str, Any]]:
+    """List the leaves, each with its path."""
+    pairs, _ = _pytree.tree_flatten_with_path(tree)
+    return [(name + _pytree.keystr(path), slot) for path, slot in pairs if slot is not None]
+
+
+def match(structure: Structure, tree: Tree) -> list[Any] | None:
+    """List the leaves of `tree` in the order of `structure`, or None if it has another structure.
+
+    The keys of a dict may stand in another order.
+    """
+    found, own = flatten(tree)
+    if own == structure:
+        return found
+    try:
+        slots = structure.spec.flatten_up_to(tree)
+    except ValueError:
+        return None
+    ordered = [slot for slot in slots if slot is not None]
+    # flatten_up_to stops at the slots: one that holds a whole subtree is not among the leaves.
+    whole = {id(slot) for slot in ordered} == {id(leaf) for leaf in found}
+    filled = tuple(slot is not None for slot in slots)
+    return ordered if whole and filled == structure.filled else None
+
+
+def check_structure(tree: Tree, reference: Tree, name: str, reference_name: str) -> list[Any]:
+    """Return the leaves of `tree` in the order of `reference`, whose structure it must have.
+
+    Raises:
+        ValueError: it has another; the message names the missing and the unexpected leaves.
+    """
+    matched = match(flatten(reference)[1], tree)
+    if matched is not None:
+        return matched
+    wanted = dict(named_leaves(reference, ""))
+    found = dict(named_leaves(tree, ""))
+    missing = [reference_name + path for path in wanted if path not in found]
+    unexpected = [name + path for path in found if path not in wanted]
+    differences = [f"missing {', '.join(missing)}"] if missing else []
+    differences += [f"unexpected {', '.join(unexpected)}"] if unexpected else []
+    raise ValueError(
+        f"{name} does not have the structure of {reference_name}: "
+        + ("; ".join(differences) or "containers of other types")
+    )
+
+
+def map(f: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+    """Apply `f` leaf by leaf to trees of one structure, and build the tree of the results.
+
+    Raises:
+        ValueError: the trees differ in structure.
+    """
+    first, structure = flatten(tree)
+    others = [check_structure(other, tree, f"trees[{i}]", "trees[0]") for i, other in enumerate(rest, 1)]
+    return unflatten(structure, [f(*group) for group in zip(first, *others, strict=True)])
+
+
+def stack(trees: Sequence[Tree]) -> Tree:
+    """Stack trees of one structure leaf by leaf along a new leading axis."""
+    return map(lambda *group: torch.stack(group), *trees)
+
+
+def cat(trees: Sequence[Tree]) -> Tree:
+    """Concatenate trees of one structure leaf by leaf along the leading axis."""
+    return map(lambda *group: torch.cat(group), *trees)
+
+
+def clone(tree: Tree) -> Tree:
+    """Copy every leaf into storage of its own."""
+    return map(torch.clone, tree)
+
+
+def unshare(tree: Tree, others: Tree) -> Tree:
+    """Copy those leaves whose storage another leaf before them, or one of `others`, holds too."""
+    held = {leaf.untyped_storage()._cdata for leaf in leaves(others) if not is_transformed(leaf)}
+
+    def own(leaf: Tensor) -> Tensor:
+        if is_transformed(leaf):
+            return leaf
+        storage = leaf.untyped_storage()._cdata
+        if storage in held:
+            return leaf.clone()
+        held.add(storage)
+        return leaf
+
+    return map(own, tree)
+
+
+def as_tensors(tree: Tree) -> Tree:
+    """Turn NumPy arrays among the leaves into tensors; a read-only array is copied."""
+
+    def convert(leaf: Any) -> Any:
+        if not isinstance(leaf, np.ndarray):
+            return leaf
+        return torch.as_tensor(leaf if leaf.flags.writeable else leaf.copy())
+
+    return map(convert, tree)
+
+
+def is_transformed(leaf: Tensor) -> bool:
+    """Tell whether a grad, jvp or vmap under way has wrapped this tensor."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(leaf)
+
+
+def detach(tree: Tree) -> Tree:
+    """Cut every leaf from autograd's graph, but not from a torch.func transformation under way."""
+    return map(lambda leaf: leaf if is_transformed(leaf) else leaf.detach(), tree)
+
+
+def overlap(leaves: Sequence[Tensor]) -> tuple[int, int] | None:
+    """Find two leaves that have memory in common; None if there are none.
+
+    Disjoint views of one buffer have none. Tensors wrapped by a transformation are not looked at.
+    """
+    owners: dict[int, list[int]] = {}
+    for i, leaf in enumerate(leaves):
+        if not is_transformed(leaf):
+            owners.setdefault(leaf.untyped_storage()._cdata, []).append(i)
+    for group in owners.values():
+        spans = sorted(_span(leaves[i]) for i in group)
+        if all(end <= start for (_, end), (start, _) in pairwise(spans)):
+            continue
+        for i, j in combinations(group, 2):
+            if not _places(leaves[i]).isdisjoint(_places(leaves[j])):
+                return i, j
+    return None
+
+
+def _span(leaf: Tensor) -> tuple[int, int]:
+    """The first byte of a tensor in its storage, and the first after it."""
+    steps = sum((size - 1) * stride for size, stride in zip(leaf.shape, leaf.stride(), strict=True))
+    start = int(leaf.storage_offset()) * leaf.element_size()
+    return start, start + (int(steps) + 1) * leaf.element_size()
+
+
+def _places(leaf: Tensor) -> set[int]:
+    """The byte at which each entry of a tensor starts in its storage."""
+    count = leaf.untyped_storage().nbytes() // leaf.element_size()
+    entries = torch.arange(count).as_strided(leaf.shape, leaf.stride(), leaf.storage_offset())
+    return set((entries * leaf.element_size()).flatten().tolist())
+
+
+def dot(a: Tree, b: Tree) -> Tensor:
+    """Inner product Σ aᵢ bᵢ over all leaves, 0-d."""
+    products = leaves(map(lambda x, y: (x * y).sum(), a, b))
+    return torch.stack(products).sum()
+
+
+def norm(tree: Tree) -> Tensor:
+    """Euclidean norm √Σ aᵢ² over all leaves, 0-d.
+
+    Half precision is summed in float32, and the largest entry is divided out first, so that squares
+    neither overflow nor vanish. The derivative at zero is zero.
+    """
+    wide = [leaf.to(torch.promote_types(leaf.dtype, torch.float32)) for leaf in leaves(tree)]
+    largest = torch.stack([leaf.detach().abs().amax() for leaf in wide if leaf.numel()]).amax()
+    usable = largest.isfinite() & (largest > 0)
+    scale = torch.where(usable, largest, torch.ones_like(largest))
+    parts = [torch.linalg.vector_norm(leaf / scale) for leaf in wide]
+    return scale * torch.linalg.vector_norm(torch.stack(parts))
+
+
+def register(cls: _Class, flatten: Callable[[Any], Any], unflatten: Callable[..., Any]) -> _Class:
+    """Make a class a node: `flatten(obj) -> dict of children`, `unflatten(dict) -> obj`."""
+    _pytree.register_pytree_node(
+        cls,
+        lambda obj: (list(flatten(obj).values()), tuple(flatten(obj))),
+        lambda children, names: unflatten(dict(zip(names, children, strict=True))),
+        flatten_with_keys_fn=lambda obj: (
+            [(_pytree.GetAttrKey(name), child) for name, child in flatten(obj).items()],
+            tuple(flatten(obj)),
+        ),
+        serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
+    )
+    return cls

@@ -1,0 +1,173 @@
+"""`torch.nn.Module` in and out: a module as a pure function of its parameters."""
+
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from . import _tree
+
+Params = dict[str, Tensor]
+
+
+class Functional(NamedTuple):
+    """A module taken apart; see `functional`.
+
+    Attributes:
+        apply: `(params, *args, buffers=None, **kwargs) -> output`.
+        params: the parameters by name, dict of tensors.
+        buffers: the buffers by name, dict of tensors.
+
+    Example:
+        >>> gd.modules.functional(torch.nn.Linear(2, 1))._fields
+        ('apply', 'params', 'buffers')
+    """
+
+    apply: Callable[..., Any]
+    params: Params
+    buffers: Params
+
+
+def functional(module: nn.Module) -> Functional:
+    """Take a module apart into a pure function, its parameters and its buffers.
+
+    output = apply(params, *args, **kwargs)
+
+    The function keeps a copy of the module without its numbers, in the mode (train or eval) that it is
+    in now; the module itself is left alone. Frozen parameters (`requires_grad=False`) count as buffers.
+    Tied parameters appear once, under their first name. Buffers that the module updates while it runs
+    (the running statistics of batch normalisation) are updated in a copy that is thrown away; ask for it
+    with `return_buffers=True`.
+
+    Args:
+        module: any module whose parameters exist already.
+
+    Returns:
+        `(apply, params, buffers)`. `apply(params, *args, buffers=None, return_buffers=False, **kwargs)`
+        gives the module's output for these parameters, and the new buffers beside it if asked. Without
+        `buffers` it uses those of the module.
+
+    Raises:
+        TypeError: no module.
+        ValueError: a lazy module without parameters yet; (in apply) missing or unexpected names; batch
+            normalisation in training mode given a batch of one, as per-sample gradients do; a recurrent
+            network under vmap.
+
+    Example:
+        >>> module = torch.nn.Linear(1, 1)
+        >>> apply, params, _ = gd.modules.functional(module)
+        >>> def loss_fn(params, batch):
+        ...     x, y = batch
+        ...     return torch.nn.functional.mse_loss(apply(params, x), y)
+        >>> sorted(gd.batch_grad(loss_fn)(params, (torch.ones(4, 1), torch.ones(4, 1)))[0])
+        ['bias', 'weight']
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module is {type(module).__name__}, not a torch.nn.Module")
+    named = dict(module.named_parameters())
+    for name, parameter in named.items():
+        if nn.parameter.is_lazy(parameter):
+            raise ValueError(f"parameter {name!r} is lazy: call the module on a batch once, first")
+    tensors = named | dict(module.named_buffers())
+    trained = {name for name, parameter in named.items() if parameter.requires_grad}
+    params = {name: tensors[name].detach().clone() for name in tensors if name in trained}
+    frozen = {name: tensors[name].detach().clone() for name in tensors if name not in trained}
+    # deepcopy takes from its memo what is already copied: so the numbers are not, and ties hold.
+    skeleton = copy.deepcopy(module, {id(tensor): _shell(tensor) for tensor in tensors.values()})
+
+    def apply(
+        params: Params,
+        *args: Any,
+        buffers: Params | None = None,
+        return_buffers: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        buffers = _tree.clone(frozen if buffers is None else buffers)
+        _check_names(params | buffers, tensors)
+        _check_batch_norm(skeleton, (args, kwargs))
+        try:
+            output = functional_call(skeleton, params | buffers, args, kwargs, strict=True)
+        except RuntimeError as error:
+            recurrent = _first(skeleton, nn.RNNBase)
+            if recurrent and any(map(_tree.is_transformed, _tensors((params, args, kwargs)))):
+                raise ValueError(
+                    f"{recurrent} cannot run under vmap, which per-sample gradients and sweeps use; "
+                    f"write its loop over time with the cell (nn.GRUCell, nn.LSTMCell, nn.RNNCell)"
+                ) from error
+            raise
+        return (output, buffers) if return_buffers else output
+
+    return Functional(apply, params, _tree.clone(frozen))
+
+
+def state_dict(module: nn.Module, params: Params, buffers: Params | None = None) -> dict[str, Any]:
+    """Put parameters and buffers back into the form that `module.load_state_dict` takes.
+
+    Args:
+        module: the module that `functional` took apart; it is read for names and ties only.
+        params: the parameters by name.
+        buffers: the buffers by name; None: the module's own.
+
+    Returns:
+        A dict of tensors, copies, with the keys of `module.state_dict()`: tied parameters under each of
+        their names, buffers that are not persistent left out.
+
+    Raises:
+        ValueError: names are missing or unexpected.
+
+    Example:
+        >>> module = torch.nn.Linear(2, 1)
+        >>> _, params, buffers = gd.modules.functional(module)
+        >>> module.load_state_dict(gd.modules.state_dict(module, params, buffers))
+        <All keys matched successfully>
+    """
+    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    given = params | (
+        {name: tensors[name] for name in tensors if name not in params} if buffers is None else buffers
+    )
+    _check_names(given, tensors)
+    by_tensor = {id(tensor): given[name] for name, tensor in tensors.items()}
+    return {
+        name: by_tensor[id(entry)].detach().clone() if id(entry) in by_tensor else entry
+        for name, entry in module.state_dict(keep_vars=True).items()
+    }
+
+
+def _shell(tensor: Tensor) -> Tensor:
+    """A tensor's shape and dtype, without its numbers."""
+    shell = tensor.detach().to("meta")
+    is_parameter = isinstance(tensor, nn.Parameter)
+    return nn.Parameter(shell, tensor.requires_grad) if is_parameter else shell
+
+
+def _check_names(given: Params, expected: Params) -> None:
+    missing = [name for name in expected if name not in given]
+    unexpected = [name for name in given if name not in expected]
+    if missing or unexpected:
+        raise ValueError(
+            f"names do not match the module's: missing {missing}, unexpected {unexpected}; "
+            f"pass the params (and buffers) of functional(module)"
+        )
+
+
+def _check_batch_norm(module: nn.Module, inputs: Any) -> None:
+    normalisation = _first(module, nn.modules.batchnorm._BatchNorm, training=True)
+    if normalisation and any(x.ndim > 1 and len(x) == 1 for x in _tensors(inputs)):
+        raise ValueError(
+            f"{normalisation} in training mode has no statistics in a batch of one, which is what "
+            f"per-sample gradients give it; use nn.GroupNorm, or module.eval() before functional()"
+        )
+
+
+def _first(module: nn.Module, kind: type[nn.Module], training: bool = False) -> str:
+    """Describe the first submodule of a kind; empty if there is none."""
+    for name, child in module.named_modules():
+        if isinstance(child, kind) and (child.training or not training):
+            return f"nn.{type(child).__name__} {name!r}"
+    return ""
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in _tree.leaves(tree) if isinstance(leaf, Tensor)]
