@@ -11,7 +11,7 @@ class GdfuncError(Exception):
     """Base class of the errors that are not a built-in type's alone.
 
     Example:
-        >>> issubclass(NonFiniteError, GdfuncError)
+        >>> issubclass(gd.NonFiniteError, gd.GdfuncError)
         True
     """
 
@@ -26,7 +26,7 @@ class NonFiniteError(GdfuncError, ArithmeticError):
         trajectory: what was recorded before that step.
 
     Example:
-        >>> error = NonFiniteError(step=3, leaf="params['w']", state=None, trajectory=None)
+        >>> error = gd.NonFiniteError(step=3, leaf="params['w']", state=None, trajectory=None)
         >>> print(error)
         params['w'] is not finite after step 3; .state holds the carry before it
     """
@@ -46,7 +46,7 @@ class TrainingInterrupted(KeyboardInterrupt):
         trajectory: what was recorded in them.
 
     Example:
-        >>> error = TrainingInterrupted(step=40, state=None, trajectory=None)
+        >>> error = gd.TrainingInterrupted(step=40, state=None, trajectory=None)
         >>> print(error)
         stopped after 40 steps; .state holds the carry, .trajectory the record
     """

@@ -28,7 +28,7 @@ def full_batch(n: int, steps: int) -> Tensor:
         ValueError: n or steps is out of range.
 
     Example:
-        >>> full_batch(3, 2)
+        >>> gd.full_batch(3, 2)
         tensor([[0, 1, 2],
                 [0, 1, 2]])
     """
@@ -70,10 +70,10 @@ def epoch_batches(
         ValueError: a size is out of range, or `remainder="error"` and B does not divide n.
 
     Example:
-        >>> epoch_batches(gd.random.key(0), n=6, batch_size=2, epochs=1)
-        tensor([[4, 2],
-                [3, 0],
-                [5, 1]])
+        >>> gd.epoch_batches(gd.random.key(0), n=6, batch_size=2, epochs=1)
+        tensor([[0, 2],
+                [4, 1],
+                [5, 3]])
     """
     n = check_int("n", n, 1)
     batch_size = check_int("batch_size", batch_size, 1, n)
@@ -122,9 +122,9 @@ def sample_batches(
         ValueError: a size is out of range.
 
     Example:
-        >>> sample_batches(gd.random.key(0), n=10, batch_size=3, steps=2)
-        tensor([[7, 1, 4],
-                [6, 0, 6]])
+        >>> gd.sample_batches(gd.random.key(0), n=10, batch_size=3, steps=2)
+        tensor([[1, 1, 7],
+                [2, 2, 6]])
     """
     n = check_int("n", n, 1)
     batch_size = check_int("batch_size", batch_size, 1, n)
@@ -159,7 +159,7 @@ def take(data: Tree, index: Tensor) -> Tree:
         IndexError: the index is out of bounds.
 
     Example:
-        >>> take({"x": torch.tensor([10.0, 20.0, 30.0])}, torch.tensor([2, 0]))
+        >>> gd.take({"x": torch.tensor([10.0, 20.0, 30.0])}, torch.tensor([2, 0]))
         {'x': tensor([30., 10.])}
     """
     if not isinstance(index, Tensor) or index.dtype != torch.int64:

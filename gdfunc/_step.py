@@ -140,7 +140,7 @@ def make_transform_step(loss_fn: LossFn, transform: GradientTransformation) -> S
         >>> step = gd.make_transform_step(loss_fn, transform)
         >>> state = gd.init_state(transform, torch.tensor(1.0))
         >>> step(state, torch.tensor([1.0]), 0.1)
-        (TrainState(params=tensor(0.9000), opt_state=((),)), tensor(1.))
+        (TrainState(params=tensor(0.9000), opt_state=()), tensor(1.))
     """
     gradients = batch_grad(loss_fn)
 

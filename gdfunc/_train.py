@@ -123,7 +123,7 @@ def train(
         >>> index = gd.epoch_batches(gd.random.key(0), n=50, batch_size=10, epochs=20)
         >>> final, trajectory = gd.train(gd.make_step(loss_fn), torch.tensor(0.0), data, index, lr=0.5)
         >>> final
-        tensor(3.0000)
+        tensor(3.)
         >>> trajectory.loss.shape
         torch.Size([100])
 
@@ -173,11 +173,14 @@ def train(
         rows = _tree.map(lambda leaf: leaf[first:last].reshape(count, size, *leaf.shape[1:]), plan)
         return scan(block, carry, rows, backend=backend)
 
-    finished = _Finished(0, init, ())
+    finished, blocks = _Finished(0, init, ()), 1
     with _reporter(progress, len(index)) as report:
         try:
-            for first, last in _segments(len(index), every):
+            while finished.step < len(index) or not finished.records:
+                first, last = finished.step, _segment_end(finished.step, blocks, every, len(index))
+                started = time.perf_counter()
                 carry, (records, finite) = run(finished.carry, first, last)
+                blocks = _next_blocks(blocks, time.perf_counter() - started)
                 if finite is not None and not finite.all():
                     bad = first + int(torch.nonzero(~finite.flatten())[0])
                     rows, lrs = (leaf[first:bad] for leaf in plan)
@@ -213,26 +216,17 @@ class _Finished(NamedTuple):
         return Trajectory(step=torch.arange(0, self.step, every), **records)
 
 
-def _segments(total: int, every: int) -> Iterator[tuple[int, int]]:
-    """Cut a run into segments of whole blocks of `every` steps, and a last, shorter block.
+def _segment_end(first: int, blocks: int, every: int, total: int) -> int:
+    """Where a segment of so many blocks of `every` steps ends; what is left at last is one block."""
+    last = min(first + blocks * every, total)
+    return last - (last - first) % every if last - first > every else last
 
-    A segment grows until it takes about 0.1 s. Where the cuts fall is of no matter to the result.
-    """
-    first, blocks = 0, 1
-    while True:
-        last = min(first + blocks * every, total)
-        if last - first > every:
-            last -= (last - first) % every
-        started = time.perf_counter()
-        yield first, last
-        seconds = time.perf_counter() - started
-        if seconds < _SEGMENT_SECONDS / 2:
-            blocks *= 2
-        elif seconds > _SEGMENT_SECONDS:
-            blocks = max(1, blocks // 2)
-        first = last
-        if first >= total:
-            return
+
+def _next_blocks(blocks: int, seconds: float) -> int:
+    """Let segments grow until they take about 0.1 s. Where they end is of no matter to the result."""
+    if seconds < _SEGMENT_SECONDS / 2:
+        return blocks * 2
+    return max(1, blocks // 2) if seconds > _SEGMENT_SECONDS else blocks
 
 
 @contextmanager

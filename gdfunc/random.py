@@ -38,7 +38,7 @@ def key(seed: int, *, device: torch.device | str | None = None) -> Tensor:
         ValueError: the seed is no int in that range.
 
     Example:
-        >>> key(2**32 + 5)
+        >>> gd.random.key(2**32 + 5)
         tensor([1, 5])
     """
     seed = check_int("seed", seed, 0, 2**64 - 1)
@@ -52,7 +52,7 @@ def split(key: Tensor, num: int = 2) -> Tensor:
         Keys, int64 [num, 2].
 
     Example:
-        >>> first, second = split(key(0))
+        >>> first, second = gd.random.split(gd.random.key(0))
         >>> first
         tensor([1797259609, 2579123966])
     """
@@ -70,7 +70,7 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
         A key, int64 [2].
 
     Example:
-        >>> fold_in(key(0), 7)
+        >>> gd.random.fold_in(gd.random.key(0), 7)
         tensor([2716826189,  292468403])
     """
     _check_key(key)
@@ -88,7 +88,7 @@ def bits(key: Tensor, shape: Sequence[int] = ()) -> Tensor:
         int64 of the given shape, each entry in [0, 2³²).
 
     Example:
-        >>> bits(key(0), (2,))
+        >>> gd.random.bits(gd.random.key(0), (2,))
         tensor([4070199207, 4202968722])
     """
     first, second = _bit_pairs(key, shape)
@@ -108,7 +108,7 @@ def uniform(
     float64. Scaled to another interval, the largest may round to maxval itself.
 
     Example:
-        >>> uniform(key(0), (2,))
+        >>> gd.random.uniform(gd.random.key(0), (2,))
         tensor([0.9477, 0.9786])
     """
     unit = _unit_uniform(key, shape, dtype)
@@ -126,7 +126,7 @@ def normal(key: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.fl
     digits, agree on float32 and narrower (but for about one draw in 10⁸).
 
     Example:
-        >>> normal(key(0), (2,))
+        >>> gd.random.normal(gd.random.key(0), (2,))
         tensor([1.6226, 2.0253])
     """
     above_minus_one = -1.0 + torch.finfo(dtype).eps / 2
@@ -150,7 +150,7 @@ def randint(key: Tensor, shape: Sequence[int], minval: int, maxval: int) -> Tens
         ValueError: the range is empty or wider than 2³².
 
     Example:
-        >>> randint(key(0), (6,), 0, 10)
+        >>> gd.random.randint(gd.random.key(0), (6,), 0, 10)
         tensor([9, 0, 2, 3, 1, 7])
     """
     minval = check_int("minval", minval, -(2**63), 2**63 - 2)
@@ -173,7 +173,7 @@ def permutation(key: Tensor, n: int) -> Tensor:
         int64 [n].
 
     Example:
-        >>> permutation(key(0), 10)
+        >>> gd.random.permutation(gd.random.key(0), 10)
         tensor([0, 1, 8, 5, 6, 4, 3, 2, 7, 9])
     """
     n = check_int("n", n, 0)

@@ -1,0 +1,60 @@
+"""Independent answers that the tests compare with: slow, plain, and written from the definitions."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Tree = Any
+
+
+def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Test data from a seed, not drawn from what is under test."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def scan_reference(
+    f: Callable[[Tree, Tree], tuple[Tree, Tree]], init: Tree, xs: Tensor, reverse: bool = False
+) -> tuple[Tree, list[Tree]]:
+    """The nine-line loop, for one tensor xs, with the y's left in a list in the order of xs."""
+    carry, ys = init, [None] * len(xs)
+    for t in reversed(range(len(xs))) if reverse else range(len(xs)):
+        carry, ys[t] = f(carry, xs[t])
+    return carry, ys
+
+
+def linear_data(
+    seed: int, n: int, features: int, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
+    """A noisy linear regression whose columns are not scaled alike."""
+    x = normal(seed, n, features, dtype=dtype) * torch.linspace(0.5, 2.0, features, dtype=dtype)
+    return x, x @ normal(seed + 1, features, dtype=dtype) + 0.1 * normal(seed + 2, n, dtype=dtype)
+
+
+def linear_loss(params: Tree, batch: Tree) -> Tensor:
+    """Mean squared error of a linear model {"w": [D], "b": []}."""
+    x, y = batch
+    return ((x @ params["w"] + params["b"] - y) ** 2).mean()
+
+
+def linear_gradient(params: Tree, batch: Tree) -> Tree:
+    """Its gradient, by hand."""
+    x, y = batch
+    residual = x @ params["w"] + params["b"] - y
+    return {"w": 2 * x.T @ residual / len(y), "b": 2 * residual.mean()}
+
+
+def relative_error(got: Tensor, expected: Tensor, start: Tensor | float = 0.0) -> float:
+    """The error as a share of how far the values have moved."""
+    return float((got - expected).norm() / (expected - start).norm())
+
+
+def fingerprint(tree_leaves: list[Tensor]) -> list[tuple[bytes, int]]:
+    """The bytes and the version of every tensor, to show later that nobody wrote into it."""
+    return [(leaf.detach().clone().view(-1).numpy().tobytes(), leaf._version) for leaf in tree_leaves]
+
+
+def storages(tree_leaves: list[Tensor]) -> list[int]:
+    """Where each tensor's memory starts."""
+    return [leaf.untyped_storage().data_ptr() for leaf in tree_leaves]

@@ -1,0 +1,186 @@
+"""Theory as an oracle: exact paths, exact divergence, and bounds that a wrong step would break.
+
+Numbers T1 … are those of the table in the project's requirements; each names its source.
+"""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import gdfunc as gd
+
+from .references import normal
+
+STEPS = torch.arange(21, dtype=torch.float64)
+seeds = st.integers(0, 2**32)
+spectra = st.lists(st.floats(0.05, 10.0), min_size=1, max_size=4).map(sorted)
+
+
+def descend(problem, start, lr, steps):
+    """The T+1 points of gradient descent."""
+    step = gd.make_step(problem.loss_fn)
+    final, trajectory = gd.train(step, start, None, gd.full_batch(1, steps), lr, record=("params", "loss"))
+    return gd.plot.path(trajectory.params, final), trajectory.loss
+
+
+def quadratic(seed, spectrum):
+    minimizer = normal(seed, len(spectrum))
+    problem = gd.problems.quadratic(spectrum, minimizer=minimizer, key=gd.random.key(seed))
+    hessian = torch.func.hessian(lambda x: problem.loss_fn(x, None))(minimizer)
+    return problem, minimizer, hessian, minimizer + normal(seed + 1, len(spectrum))
+
+
+@given(seeds, spectra, st.floats(0.01, 1.9))
+def test_descent_on_a_quadratic_is_the_closed_form(seed, spectrum, relative_lr):
+    """T1: xₜ − x* = (I − lr·H)ᵗ (x₀ − x*)."""
+    problem, minimizer, hessian, start = quadratic(seed, spectrum)
+    lr = relative_lr / spectrum[-1]
+    points, _ = descend(problem, start, lr, 12)
+    error, shrink = start - minimizer, torch.eye(len(spectrum), dtype=torch.float64) - lr * hessian
+    for t, point in enumerate(points):
+        expected = torch.linalg.matrix_power(shrink, t) @ error
+        # Rounding is relative to the numbers that were added, not to what is left of them.
+        scale = error.norm() + minimizer.norm()
+        assert (point - minimizer - expected).norm() <= 1e-12 * scale
+
+
+@given(seeds, spectra)
+def test_above_two_over_L_the_top_component_grows_by_exactly_its_factor(seed, spectrum):
+    """T8: with lr = 2.1/L it grows by |1 − lr·L| = 1.1 a step."""
+    problem, minimizer, hessian, start = quadratic(seed, spectrum)
+    points, losses = descend(problem, start, 2.1 / spectrum[-1], 60)
+    top = torch.linalg.eigh(hessian).eigenvectors[:, -1]
+    sizes = ((points - minimizer) @ top).abs()
+    grown = sizes[1:] / sizes[:-1]
+    assert (grown - 1.1).abs().max() < 1e-9 * (1 + (minimizer.norm() / sizes.min()))
+    assert losses[-1] > losses[0] or sizes[0] < 1e-3
+
+
+@given(seeds)
+def test_at_two_over_L_it_oscillates(seed):
+    problem, minimizer, _, start = quadratic(seed, [4.0])
+    points, _ = descend(problem, start, 0.5, 11)
+    torch.testing.assert_close(points[1:] - minimizer, minimizer - points[:-1], rtol=1e-12, atol=1e-12)
+
+
+@given(seeds, spectra, st.floats(0.05, 1.0))
+def test_the_distance_contracts_linearly(seed, spectrum, relative_lr):
+    """T4: ‖xₜ − x*‖² ≤ (1 − lr·μ)ᵗ ‖x₀ − x*‖², lr ≤ 1/L (Garrigos and Gower 2023, theorem 3.6)."""
+    problem, minimizer, _, start = quadratic(seed, spectrum)
+    lr = relative_lr / spectrum[-1]
+    points, _ = descend(problem, start, lr, 20)
+    squares = (points - minimizer).square().sum(1)
+    bound = squares[0] * (1 - lr * spectrum[0]) ** STEPS
+    assert (squares <= bound * (1 + 1e-12) + 1e-24).all()
+
+
+@given(seeds, spectra)
+def test_the_best_constant_lr_meets_its_rate(seed, spectrum):
+    """T5: lr = 2/(μ+L) gives ‖xₜ − x*‖ ≤ ((κ−1)/(κ+1))ᵗ ‖x₀ − x*‖ (Nesterov 2004, theorem 2.1.15)."""
+    problem, minimizer, hessian, start = quadratic(seed, spectrum)
+    mu, L = spectrum[0], spectrum[-1]
+    points, _ = descend(problem, start, 2 / (mu + L), 20)
+    distances = (points - minimizer).norm(dim=1)
+    rate = (L - mu) / (L + mu)
+    assert (distances <= distances[0] * rate**STEPS * (1 + 1e-9) + 1e-13).all()
+    # Tight along the steepest direction: a wrong lr, or a wrong factor in the gradient, breaks it.
+    top = minimizer + torch.linalg.eigh(hessian).eigenvectors[:, -1]
+    points, _ = descend(problem, top, 2 / (mu + L), 5)
+    expected = torch.tensor(rate, dtype=torch.float64) ** STEPS[:6]
+    torch.testing.assert_close((points - minimizer).norm(dim=1), expected, rtol=1e-6, atol=1e-10)
+
+
+@given(seeds, st.floats(0.05, 1.0))
+def test_the_smallest_gradient_is_bounded_without_convexity(seed, relative_lr):
+    """T7: min over s < t of ‖∇f(xₛ)‖² ≤ 2 (f(x₀) − inf f)/(lr·t), lr ≤ 1/L (Nesterov 2004, 1.2.15).
+
+    f(x) = Σ cos(aᵢ·xᵢ) is smooth with L = max a², not convex, and no less than −n.
+    """
+    a = normal(seed, 3).abs() + 0.1
+    start = 3 * normal(seed + 1, 3)
+
+    def loss_fn(x, batch):
+        return torch.cos(a * x).sum()
+
+    lr = relative_lr / float(a.max() ** 2)
+    step = gd.make_step(loss_fn)
+    _, run = gd.train(step, start, None, gd.full_batch(1, 40), lr, record=("grad_norm", "loss"))
+    smallest = run.grad_norm.square().cummin(0).values
+    bound = 2 * (run.loss[0] + 3) / (lr * torch.arange(1, 41, dtype=torch.float64))
+    assert (smallest <= bound * (1 + 1e-12)).all()
+
+
+@given(seeds)
+def test_descent_commutes_with_a_rotation(seed):
+    spectrum = [0.5, 1.0, 3.0]
+    problem, minimizer, _, start = quadratic(seed, spectrum)
+    rotation = torch.linalg.qr(normal(seed + 2, 3, 3)).Q
+    points, _ = descend(problem, start, 0.2, 10)
+    rotated = problem._replace(loss_fn=lambda x, batch: problem.loss_fn(rotation @ x, batch))
+    turned, _ = descend(rotated, rotation.T @ start, 0.2, 10)
+    torch.testing.assert_close(turned @ rotation.T, points, rtol=1e-10, atol=1e-12)
+
+
+def one_dimensional_noise(lr, curvature, noise, replicas, steps):
+    """x' = x − lr·λ(x − ξ), ξ ~ N(0, s²): many replicas at once, their state after many steps."""
+
+    def loss_fn(x, target):
+        return (0.5 * curvature * (x - target) ** 2).mean()
+
+    key = gd.random.key(7)
+    targets = noise * gd.random.normal(key, (steps, replicas), torch.float64)
+    step = gd.make_step(loss_fn)
+    data = torch.arange(steps)
+    run = torch.func.vmap(
+        lambda own: gd.scan(
+            lambda x, target: step(x, target[None], lr), torch.zeros((), dtype=torch.float64), own
+        )[0]
+    )
+    return run(targets.T), data
+
+
+def test_the_stationary_variance_of_sgd_is_exact():
+    """T10: variance lr·λ·s²/(2 − lr·λ) in one dimension."""
+    lr, curvature, noise, replicas = 0.3, 2.0, 1.5, 20_000
+    final, _ = one_dimensional_noise(lr, curvature, noise, replicas, 40)
+    expected = lr * curvature * noise**2 / (2 - lr * curvature)
+    standard_error = expected * (2 / replicas) ** 0.5
+    assert abs(float(final.var()) - expected) < 5 * standard_error
+    # The test can tell a wrong rule apart: without the −lr·λ in the denominator it is far off.
+    assert abs(float(final.var()) - lr * curvature * noise**2 / 2) > 5 * standard_error
+
+
+@pytest.mark.slow
+def test_minibatch_sgd_meets_its_bound():
+    """T9: E‖xₜ − x*‖² ≤ (1 − lr·μ)ᵗ‖x₀ − x*‖² + 2·lr·s_b²/μ (Garrigos and Gower 2023, theorem 5.8)."""
+    problem = gd.problems.stock_regression()
+    n, batch_size, steps, seeds_ = len(problem.data[1]), 16, 150, 2000
+    x, y = problem.data
+    features = torch.cat([x, torch.ones(n, 1, dtype=x.dtype)], 1)
+    best = torch.cat([problem.minimizers[0]["w"], problem.minimizers[0]["b"].reshape(1)])
+    sample_gradients = (features @ best - y)[:, None] * features
+    largest = features.square().sum(1).max()
+    share = n * (batch_size - 1) / (batch_size * (n - 1))
+    expected_smoothness = share * problem.L + (n - batch_size) / (batch_size * (n - 1)) * largest
+    noise = (n - batch_size) / (batch_size * (n - 1)) * sample_gradients.square().sum(1).mean()
+    lr = float(1 / (2 * expected_smoothness))
+
+    def run(key):
+        index = gd.sample_batches(key, n, batch_size, steps, replacement=False)
+        final, trajectory = gd.train(
+            gd.make_step(problem.loss_fn), problem.params, problem.data, index, lr, record="params"
+        )
+        points = gd.plot.path(trajectory.params, final)
+        return (points["w"] - best[:-1]).square().sum(1) + (points["b"] - best[-1]).square()
+
+    keys = gd.random.split(gd.random.key(0), seeds_)
+    squares = torch.func.vmap(run, chunk_size=200)(keys)
+    mean, error = squares.mean(0), squares.std(0) / seeds_**0.5
+    bound = (
+        squares[0, 0] * (1 - lr * problem.mu) ** torch.arange(steps + 1, dtype=torch.float64)
+        + 2 * lr * noise / problem.mu
+    )
+    assert (mean <= bound + 5 * error).all()
+    # One step with twice the lr-scaled noise and half the contraction would not pass at its floor.
+    assert mean[-1] > 0.01 * bound[-1]

@@ -1,0 +1,103 @@
+"""Every public name: one address, a docstring whose example runs, a place in the README."""
+
+import ast
+import doctest
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import gdfunc as gd
+
+ROOT = Path(gd.__file__).parents[1]
+README = (ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else ""
+NAMESPACES = ["modules", "plot", "problems", "random"]
+
+
+def public_names():
+    names = {}
+    for name, value in vars(gd).items():
+        if name.startswith("_") or inspect.ismodule(value):
+            continue
+        names[name] = value
+    for namespace in NAMESPACES:
+        module = getattr(gd, namespace)
+        for name, value in vars(module).items():
+            own = getattr(value, "__module__", None) == module.__name__
+            if not name.startswith("_") and own:
+                names[f"{namespace}.{name}"] = value
+    return names
+
+
+PUBLIC = public_names()
+
+
+def run_doctest(value, name):
+    globs = {"gd": gd, "torch": torch}
+    finder = doctest.DocTestFinder(recurse=False)
+    flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+    runner = doctest.DocTestRunner(verbose=False, optionflags=flags)
+    report = []
+    for test in finder.find(value, name, globs=globs):
+        with torch.random.fork_rng():  # for the modules of torch that an example makes
+            runner.run(test, out=report.append)
+    return runner.tries, "".join(report)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_the_docstring_has_an_example_that_runs(name):
+    tries, report = run_doctest(PUBLIC[name], name)
+    assert not report, report
+    assert tries, f"{name} has no example"
+
+
+@pytest.mark.parametrize("name", [name for name, value in PUBLIC.items() if inspect.isfunction(value)])
+def test_the_docstring_opens_with_one_sentence(name):
+    first = inspect.getdoc(PUBLIC[name]).split("\n\n")[0]
+    assert first.endswith("."), first
+    assert not re.search(r"\.\s+[A-Z]", first), f"{first}: more than one sentence"
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_the_readme_names_it(name):
+    assert re.search(rf"\b{re.escape(name.split('.')[-1])}\b", README), f"{name} is not in the README"
+
+
+def test_the_face_is_flat_and_explicit():
+    source = (ROOT / "gdfunc" / "__init__.py").read_text()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ImportFrom):
+            assert all(alias.asname == alias.name for alias in node.names)
+    assert len({id(value) for value in PUBLIC.values()}) == len(PUBLIC)
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def test_the_readmes_blocks_run_in_order(number):
+    """A block may use what the blocks before it made; what it prints is checked if output follows."""
+    source = blocks("python")[: number + 1]
+    globs = {}
+    parser, runner = (
+        doctest.DocTestParser(),
+        doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS),
+    )
+    report = []
+    for index, block in enumerate(source):
+        if ">>>" in block:
+            runner.run(
+                parser.get_doctest(block, globs, f"block {index}", None, 0),
+                out=report.append,
+                clear_globs=False,
+            )
+        else:
+            exec(compile(block, f"README block {index}", "exec"), globs)
+    assert not report, "".join(report)
+
+
+def test_the_readme_has_code():
+    assert len(blocks("python")) >= 2

@@ -1,0 +1,168 @@
+"""Plans: which samples, when."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.func import vmap
+
+import gdfunc as gd
+
+KEY = gd.random.key(0)
+sizes = st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n)))
+epoch_counts = st.integers(0, 5)
+seeds = st.integers(0, 2**64 - 1)
+
+
+@given(seeds, sizes, epoch_counts, st.booleans())
+def test_an_epoch_visits_every_sample_at_most_once(seed, size, epochs, shuffle):
+    n, batch_size = size
+    key = gd.random.key(seed)
+    plan = gd.epoch_batches(key, n, batch_size, epochs, shuffle=shuffle)
+    per_epoch = n // batch_size
+    assert plan.shape == (epochs * per_epoch, batch_size)
+    assert plan.dtype == torch.int64
+    for epoch in range(epochs):
+        visited = plan[epoch * per_epoch : (epoch + 1) * per_epoch].flatten()
+        whole = gd.random.permutation(gd.random.fold_in(key, epoch), n) if shuffle else torch.arange(n)
+        assert torch.equal(visited, whole[: per_epoch * batch_size])
+
+
+@given(seeds, sizes, epoch_counts, st.booleans())
+def test_carry_draws_every_sample_once_an_epoch(seed, size, epochs, shuffle):
+    n, batch_size = size
+    plan = gd.epoch_batches(gd.random.key(seed), n, batch_size, epochs, shuffle=shuffle, remainder="carry")
+    assert plan.shape == (epochs * n // batch_size, batch_size)
+    drawn = plan.flatten()
+    for epoch in range(len(drawn) // n):
+        assert sorted(drawn[epoch * n : (epoch + 1) * n].tolist()) == list(range(n))
+    rest = drawn[len(drawn) // n * n :]
+    assert len(rest.unique()) == len(rest)
+
+
+@given(seeds, sizes, epoch_counts, epoch_counts, st.sampled_from(["drop", "carry"]))
+def test_plans_of_consecutive_epochs_make_the_whole_plan(seed, size, first, more, remainder):
+    key = gd.random.key(seed)
+    parts = [
+        gd.epoch_batches(key, *size, epochs, remainder=remainder)
+        for epochs in (range(first), range(first, first + more))
+    ]
+    whole = gd.epoch_batches(key, *size, first + more, remainder=remainder)
+    assert torch.equal(torch.cat(parts), whole)
+
+
+@given(seeds, sizes, epoch_counts, epoch_counts, st.booleans())
+def test_plans_of_consecutive_steps_make_the_whole_plan(seed, size, first, more, replacement):
+    key = gd.random.key(seed)
+    parts = [
+        gd.sample_batches(key, *size, steps, replacement=replacement)
+        for steps in (range(first), range(first, first + more))
+    ]
+    whole = gd.sample_batches(key, *size, first + more, replacement=replacement)
+    assert torch.equal(torch.cat(parts), whole)
+    assert whole.shape == (first + more, size[1])
+    if not replacement:
+        assert all(len(row.unique()) == size[1] for row in whole)
+
+
+def test_sampling_is_uniform():
+    for replacement in (True, False):
+        plan = gd.sample_batches(KEY, 10, 4, 5000, replacement=replacement)
+        counts = torch.bincount(plan.flatten(), minlength=10).double()
+        assert ((counts - 2000) ** 2 / 2000).sum() < 50  # χ² with 9 degrees: a chance of 10⁻⁷
+
+
+def test_replacement_allows_a_sample_twice():
+    plan = gd.sample_batches(KEY, 10, 4, 200)
+    assert any(len(row.unique()) < 4 for row in plan)
+
+
+def test_a_plan_in_chunks_is_the_plan():
+    # Large enough that the rows are drawn in several chunks.
+    plan = gd.sample_batches(KEY, 2**20, 2, 3, replacement=False)
+    for t, row in enumerate(plan):
+        assert torch.equal(row, gd.random.permutation(gd.random.fold_in(KEY, t), 2**20)[:2])
+
+
+def test_error_refuses_a_remainder_only():
+    assert gd.epoch_batches(KEY, 6, 2, 1, remainder="error").shape == (3, 2)
+    with pytest.raises(ValueError, match="batch_size 4 does not divide n = 6: 2 samples are left over"):
+        gd.epoch_batches(KEY, 6, 4, 1, remainder="error")
+
+
+def test_plans_map_over_keys():
+    keys = gd.random.split(KEY, 3)
+    for plan in (
+        lambda key: gd.epoch_batches(key, 7, 3, 2, remainder="carry"),
+        lambda key: gd.sample_batches(key, 7, 3, 2),
+        lambda key: gd.sample_batches(key, 7, 3, 2, replacement=False),
+    ):
+        assert torch.equal(vmap(plan)(keys), torch.stack([plan(key) for key in keys]))
+
+
+def test_full_batch_takes_one_row_of_memory():
+    plan = gd.full_batch(5, 1000)
+    assert torch.equal(plan, torch.arange(5).repeat(1000, 1))
+    assert plan.untyped_storage().nbytes() == 5 * 8
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 11, 2.0, True, "8", None, np.float64(2)])
+@pytest.mark.parametrize("plan", [gd.epoch_batches, gd.sample_batches])
+def test_bad_batch_sizes_raise(plan, batch_size):
+    with pytest.raises(ValueError, match=r"batch_size must be an int in \[1, 10\]; got"):
+        plan(KEY, 10, batch_size, 1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: gd.epoch_batches(KEY, 0, 1, 1), "n must be an int >= 1; got 0"),
+        (lambda: gd.sample_batches(KEY, 0, 1, 1), "n must be an int >= 1; got 0"),
+        (lambda: gd.full_batch(0, 1), "n must be an int >= 1; got 0"),
+        (lambda: gd.full_batch(3, -1), "steps must be an int >= 0; got -1"),
+        (lambda: gd.full_batch(3, True), "steps must be an int >= 0; got True"),
+        (lambda: gd.epoch_batches(KEY, 3, 1, -1), "epochs must be an int >= 0; got -1"),
+        (lambda: gd.epoch_batches(KEY, 3, 1, range(0, 4, 2)), "epochs must be an int >= 0 or range"),
+        (lambda: gd.epoch_batches(KEY, 3, 1, range(-1, 2)), "epochs must be an int >= 0 or range"),
+        (lambda: gd.sample_batches(KEY, 3, 1, 2.5), "steps must be an int >= 0; got 2.5"),
+        (
+            lambda: gd.epoch_batches(KEY, 3, 1, 1, remainder="keep"),
+            "remainder must be 'drop' or 'carry' or 'error'; got 'keep'",
+        ),
+    ],
+)
+def test_bad_sizes_raise(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_take_indexes_every_leaf():
+    data = {"x": np.arange(12.0).reshape(4, 3), "label": (torch.tensor([3, 2, 1, 0]), None)}
+    batch = gd.take(data, torch.tensor([2, 0]))
+    assert batch["x"].tolist() == [[6.0, 7.0, 8.0], [0.0, 1.0, 2.0]]
+    assert batch["label"][0].tolist() == [1, 3]
+    assert batch["label"][1] is None
+    whole = torch.arange(4.0)
+    assert gd.take(whole, torch.arange(4)).data_ptr() != whole.data_ptr()
+    assert gd.take(None, torch.arange(4)) is None
+
+
+def test_take_leaves_a_read_only_array_alone():
+    array = np.arange(4.0)
+    array.flags.writeable = False
+    assert gd.take(array, torch.tensor([3])).tolist() == [3.0]
+
+
+@pytest.mark.parametrize(
+    "index",
+    [torch.tensor([True, False]), torch.tensor([0.0]), [0, 1], torch.tensor([1], dtype=torch.uint8)],
+)
+def test_take_refuses_what_is_no_index(index):
+    with pytest.raises(TypeError, match="index must be an int64 tensor; got"):
+        gd.take(torch.arange(2.0), index)
+
+
+def test_take_out_of_bounds_raises():
+    with pytest.raises(IndexError):
+        gd.take(torch.arange(2.0), torch.tensor([2]))

@@ -1,0 +1,174 @@
+"""One step: laws of the update, and what it refuses."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.func import grad, vmap
+
+import gdfunc as gd
+
+from .references import fingerprint, linear_data, linear_gradient, linear_loss, normal, storages
+
+PARAMS = {"w": normal(0, 2), "b": normal(1, 1)[0]}
+BATCH = linear_data(3, 6, 2)
+STEPS = {
+    "plain": (lambda loss_fn: gd.make_step(loss_fn), lambda params: params),
+    "transform": (
+        lambda loss_fn: gd.make_transform_step(loss_fn, gd.chain(gd.scale(1.0), gd.identity())),
+        lambda params: gd.init_state(gd.chain(gd.scale(1.0), gd.identity()), params),
+    ),
+}
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+def params_of(carry):
+    return carry.params if isinstance(carry, gd.TrainState) else carry
+
+
+@pytest.mark.parametrize("kind", STEPS)
+@given(st.integers(0, 2**32), st.floats(0, 10))
+def test_a_step_is_theta_minus_lr_times_the_gradient(kind, seed, lr):
+    make, carry_of = STEPS[kind]
+    params, batch = {"w": normal(seed, 2), "b": normal(seed + 1, 1)[0]}, linear_data(seed + 2, 4, 2)
+    carry, loss = make(linear_loss)(carry_of(params), batch, lr)
+    by_hand = linear_gradient(params, batch)
+    for name, leaf in params_of(carry).items():
+        torch.testing.assert_close(leaf, params[name] - lr * by_hand[name], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(loss, linear_loss(params, batch))
+
+
+@pytest.mark.parametrize("kind", STEPS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(st.integers(0, 2**32))
+def test_zero_gradient_or_zero_lr_leaves_the_bits(kind, dtype, seed):
+    make, carry_of = STEPS[kind]
+    params = normal(seed, 5).to(dtype)
+    flat, _ = make(lambda p, batch: 0 * p.sum())(carry_of(params), None, 0.3)
+    assert torch.equal(params_of(flat), params)
+    still, _ = make(lambda p, batch: (p**2).sum())(carry_of(params), None, 0.0)
+    assert torch.equal(params_of(still), params)
+
+
+@given(st.integers(-8, 8), st.integers(0, 2**32))
+def test_a_scaled_loss_with_lr_scaled_back_is_the_same_path_bit_for_bit(power, seed):
+    params, batch = normal(seed, 3), linear_data(seed + 1, 5, 3)
+    factor = 2.0**power
+
+    def path(scale):
+        step = gd.make_step(lambda p, b: scale * ((b[0] @ p - b[1]) ** 2).mean())
+        carry, iterates = params, []
+        for _ in range(10):
+            carry, _ = step(carry, batch, 0.1 / scale)
+            iterates.append(carry)
+        return torch.stack(iterates)
+
+    assert torch.equal(path(factor), path(1.0))
+    assert not torch.equal(path(1.0)[-1], params)
+
+
+@pytest.mark.parametrize("kind", STEPS)
+@pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1, dtype=torch.float64), torch.tensor(1)])
+@pytest.mark.parametrize("dtypes", [[d, d] for d in DTYPES] + [[torch.float32, torch.float64]])
+def test_a_step_keeps_structure_shape_dtype_and_strides(kind, lr, dtypes):
+    make, carry_of = STEPS[kind]
+    params = {
+        "matrix": normal(0, 3, 2).to(dtypes[0]).T,
+        "list": [normal(1, 4).to(dtypes[1]), (normal(2, 1)[0].to(dtypes[1]),)],
+    }
+
+    def loss_fn(p, batch):
+        return sum((leaf.double() ** 2).sum() for leaf in (p["matrix"], p["list"][0], p["list"][1][0]))
+
+    new = params_of(make(loss_fn)(carry_of(params), None, lr)[0])
+    assert list(new) == list(params)
+    pairs = [(new["matrix"], params["matrix"]), (new["list"][0], params["list"][0])]
+    pairs.append((new["list"][1][0], params["list"][1][0]))
+    for got, old in pairs:
+        assert (got.shape, got.dtype, got.stride()) == (old.shape, old.dtype, old.stride())
+        assert not torch.equal(got, old)
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_a_step_is_pure(kind):
+    make, carry_of = STEPS[kind]
+    step, carry, lr = make(linear_loss), carry_of(PARAMS), torch.tensor(0.1, dtype=torch.float64)
+    inputs = [*params_of(carry).values(), *BATCH, lr]
+    before = fingerprint(inputs)
+    first, loss = step(carry, BATCH, lr)
+    values = [leaf.clone() for leaf in params_of(first).values()]
+    step(first, BATCH, lr)
+    assert fingerprint(inputs) == before
+    assert all(torch.equal(old, leaf) for old, leaf in zip(values, params_of(first).values(), strict=True))
+    places = storages([*inputs, *params_of(first).values(), loss])
+    assert len(set(places)) == len(places)
+
+
+def test_init_state_copies_and_detaches():
+    params = PARAMS["w"].clone().requires_grad_()
+    state = gd.init_state(gd.identity(), params)
+    assert state.params.data_ptr() != params.data_ptr()
+    assert not state.params.requires_grad
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_lr_is_data(kind):
+    make, carry_of = STEPS[kind]
+    step, carry = make(linear_loss), carry_of(PARAMS)
+    lrs = torch.tensor([0.0, 0.1, 0.5], dtype=torch.float64)
+    rows = vmap(lambda lr: params_of(step(carry, BATCH, lr)[0])["w"])(lrs)
+    for row, lr in zip(rows, lrs, strict=True):
+        torch.testing.assert_close(row, params_of(step(carry, BATCH, lr)[0])["w"], rtol=1e-14, atol=0)
+    slope = grad(lambda lr: params_of(step(carry, BATCH, lr)[0])["w"].sum())(lrs[1])
+    torch.testing.assert_close(slope, -linear_gradient(PARAMS, BATCH)["w"].sum())
+
+
+BAD_LRS = [
+    (float("nan"), "got nan"),
+    (float("inf"), "got inf"),
+    (-0.1, "got -0.1"),
+    ("0.1", "got '0.1'"),
+    (True, "got True"),
+    (None, "got None"),
+    (torch.ones(1), r"got shape \(1,\)"),
+    (torch.tensor(1j), "got torch.complex64"),
+]
+
+
+@pytest.mark.parametrize(("lr", "message"), BAD_LRS)
+def test_bad_lrs_raise(lr, message):
+    with pytest.raises(ValueError, match=r"lr must be a finite number >= 0 \(0-d\); " + message):
+        gd.make_step(linear_loss)(PARAMS, BATCH, lr)
+
+
+@pytest.mark.parametrize(
+    ("updates", "message"),
+    [
+        ({"w": PARAMS["w"]}, r"updates does not have the structure of params: missing params\['b'\]"),
+        (PARAMS | {"c": PARAMS["b"]}, r"structure of params: unexpected updates\['c'\]"),
+        (
+            list(PARAMS.values()),
+            r"missing params\['w'\], params\['b'\]; unexpected updates\[0\], updates\[1\]",
+        ),
+        (PARAMS | {"w": normal(0, 3)}, r"updates\['w'\] has shape \(3,\) but params\['w'\] has \(2,\)"),
+        (PARAMS | {"b": normal(0, 1)}, r"updates\['b'\] has shape \(1,\) but params\['b'\] has \(\)"),
+    ],
+)
+def test_updates_that_do_not_fit_raise(updates, message):
+    with pytest.raises(ValueError, match=message):
+        gd.apply_updates(PARAMS, updates, 0.1)
+
+
+def test_updates_may_order_their_keys_otherwise():
+    updates = {"b": torch.tensor(1.0), "w": torch.tensor([1.0, 2.0])}
+    moved = gd.apply_updates(PARAMS, updates, 0.5)
+    assert list(moved) == list(PARAMS)
+    assert torch.equal(moved["w"], PARAMS["w"] - torch.tensor([0.5, 1.0]))
+
+
+def test_parameters_in_place_of_a_state_raise():
+    step = gd.make_transform_step(linear_loss, gd.identity())
+    with pytest.raises(TypeError, match="state is dict, not a TrainState; make it with init_state"):
+        step(PARAMS, BATCH, 0.1)
+    with pytest.raises(ValueError, match="params has no tensor leaves"):
+        gd.init_state(gd.identity(), {})

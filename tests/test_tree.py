@@ -1,0 +1,112 @@
+"""Trees: None is an empty node, dicts may order their keys otherwise, paths read like Python."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.func import grad
+
+from gdfunc import _tree
+
+from .references import normal
+
+
+class Pair(NamedTuple):
+    left: object
+    right: object
+
+
+leaf_strategy = st.integers(-5, 5).map(lambda value: torch.tensor(float(value)))
+trees = st.recursive(
+    st.one_of(st.none(), leaf_strategy),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.tuples(inner, inner),
+        st.builds(Pair, inner, inner),
+        st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+    ),
+    max_leaves=6,
+)
+
+
+@given(trees)
+def test_flatten_and_unflatten_are_inverse(tree):
+    leaves, structure = _tree.flatten(tree)
+    assert all(leaf is not None for leaf in leaves)
+    again, same = _tree.flatten(_tree.unflatten(structure, leaves))
+    assert same == structure
+    assert all(a is b for a, b in zip(again, leaves, strict=True))
+    assert len(_tree.named_leaves(tree, "t")) == len(leaves)
+
+
+@given(trees)
+def test_map_maps_leaves_and_keeps_the_rest(tree):
+    doubled = _tree.map(lambda a, b: a + b, tree, tree)
+    assert _tree.flatten(doubled)[1] == _tree.flatten(tree)[1]
+    assert [float(x) for x in _tree.leaves(doubled)] == [2 * float(x) for x in _tree.leaves(tree)]
+
+
+def test_paths_read_like_python():
+    tree = {"layer1": {"w": 1}, "rest": [Pair(2, (3, None))]}
+    assert [path for path, _ in _tree.named_leaves(tree, "params")] == [
+        "params['layer1']['w']",
+        "params['rest'][0].left",
+        "params['rest'][0].right[0]",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"a": 1}, r"trees\[1\] does not have the structure of trees\[0\]: missing trees\[0\]\['b'\]"),
+        ({"a": 1, "b": [2]}, r"missing trees\[0\]\['b'\]; unexpected trees\[1\]\['b'\]\[0\]"),
+        ({"a": 1, "b": None}, r"missing trees\[0\]\['b'\]"),
+        ({"a": 1, "b": 2, "c": 3}, r"unexpected trees\[1\]\['c'\]"),
+    ],
+)
+def test_other_structures_raise(other, message):
+    with pytest.raises(ValueError, match=message):
+        _tree.map(lambda a, b: a, {"a": 1, "b": 2}, other)
+    with pytest.raises(ValueError, match="containers of other types"):
+        _tree.map(lambda a, b: a, (1, 2), [1, 2])
+
+
+def test_dot_and_norm_are_those_of_the_flat_vector():
+    a, b = ({"x": normal(seed, 3), "y": [normal(seed + 1, 2, 2)]} for seed in (0, 5))
+    flat_a, flat_b = (torch.cat([t["x"], t["y"][0].flatten()]) for t in (a, b))
+    torch.testing.assert_close(_tree.dot(a, b), flat_a @ flat_b)
+    torch.testing.assert_close(_tree.norm(a), flat_a.norm())
+
+
+@given(st.floats(1e-300, 1e300))
+def test_the_norm_neither_overflows_nor_vanishes(size):
+    assert (
+        abs(float(_tree.norm([torch.tensor([3 * size, 4 * size], dtype=torch.float64)])) / (5 * size) - 1)
+        < 1e-12
+    )
+
+
+def test_the_norm_of_half_precision_of_zero_and_of_what_is_not_finite():
+    assert float(_tree.norm([torch.full((10**4,), 300.0, dtype=torch.float16)])) == pytest.approx(3e4)
+    assert grad(lambda x: _tree.norm([x]))(torch.zeros(3)).tolist() == [0, 0, 0]
+    assert float(_tree.norm([torch.tensor([1.0, float("inf")])])) == float("inf")
+    assert _tree.norm([torch.tensor([1.0, float("nan")])]).isnan()
+
+
+def test_overlap_looks_at_places_not_at_storages():
+    buffer = torch.zeros(4, 3)
+    assert _tree.overlap([buffer[:, 0], buffer[:, 1], buffer[:, 2]]) is None
+    assert _tree.overlap([buffer[0], buffer[1:]]) is None
+    assert _tree.overlap([buffer[0], buffer[:, 1]]) == (0, 1)
+    assert _tree.overlap([torch.zeros(1), buffer, torch.ones(1), buffer[2:]]) == (1, 3)
+    assert _tree.overlap([buffer[0].expand(2, 3), buffer[1]]) is None
+
+
+def test_unshare_copies_what_is_held_twice_only():
+    a, b = torch.zeros(2), torch.zeros(2)
+    first, second, third = _tree.unshare((a, a, b), [b])
+    assert first is a
+    assert second.data_ptr() != a.data_ptr()
+    assert third.data_ptr() != b.data_ptr()
