@@ -33,7 +33,7 @@ def batch_grad(loss_fn: LossFn) -> GradFn:
         TypeError: a leaf of params is not a float tensor; the loss is not a tensor.
         ValueError: params is empty, holds one tensor twice, or lives on another device or in another
             float dtype than the batch; the batch is empty or ragged; the loss is not a real 0-d
-            tensor, or depends on no leaf.
+            tensor, depends on no leaf, or writes into the batch.
 
     Example:
         >>> def loss_fn(params, batch):
@@ -49,7 +49,7 @@ def batch_grad(loss_fn: LossFn) -> GradFn:
         batch = _tree.as_tensors(batch)
         check_params(params)
         check_batch(batch, params)
-        return _tree.unshare(grads_and_loss(params, batch), (params, batch))
+        return _apart(grads_and_loss, params, batch)
 
     return gradients
 
@@ -104,7 +104,7 @@ def per_sample_grad(loss_fn: LossFn, *, chunk_size: int | None = None, randomnes
             chunk_size=chunk_size,
             randomness=randomness,
         )
-        return _tree.unshare(every_sample(params, batch), (params, batch))
+        return _apart(every_sample, params, batch)
 
     return gradients
 
@@ -211,6 +211,15 @@ def check_batch(batch: Tree, params: Tree, name: str = "batch") -> int | None:
                 f"convert one with .to({param_leaves[0].dtype})"
             )
     return len(slots[filled[0]]) if filled else None
+
+
+def _apart(gradients: GradFn, params: Tree, batch: Tree) -> tuple[Tree, Tensor]:
+    """Keep inputs and outputs apart: nothing is written into the batch, no memory is shared."""
+    versions = _tree.versions(batch)
+    result = gradients(params, batch)
+    if _tree.versions(batch) != versions:
+        raise ValueError("the loss wrote into batch, whose values are now lost; it must not")
+    return _tree.unshare(result, (params, batch))
 
 
 def _checked(loss_fn: LossFn) -> LossFn:

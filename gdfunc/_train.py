@@ -111,6 +111,7 @@ def train(
     Raises:
         TypeError: index is not int64; a leaf of data is no tensor; see `batch_grad`.
         ValueError: data, index and lr do not fit; an unknown record.
+        IndexError: index points outside the data.
         NonFiniteError: (a GdfuncError) `check_finite` found NaN or infinity; it holds the last good carry.
         TrainingInterrupted: (a KeyboardInterrupt) Ctrl-C; it holds the carry and the records so far.
 
@@ -135,8 +136,8 @@ def train(
     check_params(params)
     _warn_of_half(params)
     data = _tree.as_tensors(data)
-    check_batch(data, params, "data")
-    plan = (_check_index(index, params), _check_lrs(lr, len(index), params))
+    samples = check_batch(data, params, "data")
+    plan = (_check_index(index, samples, params), _check_lrs(lr, len(index), params))
     every = check_int("every", every, 1)
     check_choice("check_finite", check_finite, ("off", "loss", "all"))
     recorders = _recorders(record, step)
@@ -285,13 +286,19 @@ def _name(entry: Any) -> str:
     return name
 
 
-def _check_index(index: Any, params: Tree) -> Tensor:
+def _check_index(index: Any, samples: int | None, params: Tree) -> Tensor:
     """Return the plan int64 [T, B], on the parameters' device."""
     if not isinstance(index, Tensor) or index.dtype != torch.int64:
         got = index.dtype if isinstance(index, Tensor) else type(index).__name__
         raise TypeError(f"index must be an int64 tensor [T, B], as epoch_batches makes it; got {got}")
     if index.ndim != 2:
         raise ValueError(f"index must be [T, B], a batch a row; got shape {tuple(index.shape)}")
+    # Read only where it costs nothing; elsewhere torch finds what is too large.
+    readable = index.device.type == "cpu" and not _tree.is_transformed(index) and index.numel()
+    if readable and samples is not None:
+        low, high = (int(end) for end in torch.aminmax(index))
+        if low < 0 or high >= samples:
+            raise IndexError(f"index goes from {low} to {high}, but data has samples 0 to {samples - 1}")
     return index.to(_tree.leaves(params)[0].device)
 
 

@@ -141,6 +141,11 @@ def unshare(tree: Tree, others: Tree) -> Tree:
     return map(own, tree)
 
 
+def versions(tree: Tree) -> list[int]:
+    """How often each leaf was written to; 0 where torch does not count."""
+    return [0 if is_transformed(leaf) or leaf.is_inference() else leaf._version for leaf in leaves(tree)]
+
+
 def as_tensors(tree: Tree) -> Tree:
     """Turn NumPy arrays among the leaves into tensors; a read-only array is copied."""
 

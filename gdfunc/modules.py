@@ -35,8 +35,8 @@ def functional(module: nn.Module) -> Functional:
 
     output = apply(params, *args, **kwargs)
 
-    The function keeps a copy of the module without its numbers, in the mode (train or eval) that it is
-    in now; the module itself is left alone. Frozen parameters (`requires_grad=False`) count as buffers.
+    The function keeps a copy of the module in the mode (train or eval) that it is in now, and none of its
+    numbers; the module itself is left alone. Frozen parameters (`requires_grad=False`) count as buffers.
     Tied parameters appear once, under their first name. Buffers that the module updates while it runs
     (the running statistics of batch normalisation) are updated in a copy that is thrown away; ask for it
     with `return_buffers=True`.
@@ -74,8 +74,8 @@ def functional(module: nn.Module) -> Functional:
     trained = {name for name, parameter in named.items() if parameter.requires_grad}
     params = {name: tensors[name].detach().clone() for name in tensors if name in trained}
     frozen = {name: tensors[name].detach().clone() for name in tensors if name not in trained}
-    # deepcopy takes from its memo what is already copied: so the numbers are not, and ties hold.
-    skeleton = copy.deepcopy(module, {id(tensor): _shell(tensor) for tensor in tensors.values()})
+    # deepcopy takes from its memo what is copied already: the tensors stay where they are, tied or not.
+    skeleton = copy.deepcopy(module, {id(tensor): tensor for tensor in tensors.values()})
 
     def apply(
         params: Params,
@@ -133,13 +133,6 @@ def state_dict(module: nn.Module, params: Params, buffers: Params | None = None)
         name: by_tensor[id(entry)].detach().clone() if id(entry) in by_tensor else entry
         for name, entry in module.state_dict(keep_vars=True).items()
     }
-
-
-def _shell(tensor: Tensor) -> Tensor:
-    """A tensor's shape and dtype, without its numbers."""
-    shell = tensor.detach().to("meta")
-    is_parameter = isinstance(tensor, nn.Parameter)
-    return nn.Parameter(shell, tensor.requires_grad) if is_parameter else shell
 
 
 def _check_names(given: Params, expected: Params) -> None:

@@ -114,7 +114,7 @@ def test_the_smallest_gradient_is_bounded_without_convexity(seed, relative_lr):
 @given(seeds)
 def test_descent_commutes_with_a_rotation(seed):
     spectrum = [0.5, 1.0, 3.0]
-    problem, minimizer, _, start = quadratic(seed, spectrum)
+    problem, _minimizer, _, start = quadratic(seed, spectrum)
     rotation = torch.linalg.qr(normal(seed + 2, 3, 3)).Q
     points, _ = descend(problem, start, 0.2, 10)
     rotated = problem._replace(loss_fn=lambda x, batch: problem.loss_fn(rotation @ x, batch))

@@ -136,7 +136,7 @@ def test_numpy_data_and_any_tree():
 
 
 def test_a_loss_without_data():
-    grads, loss = gd.batch_grad(lambda w, batch: (w**2).sum())(PARAMS["w"], None)
+    grads, _loss = gd.batch_grad(lambda w, batch: (w**2).sum())(PARAMS["w"], None)
     close(grads, 2 * PARAMS["w"])
     with pytest.raises(ValueError, match="batch has no leaves: there are no samples to tell apart"):
         gd.per_sample_grad(lambda w, batch: (w**2).sum())(PARAMS["w"], None)
@@ -334,6 +334,16 @@ def test_dropout_names_the_option():
     with torch.random.fork_rng():
         grads, _ = gd.per_sample_grad(loss_fn, randomness="different")(PARAMS, BATCH)
     assert grads["w"].shape == (5, 2)
+
+
+def test_a_loss_that_writes_into_the_batch_is_told_so():
+    def loss_fn(params, batch):
+        batch[1].add_(1)
+        return (params["w"].sum() * batch[1]).mean()
+
+    for make in (gd.batch_grad, gd.per_sample_grad):
+        with pytest.raises(ValueError, match="the loss wrote into batch"):
+            make(loss_fn)(PARAMS, tuple(leaf.clone() for leaf in BATCH))
 
 
 def test_a_loss_that_writes_into_params_is_told_so():

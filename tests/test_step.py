@@ -166,6 +166,12 @@ def test_updates_may_order_their_keys_otherwise():
     assert torch.equal(moved["w"], PARAMS["w"] - torch.tensor([0.5, 1.0]))
 
 
+def test_updates_of_a_wider_dtype_promote_nothing():
+    moved = gd.apply_updates(torch.ones(2), torch.ones(2, dtype=torch.float64), 0.5)
+    assert moved.dtype == torch.float32
+    assert moved.tolist() == [0.5, 0.5]
+
+
 def test_parameters_in_place_of_a_state_raise():
     step = gd.make_transform_step(linear_loss, gd.identity())
     with pytest.raises(TypeError, match="state is dict, not a TrainState; make it with init_state"):

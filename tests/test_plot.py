@@ -1,0 +1,729 @@
+"""Plots: what is drawn is what was given, and the legend tells the truth about it."""
+
+import io
+import itertools
+import subprocess
+import sys
+from typing import NamedTuple
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+
+from gdfunc import plot
+from gdfunc.plot import plot_curves, plot_descent
+
+NAN, INF = float("nan"), float("inf")
+DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+# The eight of Okabe and Ito's poster, as it prints them.
+OKABE_ITO = {
+    (0, 0, 0),
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+}
+
+
+def bowl(w):
+    """A bowl that is different along its two axes, so that no exchange of them goes unseen."""
+    return w[0] ** 2 + 10 * (w[1] - 0.5) ** 2 + w[0] + 3
+
+
+def rosenbrock(w):
+    return (1 - w[0]) ** 2 + 100 * (w[1] - w[0] ** 2) ** 2
+
+
+def descend(lr, steps, start=(-4.0, 1.0), curvature=(1.0, 10.0), dtype=torch.float64):
+    """Gradient descent on ½ Σ hᵢ wᵢ² in closed form, T+1 points."""
+    factors = 1 - lr * torch.tensor(curvature, dtype=dtype)
+    return torch.tensor(start, dtype=dtype) * factors ** torch.arange(steps + 1)[:, None]
+
+
+def quadratic(w):
+    return (w[0] ** 2 + 10 * w[1] ** 2) / 2
+
+
+def legend(ax):
+    """The entries; long ones are broken into lines."""
+    return [text.get_text().replace("\n", " ") for text in ax.get_legend().get_texts()]
+
+
+def drawn(ax):
+    """The lines of data, in order: not the marks of starts, ends, crosses and triangles."""
+    return [line for line in ax.lines if line.get_linestyle() != "None" and line.get_linewidth() > 1]
+
+
+def marks(ax, marker):
+    found = [line.get_xydata() for line in ax.lines if line.get_marker() == marker]
+    return np.concatenate([np.empty((0, 2)), *found])
+
+
+def crosses(ax):
+    return marks(ax, "x")
+
+
+def render(ax):
+    """Draw it; any warning is an error here."""
+    page = io.BytesIO()
+    ax.figure.savefig(page, format="png", dpi=50)
+    assert page.getvalue().startswith(b"\x89PNG")
+
+
+def random_tensor(seed, *shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# The path of a run.
+
+
+@given(st.integers(0, 2**32), st.integers(0, 6), st.sampled_from([(), (3,), (2, 1)]))
+def test_path_is_the_recorded_points_and_then_the_final_one(seed, steps, shape):
+    params = {"w": random_tensor(seed, steps, *shape), "rest": (random_tensor(seed + 1, steps),)}
+    final = {"rest": (random_tensor(seed + 2),), "w": random_tensor(seed + 3, *shape)}
+    joined = plot.path(params, final)
+    assert list(joined) == ["w", "rest"]
+    assert joined["w"].tolist() == [*params["w"].tolist(), final["w"].tolist()]
+    assert joined["rest"][0].tolist() == [*params["rest"][0].tolist(), final["rest"][0].item()]
+
+
+def test_path_shares_no_storage():
+    params, final = torch.zeros(3, 2), torch.zeros(2)
+    plot.path(params, final).add_(1)
+    assert not params.any()
+    assert not final.any()
+
+
+@pytest.mark.parametrize(
+    ("params", "final", "message"),
+    [
+        ({"w": torch.zeros(4, 2)}, {"w": torch.zeros(4, 2)}, r"params\['w'\] has shape \(4, 2\) and final"),
+        ({"w": torch.zeros(4, 2)}, {"w": torch.zeros(3)}, r"final\['w'\] \(3,\)"),
+        (torch.tensor(1.0), torch.tensor(1.0), r"params has shape \(\)"),
+        ({"w": torch.zeros(4)}, {"b": torch.tensor(1.0)}, r"missing params\['w'\]"),
+    ],
+)
+def test_path_names_what_does_not_fit(params, final, message):
+    with pytest.raises(ValueError, match=message):
+        plot.path(params, final)
+
+
+# Descent: the drawn paths.
+
+
+def test_every_point_of_every_path_is_drawn():
+    paths = [descend(0.05, 30), descend(0.18, 12)]
+    ax = plot_descent(quadratic, paths, labels=["slow", "fast"])
+    lines = drawn(ax)
+    assert len(lines) == 2
+    for line, path in zip(lines, paths, strict=True):
+        assert np.array_equal(line.get_xydata(), path.numpy())
+    assert np.array_equal(marks(ax, "o"), [[-4, 1], [-4, 1]])
+    assert np.array_equal(marks(ax, "D"), torch.stack([path[-1] for path in paths]).numpy())
+    assert legend(ax) == ["slow", "fast", "start", "end"]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("params[0]", "params[1]")
+    render(ax)
+
+
+class Line(NamedTuple):
+    slope: torch.Tensor
+    offset: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    ("tree", "names"),
+    [
+        (lambda p: {"w": p[:, :1], "b": p[:, 1]}, ["w", "b"]),
+        (lambda p: {"w": p}, ["w[0]", "w[1]"]),
+        (lambda p: {"layer": {"w": p[:, None]}}, ["layer.w[0, 0]", "layer.w[0, 1]"]),
+        (lambda p: (p[:, 0], p[:, 1, None, None]), ["params[0]", "params[1]"]),
+        (lambda p: Line(p[:, 0], p[:, 1]), ["slope", "offset"]),
+        (lambda p: {"w": p[:, 0], "none": None, "b": p[:, 1:]}, ["w", "b"]),
+        (lambda p: p.numpy(), ["params[0]", "params[1]"]),
+    ],
+)
+def test_params_may_be_any_tree_of_two_scalars(tree, names):
+    points = descend(0.05, 5)
+
+    def scalars(params):
+        if isinstance(params, torch.Tensor):
+            return params.reshape(-1)
+        children = params.values() if isinstance(params, dict) else params
+        return torch.cat([scalars(child) for child in children if child is not None])
+
+    ax = plot_descent(lambda params: quadratic(scalars(params)), [tree(points)], resolution=9)
+    plain = plot_descent(quadratic, [points], resolution=9)
+    assert np.array_equal(drawn(ax)[0].get_xydata(), points.numpy())
+    assert [ax.get_xlabel(), ax.get_ylabel()] == names
+    assert np.allclose(drawn_shades(ax), drawn_shades(plain), rtol=1e-12)
+
+
+def drawn_shades(ax):
+    return np.concatenate([shade.vertices for shade in ax.collections[0].get_paths()])
+
+
+def test_dicts_are_matched_by_key_not_by_order():
+    points = descend(0.05, 5)
+    paths = [{"w": points[:, 0], "b": points[:, 1]}, {"b": points[:, 1] / 2, "w": points[:, 0] / 4}]
+    ax = plot_descent(lambda p: p["w"] ** 2 + p["b"] ** 2, paths, resolution=9)
+    assert np.array_equal(drawn(ax)[1].get_xydata(), points.numpy() / [4, 2])
+
+
+@given(st.integers(0, 2**32), st.integers(0, 8), st.floats(0.05, 3), st.booleans())
+def test_the_view_shows_starts_minimizers_and_all_that_is_no_higher(seed, steps, spread, is_tensor):
+    paths = [spread * random_tensor(seed + i, steps + 1, 2) for i in range(2)]
+    ax = plot_descent(bowl, paths, minimizers=[torch.tensor([-0.5, 0.5])], resolution=5)
+    (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+    highest = max(bowl(path[0]) for path in paths)
+    wanted = [path[0] for path in paths] + [torch.tensor([-0.5, 0.5])]
+    wanted += [point for path in paths for point in path if bowl(point) <= highest]
+    for x, y in wanted:
+        assert left < x < right
+        assert low < y < high
+    # and it is no larger than that needs: each of its sides is near some wanted point
+    xs, ys = torch.stack([point.double() for point in wanted]).T
+    assert right - left == pytest.approx(1.15 * float(xs.max() - xs.min()))
+    assert high - low == pytest.approx(1.15 * float(ys.max() - ys.min()))
+
+
+def said(points, box):
+    """What the legend has to say of a path, point by point."""
+    finite = [all(np.isfinite(point)) for point in points]
+    seen = [
+        ok and all(low <= v <= high for v, (low, high) in zip(point, box, strict=True))
+        for point, ok in zip(points, finite, strict=True)
+    ]
+    last = max((i for i, s in enumerate(seen) if s), default=len(points) - 1)
+    away = sum(finite[i] and not seen[i] for i in range(last + 1))
+    notes = [f"{away} of {len(points)} points outside the view"] if away else []
+    if last + 1 < len(points) and finite[last + 1]:
+        notes.append(f"leaves the view at step {last + 1}")
+    if not all(finite):
+        first = finite.index(False)
+        notes.append(f"not finite {'at' if any(finite[first:]) else 'from'} step {first}")
+    return "run 0" + (f" ({', '.join(notes)})" if notes else ""), last
+
+
+@given(st.integers(0, 2**32), st.integers(1, 7), st.lists(st.sampled_from([NAN, INF, -INF]), max_size=3))
+def test_the_legend_tells_where_a_path_leaves_the_view_and_is_not_finite(seed, steps, broken):
+    points = random_tensor(seed, steps + 1, 2)
+    for i, value in enumerate(broken):
+        points[(seed + 3 * i) % (steps + 1), i % 2] = value
+    box = ((-1.0, 1.2), (-0.9, 1.1))
+    ax = plot_descent(bowl, [points], limits=box, resolution=4)
+    text, last = said(points.tolist(), box)
+    assert legend(ax)[0] == text
+    assert np.array_equal(drawn(ax)[0].get_xydata(), points[: last + 2].numpy(), equal_nan=True)
+    assert ("end" in legend(ax)) == (len(marks(ax, "D")) == 1)
+
+
+@pytest.mark.parametrize("lr", [0.21, 0.3, 0.5])
+def test_a_path_that_leaves_is_crossed_where_it_meets_the_border(lr):
+    path = descend(lr, 30)  # 1 − 10 lr < −1: it diverges along the second axis
+    ax = plot_descent(quadratic, [path, descend(0.05, 30)], labels=["diverging", "lr 0.05"])
+    (low, high), width = ax.get_ylim(), np.diff(ax.get_ylim())[0]
+    step = next(i for i, (_, y) in enumerate(path) if not low <= y <= high)
+    assert legend(ax) == [f"diverging (leaves the view at step {step})", "lr 0.05", "start", "end"]
+    inside, beyond = path[step - 1].numpy(), path[step].numpy()
+    assert np.array_equal(drawn(ax)[0].get_xydata(), path[: step + 1].numpy())
+    ((x, y),) = crosses(ax)
+    assert min(y - low, high - y) == pytest.approx(0.015 * width)
+    assert (x - inside[0]) / (beyond - inside)[0] == pytest.approx((y - inside[1]) / (beyond - inside)[1])
+    render(ax)
+
+
+def test_a_path_that_leaves_through_a_corner_is_crossed_on_the_nearer_side():
+    path = torch.tensor([[0.5, 0.0], [3.5, 9.0]], dtype=torch.float64)
+    ax = plot_descent(quadratic, [path], limits=((-1, 1), (-1, 1)))
+    assert crosses(ax).tolist() == [pytest.approx([0.5 + 0.97 / 3, 0.97])]
+
+
+def test_a_path_that_stops_being_finite_is_crossed_at_its_last_finite_point():
+    path = torch.tensor([[1.0, 1.0], [0.5, 0.8], [0.25, 0.6], [NAN, 0.5], [NAN, NAN]])
+    ax = plot_descent(quadratic, [path])
+    assert legend(ax) == ["run 0 (not finite from step 3)", "start"]
+    assert np.array_equal(crosses(ax), path[2:3].numpy())
+    assert np.array_equal(drawn(ax)[0].get_xydata()[:3], path[:3].numpy())
+    render(ax)
+
+
+def test_an_excursion_is_drawn_and_counted():
+    path = torch.tensor([[0.0, 0.0], [9.0, 0.0], [9.0, 9.0], [0.5, 0.5]])
+    ax = plot_descent(quadratic, [path], limits=((-1, 1), (-1, 1)))
+    assert legend(ax) == ["run 0 (2 of 4 points outside the view)", "start", "end"]
+    assert np.array_equal(drawn(ax)[0].get_xydata(), path.numpy())
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        [[1.0, 2.0]],
+        [[NAN, NAN]],
+        [[NAN, 1.0], [2.0, 3.0]],
+        [[1.0, 1.0], [1.0, 1.0]],
+        [[1.0, 1.0], [3e38, -3e38], [INF, -INF]],
+        [[1e20, 1.0], [1e20, 0.5]],
+        [[1e-30, 0.0], [0.0, 0.0]],
+    ],
+)
+def test_odd_paths_are_drawn(path):
+    points = torch.tensor(path)
+    ax = plot_descent(quadratic, [points], resolution=20)
+    assert np.array_equal(drawn(ax)[0].get_xydata()[0], points[0].numpy(), equal_nan=True)
+    render(ax)
+
+
+def test_float64_paths_far_out_are_drawn():
+    path = torch.tensor([[1.0, 1.0], [1.7e308, -1.7e308]], dtype=torch.float64)
+    ax = plot_descent(quadratic, [path], resolution=20)
+    assert legend(ax)[0] == "run 0 (leaves the view at step 1)"
+    render(ax)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_tensors_of_any_float_and_device_that_require_grad(device, dtype):
+    seen = set()
+
+    def loss(w):
+        seen.add((w.dtype, w.device.type, torch.is_grad_enabled()))
+        return (w**2).sum()
+
+    path = torch.tensor([[1.0, 2.0], [0.5, 1.0]], dtype=dtype, device=device, requires_grad=True)
+    ax = plot_descent(loss, [path], resolution=10)
+    assert np.array_equal(drawn(ax)[0].get_xydata(), [[1, 2], [0.5, 1]])
+    assert seen == {(dtype, device, False)}  # no graph for the many points of the grid
+    ax = plot_curves([path[:, 0], path], ax=ax.figure.add_subplot())
+    assert np.array_equal(drawn(ax)[0].get_xydata(), [[0, 1], [1, 0.5]])
+
+
+# Descent: the contours.
+
+
+@pytest.mark.parametrize("minimum", [None, -40.0, torch.tensor(2.75)])
+@pytest.mark.parametrize("count", [2, 7, 20])
+def test_levels_are_geometric_above_the_minimum(minimum, count):
+    ax = plot_descent(bowl, [descend(0.05, 40)], minimum=minimum, levels=count, resolution=41)
+    levels = np.asarray(ax.collections[0].levels)
+    assert len(levels) == count
+    x, y = np.linspace(*ax.get_xlim(), 41), np.linspace(*ax.get_ylim(), 41)
+    grid = np.array([[bowl((a, b)) for a in x] for b in y])
+    path = [float(bowl(point)) for point in descend(0.05, 40)]
+    lowest = min(grid.min(), *path) if minimum is None else float(minimum)
+    ratios = (levels[1:] - lowest) / (levels[:-1] - lowest)
+    assert levels[0] > lowest
+    assert np.allclose(ratios, ratios[0], rtol=1e-6)
+    # a hundredth of the view is below the first level, and a hundredth above the last
+    above = grid > lowest
+    assert (grid < levels[0])[above].mean() == pytest.approx(0.01, abs=0.003)
+    assert (grid > levels[-1])[above].mean() == pytest.approx(0.01, abs=0.003)
+
+
+@pytest.mark.parametrize(
+    "loss", [bowl, rosenbrock, lambda w: 600 + 300 * torch.sin(w[0]) * torch.cos(w[1])]
+)
+def test_contours_lie_where_the_loss_has_their_level(loss):
+    ax = plot_descent(loss, [torch.tensor([[-1.2, 1.0], [0.8, 0.3]], dtype=torch.float64)])
+    _, lines = ax.collections
+    cell = max(np.diff(ax.get_xlim())[0], np.diff(ax.get_ylim())[0]) / 199
+    vertices = [torch.from_numpy(line.vertices.copy()) for line in lines.get_paths()]
+    levels = [torch.full((len(v),), level) for v, level in zip(vertices, lines.levels, strict=True)]
+    slopes, heights = torch.func.vmap(torch.func.grad_and_value(loss))(torch.cat(vertices))
+    # Between the points of the grid the contour is linear: what is left is of second order.
+    assert ((heights - torch.cat(levels)).abs() <= cell * slopes.abs().sum(1) / 4 + 60 * cell**2).all()
+    assert len(heights) > 1000
+
+
+def test_levels_may_be_given():
+    ax = plot_descent(bowl, [descend(0.05, 5)], levels=[3.0, 5.0, 8.0])
+    assert list(ax.collections[0].levels) == [3, 5, 8]
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda w: torch.tensor(236.0),
+        lambda w: w.sum() * 0,
+        lambda w: 236 + 1e-15 * (w**2).sum(),
+        lambda w: torch.where(w[0] > 0.7, 1.0, 2.0),
+        lambda w: (w > 0.7).sum(),
+        lambda w: w.sum() * NAN,
+    ],
+)
+def test_flat_and_stepped_losses_are_drawn(loss):
+    ax = plot_descent(loss, [torch.tensor([[1.0, 1.0], [0.5, 0.5]])], resolution=20)
+    assert len(drawn(ax)) == 1
+    assert ("loss not finite" in legend(ax)) == bool(loss(torch.ones(2)).isnan())
+    render(ax)
+
+
+def test_where_the_loss_is_not_finite_the_legend_says_so():
+    ax = plot_descent(
+        lambda w: w.log().sum() ** 2, [torch.tensor([[0.5, 0.5], [1.5, 1.0]])], limits=((-1, 2), (-1, 2))
+    )
+    assert legend(ax) == ["run 0", "start", "end", "loss not finite"]
+    assert ax.patch.get_hatch() is not None
+    render(ax)
+
+
+@pytest.mark.parametrize("resolution", [2, 30])
+def test_the_loss_is_called_once_for_the_paths_and_once_for_the_grid(resolution):
+    calls = []
+
+    def loss(w):
+        calls.append(tuple(w.shape))
+        return quadratic(w)
+
+    plot_descent(loss, [descend(0.05, 9), descend(0.1, 4)], resolution=resolution)
+    assert calls == [(2,), (2,)]
+
+
+def test_chunks_change_nothing_but_the_number_of_calls():
+    calls = []
+
+    def loss(w):
+        calls.append(1)
+        return quadratic(w)
+
+    ax = plot_descent(loss, [descend(0.05, 9)], resolution=10, chunk_size=25)
+    assert len(calls) == 1 + 100 // 25
+    assert np.array_equal(
+        drawn_shades(ax), drawn_shades(plot_descent(quadratic, [descend(0.05, 9)], resolution=10))
+    )
+
+
+def test_minimizers_are_stars():
+    ax = plot_descent(
+        lambda p: p["w"].sum() ** 2 + p["b"] ** 2,
+        [{"w": torch.ones(3, 1), "b": torch.ones(3)}],
+        minimizers=[
+            {"w": torch.zeros(1), "b": torch.tensor(0.0)},
+            {"w": torch.ones(1) * 2, "b": torch.tensor(5.0)},
+        ],
+    )
+    assert np.array_equal(marks(ax, "*"), [[0, 0], [2, 5]])
+    assert legend(ax) == ["run 0", "start", "end", "minimizer"]
+    assert ax.get_ylim()[1] > 5
+
+
+PATH = torch.zeros(3, 2)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "arguments"),
+    [
+        (TypeError, "paths must be a list or tuple.*got Tensor", {"paths": PATH}),
+        (TypeError, "paths must be a list or tuple.*got dict", {"paths": {"w": PATH}}),
+        (ValueError, "paths is empty", {"paths": []}),
+        (
+            ValueError,
+            r"paths\[1\] must have two scalars.*paths\[1\] \(3,\)",
+            {"paths": [PATH, torch.zeros(4, 3)]},
+        ),
+        (
+            ValueError,
+            r"paths\[0\] must have two scalars.*paths\[0\]\['w'\] \(\)",
+            {"paths": [{"w": PATH[:, 0]}]},
+        ),
+        (ValueError, r"shaped as in paths\[0\].*paths\[1\] \(2, 1\)", {"paths": [PATH, PATH[..., None]]}),
+        (ValueError, r"paths\[0\] must have leaves.*paths\[0\] \(0, 2\)", {"paths": [PATH[:0]]}),
+        (ValueError, r"paths\[0\] must have leaves.*paths\[0\] \(\)", {"paths": [torch.tensor(1.0)]}),
+        (
+            ValueError,
+            r"of one length T\+1.*\['w'\] \(3,\), paths\[0\]\['b'\] \(2,\)",
+            {"paths": [{"w": PATH[:, 0], "b": PATH[:2, 0]}]},
+        ),
+        (ValueError, r"paths\[0\] must have leaves.*no leaves", {"paths": [{}]}),
+        (
+            ValueError,
+            r"paths\[1\] does not have the structure of paths\[0\]",
+            {"paths": [PATH, {"w": PATH}]},
+        ),
+        (TypeError, r"paths\[0\] must be a floating-point .*int64", {"paths": [PATH.long()]}),
+        (TypeError, r"paths\[0\]\['w'\] must be a floating-point .*float", {"paths": [{"w": 1.0}]}),
+        (ValueError, "labels has 2 entries but paths has 1", {"labels": ["a", "b"]}),
+        (TypeError, "minimizers must be a list or tuple", {"minimizers": torch.zeros(2)}),
+        (ValueError, r"minimizers\[0\] must have two scalars.*\(3,\)", {"minimizers": [torch.zeros(3)]}),
+        (ValueError, "minimum must be a finite number; got nan", {"minimum": NAN}),
+        (ValueError, "levels must be an int >= 2; got 1", {"levels": 1}),
+        (ValueError, "levels must be an int >= 2; got True", {"levels": True}),
+        (ValueError, "levels must be two or more finite numbers, increasing", {"levels": [1.0, 1.0]}),
+        (ValueError, "resolution must be an int >= 2; got 1", {"resolution": 1}),
+        (ValueError, "limits must be", {"limits": ((0, 1), (1, 0))}),
+        (ValueError, "limits must be", {"limits": (0, 1)}),
+        (ValueError, r"loss must return a 0-d real tensor; got shape \(2,\)", {"loss": lambda w: w}),
+        (ValueError, "loss must return a 0-d real tensor; got float", {"loss": lambda w: 1.0}),
+        (ValueError, "got shape .*complex64", {"loss": lambda w: torch.complex(w[0], w[1])}),
+    ],
+)
+def test_descent_names_what_is_wrong(error, message, arguments):
+    with pytest.raises(error, match=message):
+        plot_descent(**{"loss": quadratic, "paths": [PATH], **arguments})
+
+
+# Curves.
+
+
+def test_a_curve_is_drawn_as_it_is():
+    values = [torch.tensor([3.0, 2.0, 2.5, 0.125]), np.array([1.0, 4.0]), [5, 6, 7]]
+    ax = plot_curves(values, labels=["a", "b", 0.1])
+    assert legend(ax) == ["a", "b", "0.1"]
+    for line, value in zip(drawn(ax), values, strict=True):
+        assert np.array_equal(line.get_xydata(), np.column_stack([np.arange(len(value)), value]))
+    assert (ax.get_xscale(), ax.get_yscale()) == ("linear", "log")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "loss")
+    low, high = ax.get_ylim()
+    assert low < 0.125 < 7 < high
+    assert ax.get_xlim()[0] < 0 < 3 < ax.get_xlim()[1]
+    render(ax)
+
+
+def test_x_may_be_shared_or_one_for_each():
+    curves = [torch.tensor([3.0, 2.0]), torch.tensor([[1.0, 4.0], [2.0, 4.0]])]
+    shared = plot_curves(curves, x=torch.tensor([1, 10]), log_x=True, log_y=False, xlabel="samples")
+    assert [line.get_xdata().tolist() for line in drawn(shared)] == [[1, 10]] * 2
+    assert (shared.get_xscale(), shared.get_yscale(), shared.get_xlabel()) == ("log", "linear", "samples")
+    each = plot_curves(curves, x=[[0, 5], np.array([7.0, 9.0])], ylabel="accuracy")
+    assert [line.get_xdata().tolist() for line in drawn(each)] == [[0, 5], [7, 9]]
+    assert each.get_ylabel() == "accuracy"
+
+
+def test_a_minimum_is_subtracted_and_named():
+    ax = plot_curves([torch.tensor([3.0, 2.0])], minimum=torch.tensor(1.5))
+    assert drawn(ax)[0].get_ydata().tolist() == [1.5, 0.5]
+    assert ax.get_ylabel() == "loss − minimum"
+
+
+@given(st.integers(0, 2**32), st.integers(2, 9), st.integers(1, 6), st.integers(0, 9), st.booleans())
+def test_median_and_band_are_the_quantiles_with_diverged_runs_at_infinity(seed, n, steps, lost, log_y):
+    values = random_tensor(seed, n, steps).exp().numpy()
+    broken = np.random.default_rng(seed).integers(0, n * steps, lost)
+    values.flat[broken] = np.random.default_rng(seed).choice([NAN, INF, -INF], lost)
+    ax = plot_curves([torch.tensor(values)], labels=["SGD"], band=(0.25, 0.9), log_y=log_y)
+    # A number far above all others stands for infinity: whatever it takes part in is far above, too.
+    low, median, high = np.quantile(np.where(np.isfinite(values), values, 1e100), [0.25, 0.5, 0.9], axis=0)
+    infinite = median > 1e90
+    middle = drawn(ax)[0].get_ydata()
+    assert np.array_equal(np.isinf(middle), infinite)
+    assert np.allclose(middle[~infinite], median[~infinite], rtol=1e-12)
+    band = ax.collections[0].get_paths()[0].vertices
+    upper, lower = band[:steps, 1], band[steps : 2 * steps, 1][::-1]
+    for edge, exact in ((upper, high), (lower, low)):
+        assert np.allclose(edge[exact < 1e90], exact[exact < 1e90], rtol=1e-12)
+        assert (edge[exact > 1e90] > ax.get_ylim()[1]).all()
+    diverged = (~np.isfinite(values)).any(axis=1).sum()
+    note = f" ({diverged} of {n} diverged)" if diverged else ""
+    assert legend(ax) == [f"SGD: median of {n}, 25–90 %{note}"]
+
+
+def test_runs_that_diverge_are_drawn_thin_and_crossed_at_their_last_finite_value():
+    runs = torch.tensor(
+        [[4.0, 2.0, 1.0, 0.5], [4.0, 3.0, 2.0, 1.0], [4.0, 20.0, INF, INF], [4.0, NAN, NAN, NAN]]
+    )
+    ax = plot_curves([runs])
+    assert legend(ax) == ["run 0: median of 4, 10–90 % (2 of 4 diverged)"]
+    (thin,) = [line for line in ax.lines if line.get_linewidth() < 1]
+    expected = np.insert(runs[2:].numpy(), 4, NAN, axis=1).ravel()
+    assert np.array_equal(thin.get_ydata(), expected, equal_nan=True)
+    assert crosses(ax).tolist() == [[1, 20], [0, 4]]
+    render(ax)
+
+
+@pytest.mark.parametrize("broken", [NAN, INF, -INF])
+def test_a_run_that_diverges_is_crossed_and_said(broken):
+    ax = plot_curves([torch.tensor([4.0, 5.0, 6.0, broken, broken]), torch.tensor([4.0, broken, 3.0])])
+    assert legend(ax) == ["run 0 (not finite from step 3)", "run 1 (not finite at step 1)"]
+    assert crosses(ax).tolist() == [[2, 6], [0, 4]]
+    render(ax)
+
+
+@pytest.mark.parametrize("log_y", [True, False])
+def test_a_run_that_diverges_does_not_flatten_the_others(log_y):
+    steps = torch.arange(1024, dtype=torch.float64)
+    bad, good = 2.0**steps, 0.99**steps
+    bad[1000:] = INF
+    ax = plot_curves([bad, good], log_y=log_y)
+    top = ax.get_ylim()[1]
+    gone = int((bad > top).int().argmax())
+    assert legend(ax) == [f"run 0 (leaves the view at step {gone}, not finite from step 1000)", "run 1"]
+    assert crosses(ax).tolist() == [[gone - 1, 2.0 ** (gone - 1)]]
+    assert np.array_equal(drawn(ax)[0].get_ydata(), bad.numpy())
+    assert 1 <= top < (1e4 if log_y else 3)
+    render(ax)
+    assert ax.get_ylim()[1] == top
+
+
+def test_a_run_that_stays_finite_is_shown_whole():
+    ax = plot_curves([torch.tensor([1.0, 1e30, 1e-30, 1e30])])
+    assert legend(ax) == ["run 0"]
+    assert ax.get_ylim()[0] < 1e-30 < 1e30 < ax.get_ylim()[1]
+
+
+def test_what_no_logarithmic_axis_shows_is_counted_and_marked():
+    ax = plot_curves([torch.tensor([3.0, 0.0, -1.0, 2.0]), torch.ones(2, 4)])
+    assert legend(ax) == ["run 0 (2 of 4 values ≤ 0)", "run 1: median of 2, 10–90 %"]
+    assert drawn(ax)[0].get_ydata().tolist() == [3, 0, -1, 2]
+    assert marks(ax, "v")[:, 0].tolist() == [1, 2]
+    assert (marks(ax, "v")[:, 1] < 0.02).all()
+    linear = plot_curves([torch.tensor([3.0, 0.0, -1.0, 2.0])], log_y=False)
+    assert legend(linear) == ["run 0"]
+    assert len(marks(linear, "v")) == 0
+    render(ax)
+
+
+@pytest.mark.parametrize("log_y", [True, False])
+@pytest.mark.parametrize(
+    "curve",
+    [
+        [0.0, 0.0],
+        [-1.0, -2.0],
+        [NAN, NAN],
+        [INF],
+        [2.0],
+        [[1.0], [2.0]],
+        [[NAN, 1.0]] * 3,
+        [1.0, 1e300, 1.7e308],
+    ],
+)
+def test_odd_curves_are_drawn(curve, log_y):
+    ax = plot_curves([torch.tensor(curve, dtype=torch.float64)], log_y=log_y)
+    assert len(drawn(ax)) == 1
+    render(ax)
+
+
+def test_a_single_value_has_a_marker():
+    ax = plot_curves([torch.tensor([2.0])])
+    assert marks(ax, "o").tolist() == [[0, 2]]
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "arguments"),
+    [
+        (TypeError, "curves must be a list or tuple.*got Tensor", {"curves": torch.ones(3)}),
+        (ValueError, "curves is empty", {"curves": []}),
+        (ValueError, r"curves\[0\] must be \[T\] or \[N, T\].*\(0,\)", {"curves": [torch.ones(0)]}),
+        (
+            ValueError,
+            r"curves\[1\] must be .*\(1, 1, 3\)",
+            {"curves": [torch.ones(3), torch.ones(1, 1, 3)]},
+        ),
+        (
+            TypeError,
+            r"curves\[0\] must hold real numbers; got dtype complex64",
+            {"curves": [torch.ones(3) * 1j]},
+        ),
+        (TypeError, r"curves\[0\] must hold real numbers", {"curves": ["abc"]}),
+        (ValueError, "labels has 0 entries but curves has 1", {"labels": []}),
+        (ValueError, r"x\[0\] must be 3 finite numbers", {"x": torch.arange(4)}),
+        (ValueError, r"x\[0\] must be 3 finite numbers", {"x": torch.tensor([0, 1, NAN])}),
+        (ValueError, "x has 2 entries but curves has 1", {"x": [[1, 2, 3], [1, 2, 3]]}),
+        (ValueError, r"x\[0\] has the value 0, which no logarithmic", {"log_x": True}),
+        (ValueError, "band must be two quantiles", {"band": (0.9, 0.1)}),
+        (ValueError, "band must be a finite number", {"band": (NAN, 0.5)}),
+        (ValueError, "minimum must be a finite number", {"minimum": torch.ones(2)}),
+    ],
+)
+def test_curves_names_what_is_wrong(error, message, arguments):
+    with pytest.raises(error, match=message):
+        plot_curves(**{"curves": [torch.ones(3)], **arguments})
+
+
+# What both promise.
+
+
+def both(ax=None):
+    runs = torch.tensor([[2.0, 1.0], [2.0, INF]])
+    return plot_descent(quadratic, [descend(0.21, 20)], ax=ax), plot_curves([runs, runs[0]], ax=ax)
+
+
+def test_the_given_axes_are_returned():
+    one, two = Figure().subplots(1, 2)
+    assert plot_descent(quadratic, [PATH], ax=one) is one
+    assert plot_curves([torch.ones(3)], ax=two) is two
+
+
+def test_nothing_global_is_touched():
+    parameters, figures = dict(matplotlib.rcParams), plt.get_fignums()
+    for ax in both():
+        render(ax)
+    assert dict(matplotlib.rcParams) == parameters
+    assert plt.get_fignums() == figures
+
+
+def test_the_inputs_are_left_alone():
+    path, runs, x = descend(0.21, 20), torch.tensor([[2.0, 1.0], [NAN, -1.0]]), np.array([1.0, 2.0])
+    copies = path.clone(), runs.clone(), x.copy()
+
+    def loss(w):
+        return w.mul_(2).sum()
+
+    for line in plot_descent(loss, [path]).lines + plot_curves([runs], x=[x], minimum=1).lines:
+        line.get_xydata()[:] = 0
+        line.get_ydata(orig=True)[:] = 0
+    assert torch.equal(path, copies[0])
+    assert torch.equal(runs.nan_to_num(7), copies[1].nan_to_num(7))
+    assert np.array_equal(x, copies[2])
+    assert path._version == runs._version == 0
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.DoubleTensor])
+def test_what_is_done_to_the_artists_does_not_reach_the_inputs(kind):
+    levels = kind([3.0, 5.0, 8.0])
+    for contours in plot_descent(bowl, [PATH.clone()], levels=levels).collections:
+        contours.levels[:] = 0
+    assert levels.tolist() == [3, 5, 8]
+
+
+def test_a_long_legend_fits():
+    labels = ["a very long name of a run that goes on and on " * 3]
+    for layout in ("constrained", "tight", None):
+        one, two = Figure(figsize=(8, 4), layout=layout).subplots(1, 2)
+        plot_descent(quadratic, [descend(0.21, 20)], labels=labels, ax=one)
+        plot_curves([torch.ones(3)], labels=labels, ax=two)
+        render(one)
+
+
+def test_the_legend_never_covers_the_lines_of_a_figure_of_its_own():
+    for ax in both():
+        render(ax)
+        assert ax.get_legend().get_window_extent().y1 < ax.bbox.y0
+
+
+def test_no_two_of_28_lines_look_alike_and_neighbours_differ_without_colour():
+    ax = plot_curves([torch.ones(2)] * 28)
+    looks = [(line.get_color(), line._unscaled_dash_pattern) for line in drawn(ax)]
+    assert len(set(map(str, looks))) == 28
+    assert all(one[1] != two[1] for one, two in itertools.pairwise(looks))
+    colors = {tuple(round(255 * part) for part in matplotlib.colors.to_rgb(color)) for color, _ in looks}
+    assert colors <= OKABE_ITO
+    assert len(colors) == 7
+
+
+def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for draw in (lambda: plot_descent(quadratic, [PATH]), lambda: plot_curves([torch.ones(3)])):
+        with pytest.raises(
+            ModuleNotFoundError, match=r"^gdfunc\.plot needs matplotlib: pip install 'gdfunc\[plot\]'$"
+        ):
+            draw()
+
+
+def test_matplotlib_is_imported_only_to_draw_and_pyplot_never():
+    script = """
+import sys, torch, gdfunc.plot
+assert "matplotlib" not in sys.modules
+gdfunc.plot.plot_curves([torch.ones(3)])
+gdfunc.plot.plot_descent(lambda w: w.sum(), [torch.ones(3, 2)])
+assert "matplotlib" in sys.modules
+assert "matplotlib.pyplot" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
