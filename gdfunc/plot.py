@@ -619,12 +619,14 @@ def _draw_ends(ax: Axes, x: Array, values: Array, top: float, color: Any) -> Non
 
 
 def _draw_band(ax: Axes, x: Array, lower: Array, upper: Array, color: Any) -> Any:
-    """Fill between two quantiles without moving the limits; +∞ lies two heights above the top."""
+    """Fill between two quantiles without moving the limits."""
     from matplotlib.collections import PolyCollection
 
     edge = np.concatenate([np.column_stack([x, upper]), np.column_stack([x, lower])[::-1]])
-    sky = (ax.transScale + ax.transLimits).inverted().transform((0.0, 3.0))[1]
-    edge[:, 1] = np.minimum(edge[:, 1], sky)
+    # A renderer fills no infinite polygon. A hundred heights of the axes up, the eye sees no difference.
+    with np.errstate(over="ignore"):
+        sky = (ax.transScale + ax.transLimits).inverted().transform((0.0, 100.0))[1]
+    edge[:, 1] = np.minimum(edge[:, 1], np.nan_to_num(sky))
     band = PolyCollection([edge], facecolor=color, edgecolor="none", alpha=0.2, zorder=2)
     ax.add_collection(band, autolim=False)
     return band

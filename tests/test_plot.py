@@ -255,6 +255,13 @@ def test_a_path_that_stops_being_finite_is_crossed_at_its_last_finite_point():
     render(ax)
 
 
+def test_a_path_that_left_is_not_crossed_again_where_it_stops_being_finite():
+    path = torch.tensor([[0.0, 0.5], [0.5, 9.0], [1e3, 1e3], [NAN, NAN]])
+    ax = plot_descent(quadratic, [path], limits=((-1, 1), (-1, 1)))
+    assert legend(ax) == ["run 0 (leaves the view at step 1, not finite from step 3)", "start"]
+    assert len(crosses(ax)) == 1
+
+
 def test_an_excursion_is_drawn_and_counted():
     path = torch.tensor([[0.0, 0.0], [9.0, 0.0], [9.0, 9.0], [0.5, 0.5]])
     ax = plot_descent(quadratic, [path], limits=((-1, 1), (-1, 1)))
@@ -546,19 +553,23 @@ def test_a_run_that_diverges_is_crossed_and_said(broken):
 
 
 @pytest.mark.parametrize("log_y", [True, False])
-def test_a_run_that_diverges_does_not_flatten_the_others(log_y):
+@pytest.mark.parametrize("others", [0, 1])
+@pytest.mark.parametrize("growth", [1.05, 2.0])
+def test_a_run_that_diverges_does_not_flatten_the_others(growth, others, log_y):
     steps = torch.arange(1024, dtype=torch.float64)
-    bad, good = 2.0**steps, 0.99**steps
+    bad, good = growth**steps, 0.99**steps
     bad[1000:] = INF
-    ax = plot_curves([bad, good], log_y=log_y)
+    ax = plot_curves([bad, good][: 1 + others], log_y=log_y)
     top = ax.get_ylim()[1]
     gone = int((bad > top).int().argmax())
-    assert legend(ax) == [f"run 0 (leaves the view at step {gone}, not finite from step 1000)", "run 1"]
-    assert crosses(ax).tolist() == [[gone - 1, 2.0 ** (gone - 1)]]
+    note = f"leaves the view at step {gone}, not finite from step 1000"
+    assert legend(ax) == [f"run 0 ({note})", "run 1"][: 1 + others]
+    assert crosses(ax).tolist() == [[gone - 1, bad[gone - 1]]]
     assert np.array_equal(drawn(ax)[0].get_ydata(), bad.numpy())
     assert 1 <= top < (1e4 if log_y else 3)
     render(ax)
     assert ax.get_ylim()[1] == top
+    assert ax.get_xlim()[1] > 1023
 
 
 def test_a_run_that_stays_finite_is_shown_whole():
