@@ -42,7 +42,7 @@ class TrainingInterrupted(KeyboardInterrupt):
     Attributes:
         step: how many steps were finished.
         state: the carry after them; `train(step_fn, error.state, data, index[error.step:], …)` goes on
-            to the same bits.
+            to the same bits (with `lr[error.step:]` for a schedule; its `trajectory.step` begins at 0).
         trajectory: what was recorded in them.
 
     Example:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
-from . import _tree
+from . import _tree, random
 from ._errors import check_choice, check_int
 from ._tree import Tree
 
@@ -47,9 +47,9 @@ def batch_grad(loss_fn: LossFn) -> GradFn:
 
     def gradients(params: Tree, batch: Tree) -> tuple[Tree, Tensor]:
         batch = _tree.as_tensors(batch)
-        check_params(params)
-        check_batch(batch, params)
-        return _apart(grads_and_loss, params, batch)
+        leaves = check_params(params)
+        check_batch(batch, leaves, params)
+        return _apart(grads_and_loss, params, batch, leaves)
 
     return gradients
 
@@ -95,8 +95,8 @@ def per_sample_grad(loss_fn: LossFn, *, chunk_size: int | None = None, randomnes
 
     def gradients(params: Tree, batch: Tree) -> tuple[Tree, Tensor]:
         batch = _tree.as_tensors(batch)
-        check_params(params)
-        if check_batch(batch, params) is None:
+        leaves = check_params(params)
+        if check_batch(batch, leaves, params) is None:
             raise ValueError("batch has no leaves: there are no samples to tell apart")
         every_sample = vmap(
             grad_and_value(sample_loss),
@@ -104,9 +104,48 @@ def per_sample_grad(loss_fn: LossFn, *, chunk_size: int | None = None, randomnes
             chunk_size=chunk_size,
             randomness=randomness,
         )
-        return _apart(every_sample, params, batch)
+        return _apart(every_sample, params, batch, leaves)
 
     return gradients
+
+
+def low_precision(loss_fn: LossFn, dtype: torch.dtype) -> LossFn:
+    """Evaluate a loss in a narrower dtype, while its parameters stay in their own.
+
+    L'(θ, batch) = L(round(θ), round(batch)), with gradients in the dtype of θ
+
+    The float32 parameters are the master weights: steps far below the narrow dtype's resolution add up in
+    them, where parameters in bfloat16 or float16 themselves would stall.
+
+    Args:
+        loss_fn: as in `batch_grad`.
+        dtype: of the evaluation, such as `torch.bfloat16`; integers in the batch are left alone.
+
+    Returns:
+        A loss whose value is in float32, or in `dtype` if that is wider.
+
+    Raises:
+        ValueError: dtype is no real floating-point dtype.
+
+    Example:
+        >>> narrow = gd.low_precision(lambda w, x: ((w * x) ** 2).mean(), torch.bfloat16)
+        >>> gd.batch_grad(narrow)(torch.tensor(1.0), torch.tensor([1.0, 3.0]))
+        (tensor(10.), tensor(5.))
+
+    References:
+        P. Micikevicius et al., "Mixed precision training", 2018.
+    """
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a real floating-point dtype; got {dtype}")
+
+    def narrow(leaf: Tensor) -> Tensor:
+        return leaf.to(dtype) if leaf.is_floating_point() else leaf
+
+    def rounded(params: Tree, batch: Tree) -> Tensor:
+        loss = loss_fn(_tree.map(narrow, params), _tree.map(narrow, _tree.as_tensors(batch)))
+        return loss.to(torch.promote_types(loss.dtype, torch.float32)) if isinstance(loss, Tensor) else loss
+
+    return rounded
 
 
 def check_mean_loss(loss_fn: LossFn, params: Tree, batch: Tree, *, rtol: float = 1e-3) -> None:
@@ -119,7 +158,7 @@ def check_mean_loss(loss_fn: LossFn, params: Tree, batch: Tree, *, rtol: float =
 
     Args:
         loss_fn: as in `batch_grad`.
-        params: where to check; not at a minimum with loss zero, where every loss passes.
+        params: where to check, and near where: at zero all predictions may be equal, and hide it.
         batch: at least two samples.
         rtol: the allowed relative difference.
 
@@ -134,10 +173,13 @@ def check_mean_loss(loss_fn: LossFn, params: Tree, batch: Tree, *, rtol: float =
         ValueError: loss is not a mean over the batch: it is 20, but its 2 samples alone average 10; \
         use mean in place of sum, and give predictions and targets one shape
     """
-    sample_losses = per_sample_grad(loss_fn, randomness="different")(params, batch)[1].double()
-    loss = batch_grad(loss_fn)(params, batch)[1].double()
-    average = sample_losses.mean()
-    if not torch.isclose(loss, average, rtol=rtol, atol=0.0, equal_nan=True):
+    key = random.key(0)
+    nearby = _tree.map(lambda p: p + 0.1 * random.normal(key, p.shape, p.dtype).to(p.device), params)
+    for point in (params, nearby):
+        sample_losses = per_sample_grad(loss_fn, randomness="different")(point, batch)[1].double()
+        loss, average = batch_grad(loss_fn)(point, batch)[1].double(), sample_losses.mean()
+        if torch.isclose(loss, average, rtol=rtol, atol=0.0, equal_nan=True):
+            continue
         raise ValueError(
             f"loss is not a mean over the batch: it is {loss:.6g}, but its {len(sample_losses)} "
             f"samples alone average {average:.6g}; use mean in place of sum, and give predictions "
@@ -145,8 +187,8 @@ def check_mean_loss(loss_fn: LossFn, params: Tree, batch: Tree, *, rtol: float =
         )
 
 
-def check_params(params: Tree) -> None:
-    """Refuse parameters that cannot be differentiated, or not independently of one another."""
+def check_params(params: Tree) -> list[Tensor]:
+    """Refuse parameters that cannot be differentiated, or not each for itself; return their leaves."""
     slots = _tree.slots(params)
 
     def path(position: int) -> str:
@@ -156,7 +198,10 @@ def check_params(params: Tree) -> None:
         raise ValueError("params has no tensor leaves")
     for i, leaf in enumerate(slots):
         if not isinstance(leaf, Tensor):
-            raise TypeError(f"{path(i)} is {_kind(leaf)}, not a Tensor; keep it out of params")
+            raise TypeError(
+                f"{path(i)} is {_kind(leaf)}, not a Tensor; make it one with torch.as_tensor, "
+                f"or keep it out of params"
+            )
         if not leaf.is_floating_point():
             raise TypeError(
                 f"{path(i)} is {_kind(leaf)}; parameters must be floating point; "
@@ -173,11 +218,11 @@ def check_params(params: Tree) -> None:
     if shared:
         first, second = path(shared[0]), path(shared[1])
         raise ValueError(f"{first} and {second} share storage; pass one and use it twice")
+    return slots
 
 
-def check_batch(batch: Tree, params: Tree, name: str = "batch") -> int | None:
+def check_batch(batch: Tree, param_leaves: list[Tensor], params: Tree, name: str = "batch") -> int | None:
     """Refuse a batch that is ragged or does not fit params; return its size, None without data."""
-    param_leaves = _tree.leaves(params)
     device, dtypes = param_leaves[0].device, {leaf.dtype for leaf in param_leaves}
     slots = _tree.slots(batch)
     filled = [i for i, leaf in enumerate(slots) if leaf is not None]
@@ -213,13 +258,14 @@ def check_batch(batch: Tree, params: Tree, name: str = "batch") -> int | None:
     return len(slots[filled[0]]) if filled else None
 
 
-def _apart(gradients: GradFn, params: Tree, batch: Tree) -> tuple[Tree, Tensor]:
+def _apart(gradients: GradFn, params: Tree, batch: Tree, param_leaves: list[Tensor]) -> tuple[Tree, Tensor]:
     """Keep inputs and outputs apart: nothing is written into the batch, no memory is shared."""
-    versions = _tree.versions(batch)
-    result = gradients(params, batch)
-    if _tree.versions(batch) != versions:
+    samples = _tree.leaves(batch)
+    versions = _tree.versions(samples)
+    grads, loss = gradients(params, batch)
+    if _tree.versions(samples) != versions:
         raise ValueError("the loss wrote into batch, whose values are now lost; it must not")
-    return _tree.unshare(result, (params, batch))
+    return _tree.unshare((grads, loss), [*param_leaves, *samples])
 
 
 def _checked(loss_fn: LossFn) -> LossFn:

@@ -6,6 +6,7 @@ A step is a scan body, `step(carry, batch, lr) -> (carry, loss)`. It is pure: it
 
 import math
 from collections.abc import Callable
+from functools import cache
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -28,8 +29,8 @@ def apply_updates(params: Tree, updates: Tree, lr: float | Tensor) -> Tree:
     Args:
         params: tree of float tensors.
         updates: a tree of the same structure and shapes.
-        lr: the learning rate, a finite number >= 0 or a 0-d tensor. It is rounded to each leaf's dtype,
-            so that a float64 lr promotes nothing.
+        lr: the learning rate, a finite number >= 0, or a 0-d tensor, whose value is not read. It is rounded
+            to each leaf's dtype, so that a float64 lr promotes nothing.
 
     Returns:
         New parameters; each leaf keeps its shape, dtype and device.
@@ -42,17 +43,24 @@ def apply_updates(params: Tree, updates: Tree, lr: float | Tensor) -> Tree:
         {'w': tensor([0.5000, 2.5000])}
     """
     leaves, structure = _tree.flatten(params)
+    directions = _tree.match(structure, updates)
+    if directions is None:
+        directions = _tree.check_structure(updates, params, "updates", "params")
     lr = check_lr(lr)
+
+    @cache
+    def rate(dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.as_tensor(lr, dtype=dtype, device=device)
+
     moved = []
-    for i, (p, u) in enumerate(
-        zip(leaves, _tree.check_structure(updates, params, "updates", "params"), strict=True)
-    ):
+    for i, (p, u) in enumerate(zip(leaves, directions, strict=True)):
         if u.shape != p.shape:
             path, _ = _tree.named_leaves(params, "")[i]
             raise ValueError(
                 f"updates{path} has shape {tuple(u.shape)} but params{path} has {tuple(p.shape)}"
             )
-        moved.append(p - torch.as_tensor(lr, dtype=p.dtype, device=p.device) * u.to(p.dtype))
+        u = u if u.dtype == p.dtype else u.to(p.dtype)
+        moved.append(torch.addcmul(p, u, rate(p.dtype, p.device), value=-1))
     return _tree.unflatten(structure, moved)
 
 
@@ -82,6 +90,8 @@ def make_step(loss_fn: LossFn) -> Step:
     gradients = batch_grad(loss_fn)
 
     def step(params: Tree, batch: Tree, lr: float | Tensor) -> tuple[Tree, Tensor, Tree]:
+        if isinstance(params, TrainState):
+            raise TypeError("params is a TrainState; its step is one of make_transform_step")
         grads, loss = gradients(params, batch)
         return apply_updates(params, grads, lr), loss, grads
 
@@ -113,6 +123,7 @@ def init_state(transform: GradientTransformation, params: Tree) -> TrainState:
         >>> gd.init_state(gd.scale(2.0), torch.tensor([1.0]))
         TrainState(params=tensor([1.]), opt_state=())
     """
+    _check_transform(transform)
     check_params(params)
     params = _tree.clone(_tree.detach(params))
     return TrainState(params, transform.init(params))
@@ -142,6 +153,7 @@ def make_transform_step(loss_fn: LossFn, transform: GradientTransformation) -> S
         >>> step(state, torch.tensor([1.0]), 0.1)
         (TrainState(params=tensor(0.9000), opt_state=()), tensor(1.))
     """
+    _check_transform(transform)
     gradients = batch_grad(loss_fn)
 
     def step(state: TrainState, batch: Tree, lr: float | Tensor) -> tuple[TrainState, Tensor, Tree]:
@@ -151,10 +163,22 @@ def make_transform_step(loss_fn: LossFn, transform: GradientTransformation) -> S
                 f"make it with init_state(transform, params)"
             )
         grads, loss = gradients(state.params, batch)
-        updates, opt_state = transform.update(grads, state.opt_state, state.params)
+        result = transform.update(grads, state.opt_state, state.params)
+        if not isinstance(result, tuple) or len(result) != 2:
+            got = type(result).__name__
+            raise TypeError(f"transform.update must return (updates, opt_state); got {got}")
+        updates, opt_state = result
         return TrainState(apply_updates(state.params, updates, lr), opt_state), loss, grads
 
     return _as_step(step)
+
+
+def _check_transform(transform: Any) -> None:
+    if not isinstance(transform, GradientTransformation):
+        raise TypeError(
+            f"transform is {type(transform).__name__}, not a GradientTransformation; "
+            f"call the function that makes it, as in gd.momentum(0.9)"
+        )
 
 
 def params_of(carry: Any) -> Tree:

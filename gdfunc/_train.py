@@ -36,9 +36,13 @@ class Trajectory(SimpleNamespace):
         >>> trajectory = gd.Trajectory(step=torch.arange(2), loss=torch.tensor([4.0, 1.0]))
         >>> trajectory.loss
         tensor([4., 1.])
-        >>> sorted(vars(trajectory))
-        ['loss', 'step']
+        >>> trajectory
+        Trajectory(step=int64[2], loss=float32[2])
     """
+
+    def __repr__(self) -> str:
+        shapes = _tree.map(_Shape, vars(self))
+        return f"Trajectory({', '.join(f'{name}={shape}' for name, shape in shapes.items())})"
 
     def __getattr__(self, name: str) -> NoReturn:
         recorded = ", ".join(vars(self))
@@ -46,6 +50,16 @@ class Trajectory(SimpleNamespace):
 
 
 _tree.register(Trajectory, flatten=vars, unflatten=lambda records: Trajectory(**records))
+
+
+class _Shape:
+    """A leaf's dtype and shape, for show."""
+
+    def __init__(self, leaf: Tensor) -> None:
+        self.text = f"{str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}"
+
+    def __repr__(self) -> str:
+        return self.text
 
 
 class Moment(NamedTuple):
@@ -91,17 +105,20 @@ def train(
 
     Args:
         step: `(carry, batch, lr) -> (carry, loss)`, from `make_step`, `make_transform_step`, or your own.
-        init: the first carry: parameters, or what `init_state` returns. It is detached from autograd.
-        data: tree of tensors or NumPy arrays [n, ...]; None for a loss without data.
+        init: the first carry: parameters, or what `init_state` returns. It is detached from autograd's
+            graph, so differentiate with `torch.func.grad`, which goes through, not with `backward`.
+        data: tree of tensors or NumPy arrays [n, ...], of which the loss gets tensors; None for a loss
+            without data. `check_mean_loss` tells whether the loss is a mean over it.
         index: the plan int64 [T, B], from `epoch_batches`, `sample_batches` or `full_batch`.
-        lr: a number or 0-d tensor for all steps, or [T], one a step: a schedule.
+        lr: a number or 0-d tensor for all steps, or [T], one a step: a schedule. Values are checked unless
+            they are on a GPU or under a transformation.
         record: what to keep of each step: names among `loss` (what the step returns), `params`, `lr`,
             `grad_norm`, `state` (the whole carry), and functions `(carry, loss) -> tree` of the carry
             before the step, kept under their `__name__`. A dict gives names of its own.
         every: keep only the steps 0, k, 2k, …
         backend: who runs the loop; see `scan`.
         progress: True for a bar (tqdm if installed, else a line on stderr), or a function that is called
-            with the finished steps and T.
+            with the finished steps and T after every segment, about ten times a second.
         check_finite: `"loss"`, or `"all"` for the carry too, stops at the first NaN or infinity;
             `"off"` lets it spread. Reads values, so not under vmap, grad or jvp.
 
@@ -131,12 +148,12 @@ def train(
     References:
         H. Robbins, S. Monro, "A stochastic approximation method", 1951.
     """
+    leaves = check_params(params_of(init))
     init = _tree.detach(init)
     params = params_of(init)
-    check_params(params)
     _warn_of_half(params)
     data = _tree.as_tensors(data)
-    samples = check_batch(data, params, "data")
+    samples = check_batch(data, leaves, params, "data")
     plan = (_check_index(index, samples, params), _check_lrs(lr, len(index), params))
     every = check_int("every", every, 1)
     check_choice("check_finite", check_finite, ("off", "loss", "all"))
@@ -182,7 +199,7 @@ def train(
                 started = time.perf_counter()
                 carry, (records, finite) = run(finished.carry, first, last)
                 blocks = _next_blocks(blocks, time.perf_counter() - started)
-                if finite is not None and not finite.all():
+                if finite is not None and not _read(finite.all()):
                     bad = first + int(torch.nonzero(~finite.flatten())[0])
                     rows, lrs = (leaf[first:bad] for leaf in plan)
                     state, kept = train(step, finished.carry, data, rows, lrs, record=record, every=every)
@@ -306,7 +323,10 @@ def _check_lrs(lr: Any, steps: int, params: Tree) -> Tensor:
     """Return one lr a step, [T], in the widest dtype of the parameters."""
     leaves = _tree.leaves(params)
     dtype = reduce(torch.promote_types, (leaf.dtype for leaf in leaves))
-    lr = torch.as_tensor(lr) if isinstance(lr, np.ndarray) else lr
+    lr = torch.as_tensor(lr) if isinstance(lr, np.ndarray | list | tuple) else lr
+    readable = isinstance(lr, Tensor) and lr.device.type == "cpu" and not _tree.is_transformed(lr)
+    if readable and not lr.is_complex() and not (lr.isfinite() & (lr >= 0)).all():
+        raise ValueError(f"lr must be finite and >= 0 in every step; got {lr}")
     if isinstance(lr, Tensor) and lr.ndim:
         if lr.shape != (steps,) or lr.is_complex():
             raise ValueError(
@@ -324,7 +344,8 @@ def _warn_of_half(params: Tree) -> None:
             digits = -math.log2(torch.finfo(leaf.dtype).eps)
             warnings.warn(
                 f"{path} is {str(leaf.dtype).removeprefix('torch.')}: a step below 2^-{digits + 1:.0f} "
-                f"of a weight is rounded away, and training stalls; keep the parameters in float32",
+                f"of a weight is rounded away, and training stalls; keep the parameters in float32 and "
+                f"evaluate the loss narrowly: gd.low_precision(loss_fn, {leaf.dtype})",
                 UserWarning,
                 stacklevel=3,
             )
@@ -335,6 +356,14 @@ def _pair(result: Any) -> tuple[Any, Any]:
     if not isinstance(result, tuple) or len(result) != 2:
         raise TypeError(f"step must return (carry, loss); got {type(result).__name__}")
     return result
+
+
+def _read(flag: Tensor) -> bool:
+    try:
+        return bool(flag)
+    except RuntimeError as error:
+        error.add_note("gdfunc: check_finite reads values, which vmap does not allow")
+        raise
 
 
 def _is_finite(tree: Tree) -> Tensor:

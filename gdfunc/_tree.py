@@ -27,12 +27,14 @@ class Structure(NamedTuple):
 def flatten(tree: Tree) -> tuple[list[Any], Structure]:
     """Split a tree into its leaves and its structure."""
     slots, spec = _pytree.tree_flatten(tree)
-    filled = tuple(slot is not None for slot in slots)
-    return [slot for slot in slots if slot is not None], Structure(spec, filled)
+    filled = tuple([slot is not None for slot in slots])
+    return (slots if all(filled) else [slot for slot in slots if slot is not None]), Structure(spec, filled)
 
 
 def unflatten(structure: Structure, leaves: Sequence[Any]) -> Tree:
     """Put leaves back into a structure: the inverse of `flatten`."""
+    if all(structure.filled):
+        return _pytree.tree_unflatten(leaves, structure.spec)
     remaining = iter(leaves)
     slots = [next(remaining) if filled else None for filled in structure.filled]
     return _pytree.tree_unflatten(slots, structure.spec)
@@ -40,7 +42,7 @@ def unflatten(structure: Structure, leaves: Sequence[Any]) -> Tree:
 
 def leaves(tree: Tree) -> list[Any]:
     """List the leaves of a tree."""
-    return flatten(tree)[0]
+    return [slot for slot in _pytree.tree_leaves(tree) if slot is not None]
 
 
 def slots(tree: Tree) -> list[Any]:
@@ -85,18 +87,31 @@ def check_structure(tree: Tree, reference: Tree, name: str, reference_name: str)
         ValueError: it has another; the message names the missing and the unexpected leaves.
     """
     matched = match(flatten(reference)[1], tree)
-    if matched is not None:
-        return matched
+    if matched is None:
+        detail = differences(tree, reference, name, reference_name)
+        raise ValueError(f"{name} does not have the structure of {reference_name}: {detail}")
+    return matched
+
+
+def differences(tree: Tree, reference: Tree, name: str, reference_name: str) -> str:
+    """Say which leaves of `reference` are missing in `tree`, unexpected in it, or of another shape."""
     wanted = dict(named_leaves(reference, ""))
     found = dict(named_leaves(tree, ""))
     missing = [reference_name + path for path in wanted if path not in found]
     unexpected = [name + path for path in found if path not in wanted]
-    differences = [f"missing {', '.join(missing)}"] if missing else []
-    differences += [f"unexpected {', '.join(unexpected)}"] if unexpected else []
-    raise ValueError(
-        f"{name} does not have the structure of {reference_name}: "
-        + ("; ".join(differences) or "containers of other types")
-    )
+    shapes = {
+        path: [getattr(tree[path], "shape", ()) for tree in (found, wanted)]
+        for path in found
+        if path in wanted
+    }
+    reshaped = [
+        f"{name}{path} has shape {tuple(got)} but {reference_name}{path} has {tuple(expected)}"
+        for path, (got, expected) in shapes.items()
+        if got != expected
+    ]
+    said = [f"missing {', '.join(missing)}"] if missing else []
+    said += [f"unexpected {', '.join(unexpected)}"] if unexpected else []
+    return "; ".join(said + reshaped) or "containers of other types"
 
 
 def map(f: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
@@ -125,25 +140,24 @@ def clone(tree: Tree) -> Tree:
     return map(torch.clone, tree)
 
 
-def unshare(tree: Tree, others: Tree) -> Tree:
+def unshare(tree: Tree, others: Sequence[Tensor]) -> Tree:
     """Copy those leaves whose storage another leaf before them, or one of `others`, holds too."""
-    held = {leaf.untyped_storage()._cdata for leaf in leaves(others) if not is_transformed(leaf)}
+    held = {storage(leaf) for leaf in others if not is_transformed(leaf)}
 
     def own(leaf: Tensor) -> Tensor:
         if is_transformed(leaf):
             return leaf
-        storage = leaf.untyped_storage()._cdata
-        if storage in held:
+        if storage(leaf) in held:
             return leaf.clone()
-        held.add(storage)
+        held.add(storage(leaf))
         return leaf
 
     return map(own, tree)
 
 
-def versions(tree: Tree) -> list[int]:
-    """How often each leaf was written to; 0 where torch does not count."""
-    return [0 if is_transformed(leaf) or leaf.is_inference() else leaf._version for leaf in leaves(tree)]
+def versions(leaves: Sequence[Any]) -> list[int]:
+    """How often each tensor was written to; 0 where torch does not count."""
+    return [0 if is_transformed(leaf) or leaf.is_inference() else leaf._version for leaf in leaves]
 
 
 def as_tensors(tree: Tree) -> Tree:
@@ -164,7 +178,16 @@ def is_transformed(leaf: Tensor) -> bool:
 
 def detach(tree: Tree) -> Tree:
     """Cut every leaf from autograd's graph, but not from a torch.func transformation under way."""
-    return map(lambda leaf: leaf if is_transformed(leaf) else leaf.detach(), tree)
+
+    def cut(leaf: Any) -> Any:
+        return leaf.detach() if isinstance(leaf, Tensor) and not is_transformed(leaf) else leaf
+
+    return map(cut, tree)
+
+
+def storage(leaf: Tensor) -> int:
+    """Identify the memory that a tensor is a view of."""
+    return leaf.untyped_storage()._cdata
 
 
 def overlap(leaves: Sequence[Tensor]) -> tuple[int, int] | None:
@@ -172,10 +195,12 @@ def overlap(leaves: Sequence[Tensor]) -> tuple[int, int] | None:
 
     Disjoint views of one buffer have none. Tensors wrapped by a transformation are not looked at.
     """
+    storages = {i: storage(leaf) for i, leaf in enumerate(leaves) if not is_transformed(leaf)}
+    if len(set(storages.values())) == len(storages):
+        return None
     owners: dict[int, list[int]] = {}
-    for i, leaf in enumerate(leaves):
-        if not is_transformed(leaf):
-            owners.setdefault(leaf.untyped_storage()._cdata, []).append(i)
+    for i, place in storages.items():
+        owners.setdefault(place, []).append(i)
     for group in owners.values():
         spans = sorted(_span(leaves[i]) for i in group)
         if all(end <= start for (_, end), (start, _) in pairwise(spans)):

@@ -201,6 +201,8 @@ def _counts(key: Tensor, *shape: int) -> tuple[Tensor, Tensor]:
 
 
 def _bit_pairs(key: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    if isinstance(shape, int):
+        raise TypeError(f"shape must be a sequence such as ({shape},); got {shape}")
     shape = tuple(check_int("a dimension of shape", size, 0) for size in shape)
     return _threefry(key, *_counts(key, *shape))
 

@@ -10,6 +10,7 @@ from hypothesis import settings
 
 settings.register_profile("dev", deadline=None, max_examples=25)
 settings.register_profile("ci", settings.get_profile("ci"), deadline=None, max_examples=50)
+settings.register_profile("thorough", deadline=None, max_examples=200)
 settings.register_profile("nightly", deadline=None, max_examples=2000, print_blob=True)
 settings.load_profile("ci" if settings.get_current_profile_name() == "ci" else "dev")
 

@@ -185,8 +185,10 @@ class TestCheckMeanLoss:
             x, y = batch
             return ((x @ params["w"][:, None] - y) ** 2).mean()  # [B, 1] - [B]
 
-        with pytest.raises(ValueError, match="give predictions and targets one shape"):
-            gd.check_mean_loss(loss_fn, PARAMS, BATCH)
+        at_zero = {name: torch.zeros_like(leaf) for name, leaf in PARAMS.items()}
+        for params in (PARAMS, at_zero):
+            with pytest.raises(ValueError, match="give predictions and targets one shape"):
+                gd.check_mean_loss(loss_fn, params, BATCH)
 
 
 def loss_of(value):
@@ -354,3 +356,34 @@ def test_a_loss_that_writes_into_params_is_told_so():
     with pytest.raises(RuntimeError, match="in-place") as caught:
         gd.batch_grad(loss_fn)(PARAMS, BATCH)
     assert "must not write into params or batch" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_master_weights_do_not_stall(dtype):
+    """A hundred steps of 1e-3·2⁻¹⁰ from 1: lost one by one in the narrow dtype, kept in float32."""
+
+    def loss_fn(w, batch):
+        return (w * batch).mean()
+
+    index, lr, data = gd.full_batch(2, 100), 2.0**-20, torch.ones(2)
+    with pytest.warns(UserWarning, match="gd.low_precision"):
+        stalled, _ = gd.train(gd.make_step(loss_fn), torch.ones((), dtype=dtype), data.to(dtype), index, lr)
+    assert stalled == 1
+    step = gd.make_step(gd.low_precision(loss_fn, dtype))
+    moved, trajectory = gd.train(step, torch.tensor(1.0), data, index, lr)
+    assert moved == 1 - 100 * 2.0**-20
+    assert moved.dtype == trajectory.loss.dtype == torch.float32
+
+
+def test_low_precision_leaves_labels_alone_and_refuses_integers():
+    def loss_fn(params, batch):
+        x, label = batch
+        assert (x.dtype, label.dtype) == (torch.bfloat16, torch.int64)
+        return (params["w"][label] * x).mean()
+
+    narrow = gd.low_precision(loss_fn, torch.bfloat16)
+    grads, _ = gd.batch_grad(narrow)({"w": torch.ones(3)}, (np.ones(2, np.float32), torch.tensor([0, 2])))
+    assert grads["w"].tolist() == [0.5, 0.0, 0.5]
+    assert grads["w"].dtype == torch.float32
+    with pytest.raises(ValueError, match="dtype must be a real floating-point dtype"):
+        gd.low_precision(loss_fn, torch.int32)

@@ -197,6 +197,8 @@ def test_what_is_no_key_raises(bad):
     ],
 )
 def test_bad_arguments_raise(call, message):
+    with pytest.raises(TypeError, match=r"shape must be a sequence such as \(3,\); got 3"):
+        gd.random.normal(gd.random.key(0), 3)
     with pytest.raises(ValueError, match=message):
         call(gd.random.key(0))
 

@@ -179,6 +179,16 @@ BAD_CALLS = [
         "backend must be 'eager'; got 'xla'",
     ),
     (
+        lambda: gd.scan(lambda c, x: (c.add_(1), None), ZERO.clone(), length=2),
+        ValueError,
+        "f wrote into its carry or x; it must return new tensors instead",
+    ),
+    (
+        lambda: gd.scan(lambda c, x: (c + x.mul_(2), None), ZERO, torch.ones(2)),
+        ValueError,
+        "f wrote into its carry or x",
+    ),
+    (
         lambda: gd.scan(lambda c, x: c, ZERO, length=1),
         TypeError,
         "f must return a pair (carry, y); got Tensor",

@@ -176,5 +176,15 @@ def test_parameters_in_place_of_a_state_raise():
     step = gd.make_transform_step(linear_loss, gd.identity())
     with pytest.raises(TypeError, match="state is dict, not a TrainState; make it with init_state"):
         step(PARAMS, BATCH, 0.1)
+    with pytest.raises(TypeError, match="params is a TrainState; its step is one of make_transform_step"):
+        gd.make_step(linear_loss)(gd.init_state(gd.identity(), PARAMS), BATCH, 0.1)
+    for call in (gd.make_transform_step, lambda _, transform: gd.init_state(transform, PARAMS)):
+        with pytest.raises(
+            TypeError, match="transform is function, not a GradientTransformation; call the"
+        ):
+            call(linear_loss, gd.identity)
+    bare = gd.GradientTransformation(lambda params: (), lambda grads, state, params=None: grads)
+    with pytest.raises(TypeError, match=r"transform.update must return \(updates, opt_state\); got dict"):
+        gd.make_transform_step(linear_loss, bare)(gd.init_state(bare, PARAMS), BATCH, 0.1)
     with pytest.raises(ValueError, match="params has no tensor leaves"):
         gd.init_state(gd.identity(), {})

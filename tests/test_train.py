@@ -74,7 +74,9 @@ def test_a_transformed_run_carries_its_state():
     assert trajectory.params["w"].equal(trajectory.state.params["w"])
 
 
-@pytest.mark.parametrize("lr", [0.05, torch.tensor(0.05), torch.full((15,), 0.05), np.full(15, 0.05)])
+@pytest.mark.parametrize(
+    "lr", [0.05, torch.tensor(0.05), torch.full((15,), 0.05), np.full(15, 0.05), [0.05] * 15]
+)
 def test_lr_comes_as_a_number_a_tensor_or_a_schedule(lr):
     final, _ = gd.train(STEP, INIT, DATA, INDEX, lr)
     torch.testing.assert_close(final, loop()[0][-1], rtol=1e-6, atol=0)
@@ -378,6 +380,15 @@ def test_check_finite_all_finds_a_leaf_that_the_loss_does_not_show():
         gd.train(step, gd.init_state(transform, init), None, gd.full_batch(1, 1), 0.1, check_finite="all")
 
 
+def test_check_finite_under_vmap_says_why_not():
+    def run(lr):
+        return gd.train(STEP, INIT, DATA, INDEX, lr, check_finite="loss")[1].loss
+
+    with pytest.raises(RuntimeError) as caught:
+        vmap(run)(torch.tensor([0.1, 0.2]))
+    assert caught.value.__notes__ == ["gdfunc: check_finite reads values, which vmap does not allow"]
+
+
 def test_without_check_finite_divergence_is_shown():
     final, trajectory = gd.train(STEP, INIT, poisoned(3), torch.arange(12)[:, None], 0.05)
     assert final["w"].isnan().all()
@@ -409,6 +420,14 @@ BAD_CALLS = [
     ({"lr": float("nan")}, ValueError, r"lr must be a finite number >= 0 \(0-d\); got nan"),
     ({"lr": -1.0}, ValueError, "got -1.0"),
     ({"lr": "0.1"}, ValueError, "got '0.1'"),
+    ({"lr": torch.tensor(-0.1)}, ValueError, "lr must be finite and >= 0 in every step"),
+    ({"lr": torch.full((15,), float("nan"))}, ValueError, "lr must be finite and >= 0 in every step"),
+    (
+        {"init": [0.0, 1.0]},
+        TypeError,
+        r"params\[0\] is float, not a Tensor; make it one with torch.as_tensor",
+    ),
+    ({"init": gd.TrainState(INIT, 0)}, TypeError, "init.opt_state is int, not a Tensor"),
     (
         {"data": (DATA[0], DATA[1][:5])},
         ValueError,

@@ -55,7 +55,7 @@ def scan(
     Raises:
         TypeError: a leaf of init, of xs or of what f returns is no tensor; f returns no pair.
         ValueError: leaves of xs differ in length, or from `length`; T is unknown or negative; the carry
-            or y changes its structure, shape, dtype or device.
+            or y changes its structure, shape, dtype or device; f writes into what it is given.
 
     Example:
         >>> def f(total, x):
@@ -108,7 +108,11 @@ def _checked(f: Body, init: Tree) -> Body:
     kinds = [_kind(leaf) for leaf in leaves]
 
     def body(carry: Tree, x: Tree) -> tuple[Tree, Tree]:
+        given = _tree.leaves((carry, x))
+        versions = _tree.versions(given)
         result = f(carry, x)
+        if _tree.versions(given) != versions:
+            raise ValueError("f wrote into its carry or x; it must return new tensors instead")
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(f"f must return a pair (carry, y); got {type(result).__name__}")
         new = _tree.check_structure(result[0], init, "carry", "init")

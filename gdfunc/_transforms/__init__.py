@@ -1,0 +1,35 @@
+"""Gradient transformations: what stands between a gradient and the step along it."""
+
+from ._adaptive import adabelief as adabelief
+from ._adaptive import adadelta as adadelta
+from ._adaptive import adagrad as adagrad
+from ._adaptive import adam as adam
+from ._adaptive import adamax as adamax
+from ._adaptive import adamw as adamw
+from ._adaptive import nadam as nadam
+from ._adaptive import radam as radam
+from ._adaptive import rmsprop as rmsprop
+from ._adaptive import yogi as yogi
+from ._base import GradientTransformation as GradientTransformation
+from ._base import chain as chain
+from ._base import identity as identity
+from ._base import scale as scale
+from ._clipping import adaptive_clip as adaptive_clip
+from ._clipping import clip_by_global_norm as clip_by_global_norm
+from ._clipping import clip_by_value as clip_by_value
+from ._clipping import zero_nans as zero_nans
+from ._layers import lamb as lamb
+from ._layers import lars as lars
+from ._layers import muon as muon
+from ._layers import trust_ratio as trust_ratio
+from ._momentum import lion as lion
+from ._momentum import maximize as maximize
+from ._momentum import momentum as momentum
+from ._momentum import rprop as rprop
+from ._momentum import sign as sign
+from ._momentum import weight_decay as weight_decay
+from ._wrappers import accumulate as accumulate
+from ._wrappers import apply_if_finite as apply_if_finite
+from ._wrappers import freeze as freeze
+from ._wrappers import masked as masked
+from ._wrappers import partition as partition

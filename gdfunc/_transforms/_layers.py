@@ -1,0 +1,197 @@
+"""Directions scaled or made orthogonal leaf by leaf."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _tree
+from .._errors import check_int, check_scalar
+from .._tree import Tree
+from ._adaptive import adam
+from ._base import GradientTransformation, Scalar, chain, each_leaf, in_dtype, lerp, stateless, zeros
+from ._momentum import momentum as accumulate_momentum
+from ._momentum import weight_decay as add_decay
+
+
+def trust_ratio(*, coefficient: Scalar = 1.0) -> GradientTransformation:
+    """Give the direction of each leaf a length in proportion to that of its parameters.
+
+    u = c·‖θ‖/‖g‖·g for every leaf; g as it is where either norm is zero
+
+    Args:
+        coefficient: c > 0.
+
+    Raises:
+        ValueError: the coefficient is out of range; (in update) params are not given.
+
+    Example:
+        >>> gd.trust_ratio().update(torch.tensor([3.0, 4.0]), (), torch.tensor([1.0, 0.0]))
+        (tensor([0.6000, 0.8000]), ())
+
+    References:
+        Y. You et al., "Large batch optimization for deep learning: training BERT in 76 minutes", 2020.
+    """
+    coefficient = check_scalar("coefficient", coefficient, "(0, inf)")
+    return stateless(
+        lambda g, p: g * _trust(_norm(p), _norm(g), in_dtype(g.dtype, coefficient)[0]), with_params=True
+    )
+
+
+def lars(
+    *, momentum: Scalar = 0.9, weight_decay: Scalar = 0.0, trust_coefficient: Scalar = 1e-3
+) -> GradientTransformation:
+    """Scale each leaf's gradient by the size of its parameters, then accumulate.
+
+    d = η·‖θ‖/(‖g‖ + λ·‖θ‖)·(g + λ·θ) for every leaf;  u = β·b + d
+
+    Where a norm is zero, d = g + λ·θ.
+
+    Args:
+        momentum: β in [0, 1).
+        weight_decay: λ >= 0.
+        trust_coefficient: η > 0.
+
+    Raises:
+        ValueError: a number is out of range; (in update) params are not given.
+
+    Example:
+        >>> transform, params = gd.lars(), torch.tensor([1.0, 0.0])
+        >>> transform.update(torch.tensor([3.0, 4.0]), transform.init(params), params)[0]
+        tensor([0.0006, 0.0008])
+
+    References:
+        Y. You, I. Gitman, B. Ginsburg, "Large batch training of convolutional networks", 2017.
+    """
+    decay = check_scalar("weight_decay", weight_decay, "[0, inf)")
+    trust = check_scalar("trust_coefficient", trust_coefficient, "(0, inf)")
+
+    def rule(g: Tensor, p: Tensor) -> Tensor:
+        rate, coefficient = in_dtype(g.dtype, decay, trust)
+        size, slope = _norm(p), _norm(g)
+        both = (size > 0) & (slope > 0)
+        slope = torch.where(both, slope + rate * size, torch.zeros_like(slope))
+        return (g + rate * p) * _trust(size, slope, coefficient)
+
+    return chain(stateless(rule, with_params=True), accumulate_momentum(momentum))
+
+
+def lamb(
+    betas: tuple[Scalar, Scalar] = (0.9, 0.999), *, eps: Scalar = 1e-6, weight_decay: Scalar = 1e-2
+) -> GradientTransformation:
+    """Scale the direction of `adamw` by the size of each leaf's parameters.
+
+    r = m̂ / (√v̂ + ε) + λ·θ;  u = ‖θ‖/‖r‖·r for every leaf
+
+    Args:
+        betas: (β₁, β₂), each in [0, 1).
+        eps: ε >= 0.
+        weight_decay: λ >= 0.
+
+    Returns:
+        `chain(adam(betas, eps=eps), gd.weight_decay(weight_decay), trust_ratio())`.
+
+    Raises:
+        ValueError: a number is out of range; (in update) params are not given.
+
+    Example:
+        >>> transform, params = gd.lamb(), torch.tensor([1.0, 0.0])
+        >>> transform.update(torch.tensor([3.0, 4.0]), transform.init(params), params)[0]
+        tensor([0.7106, 0.7036])
+
+    References:
+        Y. You et al., "Large batch optimization for deep learning: training BERT in 76 minutes", 2020.
+    """
+    return chain(adam(betas, eps=eps), add_decay(weight_decay), trust_ratio())
+
+
+class MuonState(NamedTuple):
+    momentum_buffer: Tree
+
+
+def muon(
+    momentum: Scalar = 0.95,
+    *,
+    nesterov: bool = True,
+    ns_coefficients: tuple[Scalar, Scalar, Scalar] = (3.4445, -4.775, 2.0315),
+    ns_steps: int = 5,
+    eps: Scalar = 1e-7,
+) -> GradientTransformation:
+    """Accumulate gradients of matrices, and make their sum nearly orthogonal.
+
+    B' = β·B + (1 − β)·G;  N = β·B' + (1 − β)·G with `nesterov`, else B';  X₀ = N/‖N‖
+    Xᵢ₊₁ = a·Xᵢ + (b·A + c·A²)·Xᵢ with A = Xᵢ·Xᵢᵀ;  u = √max(1, rows/columns)·X
+
+    In the parameters' own dtype, where torch iterates in bfloat16. Weight decay is a `weight_decay` after
+    it. For matrices only: give vectors another rule with `partition`.
+
+    Args:
+        momentum: β in [0, 1).
+        nesterov: look ahead.
+        ns_coefficients: (a, b, c) of the Newton-Schulz iteration.
+        ns_steps: how many iterations.
+        eps: the least norm that is divided by, > 0.
+
+    Raises:
+        ValueError: a number is out of range; (in init) a leaf is no matrix.
+
+    Example:
+        >>> transform = gd.muon()
+        >>> grad = torch.tensor([[2.0, 0.0], [0.0, 0.5]])
+        >>> transform.update(grad, transform.init(grad))[0]
+        tensor([[0.7374, 0.0000],
+                [0.0000, 0.7429]])
+
+    References:
+        K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024. torch: `Muon`.
+    """
+    momentum = check_scalar("momentum", momentum, "[0, 1)")
+    coefficients = [
+        check_scalar(f"ns_coefficients[{i}]", c, "(-inf, inf)") for i, c in enumerate(ns_coefficients)
+    ]
+    check_int("ns_steps", ns_steps, 1)
+    eps = check_scalar("eps", eps, "(0, inf)")
+
+    def init(params: Tree) -> MuonState:
+        for path, leaf in _tree.named_leaves(params, "params"):
+            if leaf.ndim != 2:
+                raise ValueError(
+                    f"{path} has shape {tuple(leaf.shape)}, but muon is for matrices; give it another "
+                    f"transformation with partition"
+                )
+        return MuonState(zeros(params))
+
+    def update(grads: Tree, state: MuonState, params: Tree = None) -> tuple[Tree, MuonState]:
+        del params
+
+        def rule(g: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor]:
+            beta, a, b, c = in_dtype(g.dtype, momentum, *coefficients)
+            least = torch.as_tensor(eps, dtype=g.dtype, device=g.device)
+            buffer = lerp(buffer, g, 1.0 - beta)
+            x = lerp(g, buffer, beta) if nesterov else buffer
+            tall = x.shape[0] > x.shape[1]
+            x = x.T if tall else x
+            x = x / torch.maximum(_norm(x), least)
+            for _ in range(ns_steps):
+                gram = x @ x.T
+                x = a * x + (b * gram + c * (gram @ gram)) @ x
+            x = x.T if tall else x
+            return math.sqrt(max(1.0, g.shape[0] / g.shape[1])) * x, buffer
+
+        updates, buffer = each_leaf(rule, grads, state.momentum_buffer)
+        return updates, MuonState(buffer)
+
+    return GradientTransformation(init, update)
+
+
+def _norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x)
+
+
+def _trust(size: Tensor, slope: Tensor, coefficient: Scalar) -> Tensor:
+    """coefficient·size/slope, or 1 where either is zero, with finite derivatives."""
+    both = (size > 0) & (slope > 0)
+    return torch.where(
+        both, coefficient * size / torch.where(both, slope, torch.ones_like(slope)), torch.ones_like(size)
+    )

@@ -1,0 +1,219 @@
+"""Transformations of transformations: where they apply, and when."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _tree
+from .._errors import check_int
+from .._tree import Tree
+from ._base import GradientTransformation, each_leaf, identity, no_steps, stateless, zeros
+
+Labels = Tree | Callable[[Tree], Tree]
+
+
+def masked(transform: GradientTransformation, mask: Labels) -> GradientTransformation:
+    """Apply a transformation to some leaves; the gradients of the others pass as they are.
+
+    Args:
+        transform: what to apply.
+        mask: a tree of bools like params, or a function that makes it of params.
+
+    Raises:
+        ValueError: the mask is not like params.
+        TypeError: an entry of the mask is no bool.
+
+    Example:
+        >>> transform = gd.masked(gd.scale(0.0), {"w": True, "b": False})
+        >>> grads = {"w": torch.tensor(1.0), "b": torch.tensor(2.0)}
+        >>> transform.update(grads, transform.init(grads), grads)[0]
+        {'w': tensor(0.), 'b': tensor(2.)}
+    """
+    return _split({True: transform, False: None}, mask, "mask")
+
+
+def freeze(mask: Labels) -> GradientTransformation:
+    """Keep some parameters where they are.
+
+    u = 0 for what is frozen, else g; last in a chain
+
+    Args:
+        mask: a tree of bools like params, True for what is frozen, or a function that makes it of params.
+
+    Raises:
+        TypeError, ValueError: as `masked`.
+
+    Example:
+        >>> transform = gd.freeze({"w": True, "b": False})
+        >>> grads = {"w": torch.tensor(1.0), "b": torch.tensor(2.0)}
+        >>> transform.update(grads, transform.init(grads), grads)[0]
+        {'w': tensor(0.), 'b': tensor(2.)}
+    """
+    return masked(stateless(torch.zeros_like), mask)
+
+
+def partition(transforms: Mapping[Any, GradientTransformation], labels: Labels) -> GradientTransformation:
+    """Give groups of parameters a transformation each, and with `scale` in it a learning-rate factor.
+
+    Args:
+        transforms: label -> transformation.
+        labels: a tree of labels like params, or a function that makes it of params.
+
+    Returns:
+        A transformation whose state is a dict of theirs. Each sees its own leaves alone, so a global norm
+        is that of the group.
+
+    Raises:
+        ValueError: the labels are not like params.
+        KeyError: a leaf has a label without a transformation.
+
+    Example:
+        >>> rules = {"body": gd.momentum(0.9), "head": gd.scale(10.0)}
+        >>> transform = gd.partition(rules, {"w": "body", "b": "head"})
+        >>> grads = {"w": torch.tensor(1.0), "b": torch.tensor(2.0)}
+        >>> transform.update(grads, transform.init(grads), grads)[0]
+        {'w': tensor(1.), 'b': tensor(20.)}
+    """
+    return _split(dict(transforms), labels, "labels")
+
+
+def _split(
+    transforms: dict[Any, GradientTransformation | None], labels: Labels, name: str
+) -> GradientTransformation:
+    """Route each leaf to the transformation of its label; None lets it pass."""
+
+    def labels_of(tree: Tree) -> list[Any]:
+        made = labels(tree) if callable(labels) else labels
+        listed = _tree.check_structure(made, tree, name, "params")
+        for (path, _), label in zip(_tree.named_leaves(tree, name), listed, strict=True):
+            if name == "mask" and not isinstance(label, bool):
+                raise TypeError(f"{path} is {label!r}; it must be True or False")
+            if label not in transforms:
+                known = ", ".join(map(repr, transforms))
+                raise KeyError(f"{path} is {label!r}, but there are transformations for {known} only")
+        return listed
+
+    def group(tree: Tree, listed: list[Any], label: Any) -> Tree:
+        """The tree with None in place of all other leaves."""
+        leaves, structure = _tree.flatten(tree)
+        return _tree.unflatten(
+            structure, [leaf if own == label else None for leaf, own in zip(leaves, listed, strict=True)]
+        )
+
+    def init(params: Tree) -> dict[Any, Any]:
+        listed = labels_of(params)
+        return {
+            label: transform.init(group(params, listed, label))
+            for label, transform in transforms.items()
+            if transform is not None and label in listed
+        }
+
+    def update(grads: Tree, state: dict[Any, Any], params: Tree = None) -> tuple[Tree, dict[Any, Any]]:
+        listed = labels_of(grads if params is None else params)
+        leaves, structure = _tree.flatten(grads)
+        updates, new_state = list(leaves), {}
+        for label, own_state in state.items():
+            own = None if params is None else group(params, listed, label)
+            transform = transforms[label] or identity()
+            moved, new_state[label] = transform.update(group(grads, listed, label), own_state, own)
+            places = [i for i, other in enumerate(listed) if other == label]
+            for i, leaf in zip(places, _tree.leaves(moved), strict=True):
+                updates[i] = leaf
+        return _tree.unflatten(structure, updates), new_state
+
+    return GradientTransformation(init, update)
+
+
+class ApplyIfFiniteState(NamedTuple):
+    inner: Any
+    consecutive: Tensor
+    total: Tensor
+
+
+def apply_if_finite(transform: GradientTransformation) -> GradientTransformation:
+    """Skip a step whose gradient holds NaN or infinity, and count it.
+
+    u = update(g) if all of g is finite, else 0 and the state of the transformation stays
+
+    Parameters and state keep their bits in a skipped step; only the counts change: `consecutive`, how many
+    steps in a row were skipped up to now, and `total`.
+
+    Args:
+        transform: what to apply.
+
+    Example:
+        >>> transform = gd.apply_if_finite(gd.momentum(0.9))
+        >>> state = transform.init(torch.tensor(0.0))
+        >>> u, state = transform.update(torch.tensor(float("nan")), state)
+        >>> u, state.total
+        (tensor(0.), tensor(1))
+    """
+
+    def init(params: Tree) -> ApplyIfFiniteState:
+        return ApplyIfFiniteState(transform.init(params), no_steps(params), no_steps(params))
+
+    def update(
+        grads: Tree, state: ApplyIfFiniteState, params: Tree = None
+    ) -> tuple[Tree, ApplyIfFiniteState]:
+        finite = torch.stack([leaf.isfinite().all() for leaf in _tree.leaves(grads)]).all()
+        # The branch not taken must not see what is not finite either, or its derivative would be NaN.
+        safe = _choose(finite, grads, zeros(grads))
+        updates, inner = transform.update(safe, state.inner, params)
+        skipped = (~finite).to(torch.int64)
+        return _choose(finite, updates, zeros(updates)), ApplyIfFiniteState(
+            _choose(finite, inner, state.inner),
+            (state.consecutive + 1) * skipped,
+            state.total + skipped,
+        )
+
+    return GradientTransformation(init, update)
+
+
+class AccumulateState(NamedTuple):
+    inner: Any
+    sum: Tree
+    accumulated: Tensor
+
+
+def accumulate(transform: GradientTransformation, steps: int) -> GradientTransformation:
+    """Apply a transformation to the mean of every k gradients: a k times larger batch in the same memory.
+
+    u = update((g₁ + … + gₖ)/k) in every k-th step, else 0
+
+    Args:
+        transform: what to apply.
+        steps: k.
+
+    Raises:
+        ValueError: k is no int >= 1.
+
+    Example:
+        >>> transform = gd.accumulate(gd.identity(), 2)
+        >>> state = transform.init(torch.tensor(0.0))
+        >>> first, state = transform.update(torch.tensor(1.0), state)
+        >>> second, state = transform.update(torch.tensor(3.0), state)
+        >>> first, second
+        (tensor(0.), tensor(2.))
+    """
+    steps = check_int("steps", steps, 1)
+
+    def init(params: Tree) -> AccumulateState:
+        return AccumulateState(transform.init(params), zeros(params), no_steps(params))
+
+    def update(grads: Tree, state: AccumulateState, params: Tree = None) -> tuple[Tree, AccumulateState]:
+        (total,) = each_leaf(lambda g, s: (s + g,), grads, state.sum)
+        updates, inner = transform.update(_tree.map(lambda s: s / steps, total), state.inner, params)
+        complete = state.accumulated + 1 == steps
+        return _choose(complete, updates, zeros(updates)), AccumulateState(
+            _choose(complete, inner, state.inner),
+            _choose(complete, zeros(total), total),
+            (state.accumulated + 1) % steps,
+        )
+
+    return GradientTransformation(init, update)
+
+
+def _choose(condition: Tensor, yes: Tree, no: Tree) -> Tree:
+    return _tree.map(lambda a, b: torch.where(condition, a, b), yes, no)

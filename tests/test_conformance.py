@@ -1,0 +1,311 @@
+"""One table: transformations × what each must hold. To add a transformation, add its line to TABLE."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch.func import grad, vmap
+
+import gdfunc as gd
+from gdfunc import _tree
+
+from .references import fingerprint, normal, storages
+
+
+class Row(NamedTuple):
+    """A transformation as a function of its hyperparameters, and values away from neutral ones."""
+
+    make: object
+    hyperparameters: dict
+    lr: float  # with which it converges on the quadratic below
+    matrices: bool = False  # whether it is for matrices only
+
+
+def betas(make, **fixed):
+    return lambda beta1, beta2, **rest: make((beta1, beta2), **rest, **fixed)
+
+
+MASK = {"w": True, "m": False, "s": True}
+TABLE = {
+    "scale": Row(gd.scale, {"factor": 0.7}, 0.3),
+    "maximize": Row(lambda: gd.chain(gd.maximize(), gd.scale(-1.0)), {}, 0.3),
+    "momentum": Row(gd.momentum, {"momentum": 0.6, "dampening": 0.3}, 0.2),
+    "nesterov": Row(lambda **h: gd.momentum(nesterov=True, **h), {"momentum": 0.6}, 0.1),
+    "sign": Row(gd.sign, {}, 0.02),
+    "lion": Row(betas(gd.lion), {"beta1": 0.8, "beta2": 0.9}, 0.02),
+    "rprop": Row(
+        lambda minus, plus, low, high: gd.rprop((minus, plus), (low, high)),
+        {"minus": 0.4, "plus": 1.3, "low": 1e-4, "high": 20.0},
+        0.01,
+    ),
+    "weight_decay": Row(gd.weight_decay, {"rate": 0.01}, 0.3),
+    "adagrad": Row(gd.adagrad, {"lr_decay": 0.01, "initial_accumulator_value": 0.1, "eps": 1e-3}, 0.5),
+    "adadelta": Row(gd.adadelta, {"rho": 0.8, "eps": 1e-2}, 0.3),
+    "rmsprop": Row(gd.rmsprop, {"alpha": 0.9, "eps": 1e-3, "momentum": 0.3}, 0.02),
+    "rmsprop, centered": Row(lambda **h: gd.rmsprop(centered=True, **h), {"alpha": 0.9, "eps": 0.3}, 0.02),
+    "adam": Row(betas(gd.adam), {"beta1": 0.7, "beta2": 0.95, "eps": 1e-3}, 0.05),
+    "adam, amsgrad": Row(betas(gd.adam, amsgrad=True), {"beta1": 0.7, "beta2": 0.95, "eps": 1e-3}, 0.05),
+    "adamw": Row(betas(gd.adamw), {"beta1": 0.7, "beta2": 0.95, "eps": 1e-3, "weight_decay": 0.01}, 0.05),
+    "adamax": Row(betas(gd.adamax), {"beta1": 0.7, "beta2": 0.95, "eps": 1e-3}, 0.05),
+    "nadam": Row(betas(gd.nadam), {"beta1": 0.7, "beta2": 0.95, "eps": 1e-3, "momentum_decay": 0.01}, 0.05),
+    "radam": Row(betas(gd.radam), {"beta1": 0.7, "beta2": 0.95, "eps": 1e-3}, 0.05),
+    "adabelief": Row(betas(gd.adabelief), {"beta1": 0.7, "beta2": 0.95, "eps": 1e-3}, 0.05),
+    "yogi": Row(betas(gd.yogi), {"beta1": 0.7, "beta2": 0.95, "eps": 1e-2}, 0.05),
+    "clip_by_value": Row(gd.clip_by_value, {"limit": 0.5}, 0.3),
+    "clip_by_global_norm": Row(gd.clip_by_global_norm, {"max_norm": 0.7}, 0.3),
+    "adaptive_clip": Row(gd.adaptive_clip, {"clipping": 0.3, "eps": 0.1}, 0.3),
+    "zero_nans": Row(gd.zero_nans, {}, 0.3),
+    "trust_ratio": Row(gd.trust_ratio, {"coefficient": 0.5}, 0.05),
+    "lars": Row(gd.lars, {"momentum": 0.5, "weight_decay": 0.01, "trust_coefficient": 0.1}, 0.2),
+    "lamb": Row(betas(gd.lamb), {"beta1": 0.7, "beta2": 0.95, "eps": 1e-3, "weight_decay": 0.01}, 0.02),
+    "muon": Row(
+        lambda momentum, a, b, c, eps: gd.muon(momentum, ns_coefficients=(a, b, c), eps=eps),
+        {"momentum": 0.6, "a": 3.4, "b": -4.7, "c": 2.0, "eps": 1e-3},
+        0.02,
+        matrices=True,
+    ),
+    "masked": Row(lambda **h: gd.masked(gd.scale(**h), MASK), {"factor": 0.7}, 0.3),
+    "partition": Row(
+        lambda factor, momentum: gd.partition({True: gd.scale(factor), False: gd.momentum(momentum)}, MASK),
+        {"factor": 0.7, "momentum": 0.5},
+        0.2,
+    ),
+    "apply_if_finite": Row(lambda **h: gd.apply_if_finite(gd.momentum(**h)), {"momentum": 0.6}, 0.2),
+    "accumulate": Row(lambda **h: gd.accumulate(gd.momentum(**h), 2), {"momentum": 0.6}, 0.2),
+    "chain": Row(
+        lambda norm, beta: gd.chain(gd.clip_by_global_norm(norm), gd.momentum(beta)),
+        {"norm": 1.0, "beta": 0.6},
+        0.2,
+    ),
+}
+NUMBERED = [(name, key) for name, row in TABLE.items() for key in row.hyperparameters]
+everywhere = pytest.mark.parametrize("name", TABLE)
+
+
+def start_of(row, dtypes=(torch.float64,) * 3):
+    if row.matrices:
+        return {"w": normal(0, 3, 2).to(dtypes[0]), "m": normal(1, 2, 4).to(dtypes[1])}
+    return {
+        "w": normal(0, 3).to(dtypes[0]),
+        "m": normal(1, 2, 2).to(dtypes[1]),
+        "s": normal(2, 1)[0].to(dtypes[2]),
+    }
+
+
+def gradients(params):
+    """Of ½ Σ c·(θ − 0.3)², with a curvature of its own for every leaf."""
+    return {
+        name: ((0.5 + i) * (leaf - 0.3)).to(leaf.dtype) for i, (name, leaf) in enumerate(params.items())
+    }
+
+
+def descend(transform, params, lr, steps):
+    state = transform.init(params)
+    for _ in range(steps):
+        updates, state = transform.update(gradients(params), state, params)
+        params = gd.apply_updates(params, updates, lr)
+    return params, state
+
+
+def make(row, **changed):
+    return row.make(**(row.hyperparameters | changed))
+
+
+def total(params):
+    return sum((leaf.double() * (i + 1)).sum() for i, leaf in enumerate(params.values()))
+
+
+@everywhere
+def test_it_converges(name):
+    row = TABLE[name]
+    start = start_of(row)
+    final, _ = descend(make(row), start, row.lr, 400)
+
+    def loss(params):
+        return sum((leaf - 0.3).square().sum() for leaf in params.values())
+
+    assert loss(final) < 0.02 * loss(start)
+
+
+@everywhere
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, None])
+def test_it_keeps_structure_shape_dtype_and_device(name, dtype):
+    row = TABLE[name]
+    mixed = (torch.float32, torch.float64, torch.bfloat16)
+    start = start_of(row, (dtype,) * 3 if dtype else mixed)
+    hyperparameters = [row.hyperparameters]
+    as_tensors = {
+        key: torch.tensor(value, dtype=torch.float64) for key, value in row.hyperparameters.items()
+    }
+    # yogi's start and the like are numbers only; every entry of the table may be a tensor.
+    hyperparameters.append(as_tensors)
+    for chosen in hyperparameters:
+        transform = row.make(**chosen)
+        final, state = descend(transform, start, row.lr, 3)
+        assert list(final) == list(start)
+        first = transform.init(start)
+        assert _tree.flatten(state)[1] == _tree.flatten(first)[1]
+        pairs = [*zip(final.values(), start.values(), strict=True)]
+        pairs += zip(_tree.leaves(state), _tree.leaves(first), strict=True)
+        for got, expected in pairs:
+            assert (got.shape, got.dtype, got.device) == (expected.shape, expected.dtype, expected.device)
+            assert got.isfinite().all()
+
+
+@everywhere
+def test_it_is_pure(name):
+    row = TABLE[name]
+    params, transform = start_of(row), make(row)
+    _, state = descend(transform, params, row.lr, 2)
+    grads = gradients(params)
+    inputs = [*params.values(), *grads.values(), *_tree.leaves(state)]
+    before = fingerprint(inputs)
+    updates, new_state = transform.update(grads, state, params)
+    assert fingerprint(inputs) == before
+    again, _ = transform.update(grads, state, params)
+    assert all(a.equal(b) for a, b in zip(updates.values(), again.values(), strict=True))
+    # What a run keeps shares no memory: scan copies what passes through, and so does a step.
+    step = gd.make_transform_step(lambda p, batch: total(p) ** 2, transform)
+    final, _ = gd.train(step, gd.init_state(transform, params), None, gd.full_batch(1, 2), row.lr)
+    places = storages([*params.values(), *_tree.leaves(final)])
+    assert len(set(places)) == len(places)
+    del new_state
+
+
+@pytest.mark.parametrize(("name", "key"), NUMBERED)
+def test_it_maps_over_every_hyperparameter(name, key):
+    row = TABLE[name]
+    start, value = start_of(row), row.hyperparameters[key]
+    values = torch.tensor([0.9, 1.0, 1.05], dtype=torch.float64) * value
+
+    def run(hyperparameter):
+        return descend(make(row, **{key: hyperparameter}), start, row.lr, 6)[0]
+
+    rows = vmap(run)(values)
+    for i, single in enumerate(values):
+        alone = run(single.item())
+        for leaf_name, leaf in alone.items():
+            torch.testing.assert_close(rows[leaf_name][i], leaf, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize(("name", "key"), NUMBERED)
+def test_its_derivatives_are_the_finite_differences(name, key):
+    row = TABLE[name]
+    start, value = start_of(row), torch.tensor(row.hyperparameters[key], dtype=torch.float64)
+
+    def run(hyperparameter):
+        return total(descend(make(row, **{key: hyperparameter}), start, row.lr, 6)[0])
+
+    eps = 1e-6 * value.abs()
+    difference = (run(value + eps) - run(value - eps)) / (2 * eps)
+    torch.testing.assert_close(grad(run)(value), difference, rtol=1e-5, atol=1e-7)
+
+
+@everywhere
+def test_its_derivatives_are_finite_where_gradients_and_parameters_are_zero(name):
+    row = TABLE[name]
+    zero = {key: torch.zeros_like(leaf) for key, leaf in start_of(row).items()}
+
+    def run(lr, grads, **hyperparameters):
+        transform, params = make(row, **hyperparameters), zero
+        state = transform.init(params)
+        for _ in range(3):
+            updates, state = transform.update(grads, state, params)
+            params = gd.apply_updates(params, updates, lr)
+        return total(params)
+
+    lr = torch.tensor(row.lr, dtype=torch.float64)
+    slopes = grad(run, (0, 1))(lr, zero)
+    assert all(slope.isfinite().all() for slope in [slopes[0], *slopes[1].values()])
+    for key, value in row.hyperparameters.items():
+        slope = grad(lambda h, key=key: run(lr, zero, **{key: h}))(torch.tensor(value, dtype=torch.float64))
+        assert slope.isfinite()
+
+
+@everywhere
+def test_its_state_goes_through_a_flat_dict_of_tensors(name):
+    row = TABLE[name]
+    transform = make(row)
+    middle, state = descend(transform, start_of(row), row.lr, 3)
+    flat = dict(_tree.named_leaves(state, "state"))
+    assert all(isinstance(leaf, torch.Tensor) for leaf in flat.values())
+    assert len(flat) == len(_tree.leaves(state))
+    restored = _tree.unflatten(_tree.flatten(state)[1], [leaf.clone() for leaf in flat.values()])
+    expected, _ = transform.update(gradients(middle), state, middle)
+    got, _ = transform.update(gradients(middle), restored, middle)
+    assert all(a.equal(b) for a, b in zip(got.values(), expected.values(), strict=True))
+
+
+@everywhere
+def test_it_runs_in_a_scan(name):
+    row = TABLE[name]
+    transform, start = make(row), start_of(row)
+
+    def loss_fn(params, batch):
+        return sum(0.5 * (0.5 + i) * (leaf - 0.3).square().sum() for i, leaf in enumerate(params.values()))
+
+    step = gd.make_transform_step(loss_fn, transform)
+    final, _ = gd.train(step, gd.init_state(transform, start), None, gd.full_batch(1, 6), row.lr)
+    expected, _ = descend(transform, start, row.lr, 6)
+    torch.testing.assert_close(final.params, expected, rtol=1e-10, atol=1e-12)
+
+
+WITH_STATE = [name for name, row in TABLE.items() if _tree.leaves(make(row).init(start_of(row)))]
+
+
+@pytest.mark.parametrize("name", WITH_STATE)
+def test_the_state_of_another_tree_raises(name):
+    row = TABLE[name]
+    transform, start = make(row), start_of(row)
+    other = {key: leaf for key, leaf in start.items() if key != "m"} | {"other": start["m"]}
+    masks = name in ("masked", "partition")
+    with pytest.raises((ValueError, KeyError), match=r"'other'|labels|mask"):
+        transform.update(gradients(other), transform.init(start), other)
+    wider = {key: torch.cat([leaf, leaf], -1) if leaf.ndim else leaf for key, leaf in start.items()}
+    if not masks:
+        with pytest.raises(ValueError, match=r"has shape|different parameter tree"):
+            transform.update(gradients(wider), transform.init(start), wider)
+
+
+OUT_OF_RANGE = [
+    (lambda: gd.momentum(1.0), r"momentum must be a finite number in \[0, 1\)"),
+    (lambda: gd.momentum(1.5), "momentum must be a finite number"),
+    (lambda: gd.momentum(float("nan")), "momentum must be a finite number"),
+    (lambda: gd.momentum(0.9, dampening=2), r"dampening must be a finite number in \[0, 1\]"),
+    (lambda: gd.adam((1.0, 0.9)), r"betas\[0\] must be a finite number in \[0, 1\)"),
+    (lambda: gd.adam((0.9, -0.1)), r"betas\[1\] must be a finite number in \[0, 1\)"),
+    (lambda: gd.adam(eps=-1), r"eps must be a finite number in \[0, inf\)"),
+    (lambda: gd.adam(eps=torch.ones(1)), r"eps must be .* got a tensor of shape \(1,\)"),
+    (lambda: gd.adamw(weight_decay=-1), "rate must be a finite number"),
+    (lambda: gd.adagrad(lr_decay=-1), "lr_decay must be a finite number"),
+    (lambda: gd.adadelta(rho=1.0), "rho must be a finite number"),
+    (lambda: gd.adadelta(eps=0.0), r"eps must be a finite number in \(0, inf\)"),
+    (lambda: gd.rmsprop(alpha=1.0), "alpha must be a finite number"),
+    (lambda: gd.rprop((0.5, 1.0)), r"etas\[1\] must be a finite number in \(1, inf\)"),
+    (lambda: gd.rprop(step_sizes=(0.0, 1.0)), r"step_sizes\[0\] must be a finite number in \(0, inf\)"),
+    (lambda: gd.clip_by_global_norm(0.0), r"max_norm must be a finite number in \(0, inf\)"),
+    (lambda: gd.clip_by_global_norm(float("nan")), "max_norm must be a finite number"),
+    (lambda: gd.clip_by_value(-1.0), "limit must be a finite number"),
+    (lambda: gd.muon(ns_steps=0), "ns_steps must be an int >= 1; got 0"),
+    (
+        lambda: gd.muon().init({"b": torch.ones(3)}),
+        r"params\['b'\] has shape \(3,\), but muon is for matrices",
+    ),
+    (lambda: gd.accumulate(gd.identity(), 0), "steps must be an int >= 1; got 0"),
+    (lambda: gd.weight_decay(0.1).update(torch.ones(1), ()), "this transformation needs params"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), OUT_OF_RANGE)
+def test_what_is_out_of_range_raises(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_the_table_has_every_transformation():
+    made = {
+        name
+        for name, value in vars(gd).items()
+        if getattr(value, "__module__", "").startswith("gdfunc._transforms")
+    }
+    assert made - {"GradientTransformation", "identity", "freeze"} <= set(TABLE)

@@ -1,0 +1,934 @@
+"""Methods with a state of their own: one table of them, and the laws that each must keep."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.func import grad, jvp, vmap
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import gdfunc as gd
+from gdfunc import _tree
+
+from .references import (
+    fingerprint,
+    linear_data,
+    linear_gradient,
+    linear_loss,
+    normal,
+    relative_error,
+    storages,
+)
+
+# ---------------------------------------------------------------- the methods, each by its formula in NumPy
+# An oracle gets (θ₀, ∇L, L, the lr of every step, the hyperparameters) and returns every (θ, result).
+
+Oracle = Callable[..., list[tuple[np.ndarray, np.ndarray]]]
+
+
+def heavy_ball_oracle(theta, g, loss, lrs, momentum):
+    points = [theta, theta]
+    for lr in lrs:
+        points.append(points[-1] - lr * g(points[-1]) + momentum * (points[-1] - points[-2]))
+    return [(p, p) for p in points[2:]]
+
+
+def asgd_oracle(theta, g, loss, lrs, lambd, alpha, t0, weight_decay):
+    rows, average, eta, mu = [], theta, lrs[0], 1.0
+    for t, lr in enumerate(lrs, 1):
+        theta = theta * (1 - lambd * eta) - eta * (g(theta) + weight_decay * theta)
+        average = (1 - mu) * average + mu * theta
+        eta, mu = lr / (1 + lambd * lr * t) ** alpha, 1 / max(1, t - t0)
+        rows.append((theta, average))
+    return rows
+
+
+def ema_oracle(theta, g, loss, lrs, decay):
+    rows, average = [], theta
+    for lr in lrs:
+        theta = theta - lr * g(theta)
+        average = decay * average + (1 - decay) * theta
+        rows.append((theta, average))
+    return rows
+
+
+def debiased_ema_oracle(theta, g, loss, lrs, decay):
+    rows, moment = [], 0 * theta
+    for t, lr in enumerate(lrs, 1):
+        theta = theta - lr * g(theta)
+        moment = decay * moment + (1 - decay) * theta
+        rows.append((theta, moment / (1 - decay**t)))
+    return rows
+
+
+def lookahead_oracle(theta, g, loss, lrs, alpha):
+    rows, slow = [], theta
+    for t, lr in enumerate(lrs, 1):
+        theta = theta - lr * g(theta)
+        if t % 3 == 0:
+            slow = theta = slow + alpha * (theta - slow)
+        rows.append((theta, slow))
+    return rows
+
+
+def sam_oracle(theta, g, loss, lrs, rho):
+    rows = []
+    for lr in lrs:
+        theta = theta - lr * g(theta + rho * g(theta) / np.linalg.norm(g(theta)))
+        rows.append((theta, theta))
+    return rows
+
+
+def adaptive_sam_oracle(theta, g, loss, lrs, rho):
+    rows = []
+    for lr in lrs:
+        size = np.abs(theta)
+        epsilon = rho * size**2 * g(theta) / np.linalg.norm(size * g(theta))
+        theta = theta - lr * g(theta + epsilon)
+        rows.append((theta, theta))
+    return rows
+
+
+def schedule_free_oracle(theta, g, loss, lrs, beta, weight_decay):
+    rows, z, x = [], theta, theta
+    for t, lr in enumerate(lrs):
+        y = (1 - beta) * z + beta * x
+        z = z - lr * (g(y) + weight_decay * y)
+        c = lr**2 / sum(past**2 for past in lrs[: t + 1])
+        x = (1 - c) * x + c * z
+        rows.append(((1 - beta) * z + beta * x, x))
+    return rows
+
+
+def line_search_oracle(theta, g, loss, lrs, decrease, factor):
+    rows = []
+    for lr in lrs:
+        sizes = [lr * factor**j for j in range(11)]
+        slope = g(theta) @ g(theta)
+        good = [a for a in sizes if loss(theta - a * g(theta)) <= loss(theta) - decrease * a * slope]
+        theta = theta - (good[0] if good else 0.0) * g(theta)
+        rows.append((theta, theta))
+    return rows
+
+
+def polyak_oracle(theta, g, loss, lrs, minimum, max_step):
+    rows = []
+    for lr in lrs:
+        theta = theta - lr * min((loss(theta) - minimum) / (g(theta) @ g(theta)), max_step) * g(theta)
+        rows.append((theta, theta))
+    return rows
+
+
+def lbfgs_oracle(theta, g, loss, lrs):
+    """The dense BFGS formula, applied to the kept pairs anew in every step."""
+    rows, pairs, identity = [], [], np.eye(len(theta))
+    for lr in lrs:
+        inverse = identity * min(1.0, 1 / np.abs(g(theta)).sum())
+        if pairs:
+            s, y = pairs[-1]
+            inverse = identity * (s @ y) / (y @ y)
+        for s, y in pairs:
+            project = identity - np.outer(s, y) / (s @ y)
+            inverse = project @ inverse @ project.T + np.outer(s, s) / (s @ y)
+        old, theta = theta, theta - lr * inverse @ g(theta)
+        s, y = theta - old, g(theta) - g(old)
+        pairs = [*pairs, (s, y)][-3:] if s @ y > 1e-10 else pairs
+        rows.append((theta, theta))
+    return rows
+
+
+class Case(NamedTuple):
+    make: Callable[..., Any]  # (loss_fn, **hyperparameters) -> step
+    hyper: dict[str, float]
+    oracle: Oracle
+
+
+def plain(loss_fn):
+    return gd.make_step(loss_fn)
+
+
+METHODS = {
+    "heavy_ball": Case(gd.make_heavy_ball_step, {"momentum": 0.7}, heavy_ball_oracle),
+    "asgd": Case(
+        gd.make_asgd_step, {"lambd": 0.2, "alpha": 0.6, "t0": 2.3, "weight_decay": 0.1}, asgd_oracle
+    ),
+    "ema": Case(lambda f, decay: gd.ema(plain(f), decay), {"decay": 0.8}, ema_oracle),
+    "ema_debiased": Case(
+        lambda f, decay: gd.ema(plain(f), decay, debias=True), {"decay": 0.8}, debiased_ema_oracle
+    ),
+    "lookahead": Case(lambda f, alpha: gd.lookahead(plain(f), 3, alpha), {"alpha": 0.4}, lookahead_oracle),
+    "sam": Case(gd.make_sam_step, {"rho": 0.02}, sam_oracle),
+    "sam_adaptive": Case(
+        lambda f, rho: gd.make_sam_step(f, rho=rho, adaptive=True), {"rho": 0.02}, adaptive_sam_oracle
+    ),
+    "schedule_free": Case(
+        gd.make_schedule_free_step, {"beta": 0.7, "weight_decay": 0.1}, schedule_free_oracle
+    ),
+    "line_search": Case(gd.make_line_search_step, {"decrease": 0.7, "factor": 0.6}, line_search_oracle),
+    "polyak": Case(gd.make_polyak_step, {"minimum": 0.001, "max_step": 0.4}, polyak_oracle),
+    "lbfgs": Case(lambda f: gd.make_lbfgs_step(f, 3), {}, lbfgs_oracle),
+}
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+def quadratic(seed, size=4, condition=8.0):
+    """A random loss ½(θ − θ*)ᵀH(θ − θ*) + ¼, its H with eigenvalues from 1/condition to 1."""
+    basis = torch.linalg.qr(normal(seed, size, size))[0]
+    hessian = basis * torch.linspace(1 / condition, 1, size, dtype=torch.float64) @ basis.T
+    optimum = normal(seed + 1, size)
+
+    def loss_fn(params, batch):
+        away = torch.cat([params["w"], params["b"][None]]) - optimum
+        return 0.5 * away @ hessian @ away + 0.25
+
+    return loss_fn, hessian.numpy(), optimum.numpy()
+
+
+def tree_of(vector):
+    return {"w": vector[:-1].clone(), "b": vector[-1].clone()}
+
+
+def vector_of(params):
+    return torch.cat([params["w"], params["b"][None]])
+
+
+def result_of(state):
+    """What a run ends with: the average where there is one."""
+    return getattr(state, "average", getattr(state, "slow", state.params))
+
+
+def run(step, state, lrs, batch=None):
+    rows = []
+    for lr in lrs:
+        state, loss = step(state, batch, lr)
+        rows.append((state, loss))
+    return rows
+
+
+def floats(tree):
+    return torch.cat([leaf.flatten() for leaf in _tree.leaves(tree) if leaf.is_floating_point()])
+
+
+PARAMS = {"w": normal(0, 3), "b": normal(1, 1)[0]}
+BATCH = linear_data(3, 6, 3)
+each = pytest.mark.parametrize("name", METHODS)
+
+
+# ---------------------------------------------------------------- laws of all of them
+
+
+@each
+@given(st.integers(0, 2**32))
+@settings(max_examples=10)
+def test_25_steps_are_the_formula(name, seed):
+    case = METHODS[name]
+    loss_fn, hessian, optimum = quadratic(seed)
+    start = normal(seed + 2, 4)
+    lrs = [0.5 + 0.3 * np.cos(t) for t in range(25)]
+
+    def g(theta):
+        return hessian @ (theta - optimum)
+
+    def loss(theta):
+        return 0.5 * (theta - optimum) @ hessian @ (theta - optimum) + 0.25
+
+    step = case.make(loss_fn, **case.hyper)
+    ours = run(step, step.init(tree_of(start)), lrs)
+    theirs = case.oracle(start.numpy(), g, loss, lrs, **case.hyper)
+    # g/‖g‖ turns ever faster near the minimum, and rounding errors with it.
+    tolerance = 1e-8 if name.startswith("sam") else 1e-10
+    for (state, _), (params, result) in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(vector_of(state.params), params, rtol=0, atol=tolerance)
+        np.testing.assert_allclose(vector_of(result_of(state)), result, rtol=0, atol=tolerance)
+
+
+@each
+def test_params_are_where_the_loss_is_measured_and_training_records_them(name):
+    case = METHODS[name]
+    step = case.make(linear_loss, **case.hyper)
+    index = gd.full_batch(6, 7)
+    record = ("loss", "params", "grad_norm", "state")
+    final, trajectory = gd.train(step, step.init(PARAMS), BATCH, index, 0.1, record=record)
+    for t in range(7):
+        params = _tree.map(lambda leaf, t=t: leaf[t], trajectory.params)
+        torch.testing.assert_close(trajectory.loss[t], linear_loss(params, BATCH), rtol=1e-12, atol=0)
+        norm = vector_of(linear_gradient(params, BATCH)).norm()
+        torch.testing.assert_close(trajectory.grad_norm[t], norm, rtol=1e-12, atol=0)
+    by_loop = run(step, step.init(PARAMS), [torch.tensor(0.1, dtype=torch.float64)] * 7, BATCH)[-1][0]
+    for ours, looped in zip(_tree.leaves(final), _tree.leaves(by_loop), strict=True):
+        assert torch.equal(ours, looped)
+
+
+@each
+def test_a_step_is_pure_and_shares_nothing(name):
+    case = METHODS[name]
+    step = case.make(linear_loss, **case.hyper)
+    params = _tree.clone(PARAMS)
+    begin = step.init(params)
+    state = step(step(begin, BATCH, 0.1)[0], BATCH, 0.1)[0]
+    given_leaves = [*_tree.leaves(params), *_tree.leaves(begin), *_tree.leaves(state), *BATCH]
+    before = fingerprint(given_leaves)
+    new, loss = step(state, BATCH, 0.1)
+    step(new, BATCH, 0.1)
+    assert fingerprint(given_leaves) == before
+    everything = storages([*_tree.leaves(begin), *_tree.leaves(state), *_tree.leaves(new), loss, *BATCH])
+    everything += storages(_tree.leaves(params))
+    assert len(set(everything)) == len(everything)
+
+
+@each
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("lr", [0.05, torch.tensor(0.05), torch.tensor(0.05, dtype=torch.float64)])
+def test_structure_shape_and_dtype_are_kept(name, dtype, lr):
+    case = METHODS[name]
+    # 0-d float64 hyperparameters, which would promote 0-d leaves.
+    hyper = {key: torch.tensor(value, dtype=torch.float64) for key, value in case.hyper.items()}
+    step = case.make(linear_loss, **hyper)
+    params = _tree.map(lambda leaf: leaf.to(dtype), PARAMS)
+    begin = step.init(params)
+    state = run(step, begin, [lr] * 3, tuple(leaf.to(dtype) for leaf in BATCH))[-1][0]
+    assert _tree.flatten(state)[1] == _tree.flatten(begin)[1]
+    assert _tree.flatten(state.params)[1] == _tree.flatten(params)[1]
+    for new, old in zip(_tree.leaves(state), _tree.leaves(begin), strict=True):
+        assert (new.dtype, new.shape) == (old.dtype, old.shape)
+    for tree in (state.params, result_of(state)):
+        assert [leaf.dtype for leaf in _tree.leaves(tree)] == [dtype, dtype]
+        assert all(leaf.isfinite().all() for leaf in _tree.leaves(tree))
+    scalars = [getattr(state, key) for key in ("eta", "mu", "weight", "step_size") if hasattr(state, key)]
+    assert {leaf.dtype for leaf in scalars} <= {torch.promote_types(dtype, torch.float32)}
+    counters = [leaf for leaf in _tree.leaves(state) if not leaf.is_floating_point()]
+    assert all((leaf.dtype, leaf.shape) == (torch.int64, ()) for leaf in counters)
+
+
+@each
+def test_leaves_of_different_dtypes_live_side_by_side(name):
+    case = METHODS[name]
+
+    def loss_fn(params, batch):
+        return (params["w"].double() ** 2).sum() + (params["b"] - 1) ** 2 + 0.01
+
+    step = case.make(loss_fn, **case.hyper)
+    begin = step.init({"w": PARAMS["w"].bfloat16(), "b": PARAMS["b"]})
+    state = run(step, begin, [0.1] * 3)[-1][0]
+    assert [leaf.dtype for leaf in _tree.leaves(state)] == [leaf.dtype for leaf in _tree.leaves(begin)]
+    assert float(loss_fn(state.params, None)) < float(loss_fn(begin.params, None))
+
+
+def outcome(case, lr, hyper, params=None, steps=5):
+    """A number that everything in the last state has a part in."""
+    step = case.make(linear_loss, **hyper)
+    state = step.init(PARAMS) if params is None else step.init(params)
+    row = floats(run(step, state, [lr] * steps, BATCH)[-1][0])
+    return (row * torch.linspace(1, 2, len(row), dtype=row.dtype)).sum()
+
+
+def arguments(case):
+    return [0.1, *case.hyper.values()]
+
+
+def with_arguments(case, steps=5):
+    keys = list(case.hyper)
+    return lambda lr, *values: outcome(case, lr, dict(zip(keys, values, strict=True)), steps=steps)
+
+
+@each
+def test_vmap_over_lr_and_hyperparameters_is_single_runs(name):
+    case = METHODS[name]
+    factors = torch.tensor([0.5, 0.9, 1.2], dtype=torch.float64)
+    columns = [value * factors for value in arguments(case)]
+    f = with_arguments(case)
+    together = vmap(f)(*columns)
+    alone = torch.stack([f(*(column[i] for column in columns)) for i in range(3)])
+    torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-12)
+    assert len({round(float(value), 9) for value in alone}) == 3
+
+
+@each
+def test_vmap_over_states_is_single_runs(name):
+    case = METHODS[name]
+    step = case.make(linear_loss, **case.hyper)
+    starts = {"w": normal(5, 4, 3), "b": normal(6, 4)}
+
+    def last(params):
+        return floats(run(step, step.init(params), [0.1] * 4, BATCH)[-1][0])
+
+    together = vmap(last)(starts)
+    alone = torch.stack([last(_tree.map(lambda leaf, i=i: leaf[i], starts)) for i in range(4)])
+    torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-12)
+
+
+@each
+def test_vmap_and_grad_go_through_a_training_run(name):
+    case = METHODS[name]
+    index = gd.full_batch(6, 3)
+
+    def last(lr):
+        step = case.make(linear_loss, **case.hyper)
+        final, trajectory = gd.train(step, step.init(PARAMS), BATCH, index, lr)
+        return vector_of(final.params).sum() + trajectory.loss.sum()
+
+    lrs = torch.tensor([0.02, 0.05], dtype=torch.float64)
+    torch.testing.assert_close(vmap(last)(lrs), torch.stack([last(lr) for lr in lrs]), rtol=1e-10, atol=0)
+    expected = (last(lrs[0] + 1e-6) - last(lrs[0] - 1e-6)) / 2e-6
+    torch.testing.assert_close(grad(last)(lrs[0]), expected, rtol=1e-5, atol=1e-6)
+
+
+@each
+def test_derivatives_are_finite_differences(name):
+    case = METHODS[name]
+    f, values = with_arguments(case), arguments(case)
+    for position, value in enumerate(values):
+        shift = 1e-6 * max(1.0, abs(value))
+        ends = [f(*values[:position], value + sign * shift, *values[position + 1 :]) for sign in (1, -1)]
+        expected = float(ends[0] - ends[1]) / (2 * shift)
+        tensors = [torch.tensor(v, dtype=torch.float64) for v in values]
+        backward = float(grad(f, argnums=position)(*tensors))
+        one = [torch.tensor(float(i == position), dtype=torch.float64) for i in range(len(values))]
+        forward = float(jvp(f, tuple(tensors), tuple(one))[1])
+        assert backward == pytest.approx(expected, rel=1e-5, abs=1e-5), position
+        assert forward == pytest.approx(backward, rel=1e-9, abs=1e-12), position
+
+
+@each
+def test_derivatives_by_the_first_parameters_are_finite_differences(name):
+    case = METHODS[name]
+
+    def f(w):
+        return outcome(case, 0.1, case.hyper, {"w": w, "b": PARAMS["b"]}, steps=3)
+
+    direction = normal(9, 3)
+    expected = (f(PARAMS["w"] + 1e-6 * direction) - f(PARAMS["w"] - 1e-6 * direction)) / 2e-6
+    assert float(grad(f)(PARAMS["w"]) @ direction) == pytest.approx(float(expected), rel=1e-5, abs=1e-6)
+
+
+@each
+def test_at_a_stationary_point_nothing_moves_and_derivatives_are_finite(name):
+    case = METHODS[name]
+    hyper = {key: value for key, value in case.hyper.items() if key not in ("weight_decay", "lambd")}
+    zeros = {"lambd": 0.0} if "lambd" in case.hyper else {}
+
+    def loss_fn(params, batch):
+        return 0.5 * (params["w"] @ params["w"] + params["b"] ** 2) + 0.001
+
+    at_rest = {"w": torch.zeros(3, dtype=torch.float64), "b": torch.zeros((), dtype=torch.float64)}
+
+    def after(params, lr):
+        step = case.make(loss_fn, **hyper, **zeros)
+        return floats(run(step, step.init(params), [lr] * 3)[-1][0].params)
+
+    lr = torch.tensor(0.1, dtype=torch.float64)
+    assert after(at_rest, lr).abs().max() == 0
+    assert grad(lambda lr: after(at_rest, lr).sum())(lr).isfinite()
+    slopes = grad(lambda params: after(params, lr).sum())(at_rest)
+    assert all(leaf.isfinite().all() for leaf in _tree.leaves(slopes))
+
+
+@each
+def test_no_learning_rate_no_movement(name):
+    case = METHODS[name]
+    step = case.make(linear_loss, **case.hyper)
+    state = run(step, step.init(PARAMS), [0.0] * 4, BATCH)[-1][0]
+    for tree in (state.params, result_of(state)):
+        torch.testing.assert_close(vector_of(tree), vector_of(PARAMS), rtol=1e-15, atol=0)
+
+
+@each
+def test_it_minimises(name):
+    case = METHODS[name]
+    # SAM ends in a cycle ρ·lr wide.
+    neutral = {"weight_decay": 0.0, "lambd": 0.0, "minimum": 0.0, "rho": 1e-3}
+    hyper = {key: neutral.get(key, value) for key, value in case.hyper.items()}
+    loss_fn, _, optimum = quadratic(11)
+    step = case.make(lambda params, batch: loss_fn(params, batch) - 0.25, **hyper)
+    state = run(step, step.init(tree_of(normal(20, 4))), [0.5] * 150)[-1][0]
+    distance = np.linalg.norm(vector_of(result_of(state)).numpy() - optimum)
+    start = np.linalg.norm(normal(20, 4).numpy() - optimum)
+    assert distance < 0.03 * start
+
+
+@each
+def test_autograd_and_numpy_stay_outside(name):
+    case = METHODS[name]
+    step = case.make(linear_loss, **case.hyper)
+    params = _tree.map(lambda leaf: leaf.clone().requires_grad_(), PARAMS)
+    begin = step.init(params)
+    assert not any(leaf.requires_grad for leaf in _tree.leaves(begin))
+    ours, _ = step(begin, tuple(leaf.numpy() for leaf in BATCH), 0.1)
+    theirs, _ = step(begin, BATCH, 0.1)
+    assert torch.equal(floats(ours), floats(theirs))
+
+
+# ---------------------------------------------------------------- errors
+
+
+@each
+def test_a_hyperparameter_out_of_range_is_named(name):
+    case = METHODS[name]
+    for key in case.hyper:
+        bad = [float("nan"), "1", True, torch.tensor([0.5]), torch.tensor(1)]
+        bad += [] if key == "minimum" else [-0.1]
+        for value in bad:
+            with pytest.raises(ValueError, match=key):
+                case.make(linear_loss, **{**case.hyper, key: value})
+
+
+@each
+def test_another_state_is_refused(name):
+    step = METHODS[name].make(linear_loss, **METHODS[name].hyper)
+    with pytest.raises(TypeError, match=r"state is dict, not \w+State; make it with the step's own init"):
+        step(PARAMS, BATCH, 0.1)
+
+
+@each
+def test_bad_parameters_and_lr_are_refused(name):
+    step = METHODS[name].make(linear_loss, **METHODS[name].hyper)
+    with pytest.raises(TypeError, match=r"params\['w'\] is int64"):
+        step.init({"w": torch.arange(3), "b": torch.tensor(0.0)})
+    for lr in (-1.0, float("nan"), torch.ones(1)):
+        with pytest.raises(ValueError, match="lr must be a finite number >= 0"):
+            step(step.init(PARAMS), BATCH, lr)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: gd.lookahead(plain(linear_loss), 0), "k"),
+        (lambda: gd.lookahead(plain(linear_loss), 2.0), "k"),
+        (lambda: gd.make_line_search_step(linear_loss, max_steps=-1), "max_steps"),
+        (lambda: gd.lbfgs(0), "history"),
+        (lambda: gd.make_lbfgs_step(linear_loss, True), "history"),
+        (lambda: gd.make_lbfgs_step(linear_loss, eps=-1.0), "eps"),
+        (lambda: gd.make_heavy_ball_step(linear_loss, 1.0), "momentum"),
+        (lambda: gd.ema(plain(linear_loss), 1.0), "decay"),
+        (lambda: gd.make_schedule_free_step(linear_loss, beta=1.1), "beta"),
+        (lambda: gd.make_line_search_step(linear_loss, factor=1.0), "factor"),
+        (lambda: gd.make_line_search_step(linear_loss, decrease=0.0), "decrease"),
+        (lambda: gd.make_polyak_step(linear_loss, max_step=0.0), "max_step"),
+    ],
+)
+def test_other_bad_arguments_are_named(make, name):
+    with pytest.raises(ValueError, match=f"^{name} must be"):
+        make()
+
+
+def test_hyperparameters_have_the_documented_defaults():
+    defaults = {
+        f.__name__: {
+            key: parameter.default
+            for key, parameter in inspect.signature(f).parameters.items()
+            if isinstance(parameter.default, int | float)
+        }
+        for f in (gd.make_asgd_step, gd.make_sam_step, gd.make_schedule_free_step, gd.make_line_search_step)
+    }
+    torch_asgd = torch.optim.ASGD([torch.zeros(1)]).defaults
+    assert defaults["make_asgd_step"] == {
+        key: torch_asgd[key] for key in ("lambd", "alpha", "t0", "weight_decay")
+    }
+    assert defaults["make_sam_step"] == {"rho": 0.05, "adaptive": False}
+    assert defaults["make_schedule_free_step"] == {"beta": 0.9, "weight_decay": 0.0}
+    assert defaults["make_line_search_step"] == {"decrease": 1e-4, "factor": 0.5, "max_steps": 10}
+
+
+# ---------------------------------------------------------------- heavy ball
+
+
+def torch_parameters(params):
+    return {name: torch.nn.Parameter(leaf.clone()) for name, leaf in params.items()}
+
+
+def torch_run(optimizer, parameters, lrs, loss_fn=linear_loss, batch=BATCH):
+    """Step a torch optimizer, with its own lr in every step; yields after each."""
+    for lr in lrs:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.zero_grad()
+        loss_fn(parameters, batch).backward()
+        optimizer.step()
+        yield vector_of({name: leaf.detach().clone() for name, leaf in parameters.items()})
+
+
+@given(st.floats(0, 0.95), st.floats(0.01, 0.1))
+def test_heavy_ball_is_torch_momentum_at_a_constant_lr_only(momentum, lr):
+    step = gd.make_heavy_ball_step(linear_loss, momentum)
+
+    def both(lrs):
+        parameters = torch_parameters(PARAMS)
+        optimizer = torch.optim.SGD(parameters.values(), lr=lrs[0], momentum=momentum)
+        theirs = list(torch_run(optimizer, parameters, lrs))[-1]
+        ours = vector_of(run(step, step.init(PARAMS), lrs, BATCH)[-1][0].params)
+        return relative_error(ours, theirs, vector_of(PARAMS))
+
+    assert both([lr] * 30) <= 1e-11
+    if momentum > 0.1:
+        assert both([lr, lr / 10]) > 1e-4
+
+
+def test_heavy_ball_contracts_by_the_optimal_radius():
+    condition = 25.0
+    small, large = 1.0, condition
+    lr = 4 / (np.sqrt(large) + np.sqrt(small)) ** 2
+    radius = (np.sqrt(condition) - 1) / (np.sqrt(condition) + 1)
+    step = gd.make_heavy_ball_step(
+        lambda w, batch: 0.5 * (torch.tensor([small, 9.0, large], dtype=w.dtype) * w**2).sum(), radius**2
+    )
+    state = step.init(torch.zeros(3, dtype=torch.float64))
+
+    def once(w, displacement):
+        new = step(state._replace(params=w, displacement=displacement), None, lr)[0]
+        return torch.cat([new.params, new.displacement])
+
+    eye = torch.eye(6, dtype=torch.float64)
+    matrix = vmap(lambda row: once(row[:3], row[3:]))(eye).T
+    # A double eigenvalue: its computed value is off by the square root of the rounding error.
+    assert float(torch.linalg.eigvals(matrix).abs().max()) == pytest.approx(radius, rel=1e-6)
+
+
+# ---------------------------------------------------------------- averages
+
+
+@given(
+    st.floats(0.01, 0.1),
+    st.floats(0.01, 0.5),
+    st.floats(0.2, 1.5),
+    st.floats(0, 50),
+    st.floats(0.01, 0.3),
+    st.booleans(),
+)
+@settings(max_examples=8)
+def test_asgd_is_torch_optim_asgd(lr, lambd, alpha, t0, weight_decay, changing):
+    hyper = {"lambd": lambd, "alpha": alpha, "t0": t0, "weight_decay": weight_decay}
+    lrs = [lr / (1 + 0.05 * t * changing) for t in range(100)]
+    step = gd.make_asgd_step(linear_loss, **hyper)
+    ours = run(step, step.init(PARAMS), lrs, BATCH)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)  # in which torch keeps eta and mu
+    try:
+        parameters = torch_parameters(PARAMS)
+        optimizer = torch.optim.ASGD(parameters.values(), lr=lr, **hyper)
+        start = vector_of(PARAMS)
+        for (state, _), params in zip(ours, torch_run(optimizer, parameters, lrs), strict=True):
+            memory = {name: optimizer.state[leaf] for name, leaf in parameters.items()}
+            average = vector_of({name: own["ax"] for name, own in memory.items()})
+            assert relative_error(vector_of(state.params), params, start) <= 1e-12
+            assert relative_error(vector_of(state.average), average, start) <= 1e-12
+            torch.testing.assert_close(state.eta, memory["w"]["eta"], rtol=1e-13, atol=0)
+            torch.testing.assert_close(state.mu, memory["w"]["mu"], rtol=1e-13, atol=0)
+            assert int(state.count) == int(memory["w"]["step"])
+    finally:
+        torch.set_default_dtype(default)
+
+
+@given(st.floats(0, 0.99), st.floats(0.01, 0.1))
+@settings(max_examples=10)
+def test_ema_is_torch_averaged_model(decay, lr):
+    with torch.random.fork_rng():
+        model = torch.nn.Linear(3, 1).double()
+    apply, params, _ = gd.modules.functional(model)
+
+    def loss_fn(params, batch):
+        return ((apply(params, batch[0])[:, 0] - batch[1]) ** 2).mean()
+
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    averaged.update_parameters(model)  # the first call copies
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    step = gd.ema(gd.make_step(loss_fn), decay)
+    state = step.init(params)
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss_fn(dict(model.named_parameters()), BATCH).backward()
+        optimizer.step()
+        averaged.update_parameters(model)
+        state, _ = step(state, BATCH, lr)
+        for name, leaf in averaged.module.named_parameters():
+            torch.testing.assert_close(state.average[name], leaf.detach(), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("wrap", [lambda step: gd.ema(step, 0.9), lambda step: gd.lookahead(step, 1000)])
+@pytest.mark.parametrize("name", [*METHODS, "transform"])
+def test_a_wrapper_leaves_the_step_alone_until_it_acts(wrap, name):
+    if name == "transform":
+        transform = gd.scale(0.5)
+        inner = gd.make_transform_step(linear_loss, transform)
+        begin = gd.init_state(transform, PARAMS)
+    else:
+        inner = METHODS[name].make(linear_loss, **METHODS[name].hyper)
+        begin = inner.init(PARAMS)
+    outer = wrap(inner)
+    alone = run(inner, begin, [0.1] * 5, BATCH)
+    wrapped = run(outer, outer.init(begin), [0.1] * 5, BATCH)
+    for (bare, loss), (state, same) in zip(alone, wrapped, strict=True):
+        assert torch.equal(floats(state.carry), floats(bare))
+        assert torch.equal(loss, same)
+
+
+@pytest.mark.parametrize("name", ["heavy_ball", "asgd", "ema", "lookahead", "sam", "polyak", "lbfgs"])
+def test_lookahead_replaces_the_parameters_of_any_carry_and_nothing_else(name):
+    inner = METHODS[name].make(linear_loss, **METHODS[name].hyper)
+    outer = gd.lookahead(inner, 2, 0.25)
+    state = run(outer, outer.init(inner.init(PARAMS)), [0.1] * 2, BATCH)[-1][0]
+    bare = run(inner, inner.init(PARAMS), [0.1] * 2, BATCH)[-1][0]
+    expected = 0.75 * vector_of(PARAMS) + 0.25 * vector_of(bare.params)
+    torch.testing.assert_close(vector_of(state.params), expected, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(vector_of(state.slow), expected, rtol=1e-12, atol=1e-13)
+    different = [
+        path
+        for (path, ours), (_, theirs) in zip(
+            _tree.named_leaves(state.carry, ""), _tree.named_leaves(bare, ""), strict=True
+        )
+        if not torch.equal(ours, theirs)
+    ]
+    assert len(different) == 2
+    assert all("params" in path or path.startswith(".carry") for path in different)
+
+
+def test_lookahead_refuses_a_carry_whose_parameters_cannot_be_replaced():
+    class Carry(dict):
+        params = property(lambda self: dict(self))
+
+    torch.utils._pytree.register_pytree_node(
+        Carry, lambda c: (list(c.values()), list(c)), lambda v, k: Carry(zip(k, v, strict=True))
+    )
+    step = gd.lookahead(lambda carry, batch, lr: (carry, torch.tensor(0.0)), 2)
+    with pytest.raises(TypeError, match="Carry is no NamedTuple with a field params"):
+        step(step.init(Carry(w=torch.tensor(1.0))), None, 0.1)
+
+
+@pytest.mark.parametrize("wrap", [lambda step: gd.ema(step, 0.9), lambda step: gd.lookahead(step, 2)])
+def test_a_step_of_the_users_own_can_be_wrapped(wrap):
+    def own(params, batch, lr):
+        return _tree.map(lambda p: p * (1 - lr), params), params["b"]
+
+    step = wrap(own)
+    assert not hasattr(step, "with_grads")
+    index = gd.full_batch(6, 4)
+    final, _ = gd.train(step, step.init(PARAMS), BATCH, index, 0.5)
+    assert int(final.count) == 4
+    with pytest.raises(ValueError, match="grad_norm"):
+        gd.train(step, step.init(PARAMS), BATCH, index, 0.5, record="grad_norm")
+    with pytest.raises(TypeError, match="state is dict"):
+        step(PARAMS, BATCH, 0.1)
+
+
+def test_schedule_free_without_beta_is_plain_descent_and_its_mean():
+    step = gd.make_schedule_free_step(linear_loss, beta=0.0)
+    state, bare, points = step.init(PARAMS), PARAMS, []
+    for _ in range(10):
+        state, _ = step(state, BATCH, 0.05)
+        bare, _ = gd.make_step(linear_loss)(bare, BATCH, 0.05)
+        points.append(vector_of(bare))
+        torch.testing.assert_close(vector_of(state.params), points[-1], rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(
+            vector_of(state.average), torch.stack(points).mean(0), rtol=1e-12, atol=0
+        )
+
+
+# ---------------------------------------------------------------- transforms inside
+
+
+@pytest.mark.parametrize(
+    "make",
+    [gd.make_sam_step, gd.make_schedule_free_step, gd.make_line_search_step],
+    ids=lambda f: f.__name__,
+)
+def test_a_transform_gets_the_gradient_its_own_state_and_the_parameters(make):
+    seen = []
+
+    def update(grads, state, params=None):
+        seen.append((state, params))
+        return _tree.map(lambda g: 0.5 * g, grads), state + 1
+
+    counting = gd.GradientTransformation(lambda params: torch.tensor(0), update)
+    halved, bare = make(linear_loss, counting), make(linear_loss)
+    ours = run(halved, halved.init(PARAMS), [0.1] * 3, BATCH)
+    plain_run = run(bare, bare.init(PARAMS), [0.05] * 3, BATCH)
+    for (a, _), (b, _) in zip(ours, plain_run, strict=True):
+        torch.testing.assert_close(vector_of(a.params), vector_of(b.params), rtol=1e-9, atol=1e-12)
+    assert [int(state) for state, _ in seen] == [0, 1, 2]
+    assert int(ours[-1][0].opt_state) == 3
+    assert torch.equal(vector_of(seen[1][1]), vector_of(ours[0][0].params))
+
+
+# ---------------------------------------------------------------- line search, Polyak
+
+
+def rosenbrock(w, batch):
+    return 100 * (w[1] - w[0] ** 2) ** 2 + (1 - w[0]) ** 2
+
+
+@given(st.integers(0, 2**32), st.floats(1e-3, 10))
+def test_a_line_search_keeps_armijos_promise(seed, lr):
+    step = gd.make_line_search_step(rosenbrock, decrease=0.1, max_steps=6)
+    state = step.init(2 * normal(seed, 2))
+    for _ in range(5):
+        slope = grad(rosenbrock)(state.params, None)
+        new, loss = step(state, None, lr)
+        size = float(new.step_size)
+        lower = rosenbrock(new.params, None)
+        if size:
+            assert size in [lr * 0.5**j for j in range(7)]
+            assert float(lower) <= float(loss) - 0.1 * size * float(slope @ slope) * (1 - 1e-12)
+        else:
+            assert torch.equal(new.params, state.params)
+        # The trial before the accepted one, and all of them where none was, were not good enough.
+        longer = 2 * size if size else lr * 0.5**6
+        if longer <= lr:
+            trial = rosenbrock(state.params - longer * slope, None)
+            assert not float(trial) <= float(loss) - 0.1 * longer * float(slope @ slope) * (1 + 1e-12)
+        state = new
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "transform"),
+    [
+        (lambda w, batch: (w**2).sum(), gd.scale(-1.0)),  # uphill
+        (
+            lambda w, batch: torch.where(w.detach() == 1, w, torch.nan).sum(),
+            gd.identity(),
+        ),  # nan off the spot
+        (lambda w, batch: (w**2).sum(), gd.chain(gd.scale(1e308), gd.scale(10.0))),  # an infinite direction
+        (lambda w, batch: 1e9 * (w**2).sum(), gd.identity()),  # too few trials
+    ],
+    ids=["uphill", "nan", "infinite", "too_long"],
+)
+def test_a_line_search_that_fails_stays_where_it_is(loss_fn, transform):
+    step = gd.make_line_search_step(loss_fn, transform)
+    state, _ = step(step.init(torch.ones(2, dtype=torch.float64)), None, 1.0)
+    assert torch.equal(state.params, torch.ones(2, dtype=torch.float64))
+    assert state.step_size == 0
+
+
+def test_a_line_search_makes_so_many_trials_and_no_more():
+    for max_steps, size in ((5, 0.0), (6, 1 / 64), (7, 1 / 64)):  # 48·w²: good enough below a = 1.8/96
+        step = gd.make_line_search_step(lambda w, batch: 48 * w**2, decrease=0.1, max_steps=max_steps)
+        assert float(step(step.init(torch.tensor(1.0)), None, 1.0)[0].step_size) == size
+
+
+def test_a_line_search_in_half_precision_sums_beyond_its_range():
+    step = gd.make_line_search_step(lambda w, batch: 300 * w)  # ‖g‖² = 90 000 > 65 504
+    state, _ = step(step.init(torch.tensor(1.0, dtype=torch.float16)), None, 2**-10)
+    assert float(state.step_size) == 2**-10
+    assert float(state.params) == pytest.approx(1 - 300 / 1024, rel=1e-3)
+
+
+def test_a_line_search_expects_what_the_transformed_direction_promises():
+    step = gd.make_line_search_step(lambda w, batch: w, gd.scale(0.1), decrease=0.5)
+    state, _ = step(step.init(torch.tensor(1.0)), None, 1.0)
+    torch.testing.assert_close(state.params, torch.tensor(0.9))
+
+
+def test_a_line_search_with_lbfgs_finds_rosenbrocks_minimum():
+    step = gd.make_line_search_step(rosenbrock, gd.lbfgs(5))
+    state = step.init(torch.tensor([-1.2, 1.0], dtype=torch.float64))
+    states = run(step, state, [1.0] * 60)
+    torch.testing.assert_close(states[-1][0].params, torch.ones(2, dtype=torch.float64), rtol=0, atol=1e-8)
+    losses = torch.stack([loss for _, loss in states])
+    assert (losses.diff() <= 0).all()
+
+
+@given(st.integers(0, 2**32), st.floats(0, 2))
+def test_polyaks_step_never_leads_away_from_a_minimiser(seed, lr):
+    matrix, optimum = normal(seed, 6, 3), normal(seed + 1, 3)
+
+    def loss_fn(w, batch):  # convex, not smooth, with minimum 0
+        return (matrix @ (w - optimum)).abs().max()
+
+    step = gd.make_polyak_step(loss_fn)
+    state = step.init(normal(seed + 2, 3))
+    for _ in range(20):
+        new, loss = step(state, None, lr)
+        before, after = (state.params - optimum).norm(), (new.params - optimum).norm()
+        slope = grad(loss_fn)(state.params, None).norm()
+        # ‖θ' − θ*‖² <= ‖θ − θ*‖² − lr·(2 − lr)·(L/‖g‖)²
+        assert after**2 <= before**2 - lr * (2 - lr) * (loss / slope) ** 2 + 1e-14 * before
+        state = new
+
+
+def test_polyaks_step_ends_a_linear_piece_at_once_and_stops_below_the_minimum():
+    step = gd.make_polyak_step(lambda w, batch: 3 * w.abs(), minimum=1.5)
+    state, _ = step(step.init(torch.tensor(4.0)), None, 1.0)
+    torch.testing.assert_close(state.params, torch.tensor(0.5))
+    low = step.init(torch.tensor(0.25))
+    assert step(low, None, 1.0)[0].params == 0.25
+    bounded = gd.make_polyak_step(lambda w, batch: 3 * w.abs(), max_step=0.1)
+    state, _ = bounded(bounded.init(torch.tensor(4.0)), None, 1.0)
+    torch.testing.assert_close(state.step_size, torch.tensor(0.1))
+
+
+def test_polyaks_step_survives_a_gradient_whose_square_vanishes():
+    step = gd.make_polyak_step(lambda w, batch: 1e-25 * w.abs())
+    state, _ = step(step.init(torch.tensor(4.0)), None, 1.0)
+    torch.testing.assert_close(state.params, torch.tensor(0.0), atol=1e-6, rtol=0)
+
+
+# ---------------------------------------------------------------- L-BFGS
+
+
+@given(st.integers(0, 2**32), st.integers(1, 5))
+@settings(max_examples=10)
+def test_lbfgs_is_torch_optim_lbfgs(seed, history):
+    size = 6
+    loss_fn, _, _ = quadratic(seed, size)
+    start = tree_of(normal(seed + 2, size))
+    parameters = torch_parameters(start)
+    optimizer = torch.optim.LBFGS(
+        parameters.values(),
+        max_iter=1,
+        history_size=history,
+        tolerance_grad=0,
+        tolerance_change=0,
+        line_search_fn=None,
+    )
+    step = gd.make_lbfgs_step(loss_fn, history)
+    state = step.init(start)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_fn(parameters, None)
+        loss.backward()
+        return loss
+
+    for t in range(20):
+        lr = 0.7 + 0.3 * np.cos(t)
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step(closure)
+        state, _ = step(state, None, lr)
+        theirs = vector_of({name: leaf.detach() for name, leaf in parameters.items()})
+        assert (vector_of(state.params) - theirs).norm() <= 1e-8 * (theirs - vector_of(start)).norm()
+
+
+def test_lbfgs_with_a_full_memory_and_exact_steps_ends_on_a_quadratic():
+    """With exact line search it is the conjugate gradient method: n steps for n parameters."""
+    loss_fn, hessian, optimum = quadratic(4, 5)
+    step = gd.make_lbfgs_step(loss_fn, 5)
+    matrix = torch.from_numpy(hessian)
+    state = step.init(tree_of(normal(6, 5)))
+    for _ in range(5):
+        point = vector_of(state.params)
+        direction = vector_of(step(state, None, 1.0)[0].params) - point
+        slope = matrix @ (point - torch.from_numpy(optimum))
+        exact = -(slope @ direction) / (direction @ matrix @ direction)
+        state, _ = step(state, None, exact)
+    np.testing.assert_allclose(vector_of(state.params), optimum, atol=1e-10)
+
+
+def test_lbfgs_keeps_no_pair_without_curvature():
+    transform = gd.lbfgs(2)
+    state = transform.init(torch.tensor([0.0]))
+    _, state = transform.update(torch.tensor([2.0]), state, torch.tensor([0.0]))
+    _, bent = transform.update(torch.tensor([1.0]), state, torch.tensor([-0.5]))
+    assert bent.rho.tolist() == [0.0, 2.0]
+    updates, kept = transform.update(torch.tensor([1.5]), bent, torch.tensor([-1.0]))  # concave here
+    for field in ("s", "y", "rho"):
+        assert torch.equal(getattr(kept, field), getattr(bent, field))
+    torch.testing.assert_close(updates, torch.tensor([0.75]))  # 1.5 / H with H = 2
+    assert kept.params == -1
+    half = torch.tensor([1.0], dtype=torch.bfloat16)
+    updates, state = transform.update(half, transform.init(half), half)
+    assert (updates.dtype, state.params.dtype) == (torch.bfloat16, torch.float32)
+    with pytest.raises(ValueError, match="lbfgs needs params"):
+        transform.update(torch.tensor([1.0]), kept)

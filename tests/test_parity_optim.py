@@ -1,0 +1,248 @@
+"""Step by step with torch.optim: parameters and state, in float64, to 1e-12 of how far they have moved.
+
+Hypothesis draws every hyperparameter away from its neutral value. 200 examples a method:
+`pytest tests/test_parity_optim.py --hypothesis-profile thorough`.
+"""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import gdfunc as gd
+
+from .references import normal
+
+STEPS = 100
+rates = st.floats(0.05, 0.95)
+betas = st.tuples(st.floats(0.3, 0.95), st.floats(0.8, 0.999))
+eps = st.floats(1e-8, 1e-3)
+lrs = st.floats(1e-3, 0.05)
+
+# name: (hyperparameters, ours, torch's class, the names of its state in ours)
+OPTIMIZERS = {
+    "SGD": (
+        {"momentum": rates, "dampening": rates, "nesterov": st.just(False)},
+        gd.momentum,
+        torch.optim.SGD,
+        {"momentum_buffer": "momentum_buffer"},
+    ),
+    "Nesterov": (
+        {"momentum": rates, "nesterov": st.just(True)},
+        gd.momentum,
+        torch.optim.SGD,
+        {"momentum_buffer": "momentum_buffer"},
+    ),
+    "Adagrad": (
+        {"lr_decay": rates, "initial_accumulator_value": rates, "eps": eps},
+        gd.adagrad,
+        torch.optim.Adagrad,
+        {"sum": "sum"},
+    ),
+    "Adadelta": (
+        {"rho": rates, "eps": eps},
+        gd.adadelta,
+        torch.optim.Adadelta,
+        {"square_avg": "square_avg", "acc_delta": "acc_delta"},
+    ),
+    "RMSprop": (
+        {"alpha": rates, "eps": eps, "momentum": rates},
+        gd.rmsprop,
+        torch.optim.RMSprop,
+        {"square_avg": "square_avg", "momentum_buffer": "momentum_buffer"},
+    ),
+    "RMSprop, centered": (
+        {"alpha": st.floats(0.8, 0.99), "eps": st.floats(1e-3, 1e-1), "centered": st.just(True)},
+        gd.rmsprop,
+        torch.optim.RMSprop,
+        {"square_avg": "square_avg", "grad_avg": "grad_avg"},
+    ),
+    "Adam": (
+        {"betas": betas, "eps": eps},
+        gd.adam,
+        torch.optim.Adam,
+        {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"},
+    ),
+    "Adam, amsgrad": (
+        {"betas": betas, "eps": eps, "amsgrad": st.just(True)},
+        gd.adam,
+        torch.optim.Adam,
+        {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq", "max_exp_avg_sq": "max_exp_avg_sq"},
+    ),
+    "Adamax": (
+        {"betas": betas, "eps": eps},
+        gd.adamax,
+        torch.optim.Adamax,
+        {"exp_avg": "exp_avg", "exp_inf": "exp_avg_sq"},
+    ),
+    "NAdam": (
+        {"betas": betas, "eps": eps, "momentum_decay": st.floats(1e-3, 0.1)},
+        gd.nadam,
+        torch.optim.NAdam,
+        {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq", "mu_product": "mu_product"},
+    ),
+    "RAdam": (
+        {"betas": betas, "eps": eps},
+        gd.radam,
+        torch.optim.RAdam,
+        {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"},
+    ),
+}
+
+
+class Pair:
+    """The same noisy quadratic descended twice: by torch.optim, and by a transformation."""
+
+    def __init__(self, seed, transform, optimizer_class, **options):
+        self.curvature = 0.2 + normal(seed, 3).abs()
+        self.noise = normal(seed + 1, STEPS, 4)
+        start = normal(seed + 2, 4)
+        self.start = {"w": start[:3].clone(), "b": start[3].clone()}
+        self.theirs = {name: leaf.clone().requires_grad_() for name, leaf in self.start.items()}
+        self.optimizer = optimizer_class(self.theirs.values(), **options)
+        self.ours, self.transform = dict(self.start), transform
+        self.state = transform.init(self.ours)
+
+    def gradient(self, params, t):
+        return {
+            "w": self.curvature * params["w"] + self.noise[t, :3],
+            "b": params["b"] + self.noise[t, 3],
+        }
+
+    def step(self, t, lr):
+        for name, gradient in self.gradient(self.theirs, t).items():
+            self.theirs[name].grad = gradient.detach()
+        self.optimizer.step()
+        updates, self.state = self.transform.update(self.gradient(self.ours, t), self.state, self.ours)
+        self.ours = gd.apply_updates(self.ours, updates, lr)
+
+    def check_params(self):
+        for name, leaf in self.ours.items():
+            theirs = self.theirs[name].detach()
+            moved = (theirs - self.start[name]).norm()
+            assert (leaf - theirs).norm() <= 1e-12 * (moved + self.start[name].norm())
+
+    def check_state(self, state, names, unit=1.0):
+        for theirs_name, our_name in names.items():
+            ours = getattr(state, our_name)
+            for name, parameter in self.theirs.items():
+                theirs = self.optimizer.state[parameter][theirs_name]
+                leaf = ours[name] if isinstance(ours, dict) else ours
+                assert (leaf * unit - theirs).norm() <= 1e-12 * theirs.norm().clamp_min(1e-3)
+
+
+@pytest.fixture
+def _float64_by_default():
+    """torch's NAdam keeps its product of momenta in the default dtype; ours is in the parameters'."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("_float64_by_default")
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_transformation_is_its_torch_optimizer_step_by_step(name, data):
+    hyperparameters, ours, optimizer_class, state_names = OPTIMIZERS[name]
+    drawn = {key: data.draw(strategy, label=key) for key, strategy in hyperparameters.items()}
+    lr, decay = data.draw(lrs, label="lr"), data.draw(rates, label="weight_decay")
+    maximize, seed = data.draw(st.booleans(), label="maximize"), data.draw(st.integers(0, 2**32))
+    # Climbing a convex quadratic runs away; a decay above the curvature holds it.
+    decay = decay + 3.0 * maximize
+    first = [gd.maximize()] * maximize
+    transform = gd.chain(*first, gd.weight_decay(decay), ours(**drawn))
+    pair = Pair(seed, transform, optimizer_class, lr=lr, weight_decay=decay, maximize=maximize, **drawn)
+    for t in range(STEPS):
+        pair.step(t, lr)
+        if t in (0, 1, 5, STEPS - 1):
+            pair.check_params()
+            pair.check_state(pair.state[-1], state_names)
+
+
+@given(betas, eps, rates, lrs, st.booleans(), st.integers(0, 2**32))
+def test_adamw_is_torchs(betas, eps, decay, lr, amsgrad, seed):
+    ours = gd.adamw(betas, eps=eps, weight_decay=decay, amsgrad=amsgrad)
+    pair = Pair(
+        seed, ours, torch.optim.AdamW, lr=lr, betas=betas, eps=eps, weight_decay=decay, amsgrad=amsgrad
+    )
+    for t in range(STEPS):
+        pair.step(t, lr)
+    pair.check_params()
+    pair.check_state(pair.state[0], {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"})
+
+
+@given(st.floats(0.3, 0.9), st.floats(1.05, 1.5), lrs, st.integers(0, 2**32))
+def test_rprop_is_torchs_in_units_of_lr(minus, plus, lr, seed):
+    low, high = 1e-3 * lr, 20 * lr
+    ours = gd.rprop((minus, plus), (low / lr, high / lr))
+    pair = Pair(seed, ours, torch.optim.Rprop, lr=lr, etas=(minus, plus), step_sizes=(low, high))
+    for t in range(STEPS):
+        pair.step(t, lr)
+    pair.check_params()
+    pair.check_state(pair.state, {"prev": "prev"})
+    pair.check_state(pair.state, {"step_size": "step_size"}, unit=lr)
+
+
+def test_rprop_differs_from_torchs_where_it_says():
+    """Step sizes start at lr in torch for good; here lr is a factor of every step."""
+    pair = Pair(0, gd.rprop(), torch.optim.Rprop, lr=0.01)
+    for t in range(20):
+        pair.step(t, 0.01 if t < 10 else 0.001)
+        pair.optimizer.param_groups[0]["lr"] = 0.001
+    assert (pair.ours["w"] - pair.theirs["w"].detach()).norm() > 1e-3
+
+
+def test_nadam_differs_from_torchs_in_the_dtype_of_its_product():
+    pair = Pair(0, gd.nadam((0.5, 0.9)), torch.optim.NAdam, lr=0.01, betas=(0.5, 0.9))
+    for t in range(20):
+        pair.step(t, 0.01)
+    error = (pair.ours["w"] - pair.theirs["w"].detach()).norm()
+    assert 1e-12 < error < 1e-6
+
+
+def test_centered_rmsprop_stays_finite_where_torchs_does_not():
+    """A constant gradient leaves v − ḡ² at rounding, below zero or above."""
+    transform = gd.rmsprop(alpha=0.5, eps=1e-8, centered=True)
+    g = normal(3, 50)
+    state, parameter = transform.init(g), torch.zeros(50, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.RMSprop([parameter], lr=0.1, alpha=0.5, centered=True)
+    for _ in range(100):
+        updates, state = transform.update(g, state)
+        assert updates.isfinite().all()
+        parameter.grad = g.clone()
+        optimizer.step()
+    assert not parameter.isfinite().all()
+
+
+def test_muon_is_torchs_but_for_its_bfloat16():
+    g = [normal(seed, 6, 3) for seed in range(5)]
+    transform = gd.chain(gd.muon(0.9, nesterov=True), gd.weight_decay(0.1))
+    parameter = torch.nn.Parameter(normal(9, 6, 3))
+    ours, state = parameter.detach().clone(), transform.init(parameter)
+    start = ours
+    optimizer = torch.optim.Muon([parameter], lr=0.02, momentum=0.9, weight_decay=0.1)
+    for gradient in g:
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        updates, state = transform.update(gradient, state, ours)
+        ours = gd.apply_updates(ours, updates, 0.02)
+    moved = (parameter.detach() - start).norm()
+    assert (ours - parameter.detach()).norm() < 0.03 * moved
+
+
+@given(st.floats(0.1, 5.0), st.integers(0, 2**32))
+def test_clipping_is_torchs(limit, seed):
+    leaves = {"a": normal(seed, 3), "b": normal(seed + 1, 2, 2)}
+    parameters = [torch.zeros_like(leaf, requires_grad=True) for leaf in leaves.values()]
+    for clip, transform in [
+        (torch.nn.utils.clip_grad_norm_, gd.clip_by_global_norm(limit)),
+        (torch.nn.utils.clip_grad_value_, gd.clip_by_value(limit)),
+    ]:
+        for parameter, leaf in zip(parameters, leaves.values(), strict=True):
+            parameter.grad = leaf.clone()
+        clip(parameters, limit)
+        updates, _ = transform.update(leaves, ())
+        for parameter, update in zip(parameters, updates.values(), strict=True):
+            # torch divides by the norm plus 1e-6.
+            torch.testing.assert_close(update, parameter.grad, rtol=2e-6 / limit, atol=0)
