@@ -68,7 +68,7 @@ FAMILIES = {
     },
 }
 METHODS = {name: method for family in FAMILIES.values() for name, method in family.items()}
-FAST = ("SGD", "LARS", "Rprop", "Adam", "Muon")
+FAST = ("SGD", "Rprop", "Adam", "Muon")
 
 DECADES = (-5, 3)  # of the learning rates
 BATCH_SIZE = 32
@@ -226,7 +226,8 @@ def report_race(rows: list[Row], start: float, bar: float, epochs: int) -> None:
     place = rows.index(best) + 1
     print(f"The lowest loss is {best.method}'s, {best.best_loss:.4f}; it is number {place} in forgiving.")
     if never := [row.method for row in rows if not row.from_lr]:
-        print(f"Not good enough with any lr: {', '.join(never)} (Rprop's rule is made for full batches).")
+        note = " (Rprop is made for full batches)" if "Rprop" in never else ""
+        print(f"Not good enough with any lr: {', '.join(never)}{note}.")
     defaults = [row for row in rows if row.torch_lr]
     poor = [row.method for row in defaults if not row.loss_at_torch_lr <= bar]
     print(
@@ -295,7 +296,8 @@ def draw_race(
     axes[0, 0].annotate("good enough", (10.0 ** DECADES[0], 1.1 * bar), fontsize="small", color="#00664b")
     figure.suptitle(
         f"{title}\nline: median, band: 10–90 % of {len(losses[rows[0].method])} seeds; × a seed's last "
-        "finite loss; green: learning rates that are good enough; star: the best; dotted: torch's default",
+        "finite loss; green: learning rates that are good enough; star: the best; dotted: torch's default; "
+        "lines go on above the top",
         fontsize="large",
     )
     figure.savefig(path, dpi=130)
@@ -433,7 +435,8 @@ def main(argv: list[str] | None = None) -> int:
     ]
     report_walks(walks)
     print(
-        "\nAdamW and LAMB decay the weights, which draws them to the origin: the map's north-west corner."
+        "\nAdamW and LAMB decay the weights, which draws them to the origin: the map's north-west corner.\n"
+        "Muon takes no walk: it is for matrices."
     )
     write(args.out / "walks.csv", walks, Walk._fields[:-1])
     draw_walks(walks, args.out / "walks.png")

@@ -821,6 +821,12 @@ def test_a_line_search_expects_what_the_transformed_direction_promises():
     torch.testing.assert_close(state.params, torch.tensor(0.9))
 
 
+def test_a_line_search_never_goes_uphill_even_where_the_loss_flattens():
+    step = gd.make_line_search_step(lambda w, batch: w.sqrt(), gd.scale(-1.0), decrease=0.9)
+    state, _ = step(step.init(torch.tensor(1.0)), None, 8.0)  # √5 is below the line 1 + 0.9·8·¼
+    assert (state.params, state.step_size) == (1, 0)
+
+
 def test_a_line_search_with_lbfgs_finds_rosenbrocks_minimum():
     step = gd.make_line_search_step(rosenbrock, gd.lbfgs(5))
     state = step.init(torch.tensor([-1.2, 1.0], dtype=torch.float64))
