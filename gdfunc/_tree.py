@@ -125,6 +125,11 @@ def map(f: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
     return unflatten(structure, [f(*group) for group in zip(first, *others, strict=True)])
 
 
+def where(condition: Tensor, yes: Tree, no: Tree) -> Tree:
+    """Take one tree where a 0-d condition holds, the other where not."""
+    return map(lambda a, b: torch.where(condition, a, b), yes, no)
+
+
 def stack(trees: Sequence[Tree]) -> Tree:
     """Stack trees of one structure leaf by leaf along a new leading axis."""
     return map(lambda *group: torch.stack(group), *trees)

@@ -17,7 +17,6 @@ from ._method import (
     as_method,
     blend,
     check_state,
-    choose,
     learning_rate,
     like,
     own,
@@ -300,8 +299,8 @@ def lookahead(step: Step, k: int, alpha: float | Tensor = 0.5) -> Method:
     def follow(state: LookaheadState, carry: Any) -> LookaheadState:
         fast, count = params_of(carry), state.count + 1
         meet = count % k == 0
-        slow = choose(meet, blend(state.slow, fast, alpha), state.slow)
-        return LookaheadState(replace_params(carry, choose(meet, slow, fast)), slow, count)
+        slow = _tree.where(meet, blend(state.slow, fast, alpha), state.slow)
+        return LookaheadState(replace_params(carry, _tree.where(meet, slow, fast)), slow, count)
 
     return _around(step, LookaheadState, init, follow)
 

@@ -12,7 +12,7 @@ from .._scan import scan
 from .._step import apply_updates
 from .._transforms import GradientTransformation, identity
 from .._tree import Tree
-from ._method import Method, as_method, choose, learning_rate, safe_ratio, scalar
+from ._method import Method, as_method, learning_rate, safe_ratio, scalar
 
 _IDENTITY = identity()
 
@@ -93,7 +93,7 @@ def make_line_search_step(
 
         (size, _), _ = scan(try_one, (torch.zeros_like(longest), longest), length=max_steps + 1)
         # Not θ − 0·u alone, which is NaN for an infinite u.
-        params = choose(size > 0, apply_updates(params, updates, size), params)
+        params = _tree.where(size > 0, apply_updates(params, updates, size), params)
         return LineSearchState(params, opt_state, size), loss, grads
 
     return as_method(LineSearchState, init, step)

@@ -78,11 +78,6 @@ def blend(a: Tree, b: Tree, share: Any) -> Tree:
     return _tree.map(lambda x, y: torch.lerp(x, y, like(share, x)), a, b)
 
 
-def choose(condition: Tensor, a: Tree, b: Tree) -> Tree:
-    """Take a where a 0-d condition holds, b where not."""
-    return _tree.map(lambda x, y: torch.where(condition, x, y), a, b)
-
-
 def safe_ratio(a: Tensor, b: Tensor) -> Tensor:
     """Divide by a number >= 0; where that is zero the ratio, and its derivatives, are zero."""
     # The inner where keeps the division's infinity out of the derivative.

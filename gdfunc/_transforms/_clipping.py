@@ -127,8 +127,5 @@ def zero_nans() -> GradientTransformation:
 
 def _shrink(norm: Tensor, bound: Tensor) -> Tensor:
     """min(1, bound/norm), with a finite derivative at norm zero."""
-    above = norm > bound
-    factor = torch.where(
-        above, bound / torch.where(above, norm, torch.ones_like(norm)), torch.ones_like(norm)
-    )
-    return torch.where(norm.isnan(), norm, factor)
+    above, one = norm > bound, torch.ones_like(norm)
+    return torch.where(above, bound / torch.where(above, norm, one), one)

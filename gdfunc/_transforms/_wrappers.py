@@ -159,11 +159,11 @@ def apply_if_finite(transform: GradientTransformation) -> GradientTransformation
     ) -> tuple[Tree, ApplyIfFiniteState]:
         finite = torch.stack([leaf.isfinite().all() for leaf in _tree.leaves(grads)]).all()
         # The branch not taken must not see what is not finite either, or its derivative would be NaN.
-        safe = _choose(finite, grads, zeros(grads))
+        safe = _tree.where(finite, grads, zeros(grads))
         updates, inner = transform.update(safe, state.inner, params)
         skipped = (~finite).to(torch.int64)
-        return _choose(finite, updates, zeros(updates)), ApplyIfFiniteState(
-            _choose(finite, inner, state.inner),
+        return _tree.where(finite, updates, zeros(updates)), ApplyIfFiniteState(
+            _tree.where(finite, inner, state.inner),
             (state.consecutive + 1) * skipped,
             state.total + skipped,
         )
@@ -206,14 +206,10 @@ def accumulate(transform: GradientTransformation, steps: int) -> GradientTransfo
         (total,) = each_leaf(lambda g, s: (s + g,), grads, state.sum)
         updates, inner = transform.update(_tree.map(lambda s: s / steps, total), state.inner, params)
         complete = state.accumulated + 1 == steps
-        return _choose(complete, updates, zeros(updates)), AccumulateState(
-            _choose(complete, inner, state.inner),
-            _choose(complete, zeros(total), total),
+        return _tree.where(complete, updates, zeros(updates)), AccumulateState(
+            _tree.where(complete, inner, state.inner),
+            _tree.where(complete, zeros(total), total),
             (state.accumulated + 1) % steps,
         )
 
     return GradientTransformation(init, update)
-
-
-def _choose(condition: Tensor, yes: Tree, no: Tree) -> Tree:
-    return _tree.map(lambda a, b: torch.where(condition, a, b), yes, no)
