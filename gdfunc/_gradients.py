@@ -135,8 +135,8 @@ def low_precision(loss_fn: LossFn, dtype: torch.dtype) -> LossFn:
     References:
         P. Micikevicius et al., "Mixed precision training", 2018.
     """
-    if not dtype.is_floating_point:
-        raise ValueError(f"dtype must be a real floating-point dtype; got {dtype}")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a real floating-point torch.dtype; got {dtype!r}")
 
     def narrow(leaf: Tensor) -> Tensor:
         return leaf.to(dtype) if leaf.is_floating_point() else leaf

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import _tree
 from ._gradients import LossFn, batch_grad, check_params
-from ._transforms import GradientTransformation
+from ._transforms import GradientTransformation, check_transform
 from ._tree import Tree
 
 Step = Callable[[Any, Tree, Any], tuple[Any, Any]]
@@ -123,7 +123,7 @@ def init_state(transform: GradientTransformation, params: Tree) -> TrainState:
         >>> gd.init_state(gd.scale(2.0), torch.tensor([1.0]))
         TrainState(params=tensor([1.]), opt_state=())
     """
-    _check_transform(transform)
+    check_transform(transform)
     check_params(params)
     params = _tree.clone(_tree.detach(params))
     return TrainState(params, transform.init(params))
@@ -153,7 +153,7 @@ def make_transform_step(loss_fn: LossFn, transform: GradientTransformation) -> S
         >>> step(state, torch.tensor([1.0]), 0.1)
         (TrainState(params=tensor(0.9000), opt_state=()), tensor(1.))
     """
-    _check_transform(transform)
+    check_transform(transform)
     gradients = batch_grad(loss_fn)
 
     def step(state: TrainState, batch: Tree, lr: float | Tensor) -> tuple[TrainState, Tensor, Tree]:
@@ -171,14 +171,6 @@ def make_transform_step(loss_fn: LossFn, transform: GradientTransformation) -> S
         return TrainState(apply_updates(state.params, updates, lr), opt_state), loss, grads
 
     return _as_step(step)
-
-
-def _check_transform(transform: Any) -> None:
-    if not isinstance(transform, GradientTransformation):
-        raise TypeError(
-            f"transform is {type(transform).__name__}, not a GradientTransformation; "
-            f"call the function that makes it, as in gd.momentum(0.9)"
-        )
 
 
 def params_of(carry: Any) -> Tree:

@@ -323,6 +323,8 @@ def _check_lrs(lr: Any, steps: int, params: Tree) -> Tensor:
     """Return one lr a step, [T], in the widest dtype of the parameters."""
     leaves = _tree.leaves(params)
     dtype = reduce(torch.promote_types, (leaf.dtype for leaf in leaves))
+    if callable(lr):
+        raise TypeError(f"lr is a function; pass its values, one a step: schedule(torch.arange({steps}))")
     lr = torch.as_tensor(lr) if isinstance(lr, np.ndarray | list | tuple) else lr
     readable = isinstance(lr, Tensor) and lr.device.type == "cpu" and not _tree.is_transformed(lr)
     if readable and not lr.is_complex() and not (lr.isfinite() & (lr >= 0)).all():

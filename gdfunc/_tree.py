@@ -99,15 +99,11 @@ def differences(tree: Tree, reference: Tree, name: str, reference_name: str) -> 
     found = dict(named_leaves(tree, ""))
     missing = [reference_name + path for path in wanted if path not in found]
     unexpected = [name + path for path in found if path not in wanted]
-    shapes = {
-        path: [getattr(tree[path], "shape", ()) for tree in (found, wanted)]
-        for path in found
-        if path in wanted
-    }
     reshaped = [
-        f"{name}{path} has shape {tuple(got)} but {reference_name}{path} has {tuple(expected)}"
-        for path, (got, expected) in shapes.items()
-        if got != expected
+        f"{name}{path} has shape {tuple(leaf.shape)} but {reference_name}{path} has {tuple(other.shape)}"
+        for path, leaf in found.items()
+        if isinstance(leaf, Tensor) and isinstance(other := wanted.get(path), Tensor)
+        if leaf.shape != other.shape
     ]
     said = [f"missing {', '.join(missing)}"] if missing else []
     said += [f"unexpected {', '.join(unexpected)}"] if unexpected else []

@@ -265,8 +265,56 @@ def test_masks_and_labels_that_do_not_fit_raise():
         gd.masked(gd.sign(), {"w": True}).init(params)
     with pytest.raises(TypeError, match=r"mask\['b'\] is 1; it must be True or False"):
         gd.freeze({"w": True, "b": 1}).init(params)
-    with pytest.raises(KeyError, match=r"labels\['b'\] is 'x', but there are transformations for 'a' only"):
+    with pytest.raises(
+        ValueError, match=r"labels\['b'\] is 'x', but there are transformations for 'a' only"
+    ):
         gd.partition({"a": gd.sign()}, {"w": "a", "b": "x"}).init(params)
+    with pytest.raises(
+        ValueError, match=r"labels does not have the structure of params: missing params\['b'\]$"
+    ):
+        gd.partition({"a": gd.sign()}, {"w": "a"}).init(params)
+    with pytest.raises(TypeError, match="transforms must be a dict label -> transformation; got list"):
+        gd.partition([gd.sign()], {"w": "a", "b": "a"})
+
+
+UNCALLED = [
+    lambda: gd.accumulate(gd.adam, 2),
+    lambda: gd.apply_if_finite(gd.adam),
+    lambda: gd.masked(gd.adam, True),
+    lambda: gd.partition({"a": gd.adam}, "a"),
+    lambda: gd.chain(gd.adam),
+]
+
+
+@pytest.mark.parametrize("call", UNCALLED)
+def test_a_transformation_that_was_not_called_says_so(call):
+    with pytest.raises(TypeError, match="is function, not a GradientTransformation; call the function"):
+        call()
+
+
+def test_the_state_of_another_kind_says_so():
+    zero = torch.zeros(2)
+    for state in (gd.momentum(0.9).init(zero), (), None):
+        with pytest.raises(TypeError, match=r"opt_state is \w+, not AdamState; make it with init_state"):
+            gd.adam().update(zero, state)
+    with pytest.raises(ValueError, match="different parameter tree, or with other options"):
+        gd.adam(amsgrad=True).update(zero, gd.adam().init(zero))
+
+
+@pytest.mark.parametrize("betas", [0.9, (0.9,), (0.9, 0.99, 0.999)])
+def test_betas_are_a_pair(betas):
+    with pytest.raises(TypeError, match="betas must be a pair"):
+        gd.adam(betas)
+
+
+def test_step_sizes_in_the_wrong_order_raise():
+    with pytest.raises(ValueError, match=r"step_sizes must be \(smallest, largest\); got \(50, 1e-06\)"):
+        gd.rprop(step_sizes=(50, 1e-6))
+
+
+def test_a_transformation_shows_its_name():
+    assert repr(gd.momentum(0.9)) == "GradientTransformation(momentum)"
+    assert repr(gd.chain()) == "GradientTransformation(chain)"
 
 
 def test_a_run_of_many_bad_steps_trains_on_the_good_ones():

@@ -385,5 +385,5 @@ def test_low_precision_leaves_labels_alone_and_refuses_integers():
     grads, _ = gd.batch_grad(narrow)({"w": torch.ones(3)}, (np.ones(2, np.float32), torch.tensor([0, 2])))
     assert grads["w"].tolist() == [0.5, 0.0, 0.5]
     assert grads["w"].dtype == torch.float32
-    with pytest.raises(ValueError, match="dtype must be a real floating-point dtype"):
+    with pytest.raises(ValueError, match="dtype must be a real floating-point torch"):
         gd.low_precision(loss_fn, torch.int32)

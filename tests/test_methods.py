@@ -938,3 +938,13 @@ def test_lbfgs_keeps_no_pair_without_curvature():
     assert (updates.dtype, state.params.dtype) == (torch.bfloat16, torch.float32)
     with pytest.raises(ValueError, match="lbfgs needs params"):
         transform.update(torch.tensor([1.0]), kept)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [gd.make_sam_step, gd.make_schedule_free_step, gd.make_line_search_step],
+    ids=lambda f: f.__name__,
+)
+def test_a_transformation_that_was_not_called_says_so(make):
+    with pytest.raises(TypeError, match="transform is function, not a GradientTransformation; call the"):
+        make(lambda w, batch: w**2, gd.adam)

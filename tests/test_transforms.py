@@ -60,7 +60,9 @@ def test_bad_factors_raise(factor):
 
 
 def test_a_chain_refuses_what_is_no_transformation():
-    with pytest.raises(TypeError, match="chain's argument 1 is function, not a GradientTransformation"):
+    with pytest.raises(
+        TypeError, match="chain's argument 1 is function, not a GradientTransformation; call"
+    ):
         gd.chain(gd.identity(), gd.scale)
 
 

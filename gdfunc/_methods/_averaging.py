@@ -10,7 +10,7 @@ from .. import _tree
 from .._errors import check_int, check_scalar
 from .._gradients import LossFn, batch_grad
 from .._step import Step, apply_updates, params_of
-from .._transforms import GradientTransformation, identity
+from .._transforms import GradientTransformation, check_transform, identity
 from .._tree import Tree
 from ._method import (
     Method,
@@ -157,6 +157,7 @@ def make_schedule_free_step(
     References:
         A. Defazio et al., "The road less scheduled", 2024.
     """
+    check_transform(transform)
     beta = check_scalar("beta", beta, "[0, 1]")
     weight_decay = check_scalar("weight_decay", weight_decay, "[0, inf)")
     gradients = batch_grad(loss_fn)

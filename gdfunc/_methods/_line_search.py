@@ -10,7 +10,7 @@ from .._errors import check_int, check_scalar
 from .._gradients import LossFn, batch_grad
 from .._scan import scan
 from .._step import apply_updates
-from .._transforms import GradientTransformation, identity
+from .._transforms import GradientTransformation, check_transform, identity
 from .._tree import Tree
 from ._method import Method, as_method, learning_rate, safe_ratio, scalar
 
@@ -67,6 +67,7 @@ def make_line_search_step(
         L. Armijo, "Minimization of functions having Lipschitz continuous first partial derivatives", 1966.
         J. Nocedal, S. J. Wright, "Numerical optimization", 2nd ed., 2006, algorithm 3.1.
     """
+    check_transform(transform)
     decrease = check_scalar("decrease", decrease, "(0, 1)")
     factor = check_scalar("factor", factor, "(0, 1)")
     max_steps = check_int("max_steps", max_steps, 0)

@@ -6,7 +6,7 @@ from .. import _tree
 from .._errors import check_scalar
 from .._gradients import LossFn, batch_grad
 from .._step import TrainState, apply_updates
-from .._transforms import GradientTransformation, identity
+from .._transforms import GradientTransformation, check_transform, identity
 from .._tree import Tree
 from ._method import Method, as_method, safe_ratio, scalar
 
@@ -51,6 +51,7 @@ def make_sam_step(
         J. Kwon et al., "ASAM: adaptive sharpness-aware minimization for scale-invariant learning of deep
         neural networks", 2021.
     """
+    check_transform(transform)
     rho = check_scalar("rho", rho, "[0, inf)")
     gradients = batch_grad(loss_fn)
 

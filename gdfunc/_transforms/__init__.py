@@ -12,6 +12,7 @@ from ._adaptive import rmsprop as rmsprop
 from ._adaptive import yogi as yogi
 from ._base import GradientTransformation as GradientTransformation
 from ._base import chain as chain
+from ._base import check_transform as check_transform
 from ._base import identity as identity
 from ._base import scale as scale
 from ._clipping import adaptive_clip as adaptive_clip

@@ -19,6 +19,7 @@ from ._base import (
     lerp,
     no_steps,
     safe_sqrt,
+    stateful,
     wide,
     zeros,
 )
@@ -80,7 +81,7 @@ def adagrad(
         updates, sums = each_leaf(rule, grads, state.sum)
         return updates, AdagradState(state.step + 1, sums)
 
-    return GradientTransformation(init, update)
+    return stateful(AdagradState, init, update)
 
 
 class AdadeltaState(NamedTuple):
@@ -125,7 +126,7 @@ def adadelta(*, rho: Scalar = 0.9, eps: Scalar = 1e-6) -> GradientTransformation
         updates, square_avg, acc_delta = each_leaf(rule, grads, state.square_avg, state.acc_delta)
         return updates, AdadeltaState(square_avg, acc_delta)
 
-    return GradientTransformation(init, update)
+    return stateful(AdadeltaState, init, update)
 
 
 class RMSpropState(NamedTuple):
@@ -192,7 +193,7 @@ def rmsprop(
         grad_avg = next(remaining) if centered else ()
         return updates, RMSpropState(square_avg, grad_avg, next(remaining) if has_buffer else ())
 
-    return GradientTransformation(init, update)
+    return stateful(RMSpropState, init, update)
 
 
 class AdamState(NamedTuple):
@@ -245,7 +246,7 @@ def _moments(
         updates, *trees = each_leaf(rule, grads, state.exp_avg, state.exp_avg_sq, *kept)
         return updates, AdamState(count, *trees)
 
-    return GradientTransformation(init, update)
+    return stateful(AdamState, init, update)
 
 
 def _mean_square(v: Tensor, g: Tensor, m: Tensor, beta2: Scalar, eps: Scalar) -> Tensor:
@@ -271,7 +272,8 @@ def adam(
     m' = β₁·m + (1 − β₁)·g;  v' = β₂·v + (1 − β₂)·g²;  u = m̂ / (√v̂ + ε)
     with m̂ = m'/(1 − β₁ᵗ) and v̂ = v'/(1 − β₂ᵗ); with `amsgrad`, the largest v so far instead of v'
 
-    The first step is g/(|g| + ε). With ε = 0 an entry whose gradients are all zero does not move.
+    The first step is g/(|g| + ε). With ε = 0 an entry whose gradients are all zero does not move. lr is no
+    argument here: it goes to the step, or to `train`.
 
     Args:
         betas: (β₁, β₂), each in [0, 1).
@@ -544,4 +546,4 @@ def nadam(
         updates, exp_avg, exp_avg_sq = each_leaf(rule, grads, state.exp_avg, state.exp_avg_sq)
         return updates, NAdamState(count, product.to(state.mu_product.dtype), exp_avg, exp_avg_sq)
 
-    return GradientTransformation(init, update)
+    return stateful(NAdamState, init, update)

@@ -8,6 +8,7 @@ care of trees, dtypes and states that do not fit. `sign` in `_momentum.py` is th
 """
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
@@ -27,8 +28,12 @@ class GradientTransformation(NamedTuple):
 
     Attributes:
         init: `params -> opt_state`, a tree of tensors.
-        update: `(grads, opt_state, params=None) -> (updates, opt_state)`; updates is a tree like grads.
-            The step that follows is θ − lr·u.
+        update: `(grads, opt_state, params=None) -> (updates, opt_state)`; updates is a tree like grads, and
+            the new state like the old one, all of tensors. The step that follows is θ − lr·u. A step
+            always passes params.
+
+    The hyperparameters of gdfunc's own are numbers, whose range is checked, or 0-d tensors, whose value is
+    never read: they may be vmapped and differentiated.
 
     Example:
         >>> halve = gd.GradientTransformation(
@@ -41,6 +46,9 @@ class GradientTransformation(NamedTuple):
 
     init: Callable[[Tree], Any]
     update: Callable[..., tuple[Tree, Any]]
+
+    def __repr__(self) -> str:
+        return f"GradientTransformation({self.update.__qualname__.partition('.')[0]})"
 
 
 def identity() -> GradientTransformation:
@@ -94,11 +102,7 @@ def chain(*transforms: GradientTransformation) -> GradientTransformation:
         (tensor(3.), ((), ()))
     """
     for position, transform in enumerate(transforms):
-        if not isinstance(transform, GradientTransformation):
-            raise TypeError(
-                f"chain's argument {position} is {type(transform).__name__}, "
-                f"not a GradientTransformation; call the function that makes it, as in gd.scale(2.0)"
-            )
+        check_transform(transform, f"chain's argument {position}")
 
     def init(params: Tree) -> tuple[Any, ...]:
         return tuple(transform.init(params) for transform in transforms)
@@ -116,6 +120,30 @@ def chain(*transforms: GradientTransformation) -> GradientTransformation:
         return grads, tuple(new_state)
 
     return GradientTransformation(init, update)
+
+
+def check_transform(transform: Any, name: str = "transform") -> None:
+    """Refuse what is no transformation, and say what it takes to make it one."""
+    if isinstance(transform, GradientTransformation):
+        return
+    kind = type(transform).__name__
+    remedy = "; call the function that makes it, as in gd.momentum(0.9)" if callable(transform) else ""
+    raise TypeError(f"{name} is {kind}, not a GradientTransformation{remedy}")
+
+
+def stateful(kind: type, init: Callable[[Tree], Any], update: Callable[..., Any]) -> GradientTransformation:
+    """Make a transformation whose update refuses the state of another kind."""
+
+    @wraps(update)
+    def checked(grads: Tree, state: Any, params: Tree = None) -> tuple[Tree, Any]:
+        if not isinstance(state, kind):
+            raise TypeError(
+                f"opt_state is {type(state).__name__}, not {kind.__name__}; "
+                f"make it with init_state(transform, params)"
+            )
+        return update(grads, state, params)
+
+    return GradientTransformation(init, checked)
 
 
 def stateless(rule: Callable[..., Tensor], *, with_params: bool = False) -> GradientTransformation:
@@ -147,7 +175,7 @@ def each_leaf(rule: Callable[..., tuple[Tensor, ...]], grads: Tree, *others: Tre
         matched = _tree.match(structure, other)
         if matched is None or any(o.shape != g.shape for o, g in zip(matched, leaves, strict=True)):
             raise ValueError(
-                f"optimizer state was made for a different parameter tree: "
+                f"optimizer state was made for a different parameter tree, or with other options: "
                 f"{_tree.differences(other, grads, 'state', 'params')}; "
                 f"make it with init_state(transform, params)"
             )

@@ -10,7 +10,17 @@ from .. import _tree
 from .._errors import check_int, check_scalar
 from .._tree import Tree
 from ._adaptive import adam
-from ._base import GradientTransformation, Scalar, chain, each_leaf, in_dtype, lerp, stateless, zeros
+from ._base import (
+    GradientTransformation,
+    Scalar,
+    chain,
+    each_leaf,
+    in_dtype,
+    lerp,
+    stateful,
+    stateless,
+    zeros,
+)
 from ._momentum import momentum as accumulate_momentum
 from ._momentum import weight_decay as add_decay
 
@@ -182,7 +192,7 @@ def muon(
         updates, buffer = each_leaf(rule, grads, state.momentum_buffer)
         return updates, MuonState(buffer)
 
-    return GradientTransformation(init, update)
+    return stateful(MuonState, init, update)
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from ._base import (
     lerp,
     no_steps,
     select,
+    stateful,
     stateless,
     zeros,
 )
@@ -78,7 +79,7 @@ def momentum(
         updates, buffer = each_leaf(rule, grads, state.momentum_buffer)
         return updates, MomentumState(state.step + 1, buffer)
 
-    return GradientTransformation(init, update)
+    return stateful(MomentumState, init, update)
 
 
 def sign() -> GradientTransformation:
@@ -135,7 +136,7 @@ def lion(betas: tuple[Scalar, Scalar] = (0.9, 0.99)) -> GradientTransformation:
         updates, exp_avg = each_leaf(rule, grads, state.exp_avg)
         return updates, LionState(exp_avg)
 
-    return GradientTransformation(init, update)
+    return stateful(LionState, init, update)
 
 
 class RpropState(NamedTuple):
@@ -174,6 +175,9 @@ def rprop(
     """
     factors = check_scalar("etas[0]", etas[0], "(0, 1)"), check_scalar("etas[1]", etas[1], "(1, inf)")
     bounds = [check_scalar(f"step_sizes[{i}]", size, "(0, inf)") for i, size in enumerate(step_sizes)]
+    low, high = bounds
+    if not isinstance(low, Tensor) and not isinstance(high, Tensor) and low > high:
+        raise ValueError(f"step_sizes must be (smallest, largest); got {step_sizes!r}")
 
     def init(params: Tree) -> RpropState:
         return RpropState(zeros(params), _tree.map(torch.ones_like, params))
@@ -194,7 +198,7 @@ def rprop(
         updates, prev, step_size = each_leaf(rule, grads, state.prev, state.step_size)
         return updates, RpropState(prev, step_size)
 
-    return GradientTransformation(init, update)
+    return stateful(RpropState, init, update)
 
 
 def weight_decay(rate: Scalar) -> GradientTransformation:
@@ -236,5 +240,7 @@ def maximize() -> GradientTransformation:
 
 def check_betas(betas: tuple[Scalar, Scalar]) -> tuple[Scalar, Scalar]:
     """Return two decay rates, each in [0, 1)."""
+    if isinstance(betas, float | int) or len(betas) != 2:
+        raise TypeError(f"betas must be a pair (β₁, β₂); got {betas!r}")
     beta1, beta2 = betas
     return check_scalar("betas[0]", beta1, "[0, 1)"), check_scalar("betas[1]", beta2, "[0, 1)")

@@ -9,7 +9,16 @@ from torch import Tensor
 from .. import _tree
 from .._errors import check_int
 from .._tree import Tree
-from ._base import GradientTransformation, each_leaf, identity, no_steps, stateless, zeros
+from ._base import (
+    GradientTransformation,
+    check_transform,
+    each_leaf,
+    identity,
+    no_steps,
+    stateful,
+    stateless,
+    zeros,
+)
 
 Labels = Tree | Callable[[Tree], Tree]
 
@@ -31,13 +40,16 @@ def masked(transform: GradientTransformation, mask: Labels) -> GradientTransform
         >>> transform.update(grads, transform.init(grads), grads)[0]
         {'w': tensor(0.), 'b': tensor(2.)}
     """
+    check_transform(transform)
     return _split({True: transform, False: None}, mask, "mask")
 
 
 def freeze(mask: Labels) -> GradientTransformation:
     """Keep some parameters where they are.
 
-    u = 0 for what is frozen, else g; last in a chain
+    u = 0 for what is frozen, else g
+
+    It must come last in a chain: weight decay after it would move the parameters all the same.
 
     Args:
         mask: a tree of bools like params, True for what is frozen, or a function that makes it of params.
@@ -66,8 +78,8 @@ def partition(transforms: Mapping[Any, GradientTransformation], labels: Labels) 
         is that of the group.
 
     Raises:
-        ValueError: the labels are not like params.
-        KeyError: a leaf has a label without a transformation.
+        TypeError: `transforms` is no dict of transformations.
+        ValueError: the labels are not like params, or a leaf has a label without a transformation.
 
     Example:
         >>> rules = {"body": gd.momentum(0.9), "head": gd.scale(10.0)}
@@ -76,6 +88,12 @@ def partition(transforms: Mapping[Any, GradientTransformation], labels: Labels) 
         >>> transform.update(grads, transform.init(grads), grads)[0]
         {'w': tensor(1.), 'b': tensor(20.)}
     """
+    if not isinstance(transforms, Mapping):
+        raise TypeError(
+            f"transforms must be a dict label -> transformation; got {type(transforms).__name__}"
+        )
+    for label, transform in transforms.items():
+        check_transform(transform, f"transforms[{label!r}]")
     return _split(dict(transforms), labels, "labels")
 
 
@@ -92,7 +110,7 @@ def _split(
                 raise TypeError(f"{path} is {label!r}; it must be True or False")
             if label not in transforms:
                 known = ", ".join(map(repr, transforms))
-                raise KeyError(f"{path} is {label!r}, but there are transformations for {known} only")
+                raise ValueError(f"{path} is {label!r}, but there are transformations for {known} only")
         return listed
 
     def group(tree: Tree, listed: list[Any], label: Any) -> Tree:
@@ -151,6 +169,8 @@ def apply_if_finite(transform: GradientTransformation) -> GradientTransformation
         (tensor(0.), tensor(1))
     """
 
+    check_transform(transform)
+
     def init(params: Tree) -> ApplyIfFiniteState:
         return ApplyIfFiniteState(transform.init(params), no_steps(params), no_steps(params))
 
@@ -182,6 +202,8 @@ def accumulate(transform: GradientTransformation, steps: int) -> GradientTransfo
 
     u = update((g₁ + … + gₖ)/k) in every k-th step, else 0
 
+    What comes after it in a chain still acts in every step: put all of a chain inside.
+
     Args:
         transform: what to apply.
         steps: k.
@@ -197,6 +219,7 @@ def accumulate(transform: GradientTransformation, steps: int) -> GradientTransfo
         >>> first, second
         (tensor(0.), tensor(2.))
     """
+    check_transform(transform)
     steps = check_int("steps", steps, 1)
 
     def init(params: Tree) -> AccumulateState:
@@ -212,4 +235,4 @@ def accumulate(transform: GradientTransformation, steps: int) -> GradientTransfo
             (state.accumulated + 1) % steps,
         )
 
-    return GradientTransformation(init, update)
+    return stateful(AccumulateState, init, update)
