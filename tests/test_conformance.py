@@ -127,6 +127,54 @@ def test_it_converges(name):
     assert loss(final) < 0.02 * loss(start)
 
 
+PROBLEMS = {
+    "quadratic": lambda: gd.problems.quadratic([0.2, 0.5, 1.0, 1.0, 2.0, 4.0], key=gd.random.key(0)),
+    "rosenbrock": lambda: gd.problems.rosenbrock(6),
+    "stocks": lambda: gd.problems.stock_regression(),
+}
+
+
+@everywhere
+@pytest.mark.parametrize("problem_name", PROBLEMS)
+def test_it_converges_on_a_known_problem(problem_name, name):
+    """The best of twelve learning rates leaves little of the gap to the known minimum."""
+    row = TABLE[name]
+    if problem_name == "stocks":
+        pytest.importorskip("matplotlib")
+    problem = PROBLEMS[problem_name]()
+    names, structure = (
+        [leaf.shape for leaf in _tree.leaves(problem.params)],
+        _tree.flatten(problem.params)[1],
+    )
+
+    def pack(vector):
+        if row.matrices:
+            return {"w": vector.reshape(3, 2)}
+        return {"w": vector[:3], "m": vector[3:5].reshape(1, 2), "s": vector[5]}
+
+    def loss_fn(params, batch):
+        vector = torch.cat([leaf.reshape(-1) for leaf in params.values()])
+        parts = vector.split([shape.numel() for shape in shapes])
+        tree = _tree.unflatten(
+            structure, [p.reshape(shape) for p, shape in zip(parts, shapes, strict=True)]
+        )
+        return problem.loss_fn(tree, problem.data)
+
+    # Off zero, where trust ratios have nothing to go by.
+    first = pack(start + 0.05 * normal(5, 6))
+    transform = make(row)
+    step = gd.make_transform_step(loss_fn, transform)
+
+    def run(lr):
+        state, _ = gd.train(step, gd.init_state(transform, first), None, gd.full_batch(1, 150), lr)
+        return loss_fn(state.params, None)
+
+    final = vmap(run)(torch.logspace(-3.5, 1, 12, dtype=torch.float64))
+    gap = final[final.isfinite()].min() - problem.minimum
+    allowed = {"quadratic": 0.05, "rosenbrock": 0.25, "stocks": 0.05}[problem_name]
+    assert gap < allowed * (loss_fn(first, None) - problem.minimum)
+
+
 @everywhere
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, None])
 def test_it_keeps_structure_shape_dtype_and_device(name, dtype):

@@ -87,6 +87,22 @@ def test_lamb(betas, decay, seed):
     )
 
 
+@given(rates, st.booleans(), seeds)
+def test_muon(momentum, nesterov, seed):
+    (a, b, c), buffer, expected = (3.4445, -4.775, 2.0315), np.zeros((4, 2)), []
+    g = normal(seed, 5, 4, 2)
+    for now in g.numpy():
+        buffer = momentum * buffer + (1 - momentum) * now
+        x = (momentum * buffer + (1 - momentum) * now if nesterov else buffer).T
+        x = x / np.linalg.norm(x)
+        for _ in range(5):
+            gram = x @ x.T
+            x = a * x + (b * gram + c * gram @ gram) @ x
+        expected.append(np.sqrt(4 / 2) * x.T)
+    got = updates_of(gd.muon(momentum, nesterov=nesterov), g, torch.zeros_like(g[0]))
+    np.testing.assert_allclose(got, np.stack(expected), rtol=1e-9, atol=1e-11)
+
+
 def test_trust_is_one_where_a_norm_is_zero():
     g, zero = normal(0, 3), torch.zeros(3, dtype=torch.float64)
     for transform in (gd.trust_ratio(coefficient=0.1), gd.lars(momentum=0.0)):
