@@ -142,10 +142,9 @@ def test_it_converges_on_a_known_problem(problem_name, name):
     if problem_name == "stocks":
         pytest.importorskip("matplotlib")
     problem = PROBLEMS[problem_name]()
-    names, structure = (
-        [leaf.shape for leaf in _tree.leaves(problem.params)],
-        _tree.flatten(problem.params)[1],
-    )
+    leaves, structure = _tree.flatten(problem.params)
+    shapes = [leaf.shape for leaf in leaves]
+    start = torch.cat([leaf.reshape(-1) for leaf in leaves])
 
     def pack(vector):
         if row.matrices:
