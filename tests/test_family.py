@@ -310,7 +310,7 @@ def test_a_transformation_that_was_not_called_says_so(call):
 
 def test_the_state_of_another_kind_says_so():
     zero = torch.zeros(2)
-    for state in (gd.momentum(0.9).init(zero), (), None):
+    for state in (gd.momentum(0.9).init(zero), gd.radam().init(zero), (), None):
         with pytest.raises(TypeError, match=r"opt_state is \w+, not AdamState; make it with init_state"):
             gd.adam().update(zero, state)
     with pytest.raises(ValueError, match="different parameter tree, or with other options"):

@@ -196,14 +196,32 @@ def rmsprop(
     return stateful(RMSpropState, init, update)
 
 
-class AdamState(NamedTuple):
+class MomentsState(NamedTuple):
+    """The memory of Adam and its kin; each has a class of its own, so that none takes another's."""
+
     step: Tensor
     exp_avg: Tree
     exp_avg_sq: Tree
     max_exp_avg_sq: Tree = ()  # with amsgrad
 
 
+class AdamState(MomentsState): ...
+
+
+class AdamaxState(MomentsState): ...
+
+
+class RAdamState(MomentsState): ...
+
+
+class AdaBeliefState(MomentsState): ...
+
+
+class YogiState(MomentsState): ...
+
+
 def _moments(
+    kind: type[MomentsState],
     betas: tuple[Scalar, Scalar],
     eps: Scalar,
     *,
@@ -222,11 +240,11 @@ def _moments(
     betas = check_betas(betas)
     eps = check_scalar("eps", eps, "[0, inf)")
 
-    def init(params: Tree) -> AdamState:
+    def init(params: Tree) -> MomentsState:
         sizes = _tree.map(lambda p: torch.full_like(p, start), params)
-        return AdamState(no_steps(params), zeros(params), sizes, zeros(params) if keep_largest else ())
+        return kind(no_steps(params), zeros(params), sizes, zeros(params) if keep_largest else ())
 
-    def update(grads: Tree, state: AdamState, params: Tree = None) -> tuple[Tree, AdamState]:
+    def update(grads: Tree, state: MomentsState, params: Tree = None) -> tuple[Tree, MomentsState]:
         del params
         count = state.step + 1
 
@@ -244,9 +262,9 @@ def _moments(
 
         kept = (state.max_exp_avg_sq,) if keep_largest else ()
         updates, *trees = each_leaf(rule, grads, state.exp_avg, state.exp_avg_sq, *kept)
-        return updates, AdamState(count, *trees)
+        return updates, kind(count, *trees)
 
-    return stateful(AdamState, init, update)
+    return stateful(kind, init, update)
 
 
 def _mean_square(v: Tensor, g: Tensor, m: Tensor, beta2: Scalar, eps: Scalar) -> Tensor:
@@ -293,7 +311,13 @@ def adam(
         "On the convergence of Adam and beyond", 2018 (amsgrad). torch: `Adam`.
     """
     return _moments(
-        betas, eps, second=_mean_square, constants=_unbiased, direction=_ratio, keep_largest=amsgrad
+        AdamState,
+        betas,
+        eps,
+        second=_mean_square,
+        constants=_unbiased,
+        direction=_ratio,
+        keep_largest=amsgrad,
     )
 
 
@@ -353,6 +377,7 @@ def adamax(betas: tuple[Scalar, Scalar] = (0.9, 0.999), *, eps: Scalar = 1e-8) -
         whose `exp_inf` is `exp_avg_sq` here.
     """
     return _moments(
+        AdamaxState,
         betas,
         eps,
         second=lambda v, g, m, beta2, e: torch.maximum(beta2 * v, g.abs() + e),
@@ -398,7 +423,7 @@ def radam(betas: tuple[Scalar, Scalar] = (0.9, 0.999), *, eps: Scalar = 1e-8) ->
         rectified, factor, plain, e = known
         return torch.where(rectified, m / (safe_sqrt(v) + e) * factor, m * plain)
 
-    return _moments(betas, eps, second=_mean_square, constants=constants, direction=direction)
+    return _moments(RAdamState, betas, eps, second=_mean_square, constants=constants, direction=direction)
 
 
 def adabelief(
@@ -425,6 +450,7 @@ def adabelief(
         2020.
     """
     return _moments(
+        AdaBeliefState,
         betas,
         eps,
         second=lambda v, g, m, beta2, e: lerp(v, (g - m) * (g - m), 1.0 - beta2) + e,
@@ -467,6 +493,7 @@ def yogi(
         return v - (1.0 - beta2) * torch.sign(v - g * g) * g * g
 
     return _moments(
+        YogiState,
         betas,
         eps,
         second=second,
