@@ -130,7 +130,8 @@ def train(
         ValueError: data, index and lr do not fit; an unknown record.
         IndexError: index points outside the data.
         NonFiniteError: (a GdfuncError) `check_finite` found NaN or infinity; it holds the last good carry.
-        TrainingInterrupted: (a KeyboardInterrupt) Ctrl-C; it holds the carry and the records so far.
+        TrainingInterrupted: (a KeyboardInterrupt) Ctrl-C; it holds the carry and the records so far, of
+            all members of a vmapped run along leading axes.
 
     Example:
         >>> x = torch.linspace(-1, 1, 50)
@@ -216,8 +217,11 @@ def train(
                 finished = _Finished(last, carry, (*finished.records, records))
                 report(last)
         except KeyboardInterrupt as interrupt:
+            # Under vmap the members are kept as rows: a wrapped tensor would not outlive this call.
             raise TrainingInterrupted(
-                step=finished.step, state=finished.carry, trajectory=finished.trajectory(every)
+                step=finished.step,
+                state=_tree.unwrap(finished.carry),
+                trajectory=_tree.unwrap(finished.trajectory(every)),
             ) from interrupt
     return finished.carry, finished.trajectory(every)
 

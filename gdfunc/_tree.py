@@ -177,6 +177,19 @@ def is_transformed(leaf: Tensor) -> bool:
     return torch._C._functorch.is_functorch_wrapped_tensor(leaf)
 
 
+def unwrap(tree: Tree) -> Tree:
+    """Take leaves out of the transformations under way; a vmapped axis becomes a leading one."""
+
+    def bare(leaf: Any) -> Any:
+        while isinstance(leaf, Tensor) and is_transformed(leaf):
+            axis = torch._C._functorch.maybe_get_bdim(leaf)
+            leaf = torch._C._functorch.get_unwrapped(leaf)
+            leaf = leaf if axis < 0 else leaf.movedim(axis, 0)
+        return leaf
+
+    return map(bare, tree)
+
+
 def detach(tree: Tree) -> Tree:
     """Cut every leaf from autograd's graph, but not from a torch.func transformation under way."""
 

@@ -318,6 +318,27 @@ def test_an_interrupt_loses_nothing_and_resumes_to_the_same_bits(every):
     assert rest.loss.equal(whole.loss[stopped.step :])
 
 
+def test_an_interrupted_sweep_keeps_every_member():
+    lrs = torch.tensor([[0.01, 0.02, 0.03], [0.04, 0.05, 0.06]], dtype=torch.float64)
+
+    def stop(done, steps):
+        if done >= 6:
+            raise KeyboardInterrupt
+
+    def sweep(run, *args):
+        return vmap(vmap(run))(lrs, *args)
+
+    final, whole = sweep(lambda lr: gd.train(STEP, INIT, DATA, INDEX, lr))
+    with pytest.raises(gd.TrainingInterrupted) as caught:
+        sweep(lambda lr: gd.train(STEP, INIT, DATA, INDEX, lr, progress=stop))
+    stopped = caught.value
+    assert stopped.state["w"].shape == (2, 3, 2)
+    assert stopped.trajectory.loss.equal(whole.loss[:, :, : stopped.step])
+    rest = INDEX[stopped.step :]
+    resumed, _ = sweep(lambda lr, state: gd.train(STEP, state, DATA, rest, lr), stopped.state)
+    torch.testing.assert_close(resumed, final, rtol=1e-12, atol=0)
+
+
 def test_an_interrupt_before_the_first_segment_gives_the_start():
     def stopped_step(params, batch, lr):
         raise KeyboardInterrupt
