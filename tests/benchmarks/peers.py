@@ -1,0 +1,222 @@
+"""The same work in other hands. No peer is a dependency; each is imported where it is used."""
+
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad, grad_and_value, vmap
+
+from .workloads import Problem, Run, images
+
+JAX = "JAX jit(scan) + Optax"
+JAX_GRADIENTS = "JAX jit(vmap(grad))"
+PACKAGES = {  # module -> (distribution, the peers that need it)
+    "jax": ("jax", (JAX, JAX_GRADIENTS)),
+    "optax": ("optax", (JAX,)),
+    "opacus": ("opacus", ("Opacus hooks",)),
+    "backpack": ("backpack-for-pytorch", ("BackPACK",)),
+}
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that are installed."""
+    return {name: version(dist) for name, (dist, _) in PACKAGES.items() if find_spec(name)}
+
+
+def preload(peer: str) -> None:
+    """Import what a peer needs, so that its import is not timed."""
+    for name, (_, peers) in PACKAGES.items():
+        if peer in peers:
+            import_module(name)
+
+
+@cache
+def missing(peer: str) -> str:
+    """Why a peer cannot run here: the package that is not installed, by it or by what it needs."""
+    try:
+        preload(peer)
+    except ImportError as error:
+        return str(error)
+    return ""
+
+
+def torch_optim(problem: Problem) -> Run:
+    """The loop of the tutorials, one run after the other."""
+
+    def once(lr: float, steps: int) -> Tensor:
+        params = {name: leaf.clone().requires_grad_() for name, leaf in problem.params.items()}
+        optimizer = torch.optim.SGD(params.values(), lr=lr)
+        x, y = problem.data
+        losses = []
+        for rows in problem.index[:steps]:
+            optimizer.zero_grad()
+            loss = problem.loss_fn(params, (x[rows], y[rows]))
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return torch.tensor(losses)
+
+    def run(steps: int) -> Tensor:
+        if isinstance(problem.lr, Tensor):
+            return torch.stack([once(lr, steps) for lr in problem.lr.tolist()])
+        return once(problem.lr, steps)
+
+    return run
+
+
+def torch_func(problem: Problem) -> Run:
+    """A step on torch.func by hand, under vmap where lr holds several rates."""
+    gradient = grad_and_value(problem.loss_fn)
+
+    def step(params: dict[str, Tensor], batch: Any, lr: Any) -> tuple[dict[str, Tensor], Tensor]:
+        grads, loss = gradient(params, batch)
+        return {name: params[name] - lr * grads[name] for name in params}, loss
+
+    def run(steps: int) -> Tensor:
+        params, advance = problem.params, step
+        if isinstance(problem.lr, Tensor):
+            models = len(problem.lr)
+            params = {name: leaf.expand(models, *leaf.shape) for name, leaf in params.items()}
+            advance = vmap(step, in_dims=(0, None, 0))
+        x, y = problem.data
+        losses = []
+        for rows in problem.index[:steps]:
+            params, loss = advance(params, (x[rows], y[rows]), problem.lr)
+            losses.append(loss)
+        return torch.stack(losses, dim=-1)
+
+    return run
+
+
+def jax_loss(name: str) -> Callable[[Any, Any], Any]:
+    """The losses of the workloads, in JAX."""
+    import jax
+    import optax
+
+    def regression(params: Any, batch: Any) -> Any:
+        x, y = batch
+        return ((x @ params["w"] + params["b"] - y) ** 2).mean()
+
+    def linear(params: Any, names: list[str], x: Any) -> Any:
+        for name in names:
+            x = x @ params[f"{name}.weight"].T + params[f"{name}.bias"]
+            x = x if name == names[-1] else jax.nn.relu(x)
+        return x
+
+    def mlp(params: Any, batch: Any) -> Any:
+        names = sorted({name.split(".")[0] for name in params})
+        return cross_entropy(linear(params, names, batch[0]), batch[1])
+
+    def cnn(params: Any, batch: Any) -> Any:
+        x = batch[0]
+        for name in ("0", "2"):
+            x = jax.lax.conv_general_dilated(x, params[f"{name}.weight"], (2, 2), ((1, 1), (1, 1)))
+            x = jax.nn.relu(x + params[f"{name}.bias"][:, None, None])
+        return cross_entropy(linear(params, ["5", "7"], x.reshape(len(x), -1)), batch[1])
+
+    def cross_entropy(logits: Any, labels: Any) -> Any:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    return {"regression": regression, "mlp": mlp, "cnn": cnn}[name]
+
+
+def jax_arrays(problem: Problem) -> tuple[Any, Any]:
+    import jax.numpy as jnp
+
+    params = {name: jnp.asarray(leaf.numpy()) for name, leaf in problem.params.items()}
+    return params, tuple(jnp.asarray(leaf.numpy()) for leaf in problem.data)
+
+
+def jax_optax(problem: Problem) -> Run:
+    """One jitted scan, under vmap where lr holds several rates."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    gradient = jax.value_and_grad(jax_loss(problem.name))
+    params, (x, y) = jax_arrays(problem)
+    lr = jnp.asarray(problem.lr.numpy()) if isinstance(problem.lr, Tensor) else problem.lr
+
+    def losses(lr: Any, params: Any, x: Any, y: Any, index: Any) -> Any:
+        optimizer = optax.sgd(lr)
+
+        def step(carry: Any, rows: Any) -> Any:
+            params, state = carry
+            loss, grads = gradient(params, (x[rows], y[rows]))
+            updates, state = optimizer.update(grads, state)
+            return (optax.apply_updates(params, updates), state), loss
+
+        return jax.lax.scan(step, (params, optimizer.init(params)), index)[1]
+
+    many = isinstance(problem.lr, Tensor)
+    compiled = jax.jit(jax.vmap(losses, (0, None, None, None, None)) if many else losses)
+
+    def run(steps: int) -> Any:
+        index = jnp.asarray(problem.index[:steps].numpy())
+        return jax.block_until_ready(compiled(lr, params, x, y, index))
+
+    return run
+
+
+def vmap_grad(problem: Problem) -> Run:
+    def loss(params: Any, x: Tensor, y: Tensor) -> Tensor:
+        return problem.loss_fn(params, (x[None], y[None]))
+
+    gradients = vmap(grad(loss), in_dims=(None, 0, 0))
+    return lambda size: gradients(problem.params, *(leaf[:size] for leaf in problem.data))
+
+
+def jax_vmap_grad(problem: Problem) -> Run:
+    import jax
+
+    loss = jax_loss(problem.name)
+    params, data = jax_arrays(problem)
+    gradients = jax.jit(
+        jax.vmap(jax.grad(lambda params, x, y: loss(params, (x[None], y[None]))), (None, 0, 0))
+    )
+    return lambda size: jax.block_until_ready(gradients(params, *(leaf[:size] for leaf in data)))
+
+
+def opacus(problem: Problem) -> Run:
+    from opacus import GradSampleModule
+
+    net = GradSampleModule(images(problem.name), loss_reduction="sum")
+
+    def run(size: int) -> dict[str, Tensor]:
+        for leaf in net.parameters():
+            leaf.grad = leaf.grad_sample = None
+        x, y = (leaf[:size] for leaf in problem.data)
+        nn.functional.cross_entropy(net(x), y, reduction="sum").backward()
+        return {name.removeprefix("_module."): leaf.grad_sample for name, leaf in net.named_parameters()}
+
+    return run
+
+
+def backpack(problem: Problem) -> Run:
+    from backpack import backpack, extend
+    from backpack.extensions import BatchGrad
+
+    net, loss_fn = extend(images(problem.name)), extend(nn.CrossEntropyLoss(reduction="sum"))
+
+    def run(size: int) -> dict[str, Tensor]:
+        x, y = (leaf[:size] for leaf in problem.data)
+        net.zero_grad()
+        with backpack(BatchGrad()):
+            loss_fn(net(x), y).backward()
+        return {name: leaf.grad_batch for name, leaf in net.named_parameters()}
+
+    return run
+
+
+TRAINERS = {"torch.optim loop": torch_optim, "torch.func eager step": torch_func, JAX: jax_optax}
+GRADIENTS = {
+    "torch vmap(grad)": vmap_grad,
+    "Opacus hooks": opacus,
+    "BackPACK": backpack,
+    JAX_GRADIENTS: jax_vmap_grad,
+}

@@ -1,0 +1,129 @@
+"""What is timed: the problems, and how gdfunc solves them on each of its backends.
+
+A run takes a size (the number of steps, or of samples) and returns its results: the losses, or a dict of
+gradients. gdfunc's backends are taken from where they are listed, so a new one is measured with no change
+here.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+
+import gdfunc as gd
+from gdfunc._scan._scan import BACKENDS
+
+Run = Callable[[int], Any]
+
+
+class Problem(NamedTuple):
+    """A loss and what to train it on; `name` finds the same loss among the peers."""
+
+    name: str
+    loss_fn: Callable[[Any, Any], Tensor]
+    params: dict[str, Tensor]
+    data: tuple[Tensor, Tensor]
+    index: Tensor | None = None
+    lr: float | Tensor | None = None
+
+
+def normal(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@cache
+def regression(steps: int) -> Problem:
+    """W1: 100 rows, 1 feature, batches of 10."""
+
+    def loss_fn(params: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
+        x, y = batch
+        return ((x @ params["w"] + params["b"] - y) ** 2).mean()
+
+    x = normal(0, 100, 1)
+    data = x, 3 * x + 2 + 0.1 * normal(1, 100, 1)
+    index = gd.sample_batches(gd.random.key(0), n=100, batch_size=10, steps=steps)
+    return Problem("regression", loss_fn, {"w": torch.zeros(1, 1), "b": torch.zeros(1)}, data, index, 0.01)
+
+
+@cache
+def digits(steps: int) -> Problem:
+    """W2: the 1797 digits, an MLP 64-64-10, batches of 32."""
+    net = network("mlp", 64, 64, 10)
+    apply, params, _ = gd.modules.functional(net)
+    x, y = gd.problems.digits(dtype=torch.float32)[:2]
+    index = gd.sample_batches(gd.random.key(0), n=len(x), batch_size=32, steps=steps)
+
+    def loss_fn(params: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(apply(params, batch[0]), batch[1])
+
+    return Problem("mlp", loss_fn, params, (x, y), index, 0.1)
+
+
+def sweep(models: int, steps: int) -> Problem:
+    """W3: the digits for many learning rates at once."""
+    return digits(steps)._replace(lr=torch.logspace(-3, -0.5, models))
+
+
+def network(name: str, *sizes: int) -> nn.Sequential:
+    """An MLP of these sizes, or the small CNN: two strided 3 × 3 convolutions and two linear layers."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if name == "mlp":
+            pairs = pairwise(sizes)
+            layers = [layer for pair in pairs for layer in (nn.Linear(*pair), nn.ReLU())]
+            return nn.Sequential(*layers[:-1])
+        convolutions = nn.Conv2d(1, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU()
+        linear = nn.Flatten(), nn.Linear(32 * 7 * 7, 32), nn.ReLU(), nn.Linear(32, 10)
+        return nn.Sequential(*convolutions, *linear)
+
+
+def images(name: str) -> nn.Sequential:
+    """W4's network of that name, for images of 28 × 28."""
+    return network(name, 784, 256, 256, 10)
+
+
+def per_sample(name: str, batch_size: int) -> Problem:
+    """W4: an MLP 784-256-256-10 or the CNN, on one batch of noise."""
+    apply, params, _ = gd.modules.functional(images(name))
+
+    def loss_fn(params: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(apply(params, batch[0]), batch[1])
+
+    shape = (784,) if name == "mlp" else (1, 28, 28)
+    labels = torch.randint(10, (batch_size,), generator=torch.Generator().manual_seed(3))
+    return Problem(name, loss_fn, params, (normal(2, batch_size, *shape), labels))
+
+
+def our_trainers(problem: Problem) -> dict[str, Run]:
+    """`gd.train` on every backend, under vmap where lr holds several rates."""
+    step = gd.make_step(problem.loss_fn)
+
+    def run(backend: str, steps: int) -> Tensor:
+        def losses(lr: float | Tensor) -> Tensor:
+            index = problem.index[:steps]
+            return gd.train(step, problem.params, problem.data, index, lr, backend=backend)[1].loss
+
+        return vmap(losses)(problem.lr) if isinstance(problem.lr, Tensor) else losses(problem.lr)
+
+    return {f"gdfunc {backend}": partial(run, backend) for backend in BACKENDS}
+
+
+def our_gradients(problem: Problem) -> dict[str, Run]:
+    """`gd.per_sample_grad`; a backend other than eager runs it as a scan of one step."""
+    gradients = gd.per_sample_grad(problem.loss_fn)
+
+    def run(backend: str, size: int) -> dict[str, Tensor]:
+        batch = tuple(leaf[:size] for leaf in problem.data)
+        if backend == "eager":
+            return gradients(problem.params, batch)[0]
+        once = tuple(leaf[None] for leaf in batch)
+        scanned = gd.scan(
+            lambda params, x: (params, gradients(params, x)[0]), problem.params, once, backend=backend
+        )
+        return {name: leaf[0] for name, leaf in scanned[1].items()}
+
+    return {f"gdfunc {backend}": partial(run, backend) for backend in BACKENDS}
