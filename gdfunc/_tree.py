@@ -126,11 +126,6 @@ def where(condition: Tensor, yes: Tree, no: Tree) -> Tree:
     return map(lambda a, b: torch.where(condition, a, b), yes, no)
 
 
-def stack(trees: Sequence[Tree]) -> Tree:
-    """Stack trees of one structure leaf by leaf along a new leading axis."""
-    return map(lambda *group: torch.stack(group), *trees)
-
-
 def cat(trees: Sequence[Tree]) -> Tree:
     """Concatenate trees of one structure leaf by leaf along the leading axis."""
     return map(lambda *group: torch.cat(group), *trees)

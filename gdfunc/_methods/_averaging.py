@@ -10,7 +10,7 @@ from .. import _tree
 from .._errors import check_int, check_scalar
 from .._gradients import LossFn, batch_grad
 from .._step import Step, apply_updates, params_of
-from .._transforms import GradientTransformation, check_transform, identity
+from .._transforms import GradientTransformation, check_transform, identity, no_steps
 from .._tree import Tree
 from ._method import (
     Method,
@@ -87,7 +87,7 @@ def make_asgd_step(
 
     def init(params: Tree) -> ASGDState:
         eta, mu = scalar(0.0, params), scalar(1.0, params)
-        return ASGDState(params, _tree.clone(params), eta, mu, _counter(params))
+        return ASGDState(params, _tree.clone(params), eta, mu, no_steps(params))
 
     def step(state: ASGDState, batch: Tree, lr: float | Tensor) -> tuple[ASGDState, Tensor, Tree]:
         grads, loss = gradients(state.params, batch)
@@ -231,7 +231,7 @@ def ema(step: Step, decay: float | Tensor, *, debias: bool = False) -> Method:
 
     def init(carry: Any) -> EMAState:
         params = params_of(carry)
-        return EMAState(carry, _tree.clone(params), _counter(params))
+        return EMAState(carry, _tree.clone(params), no_steps(params))
 
     def follow(state: EMAState, carry: Any) -> EMAState:
         params, count = params_of(carry), state.count + 1
@@ -295,7 +295,7 @@ def lookahead(step: Step, k: int, alpha: float | Tensor = 0.5) -> Method:
 
     def init(carry: Any) -> LookaheadState:
         params = params_of(carry)
-        return LookaheadState(carry, _tree.clone(params), _counter(params))
+        return LookaheadState(carry, _tree.clone(params), no_steps(params))
 
     def follow(state: LookaheadState, carry: Any) -> LookaheadState:
         fast, count = params_of(carry), state.count + 1
@@ -327,7 +327,7 @@ def _around(
         return follow(state, carry), loss, grads
 
     if hasattr(step, "with_grads"):
-        return as_method(kind, lambda carry: init(carry), with_grads)
+        return as_method(kind, init, with_grads)
 
     def outer(state: Any, batch: Tree, lr: float | Tensor) -> tuple[Any, Any]:
         check_state(state, kind)
@@ -337,7 +337,3 @@ def _around(
     method = cast(Method, outer)
     method.init = lambda carry: init(own(carry))
     return method
-
-
-def _counter(params: Tree) -> Tensor:
-    return torch.zeros((), dtype=torch.int64, device=_tree.leaves(params)[0].device)

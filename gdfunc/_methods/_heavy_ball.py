@@ -8,6 +8,7 @@ from .. import _tree
 from .._errors import check_scalar
 from .._gradients import LossFn, batch_grad
 from .._step import apply_updates
+from .._transforms import zeros
 from .._tree import Tree
 from ._method import Method, as_method, like
 
@@ -54,7 +55,7 @@ def make_heavy_ball_step(loss_fn: LossFn, momentum: float | Tensor) -> Method:
     gradients = batch_grad(loss_fn)
 
     def init(params: Tree) -> HeavyBallState:
-        return HeavyBallState(params, _tree.map(lambda p: p.new_zeros(p.shape), params))
+        return HeavyBallState(params, zeros(params))
 
     def step(state: HeavyBallState, batch: Tree, lr: float | Tensor) -> tuple[HeavyBallState, Tensor, Tree]:
         grads, loss = gradients(state.params, batch)

@@ -9,7 +9,7 @@ from .. import _tree
 from .._errors import check_int, check_scalar
 from .._gradients import LossFn
 from .._step import TrainState, init_state, make_transform_step
-from .._transforms import GradientTransformation
+from .._transforms import GradientTransformation, needed, stateful
 from .._tree import Tree
 from ._method import Method, as_method, scalar
 
@@ -69,9 +69,7 @@ def lbfgs(history: int = 10, *, eps: float | Tensor = 1e-10) -> GradientTransfor
         return LBFGSState(start, torch.zeros_like(start), pairs, pairs.clone(), start.new_zeros(history))
 
     def update(grads: Tree, state: LBFGSState, params: Tree = None) -> tuple[Tree, LBFGSState]:
-        if params is None:
-            raise ValueError("lbfgs needs params: call update(grads, state, params)")
-        point, gradient = _vector(params), _vector(grads)
+        point, gradient = _vector(needed(params, "lbfgs")), _vector(grads)
         s, y = point - state.params, gradient - state.grads
         curvature = s @ y
         keep = curvature > scalar(eps, params)
@@ -83,7 +81,7 @@ def lbfgs(history: int = 10, *, eps: float | Tensor = 1e-10) -> GradientTransfor
         state = LBFGSState(point, gradient, push(state.s, s), push(state.y, y), push(state.rho, inverse))
         return _like_tree(_two_loops(gradient, state), grads), state
 
-    return GradientTransformation(init, update)
+    return stateful(LBFGSState, init, update)
 
 
 def make_lbfgs_step(loss_fn: LossFn, history: int = 10, *, eps: float | Tensor = 1e-10) -> Method:

@@ -14,7 +14,11 @@ from ._base import GradientTransformation as GradientTransformation
 from ._base import chain as chain
 from ._base import check_transform as check_transform
 from ._base import identity as identity
+from ._base import needed as needed
+from ._base import no_steps as no_steps
 from ._base import scale as scale
+from ._base import stateful as stateful
+from ._base import zeros as zeros
 from ._clipping import adaptive_clip as adaptive_clip
 from ._clipping import clip_by_global_norm as clip_by_global_norm
 from ._clipping import clip_by_value as clip_by_value

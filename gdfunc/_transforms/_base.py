@@ -224,8 +224,8 @@ def safe_sqrt(x: Tensor) -> Tensor:
     return x.clamp_min(torch.finfo(x.dtype).tiny).sqrt()
 
 
-def needed(params: Tree) -> Tree:
+def needed(params: Tree, name: str = "this transformation") -> Tree:
     """Return params, which a transformation that reads them must be given."""
     if params is None:
-        raise ValueError("this transformation needs params: update(grads, opt_state, params)")
+        raise ValueError(f"{name} needs params: update(grads, opt_state, params)")
     return params
