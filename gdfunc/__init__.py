@@ -9,6 +9,7 @@ from . import modules as modules
 from . import plot as plot
 from . import problems as problems
 from . import random as random
+from ._errors import BackendError as BackendError
 from ._errors import GdfuncError as GdfuncError
 from ._errors import NonFiniteError as NonFiniteError
 from ._errors import TrainingInterrupted as TrainingInterrupted

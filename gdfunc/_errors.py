@@ -36,6 +36,15 @@ class NonFiniteError(GdfuncError, ArithmeticError):
         self.step, self.leaf, self.state, self.trajectory = step, leaf, state, trajectory
 
 
+class BackendError(GdfuncError, RuntimeError):
+    """A backend cannot run this loop; the message says why, and what can.
+
+    Example:
+        >>> issubclass(gd.BackendError, RuntimeError)
+        True
+    """
+
+
 class TrainingInterrupted(KeyboardInterrupt):
     """Ctrl-C stopped a run; nothing that was finished is lost.
 

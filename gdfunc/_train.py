@@ -18,11 +18,13 @@ from . import _tree
 from ._errors import NonFiniteError, TrainingInterrupted, check_choice, check_int
 from ._gradients import check_batch, check_params
 from ._sampling import take
-from ._scan import scan
+from ._scan._scan import check_checkpoint, fold
 from ._step import Step, check_lr, params_of
+from ._stopping import Stop, Watched, stopping, watch
 from ._tree import Tree
 
-_SEGMENT_SECONDS = 0.1  # how long a segment may grow: Ctrl-C and progress wait for its end
+_SEGMENT_SECONDS = 0.1  # how long segments should take: Ctrl-C, progress and stop wait for their end
+_GRAIN = 4  # blocks: segments of a compiled loop are whole multiples, so that each block always runs alike
 
 
 class Trajectory(SimpleNamespace):
@@ -30,6 +32,8 @@ class Trajectory(SimpleNamespace):
 
     `step` [T] holds the numbers of the recorded steps. Record t is taken before step t: `params[t]` is
     where `loss[t]` was measured. A drawn path is `params` followed by the run's final parameters.
+    A run with `stop=` adds `steps`, how many it took (int64), and `diverged`, whether the loss of the next
+    was not finite (bool).
     A Trajectory is a tree, so `torch.func.vmap` returns and `grad` sees its leaves.
 
     Example:
@@ -94,6 +98,8 @@ def train(
     backend: str = "eager",
     progress: bool | Callable[[int, int], Any] = False,
     check_finite: str = "off",
+    stop: Stop | None = None,
+    checkpoint: int | str | None = None,
 ) -> tuple[Any, Trajectory]:
     """Run a step over the batches of a plan.
 
@@ -116,19 +122,28 @@ def train(
             `grad_norm`, `state` (the whole carry), and functions `(carry, loss) -> tree` of the carry
             before the step, kept under their `__name__`. A dict gives names of its own.
         every: keep only the steps 0, k, 2k, …
-        backend: who runs the loop; see `scan`.
+        backend: who runs the loop, `"eager"`, `"inductor"`, `"cudagraph"` or `"auto"`; see `scan`.
         progress: True for a bar (tqdm if installed, else a line on stderr), or a function that is called
             with the finished steps and T after every segment, about ten times a second.
         check_finite: `"loss"`, or `"all"` for the carry too, stops at the first NaN or infinity;
             `"off"` lets it spread. Reads values, so not under vmap, grad or jvp.
+        stop: `(carry, loss) -> 0-d bool`, called with the carry after a step and the loss that the step
+            returned. The step for which it holds is the last. A loss that is not finite ends the run too,
+            with the carry before its step. Under vmap each member ends for itself, and its later records
+            are those of its frozen carry, until all have ended.
+        checkpoint: for derivatives through the run: how many steps lie between two carries that are kept,
+            or `"sqrt"`; see `scan`.
 
     Returns:
-        `(final, trajectory)`: the carry after step T, and the records, [⌈T/every⌉, ...] each.
+        `(final, trajectory)`: the carry after the last step, and the records, [⌈T/every⌉, ...] each, of the
+        T steps that were taken.
 
     Raises:
-        TypeError: index is not int64; a leaf of data is no tensor; see `batch_grad`.
+        TypeError: index is not int64; a leaf of data is no tensor; stop gives no 0-d bool tensor; see
+            `batch_grad`.
         ValueError: data, index and lr do not fit; an unknown record.
         IndexError: index points outside the data.
+        BackendError: (a RuntimeError) the backend cannot run this step; see `scan`.
         NonFiniteError: (a GdfuncError) `check_finite` found NaN or infinity; it holds the last good carry.
         TrainingInterrupted: (a KeyboardInterrupt) Ctrl-C; it holds the carry and the records so far, of
             all members of a vmapped run along leading axes.
@@ -159,16 +174,19 @@ def train(
     every = check_int("every", every, 1)
     check_choice("check_finite", check_finite, ("off", "loss", "all"))
     recorders = _recorders(record, step)
+    kept_every = check_checkpoint(checkpoint, len(index))
+    fold_segment = partial(fold, backend=backend, steps_in_all=len(index))
+    run_step, first_carry = (step, init) if stop is None else (stopping(step, stop), watch(init))
 
     def advance(
         carry: Any, row: Tensor, lr_now: Tensor, recorders: dict[str, Recorder]
     ) -> tuple[Any, tuple[Tree, Tensor | None]]:
         batch = take(data, row)
         if "grad_norm" in recorders:
-            new, y, grads = step.with_grads(carry, batch, lr_now)  # type: ignore[attr-defined]
+            new, y, grads = run_step.with_grads(carry, batch, lr_now)  # type: ignore[attr-defined]
         else:
-            new, y, grads = *_pair(step(carry, batch, lr_now)), None
-        now = Moment(carry, y, lr_now, grads)
+            new, y, grads = *_pair(run_step(carry, batch, lr_now)), None
+        now = Moment(_unwatched(carry), y, lr_now, grads)
         watched = {"off": None, "loss": y, "all": (y, new)}[check_finite]
         finite = None if watched is None else _is_finite(watched)
         return new, ({name: recorder(now) for name, recorder in recorders.items()}, finite)
@@ -179,9 +197,7 @@ def train(
         finite = _tree.map(lambda flag: flag[None], finite)
         if len(rows[0]) > 1:
             rest = _tree.map(lambda leaf: leaf[1:], rows)
-            carry, (_, others) = scan(
-                lambda carry, x: advance(carry, x[0], x[1], {}), carry, rest, backend=backend
-            )
+            carry, (_, others) = fold_segment(lambda carry, x: advance(carry, x[0], x[1], {}), carry, rest)
             finite = _tree.map(lambda *flags: torch.cat(flags), finite, others)
         return carry, (records, finite)
 
@@ -190,20 +206,31 @@ def train(
         size = max(1, min(every, last - first))
         count = (last - first) // size
         rows = _tree.map(lambda leaf: leaf[first:last].reshape(count, size, *leaf.shape[1:]), plan)
-        return scan(block, carry, rows, backend=backend)
+        return fold_segment(block, carry, rows, checkpoint=kept_every and -(-kept_every // every))
 
-    finished, blocks = _Finished(0, init, ()), 1
+    grain = 1 if backend == "eager" else _GRAIN
+    finished, blocks = _Finished(0, first_carry, ()), 1 if grain == 1 else 4 * grain
     with _reporter(progress, len(index)) as report:
         try:
             while finished.step < len(index) or not finished.records:
-                first, last = finished.step, _segment_end(finished.step, blocks, every, len(index))
+                first = finished.step
+                last = _segment_end(first, blocks, every, len(index), grain)
                 started = time.perf_counter()
                 carry, (records, finite) = run(finished.carry, first, last)
-                blocks = _next_blocks(blocks, time.perf_counter() - started)
+                blocks = _next_blocks(blocks, time.perf_counter() - started, grain)
                 if finite is not None and not _read(finite.all()):
                     bad = first + int(torch.nonzero(~finite.flatten())[0])
                     rows, lrs = (leaf[first:bad] for leaf in plan)
-                    state, kept = train(step, finished.carry, data, rows, lrs, record=record, every=every)
+                    state, kept = train(
+                        step,
+                        _unwatched(finished.carry),
+                        data,
+                        rows,
+                        lrs,
+                        record=record,
+                        every=every,
+                        backend=backend,
+                    )
                     del vars(kept)["step"]
                     finished = _Finished(bad, state, (*finished.records, vars(kept)))
                     y, new = reversed(step(state, take(data, plan[0][bad]), plan[1][bad]))
@@ -216,14 +243,16 @@ def train(
                 # One assignment, so that Ctrl-C finds a whole segment or none of it.
                 finished = _Finished(last, carry, (*finished.records, records))
                 report(last)
+                if stop is not None and _tree.unwrap(carry.ended).all():
+                    break
         except KeyboardInterrupt as interrupt:
             # Under vmap the members are kept as rows: a wrapped tensor would not outlive this call.
             raise TrainingInterrupted(
                 step=finished.step,
-                state=_tree.unwrap(finished.carry),
+                state=_tree.unwrap(_unwatched(finished.carry)),
                 trajectory=_tree.unwrap(finished.trajectory(every)),
             ) from interrupt
-    return finished.carry, finished.trajectory(every)
+    return _unwatched(finished.carry), finished.trajectory(every)
 
 
 class _Finished(NamedTuple):
@@ -235,20 +264,33 @@ class _Finished(NamedTuple):
 
     def trajectory(self, every: int) -> Trajectory:
         records = _tree.cat(self.records) if self.records else {}
-        return Trajectory(step=torch.arange(0, self.step, every), **records)
+        if not isinstance(self.carry, Watched):
+            return Trajectory(step=torch.arange(0, self.step, every), **records)
+        step = torch.arange(0, int(_tree.unwrap(self.carry.steps).max()), every)
+        records = _tree.map(lambda leaf: leaf[: len(step)].clone(), records)
+        return Trajectory(step=step, **records, steps=self.carry.steps, diverged=self.carry.diverged)
 
 
-def _segment_end(first: int, blocks: int, every: int, total: int) -> int:
-    """Where a segment of so many blocks of `every` steps ends; what is left at last is one block."""
-    last = min(first + blocks * every, total)
-    return last - (last - first) % every if last - first > every else last
+def _unwatched(carry: Any) -> Any:
+    return carry.carry if isinstance(carry, Watched) else carry
 
 
-def _next_blocks(blocks: int, seconds: float) -> int:
-    """Let segments grow until they take about 0.1 s. Where they end is of no matter to the result."""
-    if seconds < _SEGMENT_SECONDS / 2:
-        return blocks * 2
-    return max(1, blocks // 2) if seconds > _SEGMENT_SECONDS else blocks
+def _segment_end(first: int, blocks: int, every: int, total: int, grain: int) -> int:
+    """Where a segment of so many blocks of `every` steps ends.
+
+    A last block of fewer steps is a segment of its own; none but the only one is shorter than a grain.
+    """
+    whole = total - total % every
+    last = first + blocks * every
+    if first >= whole:
+        return total
+    return whole if whole - last < grain * every else last
+
+
+def _next_blocks(blocks: int, seconds: float, grain: int) -> int:
+    """Let segments grow to about 0.1 s. Where they end is of no matter to the result."""
+    growth = min(8.0, _SEGMENT_SECONDS / max(seconds, 1e-9))
+    return max(grain, int(blocks * growth) // grain * grain)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ PACKAGE = Path(gdfunc.__file__).parent
 RANKS = {
     0: {"_tree", "_errors", "random"},
     1: {"_sampling", "_gradients", "_transforms", "_schedules", "_scan", "problems"},
-    2: {"_step"},
+    2: {"_step", "_stopping"},
     3: {"_train", "_methods", "_sweep", "modules", "stats", "privacy"},
     4: {"checkpoint", "distributed", "plot", "testing"},
 }
@@ -23,6 +23,7 @@ SAME_RANK = {
     ("_gradients", "random"),
     ("_sampling", "random"),
     ("problems", "random"),
+    ("_stopping", "_step"),
 }
 
 

@@ -465,7 +465,11 @@ BAD_CALLS = [
     ({"init": {"w": INIT["w"], "b": INIT["w"]}}, ValueError, "share storage"),
     ({"every": 0}, ValueError, "every must be an int >= 1; got 0"),
     ({"check_finite": True}, ValueError, "check_finite must be 'off' or 'loss' or 'all'; got True"),
-    ({"backend": "xla"}, ValueError, "backend must be 'eager'; got 'xla'"),
+    (
+        {"backend": "xla"},
+        ValueError,
+        "backend must be 'eager' or 'inductor' or 'cudagraph' or 'auto'; got 'xla'",
+    ),
     (
         {"record": ("loss", "theta")},
         ValueError,

@@ -1,5 +1,6 @@
 """`scan`: its meaning, and the checks that every backend shares."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -7,12 +8,13 @@ import torch
 from torch import Tensor
 
 from .. import _tree
-from .._errors import check_choice, check_int
+from .._errors import BackendError, check_choice, check_int
 from .._tree import Tree
 from . import _eager
 
 Body = Callable[[Tree, Tree], tuple[Tree, Tree]]
-BACKENDS = ("eager",)
+BACKENDS = ("eager", "inductor", "cudagraph", "auto")
+_WORTH_COMPILING = 10_000  # steps: what fewer take from Python, 0.3 ms each, is less than a compilation
 
 
 def scan(
@@ -24,6 +26,7 @@ def scan(
     reverse: bool = False,
     unroll: int = 1,
     backend: str = "eager",
+    checkpoint: int | str | None = None,
 ) -> tuple[Tree, Tree]:
     """Fold a function over the leading axis of `xs`, carrying state along: `jax.lax.scan`.
 
@@ -36,7 +39,12 @@ def scan(
                 ys.append(y)
             return carry, stack(ys)
 
-    and `torch.func.grad`, `jvp` and `vmap` go through it.
+    and `torch.func.grad`, `jvp` and `vmap` go through it, in any nesting, on every backend.
+
+    A backend other than eager runs the loop outside Python. It traces f: runs it once on tensors without
+    values and writes down its operations, those on tensors that f closes over included. An equal f is not
+    traced again, a loop is compiled once for all its lengths, and what is compiled is kept on disk, in
+    `gdfunc` under `$XDG_CACHE_HOME` or `~/.cache`. Results agree with those of eager up to rounding.
 
     Args:
         f: `(carry, x) -> (carry, y)`, pure. The carry it returns has the structure, shapes, dtypes and
@@ -45,8 +53,14 @@ def scan(
         xs: a tree of tensors or NumPy arrays [T, ...] whose slices f gets as x; None: f gets None.
         length: T; needed only without xs.
         reverse: go from the last x to the first; `ys[t]` still belongs to `xs[t]`.
-        unroll: how many steps a compiled backend lays out in a row; no matter to the result.
-        backend: who runs the loop: `"eager"`.
+        unroll: at least how many steps a compiled backend lays out in a row: more run faster, and take
+            longer to compile.
+        backend: who runs the loop. `"eager"`: Python, with no setup and any f. `"inductor"`: compiled to
+            C++ on a CPU, to GPU kernels on CUDA; takes seconds the first time. `"cudagraph"`: recorded
+            and replayed on CUDA. `"auto"`: eager for fewer than 10,000 steps, else the fastest that can run
+            this f on this device; when one cannot, a warning says why.
+        checkpoint: k keeps only every k-th carry for the backward pass, which computes those between
+            again: memory O(T/k + k) in place of O(T). `"sqrt"` takes k = √T. It traces f, also in eager.
 
     Returns:
         `(carry, ys)`: the last carry, and the tree of y's with leading [T]. With T = 0 the carry is
@@ -56,6 +70,8 @@ def scan(
         TypeError: a leaf of init, of xs or of what f returns is no tensor; f returns no pair.
         ValueError: leaves of xs differ in length, or from `length`; T is unknown or negative; the carry
             or y changes its structure, shape, dtype or device; f writes into what it is given.
+        BackendError: (a RuntimeError) the backend cannot run f: f decides on the value of a tensor or
+            draws from torch's generator, or there is no compiler, no CUDA device, no safe cache directory.
 
     Example:
         >>> def f(total, x):
@@ -66,19 +82,57 @@ def scan(
     References:
         J. Bradbury et al., "JAX: composable transformations of Python+NumPy programs", 2018.
     """
+    return fold(f, init, xs, length, reverse, unroll, backend, checkpoint)
+
+
+def fold(
+    f: Body,
+    init: Tree,
+    xs: Tree = None,
+    length: int | None = None,
+    reverse: bool = False,
+    unroll: int = 1,
+    backend: str = "eager",
+    checkpoint: int | str | None = None,
+    steps_in_all: int | None = None,
+) -> tuple[Tree, Tree]:
+    """`scan`, for one that is a segment of more steps."""
     check_int("unroll", unroll, 1)
     check_choice("backend", backend, BACKENDS)
     xs = _tree.as_tensors(xs)
     for path, leaf in _tree.named_leaves(init, "init"):
         _check_tensor(leaf, path)
     length = _length(xs, length)
+    every = check_checkpoint(checkpoint, length)
     body = _checked(f, init)
     if length == 0:
         _, y = body(init, _tree.map(lambda leaf: leaf.new_zeros(leaf.shape[1:]), xs))
         return _tree.clone(init), _tree.map(lambda leaf: leaf[:0].clone(), _stack([y]))
+    if backend == "auto" and (steps_in_all or length) < _WORTH_COMPILING:
+        backend = "eager"
+    if backend != "eager" or every is not None:
+        from . import _compiled  # brings in the tracer and its hundreds of modules
+
+        try:
+            return _compiled.run(f, body, init, xs, length, reverse, unroll, backend, every)
+        except BackendError as error:
+            if backend != "auto" or every is not None:
+                raise
+            _compiled.step_back(error)
     steps = range(length - 1, -1, -1) if reverse else range(length)
     carry, ys = _eager.run(body, init, xs, steps)
     return _tree.clone(carry), _stack(ys)
+
+
+def check_checkpoint(checkpoint: Any, length: int) -> int | None:
+    """How many steps lie between two carries that are kept, or None for all carries."""
+    if checkpoint is None:
+        return None
+    if checkpoint == "sqrt":
+        return math.isqrt(max(length - 1, 0)) + 1
+    if isinstance(checkpoint, str):
+        raise ValueError(f"checkpoint must be None, 'sqrt', or an int >= 1; got {checkpoint!r}")
+    return min(check_int("checkpoint", checkpoint, 1), max(length, 1))
 
 
 def _length(xs: Tree, length: int | None) -> int:

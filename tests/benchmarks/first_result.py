@@ -16,7 +16,7 @@ def main(name: str) -> None:
     problem = workloads.regression(STEPS)  # the data and the plan are given to all
     started = time.perf_counter()
     build = peers.TRAINERS.get(name)
-    run = build(problem) if build else workloads.our_trainers(problem)[name]
+    run = build(problem) if build else workloads.ours(problem)[name]
     run(STEPS)
     print(time.perf_counter() - started)
 

@@ -1,5 +1,6 @@
 """The same work in other hands. No peer is a dependency; each is imported where it is used."""
 
+import os
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import grad, grad_and_value, vmap
+from torch.utils._pytree import tree_map_only
 
 from .workloads import Problem, Run, images
 
@@ -22,6 +24,9 @@ PACKAGES = {  # module -> (distribution, the peers that need it)
     "backpack": ("backpack-for-pytorch", ("BackPACK",)),
 }
 
+# Beside torch on a GPU: take memory as it is needed, and multiply float32 as float32.
+JAX_SETTINGS = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+
 
 def versions() -> dict[str, str]:
     """The versions of the packages that are installed."""
@@ -30,17 +35,20 @@ def versions() -> dict[str, str]:
 
 def preload(peer: str) -> None:
     """Import what a peer needs, so that its import is not timed."""
+    os.environ |= JAX_SETTINGS
     for name, (_, peers) in PACKAGES.items():
         if peer in peers:
             import_module(name)
 
 
 @cache
-def missing(peer: str) -> str:
-    """Why a peer cannot run here: the package that is not installed, by it or by what it needs."""
+def missing(peer: str, device: str = "cpu") -> str:
+    """Why a peer cannot run there: a package that is not installed, or that knows no such device."""
     try:
         preload(peer)
-    except ImportError as error:
+        if peer in PACKAGES["jax"][1]:
+            import_module("jax").devices(device)
+    except (ImportError, RuntimeError) as error:
         return str(error)
     return ""
 
@@ -125,22 +133,24 @@ def jax_loss(name: str) -> Callable[[Any, Any], Any]:
     return {"regression": regression, "mlp": mlp, "cnn": cnn}[name]
 
 
-def jax_arrays(problem: Problem) -> tuple[Any, Any]:
-    import jax.numpy as jnp
+def in_jax(tree: Any) -> Any:
+    """The same tree in JAX, each tensor on the device that it is on."""
+    import jax
 
-    params = {name: jnp.asarray(leaf.numpy()) for name, leaf in problem.params.items()}
-    return params, tuple(jnp.asarray(leaf.numpy()) for leaf in problem.data)
+    def place(leaf: Tensor) -> Any:
+        return jax.device_put(leaf.cpu().numpy(), jax.devices(leaf.device.type)[0])
+
+    return tree_map_only(Tensor, place, tree)
 
 
 def jax_optax(problem: Problem) -> Run:
     """One jitted scan, under vmap where lr holds several rates."""
     import jax
-    import jax.numpy as jnp
     import optax
 
     gradient = jax.value_and_grad(jax_loss(problem.name))
-    params, (x, y) = jax_arrays(problem)
-    lr = jnp.asarray(problem.lr.numpy()) if isinstance(problem.lr, Tensor) else problem.lr
+    params, (x, y), lr = in_jax((problem.params, problem.data, problem.lr))
+    plan = cache(lambda steps: in_jax(problem.index[:steps]))
 
     def losses(lr: Any, params: Any, x: Any, y: Any, index: Any) -> Any:
         optimizer = optax.sgd(lr)
@@ -157,8 +167,7 @@ def jax_optax(problem: Problem) -> Run:
     compiled = jax.jit(jax.vmap(losses, (0, None, None, None, None)) if many else losses)
 
     def run(steps: int) -> Any:
-        index = jnp.asarray(problem.index[:steps].numpy())
-        return jax.block_until_ready(compiled(lr, params, x, y, index))
+        return jax.block_until_ready(compiled(lr, params, x, y, plan(steps)))
 
     return run
 
@@ -175,24 +184,26 @@ def jax_vmap_grad(problem: Problem) -> Run:
     import jax
 
     loss = jax_loss(problem.name)
-    params, data = jax_arrays(problem)
+    params = in_jax(problem.params)
+    batch = cache(lambda size: in_jax([leaf[:size] for leaf in problem.data]))
     gradients = jax.jit(
         jax.vmap(jax.grad(lambda params, x, y: loss(params, (x[None], y[None]))), (None, 0, 0))
     )
-    return lambda size: jax.block_until_ready(gradients(params, *(leaf[:size] for leaf in data)))
+    return lambda size: jax.block_until_ready(gradients(params, *batch(size)))
 
 
 def opacus(problem: Problem) -> Run:
     from opacus import GradSampleModule
 
-    net = GradSampleModule(images(problem.name), loss_reduction="sum")
+    net = GradSampleModule(images(problem.name).to(problem.device), loss_reduction="sum")
 
     def run(size: int) -> dict[str, Tensor]:
-        for leaf in net.parameters():
-            leaf.grad = leaf.grad_sample = None
         x, y = (leaf[:size] for leaf in problem.data)
         nn.functional.cross_entropy(net(x), y, reduction="sum").backward()
-        return {name.removeprefix("_module."): leaf.grad_sample for name, leaf in net.named_parameters()}
+        grads = {name.removeprefix("_module."): leaf.grad_sample for name, leaf in net.named_parameters()}
+        for leaf in net.parameters():
+            leaf.grad = leaf.grad_sample = None
+        return grads
 
     return run
 
@@ -201,14 +212,17 @@ def backpack(problem: Problem) -> Run:
     from backpack import backpack, extend
     from backpack.extensions import BatchGrad
 
-    net, loss_fn = extend(images(problem.name)), extend(nn.CrossEntropyLoss(reduction="sum"))
+    net = extend(images(problem.name).to(problem.device))
+    loss_fn = extend(nn.CrossEntropyLoss(reduction="sum"))
 
     def run(size: int) -> dict[str, Tensor]:
         x, y = (leaf[:size] for leaf in problem.data)
-        net.zero_grad()
         with backpack(BatchGrad()):
             loss_fn(net(x), y).backward()
-        return {name: leaf.grad_batch for name, leaf in net.named_parameters()}
+        grads = {name: leaf.grad_batch for name, leaf in net.named_parameters()}
+        for leaf in net.parameters():
+            del leaf.grad, leaf.grad_batch
+        return grads
 
     return run
 
@@ -220,3 +234,8 @@ GRADIENTS = {
     "BackPACK": backpack,
     JAX_GRADIENTS: jax_vmap_grad,
 }
+
+
+def table(problem: Problem) -> dict[str, Callable[[Problem], Run]]:
+    """Who does the same work; the first is the reference for all results."""
+    return GRADIENTS if problem.index is None else TRAINERS

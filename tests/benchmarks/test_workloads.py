@@ -4,23 +4,31 @@ python -m pytest tests/benchmarks -m benchmark -s
 
 prints one table and writes it to `out/benchmarks.csv`. To have the peers beside it:
 
-python -m pip install jax optax opacus backpack-for-pytorch scikit-learn
+python -m pip install jax optax opacus scikit-learn
+python -m pip install --no-deps backpack-for-pytorch einops unfoldNd
 
-Times are medians of five repeats, each after a warm-up; the contenders take turns. All their results
+(BackPACK asks for torchvision, whose newest version would replace torch, and does not need it here.)
+
+Numbers are medians of five repeats, each after a warm-up; the contenders take turns. All their results
 are checked first against the loop of torch.optim (W4: torch's vmap(grad)). Who is too slow for the full
 size of W1-W3 runs fewer steps: times are per step, and the table gives both sizes. W7 counts what a package
-imports lazily, on first use. W9 repeats W1, W3 and W4 at several sizes. A ratio above 1: gdfunc is faster.
+imports lazily, on first use. W8 is W1-W4 on a GPU, if there is one. W9 repeats W1, W3 and W4 at growing
+sizes, each contender until it takes too long; its rows in MB tell how far the process grows during a run,
+results included (on Linux). A ratio above 1: gdfunc is faster, or takes less memory.
 """
 
 import csv
+import ctypes
 import importlib.metadata
+import math
 import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,16 +37,19 @@ import pytest
 import torch
 
 from . import first_result, peers, workloads
-from .workloads import BACKENDS, Problem, Run
+from .workloads import Problem, Run
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.filterwarnings("ignore")]  # the peers' own warnings
 
 ROOT = Path(__file__).parents[2]
 REPEATS = 5
 SECONDS = 0.5  # how long one run may take before it is cut to the workload's least size
+PATIENCE = 1.5  # seconds that a run of W9 may take before the contender is left out of larger sizes
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+PEAK = Path("/proc/self/clear_refs")  # a 5 written there lets the kernel count the peak anew
 
 
-class Timing(NamedTuple):
+class Measured(NamedTuple):
     median: float
     lowest: float
     highest: float
@@ -57,33 +68,35 @@ class Report:
         } | peers.versions()
         self.setting = {
             "versions": ", ".join(f"{name} {number}" for name, number in found.items()),
-            "device": f"CPU {processor()}",
+            "device": ", ".join([f"CPU {processor()}", *graphics()]),
             "threads": threads,
         }
 
     def leave_out(self, why: str) -> None:
         self.left_out[why] = None
 
-    def add(self, workload: str, unit: str, timings: dict[str, Timing]) -> None:
-        rivals = [name for name in timings if not is_ours(name)]
-        for ours in filter(is_ours, timings):
+    def add(self, workload: str, unit: str, found: dict[str, Measured]) -> None:
+        rivals = [name for name in found if not is_ours(name)]
+        for ours in filter(is_ours, found):
             for peer in rivals or [""]:
-                row = {"workload": workload, "unit": unit} | columns("ours", ours, timings[ours])
+                row = {"workload": workload, "unit": unit} | columns("ours", ours, found[ours])
                 if peer:
-                    row |= columns("peer", peer, timings[peer])
-                    row["ratio"] = timings[peer].median / timings[ours].median
+                    row |= columns("peer", peer, found[peer])
+                    row["ratio"] = ratio(found[peer].median, found[ours].median, unit)
                 self.rows.append(row)
 
     def show(self) -> None:
-        lines = [("workload", "unit", "ours", "time", "size", "peer", "time", "size", "peer/ours")]
+        lines = [("workload", "unit", "ours", "median", "size", "peer", "median", "size", "peer/ours")]
         for row in self.rows:
             cells = [row["workload"], row["unit"]]
             for side in ("ours", "peer"):
-                cells += [row.get(side, ""), row.get(f"{side}_time", ""), row.get(f"{side}_size", "")]
+                cells += [row.get(side, ""), row.get(f"{side}_median", ""), row.get(f"{side}_size", "")]
             lines.append(tuple(shown(cell) for cell in [*cells, row.get("ratio", "")]))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         print("\n\n" + "\n".join(f"{name}: {value}" for name, value in self.setting.items()))
-        print(f"medians of {REPEATS} repeats after a warm-up; a ratio above 1: gdfunc is faster\n")
+        print(
+            f"medians of {REPEATS} repeats after a warm-up; a ratio above 1: gdfunc is faster, or smaller\n"
+        )
         for line in lines:
             cells = zip(line, widths, "<<<>><>>>", strict=True)
             print("  ".join(f"{cell:{side}{width}}" for cell, width, side in cells).rstrip())
@@ -99,11 +112,11 @@ class Report:
         print(f"written to {path}")
 
 
-COLUMNS = ("_time", "_lowest", "_highest", "_size")
+COLUMNS = ("_median", "_lowest", "_highest", "_size")
 
 
-def columns(side: str, name: str, timing: Timing) -> dict[str, Any]:
-    return {side: name} | {side + what: value for what, value in zip(COLUMNS, timing, strict=True)}
+def columns(side: str, name: str, found: Measured) -> dict[str, Any]:
+    return {side: name} | {side + what: value for what, value in zip(COLUMNS, found, strict=True)}
 
 
 def shown(cell: Any) -> str:
@@ -122,6 +135,10 @@ def processor() -> str:
         [line for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
     )
     return names[0].partition(":")[2].strip() if names else platform.processor()
+
+
+def graphics() -> list[str]:
+    return [f"GPU {torch.cuda.get_device_name()}"] if torch.cuda.is_available() else []
 
 
 @pytest.fixture(scope="module")
@@ -144,142 +161,230 @@ def report():
     report.write(ROOT / "out" / "benchmarks.csv")
 
 
+@pytest.fixture
+def gpu(report):
+    """The device of W8, where all multiply float32 as float32."""
+    if not torch.cuda.is_available():
+        report.leave_out("W8: torch finds no CUDA device")
+        pytest.skip("torch finds no CUDA device")
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    yield "cuda"
+    torch.backends.cudnn.allow_tf32 = before
+
+
 def contest(
     report: Report,
     workload: str,
-    unit: str,
+    problem: Problem,
     runs: dict[str, Run],
     sizes: tuple[int, int],
-    models: int = 1,
-    reference: str = "torch.optim loop",
-) -> None:
-    """Check every contender, find the size it can bear, and time all in turn."""
+    weigh: bool = False,
+) -> dict[str, float]:
+    """Check every contender against the first, find the size it can bear, and measure all in turn.
+
+    Returns the seconds that a run takes each.
+    """
     least, full = sizes
-    expected = numbers(runs[reference](least))
+    expected: dict[str, np.ndarray] = {}
     chosen = {}
     for name, run in runs.items():
-        check(name, numbers(run(least)), expected)
-        chosen[name] = full if seconds(run, least) / least * full <= SECONDS else least
-        run(chosen[name])
+        results = numbers(run(least))
+        expected = expected or results
+        check(name, results, expected)
+        bearable = least == full or seconds(run, least) / least * full <= SECONDS
+        chosen[name] = full if bearable else least
+    del expected, results
     taken: dict[str, list[float]] = {name: [] for name in runs}
+    grown: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(REPEATS):
         for name, run in runs.items():
-            run(chosen[name])  # after another's turn, the first run finds the caches and the heap cold
+            # After another's turn, the first run finds the caches and the heap cold: it is not timed.
+            grown[name].append((megabytes if weigh else seconds)(run, chosen[name]))
             taken[name].append(seconds(run, chosen[name]))
-    timings = {}
-    for name, times in taken.items():
-        scale = 1e3 if unit.startswith("ms") else 1e6 / chosen[name] / models
-        ends = (statistics.median(times), min(times), max(times))
-        timings[name] = Timing(*(scale * end for end in ends), chosen[name])
-    report.add(workload, unit, timings)
+    unit, models = ("ms", 1) if problem.index is None else ("µs/step", 1)
+    if isinstance(problem.lr, torch.Tensor):
+        unit, models = "µs/model-step", len(problem.lr)
+    scale = {name: 1e3 if unit == "ms" else 1e6 / chosen[name] / models for name in runs}
+    report.add(workload, unit, {name: measured(taken[name], chosen[name], scale[name]) for name in runs})
+    if weigh:
+        report.add(workload, "MB", {name: measured(grown[name], chosen[name]) for name in runs})
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def measured(values: list[float], size: int, scale: float = 1.0) -> Measured:
+    ends = statistics.median(values), min(values), max(values)
+    return Measured(*(scale * end for end in ends), size)
+
+
+def ratio(peer: float, ours: float, unit: str) -> float | str:
+    """How many times ours the peer's is; of memory, only where neither drowns in the heap's own noise."""
+    return "" if unit == "MB" and min(peer, ours) < 1 else peer / ours
 
 
 def seconds(run: Run, size: int) -> float:
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else (lambda: None)
+    wait()
     started = time.perf_counter()
     run(size)
+    wait()
     return time.perf_counter() - started
+
+
+def megabytes(run: Run, size: int) -> float:
+    """How far the process's memory rises above where it stood while it was idle."""
+    before = math.inf
+    while (now := fresh_peak()) < before:  # JAX frees what it returned a moment later, in its own thread
+        before = now
+        time.sleep(0.01)
+    run(size)
+    return peak() - before
+
+
+def fresh_peak() -> float:
+    """The memory in use, from which the peak is counted anew; the heap returns first what is free."""
+    LIBC.malloc_trim(0)
+    PEAK.write_text("5")
+    return peak()
+
+
+def peak() -> float:
+    kibibytes = Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]
+    return int(kibibytes) * 1024 / 1e6
+
+
+def can_weigh(report: Report) -> bool:
+    possible = hasattr(LIBC, "malloc_trim") and os.access(PEAK, os.W_OK)
+    if not possible:
+        report.leave_out("W9 in MB: needs Linux and glibc")
+    return possible
 
 
 def numbers(results: Any) -> dict[str, np.ndarray]:
     leaves = results if isinstance(results, dict) else {"loss": results}
-    return {name: np.asarray(leaf) for name, leaf in leaves.items()}
+    return {
+        name: leaf.cpu().numpy() if isinstance(leaf, torch.Tensor) else np.asarray(leaf)
+        for name, leaf in leaves.items()
+    }
 
 
 def check(name: str, results: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
     """The same work: float32 throughout, equal up to what rounding adds up to."""
     assert results.keys() == expected.keys(), name
     for leaf, values in expected.items():
-        assert results[leaf].dtype == np.float32, f"{name}: {leaf}"
-        largest = np.abs(values).max()
-        np.testing.assert_allclose(results[leaf], values, rtol=1e-3, atol=1e-4 * largest, err_msg=name)
+        found = results[leaf]
+        assert (found.dtype, found.shape) == (np.float32, values.shape), f"{name}: {leaf}"
+        close = np.allclose(found, values, rtol=1e-3, atol=1e-4 * np.abs(values).max())
+        assert close, f"{name}: {leaf} is off by up to {np.abs(found - values).max()}"
 
 
-def contenders(
-    report: Report, ours: dict[str, Run], table: dict[str, Any], problem: Problem
-) -> dict[str, Run]:
-    """gdfunc on all of its backends, and the peers that are installed."""
-    return ours | {name: table[name](problem) for name in installed(report, table)}
+def contenders(report: Report, problem: Problem) -> dict[str, Run]:
+    """The peers that can run where the problem lies, the reference first, and gdfunc on each backend."""
+    table = peers.table(problem)
+    names = installed(report, table, problem.device.type)
+    return {name: table[name](problem) for name in names} | workloads.ours(problem)
 
 
-def installed(report: Report, table: dict[str, Any]) -> list[str]:
-    for name in table:
-        if peers.missing(name):
-            report.leave_out(f"{name}: {peers.missing(name)}")
-    return [name for name in table if not peers.missing(name)]
+def installed(report: Report, names: Iterable[str], device: str = "cpu") -> list[str]:
+    absent = {name: why for name in names if (why := peers.missing(name, device))}
+    for name, why in absent.items():
+        report.leave_out(f"{name}: {why}")
+    return [name for name in names if name not in absent]
 
 
-def race_trainers(report: Report, workload: str, problem: Problem, sizes: tuple[int, int]) -> None:
-    many = isinstance(problem.lr, torch.Tensor)
-    runs = contenders(report, workloads.our_trainers(problem), peers.TRAINERS, problem)
-    unit, models = ("µs/model-step", len(problem.lr)) if many else ("µs/step", 1)
-    contest(report, workload, unit, runs, sizes, models)
+def built(report: Report, workload: str, build: Callable[[], Problem]) -> Problem:
+    """The problem, if its data are installed."""
+    try:
+        return build()
+    except ImportError as error:
+        report.leave_out(f"{workload}: {error}")
+        pytest.skip(str(error))
 
 
-def race_gradients(report: Report, workload: str, name: str, size: int) -> None:
-    problem = workloads.per_sample(name, size)
-    runs = contenders(report, workloads.our_gradients(problem), peers.GRADIENTS, problem)
-    contest(report, workload, "ms", runs, (size, size), reference="torch vmap(grad)")
+def race(report: Report, workload: str, task: str, device: str = "cpu") -> None:
+    build, sizes = TASKS[task]
+    problem = built(report, workload, build).to(device)
+    contest(report, workload, problem, contenders(report, problem), sizes)
 
 
-def needs_digits(report: Report, workload: str) -> None:
-    if not find_spec("sklearn"):
-        report.leave_out(f"{workload}: scikit-learn not installed")
-        pytest.skip("scikit-learn is not installed")
+TASKS = {  # the problem, and the least and the full size of a run: steps, or samples
+    "W1 regression": (partial(workloads.regression, 100_000), (1000, 100_000)),
+    "W2 digits": (partial(workloads.digits, 2000), (500, 2000)),
+    "W3 sweep, N=64": (partial(workloads.sweep, 64, 200), (20, 200)),
+    "W4 mlp, B=128": (partial(workloads.per_sample, "mlp", 128), (128, 128)),
+    "W4 cnn, B=128": (partial(workloads.per_sample, "cnn", 128), (128, 128)),
+}
 
 
-def test_W1_regression(report):
-    race_trainers(report, "W1 regression", workloads.regression(100_000), (1000, 100_000))
+@pytest.mark.parametrize("task", TASKS)
+def test_on_one_core(report, task):
+    race(report, task, task)
 
 
-def test_W2_digits(report):
-    needs_digits(report, "W2")
-    race_trainers(report, "W2 digits", workloads.digits(2000), (500, 2000))
+def first_result_time(name: str, caches: Path) -> float:
+    """What a fresh process that finds these caches takes, in seconds."""
+    cache = dict.fromkeys(("XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"), str(caches))
+    command = [sys.executable, "-m", first_result.__name__, name]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | cache, capture_output=True, text=True, check=True
+    )
+    return float(done.stdout)
 
 
-def test_W3_sweep(report):
-    needs_digits(report, "W3")
-    race_trainers(report, "W3 sweep, N=64", workloads.sweep(64, 200), (20, 200))
+def test_W7_first_result(report, tmp_path):
+    """Compiled backends keep caches on disk: they are met cold and warm, the peers once for both."""
+    ours = [f"gdfunc {backend}" for backend in workloads.backends("cpu")]
+    compiled = [name for name in ours if name != "gdfunc eager"]
+    found: dict[str, Measured] = {}
+    for caches, names in (("cold", [*ours, *installed(report, peers.TRAINERS)]), ("warm", compiled)):
+        taken: dict[str, list[float]] = {name: [] for name in names}
+        for repeat in range(REPEATS + 1):
+            for name, times in taken.items():
+                folder = tmp_path / name.replace(" ", "_") / (str(repeat) if caches == "cold" else "shared")
+                times.append(first_result_time(name, folder))
+        found |= {name: measured(times[1:], first_result.STEPS, 1e3) for name, times in taken.items()}
+        row = {name: found[name] for name in found if name in names or not is_ours(name)}
+        report.add(f"W7 first result, {caches}", "ms", row)
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn"])
-def test_W4_per_sample_gradients(report, name):
-    race_gradients(report, f"W4 {name}, B=128", name, 128)
+@pytest.mark.parametrize("task", TASKS)
+def test_W8_on_one_gpu(report, gpu, task):
+    race(report, f"W8 {task}", task, gpu)
 
 
-@pytest.mark.parametrize("caches", ["cold", "warm"])
-def test_W7_first_result(report, caches, tmp_path):
-    if caches == "warm" and BACKENDS == ("eager",):
-        pytest.skip("the eager loop keeps no cache")
-    ours = [f"gdfunc {backend}" for backend in BACKENDS]
-    taken: dict[str, list[float]] = {name: [] for name in [*ours, *installed(report, peers.TRAINERS)]}
-    for repeat in range(REPEATS + 1):
-        for name, times in taken.items():
-            folder = str(tmp_path / name / (str(repeat) if caches == "cold" else "shared"))
-            cache = dict.fromkeys(("XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"), folder)
-            command = [sys.executable, "-m", first_result.__name__, name]
-            done = subprocess.run(
-                command, cwd=ROOT, env=os.environ | cache, capture_output=True, text=True, check=True
-            )
-            if repeat:
-                times.append(1e3 * float(done.stdout))
-    timings = {
-        name: Timing(statistics.median(times), min(times), max(times), first_result.STEPS)
-        for name, times in taken.items()
-    }
-    report.add(f"W7 first result, {caches}", "ms", timings)
+def grow(
+    report: Report, workload: str, sizes: tuple[int, ...], case: Callable[[int], tuple[Problem, int]]
+) -> None:
+    """Race over growing sizes, time and memory; who would take too long stays out of what is larger.
+
+    A case is the problem and the size of a run. Contenders are made anew where the problem is another.
+    """
+    weigh, last = can_weigh(report), None
+    pace: dict[str, float] = {}
+    for size in sizes:
+        problem, length = case(size)
+        if problem is not last:
+            last, runs = problem, contenders(report, problem)
+        slow = [name for name in runs if pace.get(name, 0.0) * size > PATIENCE]
+        if slow:
+            report.leave_out(f"W9 {workload}={size}: {', '.join(slow)} (would take {PATIENCE} s or more)")
+        racing = {name: run for name, run in runs.items() if name not in slow}
+        if not any(map(is_ours, racing)):
+            break
+        taken = contest(report, f"W9 {workload}={size}", problem, racing, (length, length), weigh)
+        pace |= {name: taken[name] / size for name in taken}
 
 
-@pytest.mark.parametrize("steps", [100, 400, 1600])
-def test_W9_growth_of_W1_with_steps(report, steps):
-    race_trainers(report, f"W9 W1, T={steps}", workloads.regression(steps), (steps, steps))
+def test_W9_growth_of_W1_with_steps(report):
+    problem = workloads.regression(1_000_000)
+    grow(report, "W1, T", (100, 1_000, 10_000, 100_000, 1_000_000), lambda steps: (problem, steps))
 
 
-@pytest.mark.parametrize("models", [1, 16, 256])
-def test_W9_growth_of_W3_with_models(report, models):
-    needs_digits(report, "W9 W3")
-    race_trainers(report, f"W9 W3, N={models}", workloads.sweep(models, 200), (5, 50))
+def test_W9_growth_of_W3_with_models(report):
+    steps = 5
+    built(report, "W9 W3", partial(workloads.digits, steps))
+    grow(report, "W3, N", (1, 16, 256, 4096), lambda models: (workloads.sweep(models, steps), steps))
 
 
-@pytest.mark.parametrize("size", [1, 16, 256])
-def test_W9_growth_of_W4_with_samples(report, size):
-    race_gradients(report, f"W9 W4 mlp, B={size}", "mlp", size)
+def test_W9_growth_of_W4_with_samples(report):
+    problem = workloads.per_sample("mlp", 1024)
+    grow(report, "W4 mlp, B", (1, 16, 128, 1024), lambda size: (problem, size))

@@ -1,8 +1,8 @@
 """What is timed: the problems, and how gdfunc solves them on each of its backends.
 
 A run takes a size (the number of steps, or of samples) and returns its results: the losses, or a dict of
-gradients. gdfunc's backends are taken from where they are listed, so a new one is measured with no change
-here.
+gradients. It runs where its problem lies. gdfunc's backends are taken from where they are listed, so a new
+one is measured with no change here.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
+from torch.utils._pytree import tree_map_only
 
 import gdfunc as gd
 from gdfunc._scan._scan import BACKENDS
@@ -29,6 +30,14 @@ class Problem(NamedTuple):
     data: tuple[Tensor, Tensor]
     index: Tensor | None = None
     lr: float | Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.data[0].device
+
+    def to(self, device: str) -> "Problem":
+        """The same problem with all its tensors on that device."""
+        return tree_map_only(Tensor, lambda leaf: leaf.to(device), self)
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -98,8 +107,20 @@ def per_sample(name: str, batch_size: int) -> Problem:
     return Problem(name, loss_fn, params, (normal(2, batch_size, *shape), labels))
 
 
-def our_trainers(problem: Problem) -> dict[str, Run]:
-    """`gd.train` on every backend, under vmap where lr holds several rates."""
+def backends(device: torch.device | str) -> tuple[str, ...]:
+    """Who can run a loop there; `auto` is left out, as it only chooses one of the others."""
+    absent = {"auto"} if torch.device(device).type == "cuda" else {"auto", "cudagraph"}
+    return tuple(name for name in BACKENDS if name not in absent)
+
+
+def ours(problem: Problem) -> dict[str, Run]:
+    """gdfunc on each backend: `gd.train` along the problem's plan, or `gd.per_sample_grad` without one."""
+    run = per_sample_run(problem) if problem.index is None else training_run(problem)
+    return {f"gdfunc {backend}": partial(run, backend) for backend in backends(problem.device)}
+
+
+def training_run(problem: Problem) -> Callable[[str, int], Tensor]:
+    """`gd.train`, under vmap where lr holds several rates."""
     step = gd.make_step(problem.loss_fn)
 
     def run(backend: str, steps: int) -> Tensor:
@@ -109,10 +130,10 @@ def our_trainers(problem: Problem) -> dict[str, Run]:
 
         return vmap(losses)(problem.lr) if isinstance(problem.lr, Tensor) else losses(problem.lr)
 
-    return {f"gdfunc {backend}": partial(run, backend) for backend in BACKENDS}
+    return run
 
 
-def our_gradients(problem: Problem) -> dict[str, Run]:
+def per_sample_run(problem: Problem) -> Callable[[str, int], dict[str, Tensor]]:
     """`gd.per_sample_grad`; a backend other than eager runs it as a scan of one step."""
     gradients = gd.per_sample_grad(problem.loss_fn)
 
@@ -126,4 +147,4 @@ def our_gradients(problem: Problem) -> dict[str, Run]:
         )
         return {name: leaf[0] for name, leaf in scanned[1].items()}
 
-    return {f"gdfunc {backend}": partial(run, backend) for backend in BACKENDS}
+    return run

@@ -1,0 +1,31 @@
+"""The backend that chooses: the fastest that can run this body on this device."""
+
+import warnings
+
+from torch import Tensor
+
+from .._errors import BackendError
+from . import _cudagraph, _inductor, _replay
+from ._body import Body
+from ._primitive import Leaves
+
+_RANKED = {"cuda": (_cudagraph.run, _inductor.run), "cpu": (_inductor.run,)}
+_told: set[str] = set()
+
+
+def run(body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, unroll: int = 1) -> list[Tensor]:
+    """Try the backends from the fastest on; the last resort replays the graph from Python."""
+    device = next((aval.device.type for aval in (*body.carry, *body.x, *body.consts)), "cpu")
+    for runner in _RANKED.get(device, ()):
+        try:
+            return runner(body, consts, init, xs, length, unroll)
+        except BackendError as error:
+            step_back(error)
+    return _replay.run(body, consts, init, xs, length)
+
+
+def step_back(error: BackendError) -> None:
+    """Say once why the fastest backend is not the one that runs."""
+    if str(error) not in _told:
+        _told.add(str(error))
+        warnings.warn(f"backend='auto' steps back: {error}", UserWarning, stacklevel=2)

@@ -1,0 +1,129 @@
+"""A scan's body as a graph over plain tensors: the one thing that a compiled backend receives."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import count
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._python_dispatch import _disable_current_modes
+
+
+class Aval(NamedTuple):
+    """What is known of a tensor before it has a value."""
+
+    shape: tuple[Any, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, leaf: Tensor) -> "Aval":
+        return cls(tuple(leaf.shape), leaf.dtype, leaf.device)
+
+    def with_axis(self, size: Any) -> "Aval":
+        return self._replace(shape=(size, *self.shape))
+
+
+Avals = tuple[Aval, ...]
+
+
+class Body:
+    """A pure function of flat lists, `(*consts, *carry, *x) -> [*carry, *y]`, as a graph of operations.
+
+    Bodies compare by identity. What was derived from one, and what a backend made of it, is kept with it.
+    """
+
+    def __init__(self, graph: fx.GraphModule, consts: Avals, carry: Avals, x: Avals) -> None:
+        self.graph, self.consts, self.carry, self.x = graph, consts, carry, x
+        results = list(next(iter(reversed(graph.graph.nodes))).args[0])
+        self.y: Avals = tuple(Aval.of(node.meta["val"]) for node in results[len(carry) :])
+        self.number = next(_numbers)
+        self.kept: dict[Any, Any] = {}
+        self._sources = _sources(graph, results)
+
+    def split(self, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
+        """Split what there is one of for each input into that of consts, carry and x."""
+        first, second = len(self.consts), len(self.consts) + len(self.carry)
+        return tuple(leaves[:first]), tuple(leaves[first:second]), tuple(leaves[second:])
+
+    def derive(
+        self, key: Any, function: Callable[..., Any], consts: Avals, carry: Avals, x: Avals
+    ) -> "Body":
+        """Trace a function of this body's graph into a body of its own, once for each key."""
+        if key not in self.kept:
+            self.kept[key] = Body(trace_flat(function, (*consts, *carry, *x)), consts, carry, x)
+        return self.kept[key]
+
+    def reached(self, inputs: Sequence[bool]) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
+        """Tell which leaves of the carry and of y depend, at some step, on the inputs that are flagged."""
+        consts, carry, x = self.split(inputs)
+        while True:
+            flagged = sum(1 << i for i, flag in enumerate((*consts, *carry, *x)) if flag)
+            results = [bool(source & flagged) for source in self._sources]
+            new = tuple(old or result for old, result in zip(carry, results, strict=False))
+            if new == carry:
+                return carry, tuple(results[len(carry) :])
+            carry = new
+
+
+_numbers = count()
+
+
+def _sources(graph: fx.GraphModule, results: list[fx.Node]) -> list[int]:
+    """The inputs that each result is computed from, as a bit mask."""
+    masks: dict[fx.Node, int] = {}
+    inputs = 0
+    for node in graph.graph.nodes:
+        masks[node] = 0
+        if node.op == "placeholder":
+            masks[node], inputs = 1 << inputs, inputs + 1
+        for source in node.all_input_nodes:
+            masks[node] |= masks[source]
+    return [masks[node] for node in results]
+
+
+def trace_flat(
+    function: Callable[..., Any], avals: Avals, rewrites: dict[Any, Callable[..., Any]] | None = None
+) -> fx.GraphModule:
+    """Trace a function of flat tensors that closes over none."""
+    with clean_room() as mode:
+        return prune(make_fx(function, rewrites)(*[stand_in(mode, aval) for aval in avals]))
+
+
+def prune(graph: fx.GraphModule) -> fx.GraphModule:
+    """Drop what no result needs."""
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
+@contextmanager
+def clean_room(shapes: ShapeEnv | None = None) -> Iterator[FakeTensorMode]:
+    """Leave all transformations and modes under way, for one in which tensors have no values."""
+    with ExitStack() as stack:
+        stack.enter_context(_no_function_modes())
+        stack.enter_context(_disable_current_modes())
+        stack.enter_context(temporarily_clear_interpreter_stack())
+        stack.enter_context(torch.enable_grad())
+        yield stack.enter_context(FakeTensorMode(shape_env=shapes))
+
+
+@contextmanager
+def _no_function_modes() -> Iterator[None]:
+    modes = [torch._C._pop_torch_function_stack() for _ in range(torch._C._len_torch_function_stack())]
+    try:
+        yield
+    finally:
+        for mode in reversed(modes):
+            torch._C._push_on_torch_function_stack(mode)
+
+
+def stand_in(mode: FakeTensorMode, aval: Aval) -> Tensor:
+    """A tensor without values that no transformation or trace under way knows of."""
+    with torch._C._DisableFuncTorch(), _disable_current_modes(), mode:
+        return torch.empty(aval.shape, dtype=aval.dtype, device=aval.device)

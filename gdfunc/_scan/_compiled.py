@@ -1,0 +1,38 @@
+"""From a user's scan to the primitive and back: flat lists in, trees out."""
+
+from collections.abc import Callable
+
+from .. import _tree
+from .._tree import Tree
+from . import _auto, _cudagraph, _inductor, _replay
+from ._auto import step_back as step_back
+from ._primitive import Loop, Runner, checkpointed
+from ._trace import trace
+
+RUNNERS: dict[str, Runner] = {
+    "eager": _replay.run,
+    "inductor": _inductor.run,
+    "cudagraph": _cudagraph.run,
+    "auto": _auto.run,
+}
+
+
+def run(
+    f: Callable[..., tuple[Tree, Tree]],
+    body: Callable[..., tuple[Tree, Tree]],
+    init: Tree,
+    xs: Tree,
+    length: int,
+    reverse: bool,
+    unroll: int,
+    backend: str,
+    checkpoint: int | None,
+) -> tuple[Tree, Tree]:
+    """Trace the user's function, with the checks around it, and run the loop over what was traced."""
+    traced = trace(f, body, init, xs)
+    carry, structure = _tree.flatten(init)
+    loop = Loop(traced.body, length, RUNNERS[backend], reverse, unroll)
+    tensors = traced.closed_over, carry, _tree.leaves(xs)
+    results = loop(*tensors) if checkpoint is None else checkpointed(loop, checkpoint, *tensors)
+    ys = results[len(carry) :]
+    return _tree.unflatten(structure, results[: len(carry)]), _tree.unflatten(traced.y_structure, ys)

@@ -1,0 +1,186 @@
+"""The backend that records some steps as one CUDA graph and replays it: one call for all their kernels."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from threading import Lock, RLock
+
+import torch
+from torch import Tensor
+
+from .._errors import BackendError
+from . import _replay
+from ._body import Aval, Body
+from ._primitive import Leaves
+
+_ROW = 16  # steps in a graph, unless `unroll` says how many: with so many, the host has little to do
+_LONGEST = 256  # steps of a nested loop in a graph, all of its rounds together: each kernel is a node
+
+_around: ContextVar[int] = ContextVar("_around", default=0)  # steps under way around a nested loop
+_recording = RLock()
+
+
+def run(body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, unroll: int = 1) -> list[Tensor]:
+    """Replay a graph of `unroll` steps, or of 16 where that is 1; what is left over runs one by one."""
+    if not torch.cuda.is_available():
+        raise BackendError("backend='cudagraph' needs a CUDA device, and torch finds none; use another")
+    devices = {aval.device for aval in (*body.carry, *body.x) or body.consts}
+    if len(devices) != 1 or next(iter(devices)).type != "cuda":
+        found = ", ".join(sorted(map(str, devices))) or "none at all"
+        raise BackendError(
+            f"backend='cudagraph' needs init and xs on one CUDA device, and these are on {found}; "
+            f"move them with .to(device), or use another backend"
+        )
+    if torch.cuda.is_current_stream_capturing():
+        return _replay.run(body, consts, init, xs, length)
+    return in_blocks(_Graph, body, consts, init, xs, length, unroll)
+
+
+class _Graph:
+    """A function of tensors that stay in place, as a CUDA graph. Only this part needs the device."""
+
+    def __init__(self, function: Callable[[], None], device: torch.device) -> None:
+        self.device, self.graph, self.last = device, torch.cuda.CUDAGraph(), torch.cuda.Event()
+        with torch.cuda.device(device):
+            here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+            aside.wait_stream(here)
+            with torch.cuda.stream(aside):
+                function()  # libraries set themselves up at the first call, which a capture forbids
+            here.wait_stream(aside)
+            # A capture that fails leaves its stream the current one; the outer context puts that right.
+            with (
+                torch.cuda.stream(here),
+                torch.cuda.graph(self.graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"),
+            ):
+                function()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Come after what was last done with these tensors, be it on another stream."""
+        with torch.cuda.device(self.device):
+            self.last.wait()
+            try:
+                yield
+            finally:
+                self.last.record()
+
+    def replay(self) -> None:
+        self.graph.replay()
+
+
+class _Block:
+    """Some steps of a body over tensors that stay in place, recorded; one caller at a time may use them."""
+
+    def __init__(
+        self, record: type[_Graph], body: Body, steps: int, consts: Leaves, init: Leaves, xs: Leaves
+    ) -> None:
+        device = (*init, *xs, *consts)[0].device
+        # In inference mode they would be tensors that nothing may write to outside of it.
+        with torch.inference_mode(False):
+            # A const may be on the CPU, such as a number that the body made a tensor of; not so here.
+            self.consts = _empty(aval._replace(device=device) for aval in body.consts)
+            self.carry = _empty(body.carry)
+            self.x, self.y = (_empty(aval.with_axis(steps) for aval in avals) for avals in (body.x, body.y))
+        self.steps, self.lock = steps, Lock()
+
+        def function() -> None:
+            done = _inline(steps, body, self.consts, self.carry, self.x, steps)
+            _copy([*self.carry, *self.y], done)
+
+        # The first run is real: on other values an index may be out of range, which CUDA does not forgive.
+        _copy([*self.consts, *self.carry, *self.x], [*consts, *init, *[x[:steps] for x in xs]])
+        self.record = record(function, device)
+
+    def __call__(self, consts: Leaves, init: Leaves, xs: Leaves, ys: Leaves, steps: int) -> list[Tensor]:
+        """Go so many steps, a whole number of blocks; fill ys, and return the carry."""
+        with self.lock, self.record.turn():
+            _copy([*self.consts, *self.carry], [*consts, *init])
+            for start in range(0, steps, self.steps):
+                rows = slice(start, start + self.steps)
+                _copy(self.x, [x[rows] for x in xs])
+                self.record.replay()
+                _copy([y[rows] for y in ys], self.y)
+            return [leaf.clone() for leaf in self.carry]
+
+
+class _TooLong(Exception):
+    """A nested loop has more steps than a graph should hold."""
+
+
+def in_blocks(
+    record: type[_Graph],
+    body: Body,
+    consts: Leaves,
+    init: Leaves,
+    xs: Leaves,
+    length: int,
+    unroll: int = 1,
+) -> list[Tensor]:
+    """Repeat what `record` makes of some steps; within such a record, just go through the steps."""
+    around = _around.get()
+    if around * length > _LONGEST:
+        raise _TooLong
+    if around:
+        return _inline(around * length, body, consts, init, xs, length)
+    steps = unroll if unroll > 1 else _ROW
+    blocks = (_recorded(record, body, number, consts, init, xs) for number in (steps, 1))
+    block = next(filter(None, blocks), None) if steps <= length else None
+    if block is None:
+        return _replay.run(body, consts, init, xs, length)
+    whole = length - length % block.steps
+    ys = _empty(aval.with_axis(length) for aval in body.y)
+    carry = block(consts, init, xs, ys, whole)
+    if whole < length:
+        last = _replay.run(body, consts, carry, [x[whole:] for x in xs], length - whole)
+        carry = last[: len(init)]
+        _copy([y[whole:] for y in ys], last[len(init) :])
+    return [*carry, *ys]
+
+
+def _recorded(
+    record: type[_Graph], body: Body, steps: int, consts: Leaves, init: Leaves, xs: Leaves
+) -> _Block | None:
+    """The block of so many steps that is kept with the body; None if they are too long."""
+    key = (
+        "cudagraph",
+        record,
+        steps,
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_float32_matmul_precision(),
+    )
+    with _recording:
+        if key not in body.kept:
+            before = sys.exception()
+            try:
+                body.kept[key] = _Block(record, body, steps, consts, init, xs)
+            except _TooLong:
+                body.kept[key] = None
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                # Where a capture fails, its end fails too, and hides why.
+                hidden = error.__context__
+                text = str(error if hidden in (None, before) else hidden).partition("\n")[0]
+                body.kept[key] = f"a CUDA graph cannot record this loop ({text}); use another backend"
+        block = body.kept[key]
+    if isinstance(block, str):
+        raise BackendError(block)
+    return block
+
+
+def _inline(around: int, body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int) -> list[Tensor]:
+    token = _around.set(around)
+    try:
+        return _replay.run(body, consts, init, xs, length)
+    finally:
+        _around.reset(token)
+
+
+def _empty(avals: Iterable[Aval]) -> list[Tensor]:
+    return [torch.empty(aval.shape, dtype=aval.dtype, device=aval.device) for aval in avals]
+
+
+def _copy(into: Leaves, leaves: Leaves) -> None:
+    for target, leaf in zip(into, leaves, strict=True):
+        target.copy_(leaf)

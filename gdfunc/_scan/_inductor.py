@@ -1,0 +1,214 @@
+"""The backend that compiles a whole loop with Inductor, through torch's scan operator."""
+
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from threading import RLock
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _tree
+from .._errors import BackendError
+from . import _replay
+from ._body import Body, clean_room, stand_in
+from ._cache import private_directory
+from ._primitive import Leaves, in_trace
+from ._primitive import run as run_loop
+
+_SMALL_BODY = 64  # operations: the steps of a smaller body are laid out in a row …
+_ROW = 4  # … so many, because the loop around them costs as much as they do
+_SMALL_MATMUL = 4096  # multiplications: a call of a BLAS costs more than these, and cannot be fused
+
+_compiling = RLock()
+
+
+def run(body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, unroll: int = 1) -> list[Tensor]:
+    """Run the compiled loop. Compiled is once for each body, whatever the length; a single step apart."""
+    if unroll == 1 and len(body.graph.graph.nodes) < _SMALL_BODY:
+        unroll = _ROW
+    blocks, rest = divmod(length, unroll)
+    if unroll == 1 or not blocks:
+        return _loop(body, consts, init, xs, length, once=length == 1)
+    row = _in_a_row(body, unroll)
+    done = _loop(
+        row, consts, init, [x[: blocks * unroll].unflatten(0, (blocks, unroll)) for x in xs], blocks
+    )
+    carry, ys = done[: len(init)], [y.flatten(0, 1) for y in done[len(init) :]]
+    if not rest:
+        return [*carry, *ys]
+    last = _replay.run(body, consts, carry, [x[blocks * unroll :] for x in xs], rest)
+    pairs = zip(ys, last[len(init) :], strict=True)
+    return [*last[: len(init)], *[torch.cat(pair) for pair in pairs]]
+
+
+def _in_a_row(body: Body, steps: int) -> Body:
+    """The body that takes so many steps at once."""
+
+    def function(*inputs: Tensor) -> list[Tensor]:
+        consts, carry, x = body.split(inputs)
+        return _replay.run(body, consts, carry, x, steps)
+
+    x = tuple(aval.with_axis(steps) for aval in body.x)
+    return body.derive(("in a row", steps), function, body.consts, body.carry, x)
+
+
+def _loop(
+    body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, once: bool = False
+) -> list[Tensor]:
+    key = (
+        "inductor",
+        once,
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_float32_matmul_precision(),
+    )
+    with _compiling, warnings.catch_warnings():
+        if key not in body.kept:
+            warnings.simplefilter("ignore")  # torch's, about its own modules
+            body.kept[key] = _compile(body, once)
+    return list(body.kept[key]([*consts, *init, *(xs or [torch.empty(length)])]))
+
+
+def _compile(body: Body, once: bool) -> Callable[[list[Tensor]], Any]:
+    """Compile the loop, for any length, or a single step."""
+    # Imported where used: they take seconds, and an eager run needs none of them.
+    import torch._inductor.config as config
+    from torch._dynamo.source import ConstantSource
+    from torch._guards import TracingContext, tracing
+    from torch._inductor import cpu_vec_isa
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+
+    shapes = ShapeEnv()
+    length: Any = 1
+    with clean_room(shapes) as mode, _nested_loops_inline():
+        if not once:
+            symbol = shapes.create_symbol(64, ConstantSource("length"), dynamic_dim=DimDynamic.DYNAMIC)
+            length = shapes.create_symintnode(symbol, hint=64)
+        xs = [stand_in(mode, aval.with_axis(length)) for aval in body.x] or [torch.empty(length)]
+        inputs = [*[stand_in(mode, aval) for aval in (*body.consts, *body.carry)], *xs]
+
+        def function(*tensors: Tensor) -> list[Tensor]:
+            return _lowered(body, *body.split(tensors), 1 if once else 2)
+
+        graph = make_fx(function, decomposition_table=_decompositions())(*inputs)
+    on_cpu = all(leaf.device.type == "cpu" for leaf in inputs)
+    options = {"cpp_wrapper": on_cpu, "scalar_asserts": False}
+
+    def attempt(**more: Any) -> Callable[[list[Tensor]], Any]:
+        with config.patch(options | more), tracing(TracingContext(mode)):
+            return compile_fx_inner(graph, inputs, cpp_wrapper=on_cpu)
+
+    operations = sum(node.op == "call_function" for node in body.graph.graph.nodes)
+    with _told(f"compiling a loop of {operations} operations with Inductor"), _own_cache():
+        try:
+            try:
+                # Believe the CPU what it can do: to test it with the compiler takes nine seconds.
+                return attempt(**{"cpp.vec_isa_ok": True})
+            except Exception:
+                cpu_vec_isa.valid_vec_isa_list.cache_clear()
+                return attempt()
+        except Exception as error:
+            raise BackendError(_reason(error)) from error
+
+
+def _lowered(
+    body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, unroll: int = 1
+) -> list[Tensor]:
+    """Write the loop in torch's terms, for Inductor."""
+    from torch._higher_order_ops.scan import scan_op
+
+    # The operator wants a carry and an x; its body must return what nobody else holds.
+    carry, xs = list(init) or [torch.zeros(())], list(xs) or [torch.zeros(length)]
+
+    def step(*leaves: Tensor) -> list[Tensor]:
+        now, rest = leaves[: len(carry)], leaves[len(carry) :]
+        x, given = rest[: len(xs)], rest[len(xs) :]
+        inputs = (*given, *now[: len(init)], *x[: len(body.x)])
+        return _apart([*(() if init else now), *body.graph(*inputs)], leaves)
+
+    if length == 1:
+        results = step(*carry, *[x[0] for x in xs], *consts)
+        results[len(carry) :] = [y[None] for y in results[len(carry) :]]
+    else:
+        results = list(scan_op(step, carry, xs, tuple(consts)))
+    return results if init else results[1:]
+
+
+def _apart(results: Leaves, others: Leaves) -> list[Tensor]:
+    """Copy those results whose memory others hold, or that are not contiguous."""
+    held, own = {_tree.storage(leaf) for leaf in others}, []
+    for leaf in results:
+        if _tree.storage(leaf) in held or not leaf.is_contiguous():
+            leaf = leaf.clone(memory_format=torch.contiguous_format)
+        held.add(_tree.storage(leaf))
+        own.append(leaf)
+    return own
+
+
+@contextmanager
+def _nested_loops_inline() -> Iterator[None]:
+    """Let a loop met in the trace become an operator of torch's."""
+    token = in_trace.set(lambda loop, tensors: run_loop(replace(loop, runner=_lowered), tensors))
+    try:
+        yield
+    finally:
+        in_trace.reset(token)
+
+
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    from torch._inductor.decomposition import select_decomp_table
+
+    def mm(a: Tensor, b: Tensor) -> Tensor:
+        if a.numel() * b.shape[1] > _SMALL_MATMUL:
+            return NotImplemented
+        return (a[:, :, None] * b).sum(1)
+
+    def bmm(a: Tensor, b: Tensor) -> Tensor:
+        # vmap expands what its members share; one large product of it is faster than many small ones.
+        if not b.stride(0):
+            return (a.flatten(0, 1) @ b[0]).unflatten(0, a.shape[:2])
+        if not a.stride(0):
+            return bmm(b.mT, a.mT).mT
+        return NotImplemented
+
+    return {**select_decomp_table(), torch.ops.aten.mm.default: mm, torch.ops.aten.bmm.default: bmm}
+
+
+@contextmanager
+def _own_cache() -> Iterator[None]:
+    """Keep what is compiled where nobody else can put anything: it is loaded and run."""
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    before, os.environ[name] = os.environ.get(name), str(private_directory() / "inductor")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Do not let the user wait in silence."""
+    print(f"gdfunc: {what} …", end="", file=sys.stderr, flush=True)
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        print(f" {time.perf_counter() - started:.1f} s", file=sys.stderr)
+
+
+def _reason(error: Exception) -> str:
+    text = f"{type(error).__name__}: {error}"
+    if "InvalidCxxCompiler" in text or "No working C++ compiler" in text:
+        return "backend='inductor' needs a C++ compiler, and none was found: install g++ or clang++"
+    return f"Inductor cannot compile this loop ({text.splitlines()[0]}); use backend='eager'"

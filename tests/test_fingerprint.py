@@ -1,0 +1,973 @@
+"""The fingerprint of a function: equal when it is made anew, different after any change in its reach."""
+
+import collections
+import collections.abc
+import dataclasses
+import enum
+import functools
+import gc
+import random
+import sys
+import threading
+import types
+import typing
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.func import grad, jvp, vmap
+
+import gdfunc as gd
+from gdfunc._scan._fingerprint import fingerprint
+
+from .references import normal
+
+NAN = float("nan")
+SCALE = 2.0
+ONES = torch.ones(3)
+MACHINE = torch.finfo(torch.float32)
+SETTINGS = types.ModuleType("settings_of_a_user")
+SETTINGS.scale = 2.0
+SETTINGS.other = 2.0
+SETTINGS.inner = types.ModuleType("settings_of_a_user.inner")
+SETTINGS.inner.depth = 3
+
+
+def key(f):
+    return fingerprint(f).key
+
+
+def reader(value):
+    """A function with a value in its closure."""
+    return lambda: value
+
+
+class Model:
+    """An ordinary class of a user's."""
+
+    gain = 3.0
+    __gain__ = 3.0
+
+    def __init__(self, rate=0.5, options=None):
+        self.rate = rate
+        self.options = options
+
+    def step(self, carry):
+        return carry * self.rate * self.gain
+
+    @property
+    def doubled(self):
+        return 2 * self.rate
+
+
+class Child(Model):
+    pass
+
+
+class Slotted:
+    __slots__ = ("__weakref__", "empty", "rate")
+
+    def __init__(self, rate):
+        self.rate = rate
+
+
+@dataclasses.dataclass
+class Config:
+    rate: float = 0.5
+    names: list = dataclasses.field(default_factory=list)
+
+
+class Point(typing.NamedTuple):
+    x: object
+    y: object = 0
+
+
+class Mode(enum.Enum):
+    FAST = 1
+    SLOW = 2
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+    HIGH = 2
+
+
+class Real(float):
+    """A number that says that it is another one."""
+
+    def __float__(self):
+        return 0.0
+
+
+class Table(dict):
+    """A dict that hides what is in it."""
+
+    def __len__(self):
+        return 0
+
+    def keys(self):
+        return ()
+
+    def values(self):
+        return ()
+
+
+class Shape(collections.abc.Sized):
+    """A class with book-keeping in C, which is of no interest."""
+
+    side = 1.0
+
+    @functools.cached_property
+    def area(self):
+        return self.side**2
+
+    @staticmethod
+    def unit():
+        return SCALE
+
+
+class Square(Shape):
+    def __len__(self):
+        return 4
+
+
+def named(carry):
+    return carry * SCALE
+
+
+def nested(carry):
+    def inner(carry):
+        return named(carry)
+
+    return inner(carry)
+
+
+def of_module(carry):
+    return carry * SETTINGS.scale
+
+
+def of_inner_module(carry):
+    return carry * SETTINGS.inner.depth
+
+
+def importing(carry):
+    import settings_of_a_user
+
+    return carry * settings_of_a_user.scale
+
+
+def importing_name(carry):
+    from settings_of_a_user import scale
+
+    return carry * scale
+
+
+def importing_inside(carry):
+    def inner():
+        import settings_of_a_user
+
+        return settings_of_a_user.scale
+
+    return carry * inner()
+
+
+def importing_relative(carry):
+    from .settings_of_a_user import scale
+
+    return carry * scale
+
+
+@functools.wraps(torch.nn.functional.relu)
+def posing(carry):
+    return carry * SCALE
+
+
+@functools.cache
+def cached():
+    return SCALE
+
+
+def with_default(carry, rate=2.0):
+    return carry * rate
+
+
+def with_kwdefault(carry, *, rate=2.0):
+    return carry * rate
+
+
+# Remade closures.
+
+
+def training(seed):
+    """What a caller hands to scan, all of it made anew."""
+    with torch.random.fork_rng():
+        net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))
+    apply, *_ = gd.modules.functional(net)
+    x, y = normal(seed, 10, 3), normal(seed + 1, 10, 1)
+    step = gd.make_transform_step(
+        lambda params, batch: torch.nn.functional.mse_loss(apply(params, batch[0]), batch[1]),
+        gd.chain(gd.scale(0.5), gd.identity()),
+    )
+    return lambda carry, index: step(carry, (x[index], y[index]), 0.1)
+
+
+def test_a_step_made_anew_has_an_equal_key():
+    a, b = fingerprint(training(0)), fingerprint(training(1))
+    assert a.key == b.key is not None
+    assert hash(a.key) == hash(b.key)
+    assert len(a.tensors) == len(b.tensors) == 2 + 6 + 3 + 3  # the buffers count twice: they are copied
+    assert not {id(x) for x in a.tensors} & {id(x) for x in b.tensors}
+
+
+def test_the_same_function_twice_has_an_equal_key_and_the_same_tensors():
+    f = training(0)
+    a, b = fingerprint(f), fingerprint(f)
+    assert a.key == b.key
+    assert [id(x) for x in a.tensors] == [id(x) for x in b.tensors]
+
+
+def values():
+    """Values that are all different to a function, however Python compares them; all made anew."""
+    return {
+        "int": 1,
+        "float": 1.0,
+        "bool": True,
+        "complex": 1 + 0j,
+        "complex of -0": complex(1, -0.0),
+        "str": "1",
+        "bytes": b"1",
+        "zero": 0.0,
+        "minus zero": -0.0,
+        "nan": float("nan"),
+        "none": None,
+        "ellipsis": ...,
+        "not implemented": NotImplemented,
+        "tuple": (1,),
+        "tuple of float": (1.0,),
+        "tuple in tuple": ((1,),),
+        "list": [1],
+        "empty list": [],
+        "list of empty": [[]],
+        "set": {1},
+        "frozenset": frozenset({1}),
+        "frozenset of bool": frozenset({True}),
+        "deque": collections.deque([1]),
+        "bounded deque": collections.deque([1], maxlen=2),
+        "slice": slice(1),
+        "slice of list": slice([1]),
+        "range": range(1),
+        "empty range": range(0),
+        "other empty range": range(5, 5),
+        "dict": {"a": 1, "b": 2},
+        "dict in another order": {"b": 2, "a": 1},
+        "dict of ints": {1: 2},
+        "dict of bools": {True: 2},
+        "ordered dict": collections.OrderedDict(a=1, b=2),
+        "default dict": collections.defaultdict(int, a=1, b=2),
+        "other default dict": collections.defaultdict(float, a=1, b=2),
+        "counter": collections.Counter(a=1, b=2),
+        "mapping proxy": types.MappingProxyType({"a": 1, "b": 2}),
+        "table": Table(a=1),
+        "other table": Table(a=2),
+        "namespace": types.SimpleNamespace(a=1),
+        "other namespace": types.SimpleNamespace(a=2),
+        "named tuple": Point(1, 2),
+        "other named tuple": Point(1, 2.0),
+        "enum": Mode.FAST,
+        "other enum": Mode.SLOW,
+        "int enum": Level.LOW,
+        "other int enum": Level.HIGH,
+        "float of a class": Real(1.0),
+        "other float of a class": Real(2.0),
+        "object": Model(),
+        "other object": Model(0.25),
+        "object of a subclass": Child(),
+        "slots": Slotted(1),
+        "other slots": Slotted(1.0),
+        "dataclass": Config(),
+        "other dataclass": Config(names=["a"]),
+        "ndarray": np.array([1.0, 2.0]),
+        "other ndarray": np.array([1.0, -2.0]),
+        "ndarray of int": np.array([1.0, 2.0]).view(np.int64),
+        "ndarray [1, 2]": np.array([[1.0, 2.0]]),
+        "ndarray of zero": np.array([0.0]),
+        "ndarray of minus zero": np.array([-0.0]),
+        "structured ndarray": np.zeros(1, [("a", float)]),
+        "masked ndarray": np.ma.masked_array([1.0, 2.0], [False, True]),
+        "other masked ndarray": np.ma.masked_array([1.0, 2.0], [True, False]),
+        "masked ndarray over another value": np.ma.masked_array([1.0, 3.0], [False, True]),
+        "numpy scalar": np.float64(1.0),
+        "narrow numpy scalar": np.float32(1.0),
+        "other numpy scalar": np.float64(2.0),
+        "numpy str": np.str_("1"),
+        "numpy dtype": np.dtype("float32"),
+        "other numpy dtype": np.dtype("float64"),
+        "numpy type": np.float32,
+        "ufunc": np.add,
+        "numpy function": np.sum,
+        "limits of a dtype": MACHINE,
+        "torch dtype": torch.float32,
+        "other torch dtype": torch.float64,
+        "device": torch.device("cpu"),
+        "other device": torch.device("meta"),
+        "size": torch.Size([1]),
+        "layout": torch.strided,
+        "memory format": torch.contiguous_format,
+        "torch function": torch.sin,
+        "torch function in Python": torch.nn.functional.relu,
+        "torch method": torch.Tensor.sin,
+        "torch operator": torch.ops.aten.sin.default,
+        "torch operators": torch.ops.aten.sin,
+        "builtin": len,
+        "class in C": int,
+        "class of torch": torch.nn.Linear,
+        "class": Model,
+        "subclass": Child,
+        "enum class": Mode,
+        "named tuple class": Point,
+        "dataclass class": Config,
+        "alias": dict[str, int],
+        "union": int | float,
+        "module": torch,
+        "module of the user": SETTINGS,
+        "function": named,
+        "cached function": cached,
+        "bound method": Model().step,
+        "other bound method": Model(0.25).step,
+        "method in C": {"a": 1}.get,
+        "other method in C": {"a": 2}.get,
+        "another method in C": {"a": 1}.pop,
+        "method wrapper": (1, 2).__getitem__,
+        "other method wrapper": (1, 3).__getitem__,
+        "class method in C": dict.fromkeys,
+        "partial": functools.partial(named, 1),
+        "other partial": functools.partial(named, 2),
+        "keyword partial": functools.partial(named, carry=1),
+        "abstract class": Square(),
+        "tensor": torch.ones(3),
+        "parameter": torch.nn.Parameter(torch.ones(3), requires_grad=False),
+        "trained parameter": torch.nn.Parameter(torch.ones(3)),
+        "leaf": torch.ones(3, requires_grad=True),
+        "shape": torch.ones(2),
+        "more dimensions": torch.ones(1, 3),
+        "double": torch.ones(3, dtype=torch.float64),
+        "meta": torch.ones(3, device="meta"),
+        "strided": torch.ones(3, 2)[:, 0],
+        "sparse": torch.ones(3).to_sparse(),
+        "expanded": torch.ones(1).expand(3),
+    }
+
+
+def test_values_made_anew_are_equal_and_all_others_are_not():
+    first, second = [{name: key(reader(v)) for name, v in values().items()} for _ in range(2)]
+    assert None not in first.values()
+    equal = [(a, b) for a in first for b in second if first[a] == second[b]]
+    assert equal == [(name, name) for name in first]
+
+
+def test_a_plain_object_is_itself():
+    mark = object()
+    assert key(reader(mark)) == key(reader(mark)) != key(reader(object()))
+
+
+def test_classes_alike_are_not_the_same():
+    class Alike(type):
+        def __eq__(self, other):
+            return True
+
+        def __hash__(self):
+            return 0
+
+    for meta in (type, Alike):
+        a, b = (meta("Empty", (), {"__slots__": ()}) for _ in range(2))
+        assert key(reader(a)) == key(reader(a)) != key(reader(b))
+
+
+def test_keys_keep_alive_what_they_compare_by_identity():
+    mark = type("Mark", (), {})
+    held, alive = key(reader(mark)), weakref.ref(mark)
+    del mark
+    gc.collect()
+    assert alive() is not None, "a new class could get its id, and an equal key"
+    assert held == key(reader(alive()))
+
+
+# Whatever changes, the key does.
+
+
+def replace(target, name, value):
+    return lambda: setattr(target, name, value)
+
+
+def cell(value, new):
+    def f():
+        return value
+
+    return f, lambda: setattr(f.__closure__[0], "cell_contents", new)
+
+
+def attribute(make, name, new, read=lambda x: reader(x)):
+    x = make()
+    return read(x), replace(x, name, new)
+
+
+def entry(x, index, new):
+    return reader(x), lambda: x.__setitem__(index, new)
+
+
+def remade(cls=Model):
+    """A class of its own, so that it may be changed."""
+    return type(cls.__name__, cls.__bases__, {k: v for k, v in vars(cls).items() if k not in DESCRIPTORS})
+
+
+DESCRIPTORS = ("__dict__", "__weakref__")
+
+
+def of_class(name, new):
+    cls = remade()
+    return reader(cls(0.5)), replace(cls, name, new)
+
+
+def of_renamed():
+    cls = type("Named", (), {})
+    cls.a = 1  # the last, as b will be
+
+    def change():
+        del cls.a
+        cls.b = 1
+
+    return reader(cls), change
+
+
+def of_base():
+    base = remade()
+    return reader(type("Derived", (base,), {})()), replace(base, "gain", 4.0)
+
+
+def of_metaclass():
+    meta = type("Meta", (type,), {"scale": 2.0})
+    return reader(meta("Made", (), {})), replace(meta, "scale", 3.0)
+
+
+def of_function(f, name, new):
+    f = types.FunctionType(f.__code__, f.__globals__, f.__name__, f.__defaults__, f.__closure__)
+    f.__kwdefaults__ = {"rate": 2.0} if name == "__kwdefaults__" else None
+    return f, replace(f, name, new)
+
+
+def of_step():
+    step = gd.make_step(lambda p, b: p)
+    step.with_grads = types.SimpleNamespace(inner=step.with_grads, scale=1)
+    return step, replace(step.with_grads, "scale", 2)
+
+
+def of_net(read=reader):
+    with torch.random.fork_rng():
+        net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5))
+    return read(net), net
+
+
+def hooked():
+    f, net = of_net()
+    return f, lambda: net[0].register_forward_hook(lambda *args: None)
+
+
+def mode():
+    f, net = of_net()
+    return f, lambda: net[1].train(False)
+
+
+def rate():
+    f, net = of_net()
+    return f, replace(net[1], "p", 0.25)
+
+
+def wrapped_by_gdfunc():
+    scale = [2.0]
+    step = gd.make_step(lambda params, batch: params * scale[0])
+    return step, lambda: scale.__setitem__(0, 3.0)
+
+
+def wrapped_by_torch():
+    scale = [2.0]
+    return vmap(grad(lambda x: x * scale[0])), lambda: scale.__setitem__(0, 3.0)
+
+
+CHANGES = {
+    "cell: int": lambda: cell(1, 2),
+    "cell: 0.0 to -0.0": lambda: cell(0.0, -0.0),
+    "cell: 1 to 1.0": lambda: cell(1, 1.0),
+    "cell: 1 to True": lambda: cell(1, True),
+    "cell: 1.0 to nan": lambda: cell(1.0, NAN),
+    "cell: tensor to number": lambda: cell(ONES, 1.0),
+    "code": lambda: of_function(with_default, "__code__", (lambda carry, rate=2.0: carry - rate).__code__),
+    "default": lambda: of_function(with_default, "__defaults__", (3.0,)),
+    "keyword default": lambda: of_function(with_kwdefault, "__kwdefaults__", {"rate": 3.0}),
+    "attribute of a function": lambda: of_function(named, "scale", 3.0),
+    "attribute behind a step's": of_step,
+    "list entry": lambda: entry([1, 2], 1, 3),
+    "nested list entry": lambda: (lambda x: (reader({"a": (x,)}), lambda: x.append(1)))([]),
+    "dict entry": lambda: entry({"a": 1}, "a", 2),
+    "new dict entry": lambda: entry({"a": 1}, "b", 1),
+    "ordered dict": lambda: (lambda x: (reader(x), lambda: x.move_to_end("a")))(
+        collections.OrderedDict(a=1, b=1)
+    ),
+    "attribute of an ordered dict": lambda: attribute(collections.OrderedDict, "scale", 2.0),
+    "set": lambda: (lambda x: (reader(x), lambda: x.add(5)))({1, 2}),
+    "array entry": lambda: entry(np.zeros(3), 1, 1.0),
+    "array entry to -0.0": lambda: entry(np.zeros(3), 1, -0.0),
+    "attribute": lambda: attribute(Model, "rate", 0.25),
+    "new attribute": lambda: attribute(Model, "other", 0.25),
+    "attribute of an attribute": lambda: (lambda x: (reader(Model(options=x)), replace(x, "rate", 1)))(
+        Model()
+    ),
+    "slot": lambda: attribute(lambda: Slotted(1), "rate", 2),
+    "empty slot": lambda: attribute(lambda: Slotted(1), "empty", 2),
+    "field of a dataclass": lambda: attribute(Config, "rate", 0.25),
+    "namespace": lambda: attribute(lambda: types.SimpleNamespace(a=1), "a", 2),
+    "self of a method": lambda: attribute(Model, "rate", 0.25, lambda model: model.step),
+    "partial argument": lambda: (lambda x: (functools.partial(named, x), lambda: x.append(1)))([]),
+    "attribute of a partial": lambda: attribute(lambda: functools.partial(named), "x", 1, lambda f: f),
+    "class of an object": lambda: attribute(Model, "__class__", Child),
+    "class attribute": lambda: of_class("gain", 4.0),
+    "attribute of a class in dunders": lambda: of_class("__gain__", 4.0),
+    "method": lambda: of_class("step", lambda self, carry: carry),
+    "property": lambda: of_class("doubled", property(lambda self: 0.0)),
+    "cached property": lambda: attribute(
+        lambda: remade(Shape), "area", functools.cached_property(lambda self: 0.0)
+    ),
+    "name of a class attribute": of_renamed,
+    "attribute of a base class": of_base,
+    "attribute of a metaclass": of_metaclass,
+    "attribute of an abstract class": lambda: attribute(lambda: remade(Shape), "side", 2.0),
+    "training": mode,
+    "setting of a module": rate,
+    "hook": hooked,
+    "attribute of a tensor": lambda: attribute(lambda: torch.ones(3), "scale", 2.0),
+    "behind a step of gdfunc": wrapped_by_gdfunc,
+    "behind a function of torch": wrapped_by_torch,
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_changes_the_key(name):
+    f, change = CHANGES[name]()
+    before = key(f)
+    assert before == key(f) is not None
+    change()
+    assert key(f) not in (before, None)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        named,
+        nested,
+        posing,
+        cached,
+        functools.partial(nested),
+        reader([nested]),
+        reader(Square()),
+        types.SimpleNamespace(f=named),
+        lambda carry: [SCALE for _ in carry],
+        lambda carry: (lambda: lambda: SCALE)(),
+    ],
+)
+def test_a_global_counts_however_deep(f, monkeypatch):
+    before = key(f)
+    monkeypatch.setitem(globals(), "SCALE", 3.0)
+    assert key(f) not in (before, None)
+    monkeypatch.delitem(globals(), "SCALE")
+    assert key(f) not in (before, None)
+    monkeypatch.undo()
+    assert key(f) == before
+
+
+@pytest.mark.parametrize("f", [of_module, importing, importing_name, importing_inside])
+@pytest.mark.parametrize("wrap", [lambda f: f, lambda f: Model(f), lambda f: [[f]]])
+def test_an_attribute_of_a_module_counts_if_it_is_named(f, wrap, monkeypatch):
+    monkeypatch.setitem(sys.modules, "settings_of_a_user", SETTINGS)
+    before = key(wrap(f))
+    monkeypatch.setattr(SETTINGS, "other", 3.0)
+    assert key(wrap(f)) == before
+    monkeypatch.setattr(SETTINGS, "scale", 3.0)
+    assert key(wrap(f)) not in (before, None)
+
+
+def test_the_name_that_a_global_has_counts():
+    f, g = (eval("lambda: left + right", {name: 1}) for name in ("left", "right"))
+    assert f.__code__ == g.__code__
+    assert key(f) != key(g)
+
+
+def test_modules_in_modules_in_cells_and_in_attributes_count(monkeypatch):
+    model = Model(options=SETTINGS)
+    for f in (of_inner_module, reader([of_inner_module, model]), lambda: model.options.inner.depth):
+        before = key(f)
+        monkeypatch.setattr(SETTINGS.inner, "depth", 4)
+        assert key(f) not in (before, None)
+        monkeypatch.undo()
+
+
+def test_relative_imports_are_found(monkeypatch):
+    monkeypatch.setitem(sys.modules, f"{__package__}.settings_of_a_user", SETTINGS)
+    before = key(importing_relative)
+    monkeypatch.setattr(SETTINGS, "scale", 3.0)
+    assert key(importing_relative) not in (before, None)
+
+
+def test_dotted_imports_are_followed(monkeypatch):
+    def f(carry):
+        import settings_of_a_user.inner
+
+        return carry * settings_of_a_user.inner.depth
+
+    monkeypatch.setitem(sys.modules, "settings_of_a_user", SETTINGS)
+    before = key(f)
+    monkeypatch.setattr(SETTINGS.inner, "depth", 4)
+    assert key(f) not in (before, None)
+
+
+def test_a_script_that_shadows_the_standard_library_is_no_library(monkeypatch, tmp_path):
+    (tmp_path / "this.py").write_text("scale = 2\ndef f():\n    return scale\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "this", raising=False)
+    import this
+
+    before = key(this.f)
+    this.scale = 3
+    monkeypatch.delitem(sys.modules, "this")
+    assert key(this.f) not in (before, None)
+
+
+@pytest.mark.parametrize(
+    "constants", [("1", "1.0", "True"), ("0.0", "-0.0", "0"), ("(1,)", "(1.0,)", "(True,)")]
+)
+@pytest.mark.parametrize(
+    "source", ["lambda: {}", "lambda: lambda: {}", "lambda x: x in {{{}}}", "lambda x={}: x"]
+)
+def test_constants_of_the_code_count(constants, source):
+    keys = [key(eval(source.format(constant))) for constant in constants]
+    assert len(set(keys)) == 3
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        lambda: torch.device("meta"),
+        torch.no_grad,
+        lambda: torch.autocast("cpu", torch.bfloat16),
+    ],
+)
+def test_what_torch_lets_every_function_see_counts(setting):
+    before = key(named)
+    with setting():
+        assert key(named) not in (before, None)
+    assert key(named) == before
+
+
+def test_the_default_dtype_counts():
+    before = key(named)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert key(named) not in (before, None)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+# Tensors.
+
+
+@given(st.integers(0, 2**32), st.lists(st.integers(0, 3), max_size=3))
+def test_the_values_of_tensors_do_not_count(seed, shape):
+    a, b = normal(seed, *shape), normal(seed + 1, *shape)
+    assert key(reader([a, b])) == key(reader([b, a])) is not None
+
+
+def test_aliases_of_tensors_count():
+    a, b = torch.ones(3), torch.ones(3)
+    patterns = [[a, a, a], [a, a, b], [a, b, a], [a, b, b], [a, b, torch.ones(3)]]
+    assert len({key(reader(pattern)) for pattern in patterns}) == 5
+    assert key(reader([b, a, b])) == key(reader([a, b, a]))
+
+
+def test_aliases_of_objects_count():
+    a, b = [1], [1]
+    assert key(reader((a, a))) == key(reader((b, b))) != key(reader((a, b)))
+
+
+def holding(target, x):
+    target.x = x
+    return target
+
+
+CONTAINERS = {
+    "cell": reader,
+    "default": lambda x: lambda y=x: y,
+    "keyword default": lambda x: eval("lambda *, y=x: y", {"x": x}),
+    "global": lambda x: eval("lambda: x", {"x": x}),
+    "list": lambda x: [x],
+    "tuple": lambda x: (x,),
+    "dict": lambda x: {"a": x},
+    "dict key": lambda x: {x: 1},
+    "set": lambda x: {x},
+    "deque": lambda x: collections.deque([x]),
+    "named tuple": lambda x: Point(x),
+    "namespace": lambda x: types.SimpleNamespace(a=x),
+    "object": Model,
+    "slots": Slotted,
+    "dataclass": Config,
+    "method": lambda x: Model(x).step,
+    "method of the tensor": lambda x: x.sin,
+    "partial": lambda x: functools.partial(named, x),
+    "slice": slice,
+    "class": lambda x: type("Holder", (), {"x": x}),
+    "weak reference": weakref.ref,
+    "attribute of a tensor": lambda x: holding(torch.ones(2), x),
+    "table": lambda x: Table(a=x),
+    "default dict": lambda x: collections.defaultdict(int, a=x),
+    "mapping proxy": lambda x: types.MappingProxyType({"a": x}),
+    "cached": lambda x: functools.cache(reader(x)),
+    "torch.func": lambda x: vmap(grad(reader(x))),
+    "step": lambda x: gd.make_step(reader(x)),
+    "unreadable": lambda x: [iter(()), x],
+    "object that is unreadable": lambda x: holding(weakref.WeakSet(), x),
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_tensors_are_found(name):
+    x = torch.ones(3)
+    tensors = fingerprint(CONTAINERS[name](x)).tensors
+    assert any(tensor is x for tensor in tensors)
+    assert name == "attribute of a tensor" or len(tensors) == 1
+
+
+@given(st.permutations(range(6)))
+def test_tensors_come_in_the_order_of_the_key(order):
+    """Whatever the order in which they were made; so equal keys mean the same places."""
+    made = {i: torch.full((3,), float(i)) for i in order}
+    f = reader({"a": [made[0], made[1]], "b": Model(made[2], (made[3], {"c": made[4]}))})
+    g = reader([f, made[5], f])
+    found = [int(tensor[0]) for tensor in fingerprint(g).tensors]
+    assert sorted(found) == list(range(6))
+    again = {i: torch.zeros(3) for i in range(6)}
+    h = reader({"a": [again[0], again[1]], "b": Model(again[2], (again[3], {"c": again[4]}))})
+    other = fingerprint(reader([h, again[5], h]))
+    assert other.key == key(g)
+    assert [id(x) for x in other.tensors] == [id(again[i]) for i in found]
+
+
+def test_tensors_under_transformations_are_read_and_not_evaluated():
+    found = []
+
+    def f(x):
+        found.append(fingerprint(reader([x, x])))
+        return (x**2).sum()
+
+    x = torch.ones(4, 3)
+    grad(f)(x)
+    jvp(f, (x,), (x,))
+    vmap(f)(x)
+    vmap(grad(f))(x)
+    vmap(lambda row: jvp(f, (row,), (row,)))(x)
+    assert [tuple(tensor.shape) for _, (tensor,) in found] == [(4, 3), (4, 3), (3,), (3,), (3,)]
+    assert None not in [k for k, _ in found]
+
+
+def test_fake_tensors_are_read():
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode() as mode:
+        a, b, c = torch.ones(3), torch.ones(3), torch.ones(2)
+    wrapped = mode.from_tensor(torch.ones(3))
+    assert key(reader(a)) == key(reader(b)) == key(reader(wrapped)) is not None
+    assert key(reader(a)) not in (key(reader(c)), key(reader(torch.ones(3))))
+
+
+def test_symbolic_shapes_give_no_key():
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    x = FakeTensorMode(shape_env=ShapeEnv()).from_tensor(torch.ones(3, 4))
+    assert not all(type(n) is int for n in x.shape)
+    assert key(reader(x)) is None
+
+
+def test_a_mode_of_torch_functions_sees_no_tensor():
+    seen = []
+
+    class Spy(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            seen.extend(arg for arg in args if isinstance(arg, torch.Tensor))
+            return func(*args, **(kwargs or {}))
+
+    with Spy():
+        fingerprint(reader(ONES))
+    assert seen == []
+
+
+def test_nothing_is_run():
+    class Proxy:
+        def __getattribute__(self, name):
+            raise RuntimeError(name)
+
+        def __len__(self):
+            raise RuntimeError
+
+        def __eq__(self, other):
+            raise RuntimeError
+
+        def __hash__(self):
+            raise RuntimeError
+
+        __class__ = property(lambda self: 1 / 0)
+
+    assert key(reader(Proxy())) == key(reader(Proxy())) is not None
+
+
+# The shape of the graph.
+
+
+def test_cycles_end():
+    def cycle(length):
+        first = rows = []
+        for _ in range(length):
+            rows.append([])
+            rows = rows[0]
+        rows.append(first)
+        return reader(first)
+
+    assert key(cycle(3)) == key(cycle(3)) is not None
+    assert key(cycle(3)) != key(cycle(4))
+    model = Model()
+    model.options = model
+    assert key(model.step) is not None
+
+    def recursive(n):
+        return recursive(n - 1)
+
+    assert key(recursive) is not None
+
+
+def test_depth_and_sharing_are_no_trouble():
+    deep = shared = ()
+    for _ in range(10_000):
+        deep = (deep,)
+    for _ in range(200):
+        shared = (shared, shared)
+    assert key(reader(deep)) not in (key(reader(deep[0])), None)
+    assert key(reader(shared)) not in (key(reader(shared[0])), None)
+
+
+def test_an_empty_cell_differs_from_a_full_one():
+    def make(value, fill):
+        if fill:
+            late = value
+        return lambda: late
+
+    assert key(make(None, False)) == key(make(None, False)) != key(make(None, True))
+
+
+def test_weak_references_are_followed():
+    """As the recurrent modules of torch hold their weights by them."""
+    x = Model(1)
+    f = reader(weakref.ref(x))
+    before = key(f)
+    x.rate = 2
+    assert key(f) not in (before, None)
+    with torch.random.fork_rng():
+        assert key(reader(torch.nn.LSTM(2, 2))) is not None
+
+
+def generator():
+    yield 1
+
+
+UNREADABLE = {
+    "generator": generator,
+    "iterator": lambda: iter([1]),
+    "zip": lambda: zip([1], [2], strict=True),
+    "file": lambda: sys.stderr,
+    "torch generator": torch.Generator,
+    "numpy generator": lambda: np.random.default_rng(0),
+    "numpy random state": lambda: np.random.RandomState(0),
+    "random generator": lambda: random.Random(0),
+    "method of a random generator": lambda: random.random,
+    "method of a numpy random generator": lambda: np.random.default_rng(0).normal,
+    "lock": threading.Lock,
+    "thread-local": threading.local,
+    "object of a class over one in C": lambda: type("Local", (threading.local,), {})(),
+    "object array": lambda: np.array([None, [1]], dtype=object),
+    "structured array of objects": lambda: np.zeros(1, [("a", object)]),
+    "method of an iterator": lambda: iter([1]).__next__,
+    "exception": lambda: ValueError([1]),
+    "view of a dict": lambda: {"a": 1}.keys(),
+    "memory": lambda: memoryview(b"1"),
+    "lazy parameter": torch.nn.UninitializedParameter,
+    "lazy module": lambda: torch.nn.LazyLinear(3),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+@pytest.mark.parametrize("wrap", [reader, lambda x: [Model(x), 1], lambda x: type("Holder", (), {"x": x})])
+def test_one_thing_that_cannot_be_read_gives_no_key(name, wrap):
+    assert key(wrap(UNREADABLE[name]())) is None
+
+
+# Key equality is deep equality.
+
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-2, 2),
+    st.sampled_from([0.0, -0.0, 1.0, NAN]),
+    st.text("ab", max_size=2),
+)
+trees = st.recursive(
+    scalars,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.lists(inner, max_size=3).map(tuple),
+        st.dictionaries(st.one_of(st.integers(0, 1), st.sampled_from("ab")), inner, max_size=2),
+        st.builds(Point, inner, inner),
+        st.builds(Model, inner, inner),
+        st.sets(scalars, max_size=2),
+        st.lists(inner, max_size=2).map(collections.deque),
+    ),
+    max_leaves=8,
+)
+
+
+def spell(x):
+    """A tree in words, by its definition: types, order and the sign of zeros."""
+    if isinstance(x, Model):
+        return f"Model({spell(x.rate)}, {spell(x.options)})"
+    if isinstance(x, dict):
+        return "{" + ", ".join(f"{spell(k)}: {spell(v)}" for k, v in x.items()) + "}"
+    if isinstance(x, (list, tuple, set, collections.deque)):
+        return f"{type(x).__name__}({', '.join(map(spell, x))})"
+    return repr(x)
+
+
+def rebuild(x):
+    """The same tree made of new objects, none of them twice."""
+    if isinstance(x, Model):
+        return Model(rebuild(x.rate), rebuild(x.options))
+    if isinstance(x, dict):
+        return {rebuild(k): rebuild(v) for k, v in x.items()}
+    if isinstance(x, Point):
+        return Point(*map(rebuild, x))
+    if isinstance(x, (list, tuple, set, collections.deque)):
+        return type(x)([rebuild(entry) for entry in x])
+    return float(repr(x)) if isinstance(x, float) else x
+
+
+@given(trees, trees)
+def test_keys_are_equal_iff_the_trees_are(a, b):
+    a, b = rebuild(a), rebuild(b)
+    assert (key(reader(a)) == key(reader(b))) == (spell(a) == spell(b))
+    assert key(reader(a)) == key(reader(rebuild(a))) is not None
