@@ -260,9 +260,7 @@ def _checked(graph: fx.GraphModule, consts: int) -> fx.GraphModule:
     if not any(target._schema.is_mutable for target in targets):
         return graph
     avals = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
-    pure = trace_flat(
-        functionalize(graph, remove="mutations"), tuple(map(Aval.of, avals)), {_COPY: _copied}
-    )
+    pure = trace_flat(functionalize(graph, remove="mutations"), tuple(map(Aval.of, avals)), _ASSIGNMENTS)
     inputs = [node for node in pure.graph.nodes if node.op == "placeholder"]
     for node in pure.graph.nodes:
         if node.target is torch.ops.aten.copy_.default and node.args[0] in inputs:
@@ -271,12 +269,20 @@ def _checked(graph: fx.GraphModule, consts: int) -> fx.GraphModule:
     return pure
 
 
-_COPY = torch.ops.aten.copy.default
-
-
 def _copied(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
-    """What functionalize makes of an assignment, in operations that have derivatives."""
     return source.to(target.dtype).expand(target.shape).clone()
+
+
+def _clamped(
+    target: Tensor, source: Tensor, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+) -> Tensor:
+    if end is None or end <= target.shape[dim]:
+        return NotImplemented
+    return torch.slice_scatter(target, source, dim, start, target.shape[dim], step)
+
+
+# What functionalize makes of assignments, in forms that have derivatives and batching rules.
+_ASSIGNMENTS = {torch.ops.aten.copy.default: _copied, torch.ops.aten.slice_scatter.default: _clamped}
 
 
 def _shared(graph: fx.GraphModule, consts: Avals, carry: Avals, x: Avals) -> Body:
