@@ -29,6 +29,15 @@ def global_state() -> tuple[object, ...]:
     )
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _caches_are_the_tests_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        directory = tmp_path_factory.mktemp("cache")
+        directory.chmod(0o700)
+        patch.setenv("XDG_CACHE_HOME", str(directory))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _global_state_is_left_alone() -> Iterator[None]:
     before = global_state()

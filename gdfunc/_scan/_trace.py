@@ -282,7 +282,10 @@ def _clamped(
 
 
 # What functionalize makes of assignments, in forms that have derivatives and batching rules.
-_ASSIGNMENTS = {torch.ops.aten.copy.default: _copied, torch.ops.aten.slice_scatter.default: _clamped}
+_ASSIGNMENTS: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.copy.default: _copied,
+    torch.ops.aten.slice_scatter.default: _clamped,
+}
 
 
 def _shared(graph: fx.GraphModule, consts: Avals, carry: Avals, x: Avals) -> Body:
