@@ -52,7 +52,8 @@ class TrainingInterrupted(KeyboardInterrupt):
         step: how many steps were finished.
         state: the carry after them; `train(step_fn, error.state, data, index[error.step:], …)` goes on
             to the same bits (with `lr[error.step:]` for a schedule; its `trajectory.step` begins at 0).
-        trajectory: what was recorded in them.
+        trajectory: what was recorded in them. Members of a vmapped run with `trajectory.steps < step` had
+            ended; a resumed run lets them go on.
 
     Example:
         >>> error = gd.TrainingInterrupted(step=40, state=None, trajectory=None)

@@ -178,6 +178,13 @@ def params_of(carry: Any) -> Tree:
     return getattr(carry, "params", carry)
 
 
+def check_pair(result: Any) -> tuple[Any, Any]:
+    """Return what a step returned, if it can be a carry and a loss."""
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise TypeError(f"step must return (carry, loss); got {type(result).__name__}")
+    return result
+
+
 def check_lr(lr: Any) -> float | Tensor:
     """Return lr if it is a finite number >= 0 or a 0-d real tensor, whose value is not read."""
     if isinstance(lr, Tensor):

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from . import _tree
-from ._step import Step, params_of
+from ._scan._scan import check_carry
+from ._step import Step, check_pair, params_of
 from ._tree import Tree
 
 Stop = Callable[[Any, Any], Tensor]
@@ -37,11 +38,12 @@ def stopping(step: Step, stop: Stop) -> Step:
     """Make the step whose carry is frozen once `stop` held, or just before the loss is not finite."""
 
     def watched_step(state: Watched, batch: Tree, lr: Any) -> tuple[Watched, Any]:
-        new, y = step(state.carry, batch, lr)
+        new, y = check_pair(step(state.carry, batch, lr))
         return after(state, new, y), y
 
     def after(state: Watched, new: Any, y: Any) -> Watched:
-        finite = torch.stack([leaf.isfinite().all() for leaf in _tree.leaves(y)]).all()
+        new = check_carry(new, state.carry)
+        finite = is_finite(y)
         diverged = ~state.ended & ~finite
         takes = ~state.ended & finite
         return Watched(
@@ -57,6 +59,12 @@ def stopping(step: Step, stop: Stop) -> Step:
 
     watched_step.with_grads = with_grads  # type: ignore[attr-defined]
     return watched_step
+
+
+def is_finite(tree: Tree) -> Tensor:
+    """Whether all entries of all leaves are finite, 0-d bool."""
+    flags = [leaf.isfinite().all() for leaf in _tree.leaves(tree)]
+    return torch.stack(flags).all() if flags else torch.tensor(True)
 
 
 def _flag(value: Any) -> Tensor:

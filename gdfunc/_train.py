@@ -19,8 +19,8 @@ from ._errors import NonFiniteError, TrainingInterrupted, check_choice, check_in
 from ._gradients import check_batch, check_params
 from ._sampling import take
 from ._scan._scan import check_checkpoint, fold
-from ._step import Step, check_lr, params_of
-from ._stopping import Stop, Watched, stopping, watch
+from ._step import Step, check_lr, check_pair, params_of
+from ._stopping import Stop, Watched, is_finite, stopping, watch
 from ._tree import Tree
 
 _SEGMENT_SECONDS = 0.1  # how long segments should take: Ctrl-C, progress and stop wait for their end
@@ -129,8 +129,9 @@ def train(
             `"off"` lets it spread. Reads values, so not under vmap, grad or jvp.
         stop: `(carry, loss) -> 0-d bool`, called with the carry after a step and the loss that the step
             returned. The step for which it holds is the last. A loss that is not finite ends the run too,
-            with the carry before its step. Under vmap each member ends for itself, and its later records
-            are those of its frozen carry, until all have ended.
+            with the carry before its step; reverse-mode derivatives of such a run are NaN. Under vmap each
+            member ends for itself, and its later records are those of its frozen carry, until all have
+            ended.
         checkpoint: for derivatives through the run: how many steps lie between two carries that are kept,
             or `"sqrt"`; see `scan`.
 
@@ -185,10 +186,12 @@ def train(
         if "grad_norm" in recorders:
             new, y, grads = run_step.with_grads(carry, batch, lr_now)  # type: ignore[attr-defined]
         else:
-            new, y, grads = *_pair(run_step(carry, batch, lr_now)), None
+            new, y, grads = *check_pair(run_step(carry, batch, lr_now)), None
         now = Moment(_unwatched(carry), y, lr_now, grads)
         watched = {"off": None, "loss": y, "all": (y, new)}[check_finite]
-        finite = None if watched is None else _is_finite(watched)
+        finite = None if watched is None else is_finite(watched)
+        if finite is not None and isinstance(carry, Watched):
+            finite = finite | carry.ended
         return new, ({name: recorder(now) for name, recorder in recorders.items()}, finite)
 
     def block(carry: Any, rows: tuple[Tensor, Tensor]) -> tuple[Any, tuple[Tree, Tree]]:
@@ -208,47 +211,41 @@ def train(
         rows = _tree.map(lambda leaf: leaf[first:last].reshape(count, size, *leaf.shape[1:]), plan)
         return fold_segment(block, carry, rows, checkpoint=kept_every and -(-kept_every // every))
 
+    def extend(finished: _Finished, last: int) -> tuple[_Finished, Tensor | None]:
+        """Go on to step `last`; also tell, step by step, what was finite."""
+        carry, (records, finite) = run(finished.carry, finished.step, last)
+        return _Finished(last, carry, (*finished.records, records)), finite
+
     grain = 1 if backend == "eager" else _GRAIN
     finished, blocks = _Finished(0, first_carry, ()), 1 if grain == 1 else 4 * grain
     with _reporter(progress, len(index)) as report:
         try:
             while finished.step < len(index) or not finished.records:
-                first = finished.step
-                last = _segment_end(first, blocks, every, len(index), grain)
+                last = _segment_end(finished.step, blocks, every, len(index), grain)
                 started = time.perf_counter()
-                carry, (records, finite) = run(finished.carry, first, last)
+                new, finite = extend(finished, last)
                 blocks = _next_blocks(blocks, time.perf_counter() - started, grain)
                 if finite is not None and not _read(finite.all()):
-                    bad = first + int(torch.nonzero(~finite.flatten())[0])
-                    rows, lrs = (leaf[first:bad] for leaf in plan)
-                    state, kept = train(
-                        step,
-                        _unwatched(finished.carry),
-                        data,
-                        rows,
-                        lrs,
-                        record=record,
-                        every=every,
-                        backend=backend,
-                    )
-                    del vars(kept)["step"]
-                    finished = _Finished(bad, state, (*finished.records, vars(kept)))
-                    y, new = reversed(step(state, take(data, plan[0][bad]), plan[1][bad]))
+                    bad = finished.step + int(torch.nonzero(~finite.flatten())[0])
+                    while finished.step < bad or not finished.records:
+                        finished, _ = extend(finished, _segment_end(finished.step, bad, every, bad, 1))
+                    state = _unwatched(finished.carry)
+                    y, after = reversed(step(state, take(data, plan[0][bad]), plan[1][bad]))
                     raise NonFiniteError(
                         step=bad,
-                        leaf=_first_non_finite(y, new),
+                        leaf=_first_non_finite(y, after),
                         state=state,
                         trajectory=finished.trajectory(every),
                     )
                 # One assignment, so that Ctrl-C finds a whole segment or none of it.
-                finished = _Finished(last, carry, (*finished.records, records))
-                report(last)
-                if stop is not None and _tree.unwrap(carry.ended).all():
+                finished = new
+                report(finished.taken)
+                if isinstance(new.carry, Watched) and _tree.unwrap(new.carry.ended).all():
                     break
         except KeyboardInterrupt as interrupt:
             # Under vmap the members are kept as rows: a wrapped tensor would not outlive this call.
             raise TrainingInterrupted(
-                step=finished.step,
+                step=finished.taken,
                 state=_tree.unwrap(_unwatched(finished.carry)),
                 trajectory=_tree.unwrap(finished.trajectory(every)),
             ) from interrupt
@@ -262,11 +259,16 @@ class _Finished(NamedTuple):
     carry: Any
     records: tuple[dict[str, Tree], ...]
 
+    @property
+    def taken(self) -> int:
+        """How many steps the run took, or its longest member: fewer than `step` if it has ended."""
+        return int(_tree.unwrap(self.carry.steps).max()) if isinstance(self.carry, Watched) else self.step
+
     def trajectory(self, every: int) -> Trajectory:
         records = _tree.cat(self.records) if self.records else {}
+        step = torch.arange(0, self.taken, every)
         if not isinstance(self.carry, Watched):
-            return Trajectory(step=torch.arange(0, self.step, every), **records)
-        step = torch.arange(0, int(_tree.unwrap(self.carry.steps).max()), every)
+            return Trajectory(step=step, **records)
         records = _tree.map(lambda leaf: leaf[: len(step)].clone(), records)
         return Trajectory(step=step, **records, steps=self.carry.steps, diverged=self.carry.diverged)
 
@@ -400,22 +402,12 @@ def _warn_of_half(params: Tree) -> None:
             return
 
 
-def _pair(result: Any) -> tuple[Any, Any]:
-    if not isinstance(result, tuple) or len(result) != 2:
-        raise TypeError(f"step must return (carry, loss); got {type(result).__name__}")
-    return result
-
-
 def _read(flag: Tensor) -> bool:
     try:
         return bool(flag)
     except RuntimeError as error:
         error.add_note("gdfunc: check_finite reads values, which vmap does not allow")
         raise
-
-
-def _is_finite(tree: Tree) -> Tensor:
-    return torch.stack([leaf.isfinite().all() for leaf in _tree.leaves(tree)]).all()
 
 
 def _first_non_finite(y: Any, carry: Any) -> str:

@@ -100,7 +100,8 @@ def _compile(body: Body, once: bool) -> Callable[[list[Tensor]], Any]:
 
         graph = make_fx(function, decomposition_table=_decompositions())(*inputs)
     on_cpu = all(leaf.device.type == "cpu" for leaf in inputs)
-    options = {"cpp_wrapper": on_cpu, "scalar_asserts": False}
+    # Precompiled headers would come from a directory in /tmp that anybody may have made.
+    options = {"cpp_wrapper": on_cpu, "scalar_asserts": False, "cpp_cache_precompile_headers": False}
 
     def attempt(**more: Any) -> Callable[[list[Tensor]], Any]:
         with config.patch(options | more), tracing(TracingContext(mode)):

@@ -158,8 +158,6 @@ def _length(xs: Tree, length: int | None) -> int:
 
 def _checked(f: Body, init: Tree) -> Body:
     """Check in every step that the body returns a pair whose carry is like init."""
-    leaves, structure = _tree.flatten(init)
-    kinds = [_kind(leaf) for leaf in leaves]
 
     def body(carry: Tree, x: Tree) -> tuple[Tree, Tree]:
         given = _tree.leaves((carry, x))
@@ -169,13 +167,19 @@ def _checked(f: Body, init: Tree) -> Body:
             raise ValueError("f wrote into its carry or x; it must return new tensors instead")
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(f"f must return a pair (carry, y); got {type(result).__name__}")
-        new = _tree.check_structure(result[0], init, "carry", "init")
-        for i, leaf in enumerate(new):
-            if not isinstance(leaf, Tensor) or _kind(leaf) != kinds[i]:
-                _refuse(leaf, leaves[i], _tree.named_leaves(init, "carry")[i][0])
-        return _tree.unflatten(structure, new), result[1]
+        return check_carry(result[0], init), result[1]
 
     return body
+
+
+def check_carry(new: Tree, init: Tree) -> Tree:
+    """Return a carry in the order of init, whose structure, shapes, dtypes and devices it must have."""
+    leaves, structure = _tree.flatten(init)
+    matched = _tree.check_structure(new, init, "carry", "init")
+    for i, leaf in enumerate(matched):
+        if not isinstance(leaf, Tensor) or _kind(leaf) != _kind(leaves[i]):
+            _refuse(leaf, leaves[i], _tree.named_leaves(init, "carry")[i][0])
+    return _tree.unflatten(structure, matched)
 
 
 def _stack(ys: list[Tree]) -> Tree:

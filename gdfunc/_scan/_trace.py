@@ -116,7 +116,7 @@ def _record(
         except _NO_VALUES as error:
             raise BackendError(
                 f"f decides on the value of a tensor at {_users_line(error)}; a compiled loop has none "
-                f"when it is made: use torch.where, or backend='eager'"
+                f"when it is made: use torch.where, or backend='eager' without checkpoint"
             ) from error
         finally:
             for _ in range(depth):
