@@ -81,7 +81,6 @@ def _compile(body: Body, once: bool) -> Callable[[list[Tensor]], Any]:
     import torch._inductor.config as config
     from torch._dynamo.source import ConstantSource
     from torch._guards import TracingContext, tracing
-    from torch._inductor import cpu_vec_isa
     from torch._inductor.compile_fx import compile_fx_inner
     from torch.fx.experimental.proxy_tensor import make_fx
     from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
@@ -111,10 +110,9 @@ def _compile(body: Body, once: bool) -> Callable[[list[Tensor]], Any]:
     with _told(f"compiling a loop of {operations} operations with Inductor"), _own_cache():
         try:
             try:
-                # Believe the CPU what it can do: to test it with the compiler takes nine seconds.
-                return attempt(**{"cpp.vec_isa_ok": True})
+                with _vectors_of_torch():
+                    return attempt(**{"cpp.vec_isa_ok": True})
             except Exception:
-                cpu_vec_isa.valid_vec_isa_list.cache_clear()
                 return attempt()
         except Exception as error:
             raise BackendError(_reason(error)) from error
@@ -195,6 +193,23 @@ def _own_cache() -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
+
+
+@contextmanager
+def _vectors_of_torch() -> Iterator[None]:
+    """Use the vector instructions that torch's own kernels use: to try each with the compiler takes 9 s."""
+    from torch._inductor import cpu_vec_isa
+
+    known = {"AVX512": cpu_vec_isa.VecAVX512, "AVX2": cpu_vec_isa.VecAVX2}
+    kind, probe = known.get(torch.backends.cpu.get_cpu_capability()), cpu_vec_isa.valid_vec_isa_list
+    if kind is None:
+        yield
+        return
+    cpu_vec_isa.valid_vec_isa_list = lambda: [kind()]  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        cpu_vec_isa.valid_vec_isa_list = probe
 
 
 @contextmanager
