@@ -18,7 +18,7 @@ from . import _tree
 from ._errors import NonFiniteError, TrainingInterrupted, check_choice, check_int
 from ._gradients import check_batch, check_params
 from ._sampling import take
-from ._scan._scan import check_checkpoint, fold
+from ._scan._scan import check_checkpoint, fold, settle
 from ._step import Step, check_lr, check_pair, params_of
 from ._stopping import Stop, Watched, is_finite, stopping, watch
 from ._tree import Tree
@@ -176,7 +176,8 @@ def train(
     check_choice("check_finite", check_finite, ("off", "loss", "all"))
     recorders = _recorders(record, step)
     kept_every = check_checkpoint(checkpoint, len(index))
-    fold_segment = partial(fold, backend=backend, steps_in_all=len(index))
+    backend = settle(backend, len(index))
+    fold_segment = partial(fold, backend=backend, settled=True)
     run_step, first_carry = (step, init) if stop is None else (stopping(step, stop), watch(init))
 
     def advance(

@@ -124,21 +124,22 @@ def _lowered(
     """Write the loop in torch's terms, for Inductor."""
     from torch._higher_order_ops.scan import scan_op
 
-    # The operator wants a carry and an x; its body must return what nobody else holds.
-    carry, xs = list(init) or [torch.zeros(())], list(xs) or [torch.zeros(length)]
+    # The operator wants a carry, an x and two results; its body must return what nobody else holds.
+    extra = [torch.zeros(())] if not init or len(init) + len(body.y) < 2 else []
+    carry, xs = [*extra, *init], list(xs) or [torch.zeros(length)]
 
     def step(*leaves: Tensor) -> list[Tensor]:
         now, rest = leaves[: len(carry)], leaves[len(carry) :]
         x, given = rest[: len(xs)], rest[len(xs) :]
-        inputs = (*given, *now[: len(init)], *x[: len(body.x)])
-        return _apart([*(() if init else now), *body.graph(*inputs)], leaves)
+        inputs = (*given, *now[len(extra) :], *x[: len(body.x)])
+        return _apart([*now[: len(extra)], *body.graph(*inputs)], leaves)
 
     if length == 1:
         results = step(*carry, *[x[0] for x in xs], *consts)
         results[len(carry) :] = [y[None] for y in results[len(carry) :]]
     else:
         results = list(scan_op(step, carry, xs, tuple(consts)))
-    return results if init else results[1:]
+    return results[len(extra) :]
 
 
 def _apart(results: Leaves, others: Leaves) -> list[Tensor]:

@@ -94,22 +94,22 @@ def fold(
     unroll: int = 1,
     backend: str = "eager",
     checkpoint: int | str | None = None,
-    steps_in_all: int | None = None,
+    settled: bool = False,
 ) -> tuple[Tree, Tree]:
-    """`scan`, for one that is a segment of more steps."""
+    """`scan`; for a segment of a longer run, whose backend is settled."""
     check_int("unroll", unroll, 1)
     check_choice("backend", backend, BACKENDS)
     xs = _tree.as_tensors(xs)
     for path, leaf in _tree.named_leaves(init, "init"):
-        _check_tensor(leaf, path)
+        check_tensor(leaf, path)
     length = _length(xs, length)
     every = check_checkpoint(checkpoint, length)
     body = _checked(f, init)
     if length == 0:
         _, y = body(init, _tree.map(lambda leaf: leaf.new_zeros(leaf.shape[1:]), xs))
         return _tree.clone(init), _tree.map(lambda leaf: leaf[:0].clone(), _stack([y]))
-    if backend == "auto" and (steps_in_all or length) < _WORTH_COMPILING:
-        backend = "eager"
+    if not settled:
+        backend = settle(backend, length)
     if backend != "eager" or every is not None:
         from . import _compiled  # brings in the tracer and its hundreds of modules
 
@@ -119,9 +119,17 @@ def fold(
             if backend != "auto" or every is not None:
                 raise
             _compiled.step_back(error)
+        except Exception:
+            body(init, _tree.map(lambda leaf: leaf[0], xs))  # a mistake in f reads better on real tensors
+            raise
     steps = range(length - 1, -1, -1) if reverse else range(length)
     carry, ys = _eager.run(body, init, xs, steps)
     return _tree.clone(carry), _stack(ys)
+
+
+def settle(backend: str, steps: int) -> str:
+    """Let `"auto"` be eager for a run that is over before it is compiled."""
+    return "eager" if backend == "auto" and steps < _WORTH_COMPILING else backend
 
 
 def check_checkpoint(checkpoint: Any, length: int) -> int | None:
@@ -141,7 +149,7 @@ def _length(xs: Tree, length: int | None) -> int:
         length = check_int("length", length, 0)
     source = "length"
     for path, leaf in _tree.named_leaves(xs, "xs"):
-        _check_tensor(leaf, path)
+        check_tensor(leaf, path)
         if not leaf.ndim:
             raise ValueError(f"{path} is 0-d; scan goes over dim 0 of every leaf of xs")
         if length is None:
@@ -214,6 +222,6 @@ def _describe(leaf: Tensor) -> str:
     return f"{dtype} {tuple(leaf.shape)} on {leaf.device}"
 
 
-def _check_tensor(leaf: Any, path: str) -> None:
+def check_tensor(leaf: Any, path: str) -> None:
     if not isinstance(leaf, Tensor):
         raise TypeError(f"{path} is {type(leaf).__name__}, not a Tensor; wrap it in torch.tensor")

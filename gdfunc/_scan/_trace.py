@@ -1,9 +1,11 @@
 """From a user's function to a body: Python is left behind, closed-over tensors become inputs."""
 
 import linecache
+import logging
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +27,7 @@ from .._errors import BackendError
 from .._tree import Tree
 from ._body import Aval, Avals, Body, clean_room, prune, stand_in, trace_flat
 from ._fingerprint import fingerprint
+from ._scan import check_tensor
 
 _REMEMBERED = 512  # traces and bodies, before the least recently used is forgotten
 
@@ -96,7 +99,7 @@ def _record(
     """Run the body once on tensors without values, and write down its operations."""
     depth = _depth()
     structures: list[_tree.Structure] = []
-    with clean_room() as mode:
+    with clean_room() as mode, _silence():
         lift = _Lift(mode, depth)
 
         def flat(*leaves: Tensor) -> list[Tensor]:
@@ -104,6 +107,8 @@ def _record(
             row = _tree.unflatten(x_structure, leaves[len(carry) :])
             with lift:
                 new, y = body(given, row)
+            for path, leaf in _tree.named_leaves(y, "y"):
+                check_tensor(leaf, path)
             ys, structure = _tree.flatten(y)
             structures.append(structure)
             return [lift.plain(leaf) for leaf in (*_tree.leaves(new), *ys)]
@@ -122,6 +127,17 @@ def _record(
             for _ in range(depth):
                 torch._C._functorch._vmap_decrement_nesting()
     return graph, lift, structures[0]
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the tracer's log of a mistake in f from the terminal: it is raised anyway."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 _NO_VALUES = (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode)
@@ -281,10 +297,17 @@ def _clamped(
     return torch.slice_scatter(target, source, dim, start, target.shape[dim], step)
 
 
+def _selected(target: Tensor, source: Tensor, dim: int, index: int) -> Tensor:
+    # vmap makes of select_scatter a scatter with repeated indices, whose derivative is too large.
+    start = index % target.shape[dim]
+    return torch.slice_scatter(target, source.unsqueeze(dim), dim, start, start + 1)
+
+
 # What functionalize makes of assignments, in forms that have derivatives and batching rules.
 _ASSIGNMENTS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.copy.default: _copied,
     torch.ops.aten.slice_scatter.default: _clamped,
+    torch.ops.aten.select_scatter.default: _selected,
 }
 
 
