@@ -138,8 +138,16 @@ def _lowered(
         results = step(*carry, *[x[0] for x in xs], *consts)
         results[len(carry) :] = [y[None] for y in results[len(carry) :]]
     else:
-        results = list(scan_op(step, carry, xs, tuple(consts)))
+        results = list(scan_op(step, carry, xs, tuple(map(_held, consts))))
     return results[len(extra) :]
+
+
+def _held(const: Tensor) -> Tensor:
+    """Copy what is not an input: the code for a loop within a loop frees a view after its first step."""
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+    mode: Any = get_proxy_mode()
+    return const if mode.tracer.unwrap_proxy(const).node.op == "placeholder" else const.clone()
 
 
 def _apart(results: Leaves, others: Leaves) -> list[Tensor]:

@@ -88,7 +88,7 @@ class _Scan(torch.autograd.Function):
         given = tuple(dim is not None for dim in in_dims[1:])
         carry, y = body.reached(given)
         at_front = [
-            leaf if dim is None else leaf.movedim(dim, 0)
+            leaf.movedim(dim, 0) if dim else leaf
             for leaf, dim in zip(tensors, in_dims[1:], strict=True)
         ]
         consts, init, xs = body.split(at_front)

@@ -119,7 +119,7 @@ def fold(
             if backend != "auto" or every is not None:
                 raise
             _compiled.step_back(error)
-        except Exception:
+        except RuntimeError:
             body(init, _tree.map(lambda leaf: leaf[0], xs))  # a mistake in f reads better on real tensors
             raise
     steps = range(length - 1, -1, -1) if reverse else range(length)
