@@ -1,5 +1,6 @@
 """A run: its meaning, what it records, how it is watched and stopped, and what it refuses."""
 
+import functools
 import gc
 import io
 import os
@@ -417,6 +418,346 @@ def test_without_check_finite_divergence_is_shown():
     assert trajectory.loss[3:].isnan().all()
 
 
+# A run that ends by itself.
+
+
+def stopped_loop(step, carry, index, lr, stop, every=1, data=DATA):
+    """A run with `stop` by hand: the last carry, the steps taken, whether it diverged, and the losses."""
+    losses, steps = [], 0
+    for row in index:
+        new, loss = step(carry, gd.take(data, row), lr)
+        if not loss.isfinite():
+            return carry, steps, True, losses
+        if steps % every == 0:
+            losses.append(loss)
+        carry, steps = new, steps + 1
+        if stop(new, loss):
+            break
+    return carry, steps, False, losses
+
+
+ADAM = gd.chain(gd.adam(), gd.identity())
+STEPS = {
+    "plain": (STEP, INIT),
+    "adam": (gd.make_transform_step(linear_loss, ADAM), gd.init_state(ADAM, INIT)),
+}
+STOPS = {
+    "low loss": lambda size: lambda carry, loss: loss < size,
+    "high loss": lambda size: lambda carry, loss: loss > size,
+    "far": lambda size: lambda carry, loss: (gd._step.params_of(carry)["w"] - INIT["w"]).norm() > size / 10,
+    "never": lambda size: lambda carry, loss: loss < -size,
+}
+
+
+@given(
+    st.sampled_from(sorted(STEPS)),
+    st.sampled_from(sorted(STOPS)),
+    st.floats(0.01, 10),
+    st.sampled_from([0.0, 0.02, 0.3, 1e40]),
+    st.integers(0, 20),
+    st.integers(1, 6),
+    st.sampled_from([0.0, 1e9]),
+)
+def test_stop_is_a_break(kind, rule, size, lr, length, every, seconds):
+    step, init = STEPS[kind]
+    stop, index = STOPS[rule](size), gd.sample_batches(KEY, 12, 4, length)
+    carry, steps, diverged, losses = stopped_loop(step, init, index, lr, stop, every)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gdfunc._train._SEGMENT_SECONDS", seconds)
+        final, trajectory = gd.train(step, init, DATA, index, lr, stop=stop, every=every)
+    for got, expected in zip(gd._tree.leaves(final), gd._tree.leaves(carry), strict=True):
+        assert got.equal(expected)
+        assert got.isfinite().all()
+    assert (trajectory.steps.dtype, trajectory.diverged.dtype) == (torch.int64, torch.bool)
+    assert (int(trajectory.steps), bool(trajectory.diverged)) == (steps, diverged)
+    assert trajectory.step.tolist() == list(range(0, steps, every))
+    assert trajectory.loss.tolist() == [float(loss) for loss in losses]
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_a_run_that_never_stops_is_the_run_without_stop(every):
+    final, whole = gd.train(STEP, INIT, DATA, INDEX, 0.05, record=EVERYTHING, every=every)
+    same, watched = gd.train(
+        STEP, INIT, DATA, INDEX, 0.05, record=EVERYTHING, every=every, stop=lambda carry, loss: loss < 0
+    )
+    assert (int(watched.steps), bool(watched.diverged)) == (15, False)
+    del watched.steps, watched.diverged
+    pairs = zip(gd._tree.leaves((final, whole)), gd._tree.leaves((same, watched)), strict=True)
+    assert all(a.equal(b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 20])
+def test_what_a_stopped_run_recorded_is_the_beginning_of_the_whole_record(every):
+    def distance(params, loss):
+        return {"from_start": (params["w"] - INIT["w"]).norm()}
+
+    record = (*EVERYTHING, distance)
+    _, whole = gd.train(STEP, INIT, DATA, INDEX, 0.05, record=record)
+    final, stopped = gd.train(
+        STEP,
+        INIT,
+        DATA,
+        INDEX,
+        0.05,
+        record=record,
+        every=every,
+        stop=lambda carry, loss: carry["w"].equal(whole.params["w"][8]) * torch.ones((), dtype=torch.bool),
+    )
+    assert int(stopped.steps) == 8
+    assert final["w"].equal(whole.params["w"][8])
+    for name in vars(whole):
+        got, expected = getattr(stopped, name), getattr(whole, name)
+        for a, b in zip(gd._tree.leaves(got), gd._tree.leaves(expected), strict=True):
+            assert a.equal(b[:8:every])
+
+
+def test_a_run_whose_first_loss_is_not_finite_takes_no_step():
+    final, trajectory = gd.train(
+        STEP, INIT, poisoned(0), torch.arange(12)[:, None], 0.05, stop=lambda carry, loss: loss < 0
+    )
+    assert final["w"].equal(INIT["w"])
+    assert (int(trajectory.steps), bool(trajectory.diverged)) == (0, True)
+    assert trajectory.loss.shape == trajectory.step.shape == (0,)
+
+
+def test_a_diverging_run_ends_before_its_first_loss_that_is_not_finite():
+    index = gd.full_batch(12, 1000)
+    final, trajectory = gd.train(STEP, INIT, DATA, index, 10.0, stop=lambda carry, loss: loss < 1e-9)
+    _, endless = gd.train(STEP, INIT, DATA, index, 10.0)
+    assert trajectory.diverged
+    assert int(trajectory.steps) == int(endless.loss.isfinite().sum()) == len(trajectory.loss) < 1000
+    assert trajectory.loss[-1] > 1e300
+    assert all(leaf.isfinite().all() for leaf in final.values())
+
+
+def members_below(lr, threshold, init=INIT, index=INDEX, record=("loss", "params"), every=1):
+    return gd.train(
+        STEP,
+        init,
+        DATA,
+        index,
+        lr,
+        record=record,
+        every=every,
+        stop=lambda carry, loss: loss < threshold,
+    )
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_each_member_of_a_sweep_ends_for_itself(every):
+    lrs = torch.tensor([0.001, 0.1, 1e40, 0.1], dtype=torch.float64)
+    thresholds = torch.tensor([-1.0, 0.5, 0.5, 1e3], dtype=torch.float64)
+    run = functools.partial(members_below, every=every)
+    for in_dims in [(0, 0), (0, None), (None, 0)]:
+        args = [arg if dim == 0 else arg[1] for arg, dim in zip((lrs, thresholds), in_dims, strict=True)]
+        final, trajectory = vmap(run, in_dims)(*args)
+        assert len(trajectory.step[0]) == -(-int(trajectory.steps.max()) // every)
+        for i in range(4):
+            own_final, own = run(
+                *[a if dim is None else a[i] for a, dim in zip(args, in_dims, strict=True)]
+            )
+            assert trajectory.steps[i] == own.steps
+            assert trajectory.diverged[i] == own.diverged
+            torch.testing.assert_close(final["w"][i], own_final["w"], rtol=1e-11, atol=1e-12)
+            kept = len(own.loss)
+            torch.testing.assert_close(trajectory.loss[i, :kept], own.loss, rtol=1e-11, atol=1e-12)
+            later = trajectory.params["w"][i, kept:]
+            assert later.equal(final["w"][i].expand_as(later))  # the frozen carry
+    sweep = vmap(run)(lrs, thresholds)[1]
+    assert sweep.diverged.tolist() == [False, False, True, False]
+    assert sweep.steps[0] == 15
+    assert sweep.steps[3] == 1
+    assert 1 < sweep.steps[1] < 15
+
+
+def test_derivatives_go_through_a_run_that_stops():
+    def final_loss(lr, threshold):
+        return linear_loss(members_below(lr, threshold)[0], DATA)
+
+    lrs = torch.tensor([0.02, 0.05, 0.1], dtype=torch.float64)
+    threshold = torch.tensor(0.6, dtype=torch.float64)
+    steps = vmap(lambda lr: members_below(lr, threshold)[1].steps)(lrs)
+    assert len(set(steps.tolist())) == 3
+    expected = torch.stack(
+        [
+            grad(
+                lambda lr, taken=taken: linear_loss(gd.train(STEP, INIT, DATA, INDEX[:taken], lr)[0], DATA)
+            )(lr)
+            for lr, taken in zip(lrs, steps, strict=True)
+        ]
+    )
+    by_grad = torch.stack([grad(final_loss)(lr, threshold) for lr in lrs])
+    torch.testing.assert_close(by_grad, expected, rtol=1e-11, atol=1e-12)
+    batched = vmap(grad(final_loss), (0, None))(lrs, threshold)
+    torch.testing.assert_close(batched, expected, rtol=1e-11, atol=1e-12)
+    total = grad(lambda lrs: vmap(final_loss, (0, None))(lrs, threshold).sum())(lrs)
+    torch.testing.assert_close(total, expected, rtol=1e-11, atol=1e-12)
+    _, pushed = jvp(
+        lambda lrs: vmap(final_loss, (0, None))(lrs, threshold), (lrs,), (torch.ones_like(lrs),)
+    )
+    torch.testing.assert_close(pushed, expected, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e9])
+@pytest.mark.parametrize("every", [1, 4])
+def test_check_finite_does_not_look_beyond_the_end(monkeypatch, seconds, every):
+    monkeypatch.setattr("gdfunc._train._SEGMENT_SECONDS", seconds)
+    index = torch.arange(12)[:, None]
+    _, whole = gd.train(STEP, INIT, DATA, index, 0.05, record=("loss", "params"))
+    arguments = (STEP, INIT, poisoned(7), index, 0.05)
+    for at, check_finite in [(5, "loss"), (6, "all")]:
+        end = whole.params["w"][at]
+
+        def stop(carry, loss, end=end):
+            return (carry["w"] == end).all()
+
+        final, trajectory = gd.train(*arguments, every=every, stop=stop, check_finite=check_finite)
+        assert (int(trajectory.steps), bool(trajectory.diverged)) == (at, False)
+        assert final["w"].equal(end)
+    with pytest.raises(gd.NonFiniteError, match="loss is not finite after step 7") as caught:
+        gd.train(*arguments, every=every, stop=lambda carry, loss: loss < 0, check_finite="loss")
+    assert caught.value.state["w"].equal(whole.params["w"][7])
+    assert caught.value.trajectory.loss.equal(whole.loss[:7:every])
+
+
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [
+        (lambda loss: True, "bool"),
+        (lambda loss: None, "NoneType"),
+        (lambda loss: loss, r"torch.float64 \(\)"),
+        (lambda loss: loss[None] < 1, r"torch.bool \(1,\)"),
+    ],
+)
+@pytest.mark.parametrize("steps", [0, 15])
+def test_stop_must_return_a_flag(value, got, steps):
+    with pytest.raises(TypeError, match=rf"stop must return a 0-d bool tensor, .* got {got}"):
+        gd.train(STEP, INIT, DATA, INDEX[:steps], 0.05, stop=lambda carry, loss: value(loss))
+
+
+def test_no_steps_with_stop():
+    final, trajectory = gd.train(STEP, INIT, DATA, INDEX[:0], 0.05, stop=lambda carry, loss: loss < 1e9)
+    assert final["w"].equal(INIT["w"])
+    assert (int(trajectory.steps), bool(trajectory.diverged), trajectory.loss.shape) == (0, False, (0,))
+
+
+def test_stop_hides_no_wrong_step():
+    def never(carry, loss):
+        return loss < 0
+
+    def run(step):
+        return gd.train(step, INIT, DATA, INDEX, 0.05, stop=never)
+
+    with pytest.raises(TypeError, match=r"step must return \(carry, loss\); got dict"):
+        run(lambda params, batch, lr: params)
+    with pytest.raises(ValueError, match=r"\['w'\] changed from float64 \(2,\) on cpu to float64 \(\)"):
+        run(lambda params, batch, lr: (params | {"w": params["w"].sum()}, lr))
+    with pytest.raises(ValueError, match=r"\['w'\] changed from float64 \(2,\) on cpu to float32 \(2,\)"):
+        run(lambda params, batch, lr: (params | {"w": params["w"].float()}, lr))
+
+
+def test_a_step_without_a_loss_can_be_stopped():
+    def step(w, batch, lr):
+        return w - lr, None
+
+    final, trajectory = gd.train(
+        step, torch.tensor(1.0), None, gd.full_batch(1, 10), 0.25, stop=lambda w, loss: w < 0.5
+    )
+    assert final == 0.25
+    assert trajectory.steps == 3
+
+
+@pytest.mark.parametrize("end", [5, 9, 13])
+@pytest.mark.parametrize("seconds", [0.0, 1e9])
+def test_an_interrupted_run_with_stop_goes_on_to_the_same_end(monkeypatch, seconds, end):
+    monkeypatch.setattr("gdfunc._train._SEGMENT_SECONDS", seconds)
+
+    def interrupt(done, steps):
+        if done >= 4:
+            raise KeyboardInterrupt
+
+    _, whole = gd.train(STEP, INIT, DATA, INDEX, 0.05, record=("loss", "params"))
+    at_end = whole.params["w"][end]
+
+    def stop(carry, loss):
+        return (carry["w"] == at_end).all()
+
+    with pytest.raises(gd.TrainingInterrupted) as caught:
+        gd.train(STEP, INIT, DATA, INDEX, 0.05, stop=stop, progress=interrupt)
+    stopped = caught.value
+    assert stopped.step == int(stopped.trajectory.steps) == len(stopped.trajectory.loss) <= end
+    assert stopped.state["w"].equal(whole.params["w"][stopped.step])
+    assert stopped.trajectory.loss.equal(whole.loss[: stopped.step])
+    if stopped.step < end:
+        resumed, rest = gd.train(STEP, stopped.state, DATA, INDEX[stopped.step :], 0.05, stop=stop)
+        assert resumed["w"].equal(at_end)
+        assert int(rest.steps) == end - stopped.step
+
+
+# What the backward pass keeps.
+
+
+@pytest.mark.parametrize("every", [1, 5])
+@pytest.mark.parametrize("checkpoint", [1, 4, 10**6, "sqrt"])
+def test_checkpoints_change_no_value_and_no_derivative(checkpoint, every):
+    def run(lr, init, data, **options):
+        final, trajectory = gd.train(
+            STEP, init, data, INDEX[:14], lr, every=every, record=EVERYTHING, **options
+        )
+        return linear_loss(final, DATA), (final, trajectory)
+
+    args = torch.tensor(0.05, dtype=torch.float64), INIT, DATA
+    expected = grad(run, (0, 1, 2), has_aux=True)(*args)
+    got = grad(functools.partial(run, checkpoint=checkpoint), (0, 1, 2), has_aux=True)(*args)
+    for a, b in zip(gd._tree.leaves(got), gd._tree.leaves(expected), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
+    one = torch.ones_like(args[0])
+    _, expected = jvp(lambda lr: run(lr, *args[1:])[0], args[:1], (one,))
+    _, got = jvp(lambda lr: run(lr, *args[1:], checkpoint=checkpoint)[0], args[:1], (one,))
+    torch.testing.assert_close(got, expected, rtol=1e-11, atol=0)
+
+
+def size_of_graph(leaf):
+    """How many nodes autograd keeps to differentiate this tensor."""
+    found, waiting = set(), [leaf.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting += [before for before, _ in node.next_functions]
+    return len(found)
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_checkpoints_bound_what_a_run_keeps(monkeypatch, every):
+    monkeypatch.setattr("gdfunc._train._SEGMENT_SECONDS", 1e9)
+    lr = torch.tensor(0.05, dtype=torch.float64, requires_grad=True)
+    index = gd.full_batch(12, 256)
+
+    def kept(checkpoint):
+        return size_of_graph(
+            gd.train(STEP, INIT, DATA, index, lr, every=every, checkpoint=checkpoint)[0]["w"]
+        )
+
+    assert kept(None) > 256
+    assert kept("sqrt") < 100
+    assert kept(16) < 100
+
+
+def test_checkpoints_go_with_stop():
+    def final_loss(lr, **options):
+        final, trajectory = gd.train(
+            STEP, INIT, DATA, INDEX, lr, stop=lambda carry, loss: loss < 2.0, **options
+        )
+        return linear_loss(final, DATA), trajectory.steps
+
+    lrs = torch.tensor([0.02, 0.1], dtype=torch.float64)
+    expected, steps = vmap(grad(final_loss, has_aux=True))(lrs)
+    got, same = vmap(grad(functools.partial(final_loss, checkpoint="sqrt"), has_aux=True))(lrs)
+    assert steps.tolist() == same.tolist()
+    torch.testing.assert_close(got, expected, rtol=1e-11, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_warns_once(dtype):
     def loss_fn(w, batch):
@@ -464,6 +805,8 @@ BAD_CALLS = [
     ({"init": {}}, ValueError, "params has no tensor leaves"),
     ({"init": {"w": INIT["w"], "b": INIT["w"]}}, ValueError, "share storage"),
     ({"every": 0}, ValueError, "every must be an int >= 1; got 0"),
+    ({"checkpoint": 0}, ValueError, "checkpoint must be an int >= 1; got 0"),
+    ({"checkpoint": "root"}, ValueError, "checkpoint must be None, 'sqrt', or an int >= 1; got 'root'"),
     ({"check_finite": True}, ValueError, "check_finite must be 'off' or 'loss' or 'all'; got True"),
     (
         {"backend": "xla"},

@@ -46,6 +46,11 @@ class Body:
         self.kept: dict[Any, Any] = {}
         self._sources = _sources(graph, results)
 
+    @property
+    def has_loops(self) -> bool:
+        """Whether a step of it runs a loop of its own."""
+        return any(hasattr(node.target, "loop") for node in self.graph.graph.nodes)
+
     def split(self, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
         """Split what there is one of for each input into that of consts, carry and x."""
         first, second = len(self.consts), len(self.consts) + len(self.carry)

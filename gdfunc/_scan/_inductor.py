@@ -30,7 +30,7 @@ _compiling = RLock()
 
 def run(body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, unroll: int = 1) -> list[Tensor]:
     """Run the compiled loop. Compiled is once for each body, whatever the length; a single step apart."""
-    if unroll == 1 and len(body.graph.graph.nodes) < _SMALL_BODY:
+    if unroll == 1 and len(body.graph.graph.nodes) < _SMALL_BODY and not body.has_loops:
         unroll = _ROW
     blocks, rest = divmod(length, unroll)
     if unroll == 1 or not blocks:

@@ -88,8 +88,7 @@ class _Scan(torch.autograd.Function):
         given = tuple(dim is not None for dim in in_dims[1:])
         carry, y = body.reached(given)
         at_front = [
-            leaf.movedim(dim, 0) if dim else leaf
-            for leaf, dim in zip(tensors, in_dims[1:], strict=True)
+            leaf.movedim(dim, 0) if dim else leaf for leaf, dim in zip(tensors, in_dims[1:], strict=True)
         ]
         consts, init, xs = body.split(at_front)
         of_consts, of_init, of_xs = body.split(given)
@@ -155,6 +154,7 @@ def _as_node(loop: Loop, tensors: Leaves) -> list[Tensor]:
     # The name stands for the loop where graphs are compared.
     backend = loop.runner.__module__.rpartition(".")[2]
     numbers = loop.body.number, loop.length, loop.unroll, int(loop.reverse), int(loop.keeps)
+    nested_scan.loop = loop  # type: ignore[attr-defined]
     nested_scan.__name__ = "_".join(["scan", backend, *map(str, numbers)])
     mode = next(leaf.fake_mode for leaf in tensors if isinstance(leaf, FakeTensor))
     avals = (*loop.body.carry, *[aval.with_axis(loop.length) for aval in loop.body.y])

@@ -1,0 +1,558 @@
+"""Runs of a compiled backend: the numbers of the Python loop, compiled once, watched, stopped, resumed.
+
+Compilations take seconds: most tests share one body. Which test compiles it is of no matter.
+"""
+
+import gc
+import re
+import signal
+import types
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.func import grad, jvp, vmap
+
+import gdfunc as gd
+from gdfunc._scan import _auto, _inductor, _trace
+from gdfunc._train import _GRAIN, _next_blocks, _segment_end
+
+from .references import fingerprint, linear_data, linear_loss, normal, relative_error, storages
+
+KEY = gd.random.key(0)
+DATA = linear_data(0, 12, 3)
+INIT = {"w": normal(5, 3), "b": normal(6, 1)[0]}
+STEP = gd.make_step(linear_loss)
+RECORD = ("loss", "params")
+
+
+def plan(steps, seed=0):
+    """The same batches again and again: a long plan need not be drawn."""
+    batches = gd.sample_batches(gd.random.key(seed), 12, 4, 60)
+    return batches.repeat(-(-steps // 60), 1)[:steps].clone()
+
+
+def run(steps=40, lr=0.05, init=INIT, data=DATA, step=STEP, backend="inductor", index=None, **options):
+    """The run whose compiled loop most tests share."""
+    index = plan(steps) if index is None else index
+    return gd.train(step, init, data, index, lr, backend=backend, **{"record": RECORD} | options)
+
+
+def assert_same_bits(got, expected):
+    pairs = zip(gd._tree.leaves(got), gd._tree.leaves(expected), strict=True)
+    assert all(a.equal(b) for a, b in pairs)
+
+
+def assert_agrees(got, expected, start, tolerance=1e-9):
+    """Compare final states and records as shares of how far the parameters have moved."""
+    (final, trajectory), (expected_final, expected_trajectory) = got, expected
+    assert list(vars(trajectory)) == list(vars(expected_trajectory))
+    ends = zip(*map(gd._tree.leaves, (final, expected_final, start)), strict=True)
+    moved = [(a - b, b - c) for a, b, c in ends if b.is_floating_point()]
+    error, path = (torch.cat([pair[i].flatten() for pair in moved]).norm() for i in range(2))
+    assert path > 0
+    assert error < tolerance * path
+    for a, b in zip(gd._tree.leaves(trajectory), gd._tree.leaves(expected_trajectory), strict=True):
+        torch.testing.assert_close(a, b, rtol=100 * tolerance, atol=tolerance)
+
+
+# The same numbers.
+
+
+def mlp_loss(params, batch):
+    x, y = batch["x"], batch["y"]
+    (first, bias), second = params["hidden"], params["out"]
+    return ((torch.tanh(x @ first + bias) @ second - y[:, None]) ** 2).mean()
+
+
+def conv_loss(params, batch):
+    images, labels = batch
+    hidden = F.relu(F.conv2d(images, params["kernel"], params["bias"]))
+    return F.cross_entropy(hidden.mean((2, 3)) @ params["out"], labels)
+
+
+def token_loss(params, batch):
+    tokens, labels = batch
+    hidden = F.layer_norm(
+        F.embedding(tokens, params["table"]).mean(1), (4,), params["scale"], params["shift"]
+    )
+    return F.cross_entropy(hidden @ params["out"], labels)
+
+
+def labels(size):
+    return torch.arange(size) * 7 % 3
+
+
+NOTHING = gd.GradientTransformation(lambda params: None, lambda grads, state, params: (grads, None))
+MODELS = {
+    "linear regression, sgd": (linear_loss, INIT, DATA, gd.identity(), 0.05),
+    "mlp, adam": (
+        mlp_loss,
+        {"hidden": [0.5 * normal(1, 3, 4), normal(2, 4)], "out": normal(3, 4, 1)},
+        {"x": DATA[0], "y": DATA[1], "none": None},
+        gd.chain(gd.adam(), NOTHING),
+        0.01,
+    ),
+    "conv net, sgd": (
+        conv_loss,
+        {"kernel": normal(1, 3, 1, 3, 3), "bias": normal(2, 3), "out": normal(3, 3, 3)},
+        (normal(4, 12, 1, 6, 6), labels(12)),
+        gd.identity(),
+        0.1,
+    ),
+    "embedding and layer norm, adam": (
+        token_loss,
+        {
+            "table": normal(1, 7, 4),
+            "scale": 1 + 0.1 * normal(2, 4),
+            "shift": normal(3, 4),
+            "out": normal(4, 4, 3),
+        },
+        (torch.arange(60).reshape(12, 5) ** 2 % 7, labels(12)),
+        gd.adam(),
+        0.01,
+    ),
+}
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_a_compiled_run_is_the_run_in_python(model):
+    loss_fn, params, data, transform, lr = MODELS[model]
+    lrs = gd.cosine_annealing(lr, 200)(torch.arange(200))
+    step, init = gd.make_transform_step(loss_fn, transform), gd.init_state(transform, params)
+    record = RECORD if params is INIT else ("loss", "lr", "grad_norm")
+    arguments = {"lr": lrs, "init": init, "data": data, "step": step, "record": record}
+    compiled = run(200, **arguments)
+    assert_agrees(compiled, run(200, backend="eager", **arguments), init)
+    assert_same_bits(run(200, **arguments), compiled)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 8, 9, 130])
+def test_every_length_of_run_is_the_run_in_python(steps):
+    assert_agrees(run(steps), run(steps, backend="eager"), INIT)
+
+
+def test_no_steps_give_the_start_and_an_empty_record():
+    final, trajectory = run(0)
+    assert_same_bits(final, INIT)
+    assert trajectory.loss.shape == (0,)
+    assert trajectory.params["w"].shape == (0, 3)
+
+
+def test_inputs_are_left_alone_and_outputs_are_the_callers_own():
+    index = plan(21)
+    inputs = [*INIT.values(), *DATA, index]
+    before = fingerprint(inputs)
+    final, trajectory = run(index=index)
+    outputs = gd._tree.leaves((final, trajectory))
+    places = storages([*inputs, *outputs])
+    assert len(set(places)) == len(places)
+    kept = fingerprint(outputs)
+    run(index=index, lr=0.01)
+    assert fingerprint(inputs) == before
+    assert fingerprint(outputs) == kept
+
+
+def test_requires_grad_parameters_retain_no_graph():
+    init = {name: leaf.clone().requires_grad_() for name, leaf in INIT.items()}
+    run(1000, init=init)
+    gc.collect()
+    before = sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+    outputs = gd._tree.leaves(run(1000, init=init))
+    gc.collect()
+    after = sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+    assert all(leaf.grad_fn is None and not leaf.requires_grad for leaf in outputs)
+    assert after - before < 20
+
+
+# A thinned run that may stop: the threshold is a tensor that `stop` closes over, and so part of no code.
+
+
+def thinned(threshold, lr=0.05, backend="inductor", steps=31, init=INIT):
+    threshold = torch.as_tensor(threshold, dtype=torch.float64)
+    return run(
+        steps, lr, init, backend=backend, every=7, record="loss", stop=lambda carry, loss: loss < threshold
+    )
+
+
+@pytest.mark.parametrize("threshold", [-1.0, 1e9, 0.7, 0.1])
+def test_a_thinned_run_stops_where_it_does_in_python(threshold):
+    expected = thinned(threshold, backend="eager")
+    assert_agrees(thinned(threshold), expected, INIT)
+    if threshold < 0:
+        plain = run(31, backend="eager", every=7, record="loss")
+        assert_same_bits((expected[0], expected[1].loss), (plain[0], plain[1].loss))
+    _, losses = run(31, backend="eager", record="loss")
+    below = (losses.loss < threshold).nonzero().flatten().tolist()
+    assert expected[1].steps == (below[0] + 1 if below else 31)
+
+
+def test_a_diverging_run_ends_before_its_first_loss_that_is_not_finite():
+    final, trajectory = thinned(0.0, lr=1e20)
+    assert trajectory.diverged
+    assert 0 < trajectory.steps < 31
+    assert all(leaf.isfinite().all() for leaf in final.values())
+    assert_agrees((final, trajectory), thinned(0.0, lr=1e20, backend="eager"), INIT)
+
+
+# Derivatives and sweeps. There are as many members as features: pytorch#195324 is silent then.
+
+
+def test_each_member_of_a_compiled_sweep_ends_for_itself():
+    lrs = torch.tensor([0.001, 0.1, 1e30], dtype=torch.float64)
+
+    def member(lr, backend):
+        return run(40, lr, backend=backend, record=("loss", "params"), stop=lambda carry, loss: loss < 0.05)
+
+    final, trajectory = vmap(lambda lr: member(lr, "inductor"))(lrs)
+    expected, whole = vmap(lambda lr: member(lr, "eager"))(lrs)
+    assert trajectory.steps.tolist() == whole.steps.tolist()
+    assert trajectory.diverged.tolist() == [False, False, True]
+    assert trajectory.steps[2] < trajectory.steps[1] < trajectory.steps[0] == 40
+    for i in range(3):
+        own_final, own = member(lrs[i], "eager")
+        assert own.steps == trajectory.steps[i]
+        mine = {name: leaf[i] for name, leaf in final.items()}
+        records = {name: getattr(trajectory, name)[i, : own.steps] for name in ("step", "loss")}
+        own_records = {name: getattr(own, name) for name in records}
+        got, by_itself = (gd.Trajectory(**fields) for fields in (records, own_records))
+        assert_agrees((mine, got), (own_final, by_itself), INIT)
+    torch.testing.assert_close(trajectory.params["w"], whole.params["w"], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(final, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_derivatives_by_lr_start_and_data_go_through_a_compiled_run():
+    def final_loss(lr, init, data, backend="inductor"):
+        return linear_loss(run(40, lr, init, data, backend=backend)[0], DATA)
+
+    def by_loop(*args):
+        return final_loss(*args, backend="eager")
+
+    args = torch.tensor(0.03, dtype=torch.float64), INIT, DATA
+    got, expected = (grad(f, (0, 1, 2))(*args) for f in (final_loss, by_loop))
+    for a, b in zip(gd._tree.leaves(got), gd._tree.leaves(expected), strict=True):
+        assert relative_error(a, b) < 1e-9
+    directions = torch.ones_like(args[0]), {"w": normal(8, 3), "b": normal(9, 1)[0]}, DATA
+    got, expected = (jvp(f, args, directions) for f in (final_loss, by_loop))
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=0)
+
+
+# What is compiled once.
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Counts of the traces and of the compilations that are made."""
+    made = {"_record": 0, "_compile": 0}
+
+    def count(module, name):
+        function = getattr(module, name)
+
+        def counting(*args):
+            made[name] += 1
+            return function(*args)
+
+        monkeypatch.setattr(module, name, counting)
+
+    count(_trace, "_record")
+    count(_inductor, "_compile")
+    return made
+
+
+def test_another_lr_seed_data_step_or_length_compiles_nothing(counted, monkeypatch):
+    def step_made_anew():
+        return gd.make_step(lambda params, batch: linear_loss(params, batch))
+
+    run(40)
+    thinned(1.0)
+    counted.update(_record=0, _compile=0)
+    run(40, lr=0.01)
+    run(40, lr=torch.tensor(0.01))
+    run(40, lr=torch.linspace(0.1, 0.0, 40))
+    run(index=plan(40, seed=1))
+    run(40, data=linear_data(7, 12, 3))
+    run(40, init={"w": normal(8, 3), "b": normal(9, 1)[0]})
+    for steps in (4, 5, 41, 1000, 3001):
+        run(steps)
+    monkeypatch.setattr("gdfunc._train._SEGMENT_SECONDS", 0.0)
+    run(50)
+    run(51, progress=lambda done, steps: None)
+    thinned(0.5)
+    thinned(0.1, lr=0.02, steps=28)
+    assert counted == {"_record": 0, "_compile": 0}
+    for _ in range(3):
+        run(40, step=step_made_anew())
+    assert counted == {"_record": 1, "_compile": 0}
+
+
+# Segments.
+
+GRAINS = st.sampled_from([1, _GRAIN])
+
+
+@given(st.integers(0, 500), st.integers(1, 40), GRAINS, st.lists(st.floats(0.005, 0.2), min_size=1))
+def test_segments_tile_a_run(total, every, grain, seconds):
+    first, blocks, ends = 0, grain, [0]
+    while first < total:
+        last = _segment_end(first, blocks, every, total, grain)
+        assert first < last <= total
+        whole = total - total % every
+        assert last == total or last % every == 0
+        if first < whole:
+            assert last <= whole
+            size = (last - first) // every
+            assert size >= grain or (first == 0 and last == whole)
+            assert size < blocks + grain
+        else:
+            assert (first, last) == (whole, total)
+        # So that each block runs alike wherever a run was interrupted:
+        assert first % (grain * every) == 0 or first == whole
+        blocks = _next_blocks(blocks, seconds[len(ends) % len(seconds)], grain)
+        first = last
+        ends.append(last)
+    assert ends == sorted(set(ends))
+
+
+@given(st.integers(1, 10**6), st.floats(0.01, 1) | st.floats(0, 1e6), GRAINS)
+def test_segments_grow_towards_a_tenth_of_a_second(multiple, seconds, grain):
+    blocks = multiple * grain
+    after = _next_blocks(blocks, seconds, grain)
+    assert after % grain == 0
+    assert grain <= after <= 8 * blocks
+    assert after <= max(grain, blocks * 0.1 / max(seconds, 1e-9) * (1 + 1e-12))
+    assert after + grain > min(8 * blocks, blocks * 0.1 / max(seconds, 1e-9)) * (1 - 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("backend", "seconds_a_step", "longest"),
+    [("inductor", 1.0, 4), ("inductor", 1e-3, 100), ("eager", 1.0, 1)],
+)
+def test_a_slow_step_makes_short_segments(monkeypatch, backend, seconds_a_step, longest):
+    """With a clock that goes on by so much a step."""
+    ends, now = [0], [0.0]
+
+    def clock():
+        now[0] += elapsed[0]
+        return now[0]
+
+    elapsed = [0.0]
+    original = _segment_end
+
+    def segment_end(first, blocks, every, total, grain):
+        last = original(first, blocks, every, total, grain)
+        elapsed[0] = seconds_a_step * (last - first)
+        return last
+
+    monkeypatch.setattr("gdfunc._train._segment_end", segment_end)
+    monkeypatch.setattr("gdfunc._train.time", types.SimpleNamespace(perf_counter=clock))
+    run(400, backend=backend, progress=lambda done, steps: ends.append(done))
+    lengths = [last - first for first, last in pairwise(ends)]
+    assert sum(lengths) == 400
+    assert max(lengths[1:-1]) <= longest
+    assert max(lengths[1:]) < longest + _GRAIN
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e9])
+@pytest.mark.parametrize("steps", [40, 41, 43])
+def test_where_the_segments_of_a_compiled_run_fall_is_of_no_matter(monkeypatch, steps, seconds):
+    expected = run(steps)
+    monkeypatch.setattr("gdfunc._train._SEGMENT_SECONDS", seconds)
+    assert_same_bits(run(steps), expected)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 4, 6, 20, 36, 39, 42])
+def test_a_compiled_run_in_two_parts_is_the_run(cut):
+    index = plan(42)
+    final, whole = run(index=index)
+    middle, first = run(index=index[:cut])
+    resumed, second = run(index=index[cut:], init=middle)
+    joined = {
+        name: gd._tree.cat([getattr(first, name), getattr(second, name)]) for name in ("loss", "params")
+    }
+    del whole.step
+    assert_agrees((resumed, gd.Trajectory(**joined)), (final, whole), INIT)
+    if cut % _GRAIN == 0:
+        assert_same_bits((resumed, joined), (final, vars(whole)))
+
+
+# Watching and stopping.
+
+
+def test_progress_of_a_compiled_run_is_told_after_every_segment(monkeypatch):
+    monkeypatch.setattr("gdfunc._train._SEGMENT_SECONDS", 0.0)
+    calls = []
+    run(50, progress=lambda done, steps: calls.append((done, steps)))
+    assert calls == [(done, 50) for done in [*range(16, 45, 4), 50]]
+
+
+@pytest.fixture
+def nothing_compiled(monkeypatch):
+    monkeypatch.setattr(_trace, "_recipes", _trace._Recent())
+    monkeypatch.setattr(_trace, "_bodies", _trace._Recent())
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+def test_a_compilation_tells_that_it_goes_on(monkeypatch, capfd):
+    def told_so_far(*args, **options):
+        seen.append(capfd.readouterr())
+        raise NotImplementedError("the rest of it\nand how")
+
+    seen = []
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx_inner", told_so_far)
+    with pytest.raises(
+        gd.BackendError, match=r"cannot compile this loop \(NotImplementedError: the rest of it\); use"
+    ):
+        run()
+    assert re.fullmatch(r"gdfunc: compiling a loop of \d+ operations with Inductor …", seen[0].err)
+    assert re.fullmatch(r" \d+\.\d s\n", capfd.readouterr().err)
+    assert seen[0].out == ""
+
+
+def ctrl_c(after):
+    """A progress function that presses Ctrl-C once so many steps are done."""
+
+    def press(done, steps):
+        if done >= after:
+            signal.raise_signal(signal.SIGINT)
+
+    return press
+
+
+@pytest.mark.parametrize("steps", [40, 41, 43])
+@pytest.mark.parametrize("after", [1, 20, 32])
+def test_ctrl_c_keeps_what_is_done_and_the_rest_goes_on_to_the_same_bits(monkeypatch, steps, after):
+    monkeypatch.setattr("gdfunc._train._SEGMENT_SECONDS", 0.0)
+    index = plan(steps)
+    final, whole = run(index=index)
+    with pytest.raises(gd.TrainingInterrupted) as caught:
+        run(index=index, progress=ctrl_c(after))
+    stopped = caught.value
+    assert stopped.step == max(16, after)
+    assert_same_bits(stopped.state, run(index=index[: stopped.step])[0])
+    assert stopped.trajectory.loss.equal(whole.loss[: stopped.step])
+    resumed, rest = run(index=index[stopped.step :], init=stopped.state)
+    assert_same_bits(resumed, final)
+    assert rest.loss.equal(whole.loss[stopped.step :])
+
+
+@pytest.mark.parametrize("at", [1, 2, 4])
+def test_ctrl_c_within_a_segment_gives_the_state_before_it(monkeypatch, at):
+    run(40)
+    monkeypatch.setattr("gdfunc._train._SEGMENT_SECONDS", 0.0)
+    loop, calls = _inductor._loop, []
+
+    def interrupted(*args, **options):
+        calls.append(None)
+        results = loop(*args, **options)
+        if len(calls) == at:
+            signal.raise_signal(signal.SIGINT)
+        return results
+
+    monkeypatch.setattr(_inductor, "_loop", interrupted)
+    with pytest.raises(gd.TrainingInterrupted) as caught:
+        run(40)
+    done = {1: 0, 2: 16, 4: 24}[at]
+    assert caught.value.step == done
+    assert_same_bits(caught.value.state, run(index=plan(40)[:done])[0])
+    assert len(caught.value.trajectory.step) == done
+
+
+def test_an_interrupted_sweep_keeps_every_member(monkeypatch):
+    monkeypatch.setattr("gdfunc._train._SEGMENT_SECONDS", 0.0)
+    lrs = torch.tensor([0.001, 0.1, 1e30], dtype=torch.float64)
+
+    def member(lr, **options):
+        return run(40, lr, record=("loss", "params"), stop=lambda carry, loss: loss < 0.05, **options)
+
+    final, whole = vmap(member)(lrs)
+    with pytest.raises(gd.TrainingInterrupted) as caught:
+        vmap(lambda lr: member(lr, progress=ctrl_c(20)))(lrs)
+    stopped = caught.value
+    assert stopped.step == 20
+    assert stopped.trajectory.loss.equal(whole.loss[:, :20])
+    assert stopped.trajectory.steps.equal(whole.steps.clamp(max=20))
+    assert stopped.trajectory.diverged.equal(whole.diverged)
+    assert stopped.state["w"][2].equal(final["w"][2])
+
+
+def test_a_nan_in_a_compiled_run_is_reported_as_in_python():
+    bad, index = 13, plan(40)
+    x, y = (leaf.clone() for leaf in DATA)
+    y[11] = float("nan")
+    index[:bad] %= 11
+    index[bad, 2] = 11
+    caught = {}
+    for backend in ("eager", "inductor"):
+        with pytest.raises(gd.NonFiniteError, match=f"loss is not finite after step {bad}") as raised:
+            run(index=index, data=(x, y), backend=backend, check_finite="loss")
+        caught[backend] = raised.value
+        assert (raised.value.step, raised.value.leaf) == (bad, "loss")
+        assert raised.value.trajectory.step.tolist() == list(range(bad))
+    compiled, python = ((caught[name].state, caught[name].trajectory) for name in ("inductor", "eager"))
+    assert_agrees(compiled, python, INIT)
+
+
+# The backend that chooses.
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """The lengths of the loops that Inductor ran."""
+    lengths, run_loop = [], _inductor.run
+
+    def watched(body, consts, init, xs, length, unroll=1):
+        lengths.append(length)
+        return run_loop(body, consts, init, xs, length, unroll)
+
+    monkeypatch.setattr(_auto, "_RANKED", {"cpu": (watched,)})
+    return lengths
+
+
+def test_auto_is_eager_for_a_short_run_and_compiled_for_a_long_one(ran, monkeypatch):
+    for steps, at_once in [(9_999, []), (10_000, [16])]:
+        with pytest.raises(gd.TrainingInterrupted):
+            run(steps, backend="auto", progress=ctrl_c(1))
+        assert ran == at_once
+    ran.clear()
+    monkeypatch.setattr("gdfunc._scan._scan._WORTH_COMPILING", 40)
+    assert_same_bits(run(39, backend="auto"), run(39, backend="eager"))
+    assert ran == []
+    monkeypatch.setattr("gdfunc._train._SEGMENT_SECONDS", 0.0)  # the run is long, its segments are not
+    assert_same_bits(run(40, backend="auto"), run(40))
+    assert ran == [16, 4, 4, 4, 4, 4, 4]
+
+
+def test_auto_says_once_that_it_steps_back_and_an_explicit_backend_refuses(monkeypatch):
+    def loss_fn(params, batch):
+        loss = linear_loss(params, batch)
+        return loss if loss > 1 else loss / 2
+
+    monkeypatch.setattr("gdfunc._scan._scan._WORTH_COMPILING", 1)
+    monkeypatch.setattr(_auto, "_told", set())
+    step = gd.make_step(loss_fn)
+    expected = run(step=step, backend="eager")
+    reason = r"f decides on the value of a tensor at .*test_train_backends.py:\d+: `return loss if loss > 1"
+    with pytest.warns(UserWarning, match=f"backend='auto' steps back: {reason}") as told:
+        assert_same_bits(run(step=step, backend="auto"), expected)
+    assert len(told) == 1
+    assert_same_bits(run(step=step, backend="auto"), expected)
+    with pytest.raises(gd.BackendError, match=f"^{reason}"):
+        run(step=step)
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+def test_auto_replays_what_inductor_cannot_compile(monkeypatch):
+    def no_compiler(body, once):
+        raise gd.BackendError("there is no compiler")
+
+    monkeypatch.setattr("gdfunc._scan._scan._WORTH_COMPILING", 1)
+    monkeypatch.setattr(_auto, "_told", set())
+    monkeypatch.setattr(_inductor, "_compile", no_compiler)
+    with pytest.warns(UserWarning, match="backend='auto' steps back: there is no compiler") as told:
+        assert_agrees(run(backend="auto"), run(backend="eager"), INIT)
+    assert len(told) == 1
+    with pytest.raises(gd.BackendError, match="there is no compiler"):
+        run()
