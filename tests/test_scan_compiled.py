@@ -1,0 +1,530 @@
+"""What compiled loops promise beside their results: when they compile, what they own and refuse."""
+
+import functools
+import inspect
+import linecache
+import os
+import re
+import stat
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.func import grad, vmap
+
+import gdfunc as gd
+from gdfunc._errors import BackendError
+from gdfunc._scan import _auto, _inductor, _scan, _trace
+
+from .references import fingerprint, normal, storages
+from .test_scan import BACKENDS, DEVICES, assert_agrees, assert_same_bits, descent, loop, needs_cuda, total
+
+EACH = [pytest.param(name, marks=needs_cuda if name == "cudagraph" else ()) for name in BACKENDS]
+inductor = functools.partial(gd.scan, backend="inductor", unroll=2)
+
+
+def scan_of(backend):
+    return functools.partial(gd.scan, **BACKENDS[backend]), DEVICES.get(backend, "cpu")
+
+
+def descend(c, x):
+    """A body that is compiled once for all tests that take it."""
+    return c - 0.1 * torch.sin(c + x), c.sum()
+
+
+# Identities, on every backend.
+
+
+def test_every_unroll_is_the_loop():
+    for unroll, steps in ((1, 7), (2, 7), (3, 7), (100, 1), (100, 7)):
+        for reverse in (False, True):
+            xs = normal(0, steps, 3)
+            got = gd.scan(descend, xs[0], xs, unroll=unroll, reverse=reverse, backend="inductor")
+            assert_agrees(got, loop(descend, xs[0], xs, reverse))
+
+
+@pytest.mark.parametrize("backend", EACH)
+def test_any_number_of_steps(backend):
+    scan, device = scan_of(backend)
+    for steps in (0, 1, 2, 3, 4, 9):
+        xs = normal(steps, steps, 3).to(device)
+        carry, ys = scan(descend, torch.ones(3, dtype=torch.float64, device=device), xs)
+        assert ys.shape == (steps,)
+        if steps:
+            assert_agrees((carry, ys), loop(descend, torch.ones(3, dtype=torch.float64), xs.cpu()))
+        else:
+            assert carry.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("backend", EACH)
+def test_without_xs_without_carry_and_without_both(backend):
+    scan, device = scan_of(backend)
+    start, closed_over = torch.tensor([1, 2], device=device), normal(0, 2, 3).to(device)
+    for steps in (5, 1, 0):
+        carry, ys = scan(lambda c, x: (c + 1, (x, {}, None)), start, length=steps)
+        assert carry.tolist() == [1 + steps, 2 + steps]
+        assert ys == (None, {}, None)
+        carry, ys = scan(lambda c, x: (c, x * closed_over), (), closed_over[0, 0].expand(steps))
+        assert carry == ()
+        assert_agrees(ys, (closed_over[0, 0] * closed_over).cpu().expand(steps, 2, 3))
+        carry, ys = scan(lambda c, x: (c, {"y": closed_over.T}), [None], length=steps)
+        assert carry == [None]
+        assert_same_bits(ys["y"].cpu(), closed_over.cpu().T.expand(steps, 3, 2))
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("backend", EACH)
+def test_outputs_are_the_callers_own_and_inputs_are_left_alone(backend, steps):
+    scan, device = scan_of(backend)
+    square = normal(0, 3, 3).to(device)
+    init = normal(1, 3, 3).T, normal(2, 1)[0].expand(3), torch.tensor([True])
+    init = tuple(leaf.to(device) for leaf in init)
+    xs = normal(3, 3, 2, steps).to(device).permute(2, 1, 0)[:, :, ::2]  # neither contiguous nor dense
+
+    def f(carry, x):
+        a, b, on = carry
+        new = (a.T, b, on)  # a view, itself, itself
+        return new, (a, a, a[0], x, x.T, x[:, 0], square, square[1:], b * x[0, 0], on, on)
+
+    def run():
+        return scan(f, init, xs)
+
+    inputs = [*init, xs, square]
+    before = fingerprint([leaf.cpu().contiguous() for leaf in inputs]), [leaf._version for leaf in inputs]
+    first = run()
+    carry, rows = loop(f, tuple(leaf.cpu() for leaf in init), xs.cpu()) if device == "cpu" else (None, None)
+    if rows is not None:
+        assert_same_bits(first, (carry, rows))
+    kept = gd._tree.clone(first)
+    places = storages([*inputs, *gd._tree.leaves(first)])
+    assert len(set(places)) == len(places)
+    second = run()
+    assert_same_bits(first, kept)
+    assert not set(storages(gd._tree.leaves(first))) & set(storages(gd._tree.leaves(second)))
+    for leaf in gd._tree.leaves(first):
+        leaf.zero_()
+    assert_same_bits(run(), kept)
+    after = fingerprint([leaf.cpu().contiguous() for leaf in inputs]), [leaf._version for leaf in inputs]
+    assert after == before
+
+
+def test_checkpoints_under_a_compiled_backend():
+    xs = normal(0, 5, 3)
+
+    def value(scan, p, **options):
+        carry, ys = scan(descend, p, xs, **options)
+        return carry.square().sum() + ys.sum()
+
+    expected = grad(lambda p: value(loop, p))(xs[0])
+    assert_agrees(grad(lambda p: value(inductor, p, checkpoint=2))(xs[0]), expected)
+
+
+# What upstream gets wrong.
+
+
+def test_153679_two_chained_scans_and_the_gradient_of_the_first_layer():
+    first, second, xs = normal(0, 3, 3), normal(1, 3, 3), normal(2, 4, 3)
+
+    def through(scan, first, second):
+        zero = torch.zeros(3, dtype=torch.float64)
+        _, hidden = scan(lambda h, x: ((new := torch.tanh(first @ h + x)), new), zero, xs)
+        _, out = scan(lambda h, x: ((new := torch.tanh(second @ h + x)), new), zero, hidden)
+        return (out**2).sum()
+
+    def by_autograd(scan):
+        leaves = [first.clone().requires_grad_(), second.clone().requires_grad_()]
+        through(scan, *leaves).backward()
+        return [leaf.grad for leaf in leaves]
+
+    expected = by_autograd(loop)
+    assert_agrees(by_autograd(inductor), expected)
+    assert_agrees(list(grad(functools.partial(through, inductor), (0, 1))(first, second)), expected)
+
+
+def test_184528_the_gradient_of_what_is_closed_over_when_the_carry_requires_none():
+    matrix, xs, start = normal(0, 3, 3), normal(1, 4, 3), normal(2, 3)
+
+    def slope(scan):
+        leaf = matrix.clone().requires_grad_()
+        assert not start.requires_grad
+        carry, ys = scan(lambda h, x: ((new := torch.tanh(leaf @ h + x)), new), start, xs)
+        (carry.sum() + (ys**2).sum()).backward()
+        assert not start.requires_grad
+        return leaf.grad
+
+    assert_agrees(slope(inductor), slope(loop))
+
+
+@pytest.mark.parametrize("members", [2, 3])
+def test_195324_a_shared_init_under_vmap(members):
+    rates, start, xs = normal(0, members), normal(1, 2), normal(2, 4)
+
+    def run(scan, rate):
+        return scan(lambda w, x: (w - rate * torch.cos(w * x), w), start, xs)
+
+    rows = [run(loop, rate) for rate in rates]
+    carry, ys = vmap(functools.partial(run, inductor))(rates)
+    assert_agrees((carry, ys), tuple(torch.stack(column) for column in zip(*rows, strict=True)))
+
+
+def descent_on(loss):
+    return lambda w, x: (w - 0.1 * grad(loss)(w, x), loss(w, x))
+
+
+@pytest.mark.parametrize("many", [12, pytest.param(50, marks=pytest.mark.slow)])
+def test_fail_on_recompile_limit_hit_after_many_losses(many):
+    xs, start = normal(0, 4, 2), normal(1, 2)
+    for k in range(1, many + 1):
+        f = descent_on(lambda w, x, k=k: (w - x).mul(k).cos().sum())
+        assert_agrees(inductor(f, start, xs), loop(f, start, xs))
+
+
+# When a loop is compiled.
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """Counts what is compiled."""
+    counted, compile_ = [], _inductor._compile
+    monkeypatch.setattr(_inductor, "_compile", lambda *a, **k: counted.append(None) or compile_(*a, **k))
+    return counted
+
+
+def test_another_lr_seed_data_and_length_compile_nothing(compilations, monkeypatch):
+    def step(lr, seed, length):
+        xs = normal(seed, length, 3)
+        moved = descent(inductor, lr, normal(seed + 1, 3), xs)["moved"]
+        assert_agrees(moved, descent(loop, lr, normal(seed + 1, 3), xs)["moved"])
+
+    lr = torch.tensor(0.1, dtype=torch.float64)
+    step(lr, 0, 5)
+    known = len(compilations)
+    traces, record = [], _trace._record
+    monkeypatch.setattr(_trace, "_record", lambda *args: traces.append(None) or record(*args))
+    for seed, length in enumerate((5, 5, 8, 9, 16, 33, 100), 1):
+        step(lr * seed, seed, length)
+    assert len(compilations) == known <= 1
+    assert not traces
+
+
+def test_a_gradient_of_other_data_and_length_compiles_nothing(compilations):
+    def slope(scan, w, xs):
+        return grad(total(functools.partial(descent, scan)))(w, xs[0], xs)
+
+    counts = []
+    for seed in range(3):
+        w, xs = normal(seed, 1)[0], normal(seed + 1, 5 + 4 * seed, 3)
+        assert_agrees(slope(inductor, w, xs), slope(loop, w, xs))
+        counts.append(len(compilations))
+    assert counts[0] == counts[2] <= 2
+
+
+def test_a_changed_number_is_seen_and_the_user_told_of_the_wait(capfd):
+    start = torch.tensor(1.0, dtype=torch.float64)
+    for rate, times in ((2.0, 1), (3.0, 1), (2.0, 0)):
+        carry, _ = inductor(lambda c, x: (c * rate, c), start, length=4)  # noqa: B023
+        assert carry == rate**4
+        told = capfd.readouterr().err
+        line = r"gdfunc: compiling a loop of \d operations with Inductor … \d+\.\d s\n"
+        assert re.fullmatch(line * times, told)
+
+
+# What a trace cannot do.
+
+
+def by_if(c, x):
+    return (c if c > 0 else -c), None
+
+
+def by_item(c, x):
+    return c * c.item(), None
+
+
+def by_float(c, x):
+    return c * float(x), None
+
+
+def by_int(c, x):
+    return c + int(x), None
+
+
+def by_mask(c, x):
+    return c + x[x > 0].sum(), None
+
+
+def by_while(c, x):
+    while c.sum() < 1:
+        c = c + 1
+    return c, None
+
+
+def by_a_closed_over_value(c, x):
+    return (c if ONE > 0 else -c), None
+
+
+ONE = torch.tensor(1.0)
+TRACED = [{"backend": "inductor"}, {"checkpoint": 1}]
+
+
+@pytest.mark.parametrize("options", TRACED)
+@pytest.mark.parametrize(
+    ("f", "line"),
+    [
+        (by_if, 1), (by_item, 1), (by_float, 1), (by_int, 1), (by_mask, 1), (by_while, 1),
+        (by_a_closed_over_value, 1),
+    ],
+)  # fmt: skip
+def test_a_body_that_decides_on_values_is_refused_with_its_line(f, line, options):
+    number = inspect.getsourcelines(f)[1] + line
+    gd.scan(f, ONE, torch.ones(2))  # is fine in Python
+    with pytest.raises(BackendError) as caught:
+        gd.scan(f, ONE, torch.ones(2), **options)
+    message = str(caught.value)
+    assert f"{__file__}:{number}: `{linecache.getline(__file__, number).strip()}`" in message
+    assert "torch.where" in message
+    assert isinstance(caught.value, gd.GdfuncError)
+    assert isinstance(caught.value, RuntimeError)
+
+
+@pytest.mark.parametrize("options", TRACED)
+@pytest.mark.parametrize("draw", [torch.rand_like, lambda x: x + torch.randn(2), torch.bernoulli])
+def test_a_body_that_draws_from_torchs_generator_is_refused(draw, options):
+    with pytest.raises(BackendError, match=r"f draws from torch's generator .* draw from gd.random"):
+        gd.scan(lambda c, x: (c + draw(x).sum(), None), ONE, torch.ones(2, 2), **options)
+
+
+@pytest.mark.parametrize("options", [{}, *TRACED])
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda c, x: (c.add_(1), None),
+        lambda c, x: (c + x.mul_(2), None),
+        lambda c, x: (c + x[:1].fill_(2), None),
+        lambda c, x: (torch.add(c, x, out=c), None),
+        lambda c, x: (c + 1, c.view(3, 1).zero_()),
+    ],
+)
+def test_a_body_that_writes_into_what_it_is_given_is_refused(f, options):
+    init, xs = torch.zeros(3), torch.ones(2, 3)
+    with pytest.raises(ValueError, match="f wrote into its carry or x; it must return new tensors instead"):
+        gd.scan(f, init, xs, **options)
+    if options:
+        assert not init.any()
+        assert xs.all()
+
+
+@pytest.mark.parametrize("options", TRACED)
+@pytest.mark.parametrize(
+    "write",
+    [lambda log, x: log.add_(x), lambda log, x: log[1:].copy_(x), lambda log, x: log.__setitem__(0, x)],
+)
+def test_a_traced_body_that_writes_into_what_it_closes_over_is_refused(write, options):
+    log = torch.zeros(3)
+
+    def f(c, x):
+        write(log, x)
+        return c + log.sum(), None
+
+    with pytest.raises(
+        ValueError, match="f wrote into a tensor it closes over; it must return new tensors instead"
+    ):
+        gd.scan(f, ONE, torch.ones(2), **options)
+    assert not log.any()
+
+
+@pytest.mark.parametrize("options", [{}, *TRACED, {"backend": "auto"}])
+def test_errors_of_the_users_own_pass_through(options):
+    def mistaken(c, x):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        gd.scan(mistaken, ONE, torch.ones(2), **options)
+    with pytest.raises(RuntimeError, match=r"size|broadcast"):
+        gd.scan(lambda c, x: (c + torch.ones(2) + torch.ones(3), None), ONE, torch.ones(2), **options)
+    with pytest.raises(ValueError, match="carry changed from float32"):
+        gd.scan(lambda c, x: (c.double(), None), ONE, torch.ones(2), **options)
+    with pytest.raises(TypeError, match="f must return a pair"):
+        gd.scan(lambda c, x: c, ONE, torch.ones(2), **options)
+    with pytest.raises(TypeError, match="y is float, not a Tensor"):
+        gd.scan(lambda c, x: (c, 1.0), ONE, torch.ones(2), **options)
+
+
+def test_vmaps_own_refusals_pass_through():
+    with pytest.raises(RuntimeError, match="randomness"):
+        vmap(lambda a: gd.scan(lambda c, x: (c + a * torch.rand(()), c), a, length=2)[0])(ONE[None])
+
+
+# The machine: no compiler, no CUDA, no safe place.
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "gdfunc"
+
+
+def never_compiled(c, x):
+    return c * 0.123456789, c
+
+
+def compile_one():
+    gd.scan(never_compiled, ONE, length=2, backend="inductor")
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    from torch._inductor import compile_fx
+
+    monkeypatch.setattr(compile_fx, "compile_fx_inner", lambda *args, **kwargs: pytest.fail("compiled"))
+
+
+def refused(message):
+    return pytest.raises(BackendError, match=message)
+
+
+posix = pytest.mark.skipif(os.name != "posix", reason="modes and owners are POSIX's")
+
+
+@posix
+def test_a_cache_directory_open_to_others_is_refused(cache, no_compiler):
+    for mode in (0o755, 0o770, 0o701):
+        cache.mkdir(exist_ok=True)
+        cache.chmod(mode)
+        with refused(f"{cache} is open to others \\(mode {mode:04o}\\), .*chmod 700"):
+            compile_one()
+
+
+@posix
+def test_a_cache_directory_that_is_a_link_or_a_file_is_refused(cache, tmp_path, no_compiler):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    cache.symlink_to(elsewhere)
+    with refused(f"{cache} is a link or a file"):
+        compile_one()
+    cache.unlink()
+    cache.symlink_to(tmp_path / "nowhere")
+    with refused(str(cache)):
+        compile_one()
+    cache.unlink()
+    cache.touch()
+    with refused(str(cache)):
+        compile_one()
+
+
+@posix
+def test_a_cache_directory_of_someone_else_is_refused(cache, monkeypatch, no_compiler):
+    cache.mkdir(mode=0o700)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with refused(rf"{cache} belongs to user \d+, not to you \(12345\): .* set XDG_CACHE_HOME"):
+        compile_one()
+
+
+@posix
+def test_a_cache_directory_that_cannot_be_made_is_refused(tmp_path, monkeypatch, no_compiler):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with refused("cannot be made .*set XDG_CACHE_HOME to a directory of your own"):
+        compile_one()
+
+
+@posix
+def test_the_cache_directory_is_made_for_the_user_alone(cache, monkeypatch):
+    from gdfunc._scan._cache import private_directory
+
+    before = os.umask(0)
+    try:
+        assert private_directory() == cache
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(cache))
+    assert private_directory() == cache / ".cache" / "gdfunc"
+
+
+def test_the_cache_is_used_and_the_environment_left_alone():
+    before = dict(os.environ)
+    gd.scan(descend, normal(0, 3), normal(1, 5, 3), unroll=2, backend="inductor")
+    assert dict(os.environ) == before
+    assert any((gd._scan._cache.private_directory() / "inductor").rglob("*.so"))
+
+
+def test_no_compiler_is_one_clear_sentence(tmp_path):
+    script = (
+        "import torch, gdfunc as gd\n"
+        "try:\n"
+        "    gd.scan(lambda c, x: (c + 1, c), torch.tensor(0), length=4, backend='inductor')\n"
+        "except gd.BackendError as error:\n"
+        "    print(error)\n"
+    )
+    environment = {**os.environ, "CXX": "/nonexistent/g++", "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    needed = "backend='inductor' needs a C++ compiler, and none was found: install g++ or clang++\n"
+    assert done.stdout == needed
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a CUDA device")
+def test_cudagraph_without_cuda_says_so():
+    with refused("backend='cudagraph' needs"):
+        gd.scan(descend, normal(0, 3), normal(1, 5, 3), backend="cudagraph")
+
+
+# auto
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """What auto has warned of so far: nothing."""
+    monkeypatch.setattr(_auto, "_told", set())
+
+
+def test_auto_is_eager_for_few_steps_and_compiled_for_many(compilations, monkeypatch, told):
+    ran = []
+    monkeypatch.setitem(_auto._RANKED, "cpu", (lambda *a: ran.append(a[4]) or _inductor.run(*a),))
+    xs = normal(0, 10_000, 3) * 0.1
+    p = normal(1, 3)
+    short, _ = gd.scan(descend, p, xs[:-1], backend="auto")
+    assert (ran, compilations) == ([], [])
+    assert_same_bits(short, gd.scan(descend, p, xs[:-1])[0])
+    long = gd.scan(descend, p, xs, backend="auto", unroll=2)
+    assert ran == [10_000]
+    assert_agrees(long, gd.scan(descend, p, xs))
+
+
+def test_auto_steps_back_with_one_warning_where_f_cannot_be_traced(monkeypatch, told):
+    monkeypatch.setattr(_scan, "_WORTH_COMPILING", 3)
+    xs = normal(0, 4)
+
+    def f(c, x):
+        return (c + x if x > 0 else c - x), c
+
+    with pytest.warns(
+        UserWarning, match=r"auto' steps back: f decides on the value .*`return \(c \+ x"
+    ) as caught:
+        got = gd.scan(f, xs[0], xs, backend="auto")
+    assert len(caught) == 1
+    assert_same_bits(got, gd.scan(f, xs[0], xs))
+    gd.scan(f, xs[0], xs, backend="auto")  # a second warning would be an error here
+
+
+def test_auto_steps_back_with_one_warning_where_compiling_fails(monkeypatch, told):
+    monkeypatch.setattr(_scan, "_WORTH_COMPILING", 3)
+
+    def fail(*args, **kwargs):
+        raise BackendError("no such luck")
+
+    monkeypatch.setattr(_inductor, "_compile", fail)
+    w, p, xs = normal(0, 1)[0], normal(1, 3), normal(2, 4, 3)
+    auto = functools.partial(gd.scan, backend="auto", unroll=3)
+    with pytest.warns(UserWarning, match="auto' steps back: no such luck") as caught:
+        got = descent(auto, w, p, xs)
+    assert len(caught) == 1
+    expected = descent(loop, w, p, xs)
+    assert_agrees(got, expected)
+    slope = grad(lambda w: descent(auto, w, p, xs)["moved"].square().sum())(w)
+    assert_agrees(slope, grad(lambda w: descent(loop, w, p, xs)["moved"].square().sum())(w))
+    with refused("no such luck"):
+        compile_one()
