@@ -44,7 +44,8 @@ def scan(
     A backend other than eager runs the loop outside Python. It traces f: runs it once on tensors without
     values and writes down its operations, those on tensors that f closes over included. An equal f is not
     traced again, a loop is compiled once for all its lengths, and what is compiled is kept on disk, in
-    `gdfunc` under `$XDG_CACHE_HOME` or `~/.cache`. Results agree with those of eager up to rounding.
+    `gdfunc` under `$XDG_CACHE_HOME` or `~/.cache`. Results agree with those of eager up to rounding. What
+    `torch.no_grad` makes is a constant to all derivatives (in eager, as in torch, not to forward mode).
 
     Args:
         f: `(carry, x) -> (carry, y)`, pure. The carry it returns has the structure, shapes, dtypes and

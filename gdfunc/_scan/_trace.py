@@ -18,14 +18,13 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 from torch.func import functionalize
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
 
 from .. import _tree
 from .._errors import BackendError
 from .._tree import Tree
-from ._body import Aval, Avals, Body, clean_room, prune, stand_in, trace_flat
+from ._body import Aval, Avals, Body, clean_room, prune, record, stand_in, trace_flat
 from ._fingerprint import fingerprint
 from ._scan import check_tensor
 
@@ -117,7 +116,7 @@ def _record(
         for _ in range(depth):
             torch._C._functorch._vmap_increment_nesting(1, "same")
         try:
-            graph = make_fx(flat)(*[stand_in(mode, aval) for aval in (*carry, *x)])
+            graph = record(flat)(*[stand_in(mode, aval) for aval in (*carry, *x)])
         except _NO_VALUES as error:
             raise BackendError(
                 f"f decides on the value of a tensor at {_users_line(error)}; a compiled loop has none "
