@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import _tree
-from ._scan._scan import check_carry
+from ._scan._scan import like
 from ._step import Step, check_pair, params_of
 from ._tree import Tree
 
@@ -42,7 +42,7 @@ def stopping(step: Step, stop: Stop) -> Step:
         return after(state, new, y), y
 
     def after(state: Watched, new: Any, y: Any) -> Watched:
-        new = check_carry(new, state.carry)
+        new = like(state.carry)(new)
         finite = is_finite(y)
         diverged = ~state.ended & ~finite
         takes = ~state.ended & finite

@@ -137,7 +137,9 @@ def train(
 
     Returns:
         `(final, trajectory)`: the carry after the last step, and the records, [⌈T/every⌉, ...] each, of the
-        T steps that were taken.
+        T steps that were taken. With stop, `trajectory.steps` says how many a run took and
+        `trajectory.diverged` whether a loss that is not finite ended it; member i of a vmapped run ended
+        with `loss[i, steps[i] - 1]`.
 
     Raises:
         TypeError: index is not int64; a leaf of data is no tensor; stop gives no 0-d bool tensor; see
@@ -178,6 +180,8 @@ def train(
     kept_every = check_checkpoint(checkpoint, len(index))
     backend = settle(backend, len(index))
     fold_segment = partial(fold, backend=backend, settled=True)
+    if stop is not None and not callable(stop):
+        raise TypeError(f"stop must be a function (carry, loss) -> 0-d bool; got {stop!r}")
     run_step, first_carry = (step, init) if stop is None else (stopping(step, stop), watch(init))
 
     def advance(

@@ -24,7 +24,9 @@ _recording = RLock()
 def run(body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, unroll: int = 1) -> list[Tensor]:
     """Replay a graph of `unroll` steps, or of 16 where that is 1; what is left over runs one by one."""
     if not torch.cuda.is_available():
-        raise BackendError("backend='cudagraph' needs a CUDA device, and torch finds none; use another")
+        raise BackendError(
+            "backend='cudagraph' needs a CUDA device, and torch finds none; use another backend"
+        )
     devices = {aval.device for aval in (*body.carry, *body.x) or body.consts}
     if len(devices) != 1 or next(iter(devices)).type != "cuda":
         found = ", ".join(sorted(map(str, devices))) or "none at all"

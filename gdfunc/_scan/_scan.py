@@ -42,10 +42,13 @@ def scan(
     and `torch.func.grad`, `jvp` and `vmap` go through it, in any nesting, on every backend.
 
     A backend other than eager runs the loop outside Python. It traces f: runs it once on tensors without
-    values and writes down its operations, those on tensors that f closes over included. An equal f is not
-    traced again, a loop is compiled once for all its lengths, and what is compiled is kept on disk, in
-    `gdfunc` under `$XDG_CACHE_HOME` or `~/.cache`. Results agree with those of eager up to rounding. What
-    `torch.no_grad` makes is a constant to all derivatives (in eager, as in torch, not to forward mode).
+    values and writes down its operations, those on tensors that f closes over included. Side effects of f
+    (a counter, a print) happen then, not in every step. Tensors may change their values, and lengths may
+    change, without another compilation; another number in f, another shape, or another transformation
+    around the scan is another loop. So keep numbers that you vary in 0-d tensors. What is compiled is kept
+    on disk, in `gdfunc` under `$XDG_CACHE_HOME` or `~/.cache`, where a new process finds it in about a
+    second. Results agree with those of eager up to rounding. What `torch.no_grad` makes is a constant to
+    all derivatives (in eager, as in torch, not to forward mode).
 
     Args:
         f: `(carry, x) -> (carry, y)`, pure. The carry it returns has the structure, shapes, dtypes and
@@ -61,7 +64,8 @@ def scan(
             and replayed on CUDA. `"auto"`: eager for fewer than 10,000 steps, else the fastest that can run
             this f on this device; when one cannot, a warning says why.
         checkpoint: k keeps only every k-th carry for the backward pass, which computes those between
-            again: memory O(T/k + k) in place of O(T). `"sqrt"` takes k = √T. It traces f, also in eager.
+            again: memory O(T/k + k) in place of O(T). `"sqrt"` takes k = √T. It traces f, also in eager;
+            Inductor compiles its loops within loops anew for each k and remainder.
 
     Returns:
         `(carry, ys)`: the last carry, and the tree of y's with leading [T]. With T = 0 the carry is
@@ -168,6 +172,8 @@ def _length(xs: Tree, length: int | None) -> int:
 def _checked(f: Body, init: Tree) -> Body:
     """Check in every step that the body returns a pair whose carry is like init."""
 
+    check = like(init)
+
     def body(carry: Tree, x: Tree) -> tuple[Tree, Tree]:
         given = _tree.leaves((carry, x))
         versions = _tree.versions(given)
@@ -176,19 +182,24 @@ def _checked(f: Body, init: Tree) -> Body:
             raise ValueError("f wrote into its carry or x; it must return new tensors instead")
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(f"f must return a pair (carry, y); got {type(result).__name__}")
-        return check_carry(result[0], init), result[1]
+        return check(result[0]), result[1]
 
     return body
 
 
-def check_carry(new: Tree, init: Tree) -> Tree:
-    """Return a carry in the order of init, whose structure, shapes, dtypes and devices it must have."""
+def like(init: Tree) -> Callable[[Tree], Tree]:
+    """Make the check that a carry has the structure, shapes, dtypes and devices of init."""
     leaves, structure = _tree.flatten(init)
-    matched = _tree.check_structure(new, init, "carry", "init")
-    for i, leaf in enumerate(matched):
-        if not isinstance(leaf, Tensor) or _kind(leaf) != _kind(leaves[i]):
-            _refuse(leaf, leaves[i], _tree.named_leaves(init, "carry")[i][0])
-    return _tree.unflatten(structure, matched)
+    kinds = [_kind(leaf) for leaf in leaves]
+
+    def check(carry: Tree) -> Tree:
+        matched = _tree.check_structure(carry, init, "carry", "init")
+        for i, leaf in enumerate(matched):
+            if not isinstance(leaf, Tensor) or _kind(leaf) != kinds[i]:
+                _refuse(leaf, leaves[i], _tree.named_leaves(init, "carry")[i][0])
+        return _tree.unflatten(structure, matched)
+
+    return check
 
 
 def _stack(ys: list[Tree]) -> Tree:

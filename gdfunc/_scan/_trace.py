@@ -117,7 +117,9 @@ def _record(
             torch._C._functorch._vmap_increment_nesting(1, "same")
         try:
             graph = record(flat)(*[stand_in(mode, aval) for aval in (*carry, *x)])
-        except _NO_VALUES as error:
+        except (*_NO_VALUES, RuntimeError) as error:
+            if not isinstance(error, _NO_VALUES) and ".numpy()" not in str(error):
+                raise
             raise BackendError(
                 f"f decides on the value of a tensor at {_users_line(error)}; a compiled loop has none "
                 f"when it is made: use torch.where, or backend='eager' without checkpoint"
@@ -270,7 +272,7 @@ def _checked(graph: fx.GraphModule, consts: int) -> fx.GraphModule:
         if torch.Tag.nondeterministic_seeded in target.tags:
             raise BackendError(
                 f"f draws from torch's generator ({target}), whose numbers a compiled loop would not "
-                f"repeat: draw from gd.random with a key in xs, or use backend='eager'"
+                f"repeat: draw from gd.random with a key in xs, or use backend='eager' without checkpoint"
             )
     if not any(target._schema.is_mutable for target in targets):
         return graph
