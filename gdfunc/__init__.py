@@ -9,6 +9,12 @@ from . import modules as modules
 from . import plot as plot
 from . import problems as problems
 from . import random as random
+from ._curvature import Eigenpairs as Eigenpairs
+from ._curvature import TraceEstimate as TraceEstimate
+from ._curvature import ggn_vp as ggn_vp
+from ._curvature import hutchinson_trace as hutchinson_trace
+from ._curvature import hvp as hvp
+from ._curvature import top_eigenvalues as top_eigenvalues
 from ._errors import BackendError as BackendError
 from ._errors import GdfuncError as GdfuncError
 from ._errors import NonFiniteError as NonFiniteError
@@ -50,6 +56,9 @@ from ._step import apply_updates as apply_updates
 from ._step import init_state as init_state
 from ._step import make_step as make_step
 from ._step import make_transform_step as make_transform_step
+from ._sweep import SweepResult as SweepResult
+from ._sweep import grid as grid
+from ._sweep import sweep as sweep
 from ._train import Trajectory as Trajectory
 from ._train import train as train
 from ._transforms import GradientTransformation as GradientTransformation

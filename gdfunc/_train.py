@@ -1,11 +1,9 @@
 """A training run: a scan of steps over batches, in segments that can be watched and stopped."""
 
 import math
-import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial, reduce
 from types import SimpleNamespace
 from typing import Any, NamedTuple, NoReturn
@@ -17,6 +15,7 @@ from torch import Tensor
 from . import _tree
 from ._errors import NonFiniteError, TrainingInterrupted, check_choice, check_int
 from ._gradients import check_batch, check_params
+from ._progress import reporter
 from ._sampling import take
 from ._scan._scan import check_checkpoint, fold, settle
 from ._step import Step, check_lr, check_pair, params_of
@@ -223,7 +222,7 @@ def train(
 
     grain = 1 if backend == "eager" else _GRAIN
     finished, blocks = _Finished(0, first_carry, ()), 1 if grain == 1 else 4 * grain
-    with _reporter(progress, len(index)) as report:
+    with reporter(progress, len(index), "step") as report:
         try:
             while finished.step < len(index) or not finished.records:
                 last = _segment_end(finished.step, blocks, every, len(index), grain)
@@ -298,24 +297,6 @@ def _next_blocks(blocks: int, seconds: float, grain: int) -> int:
     """Let segments grow to about 0.1 s. Where they end is of no matter to the result."""
     growth = min(8.0, _SEGMENT_SECONDS / max(seconds, 1e-9))
     return max(grain, int(blocks * growth) // grain * grain)
-
-
-@contextmanager
-def _reporter(progress: bool | Callable[[int, int], Any], total: int) -> Iterator[Callable[[int], Any]]:
-    """Give the function that is told how many steps are done."""
-    if callable(progress):
-        yield lambda done: progress(done, total)
-    elif not progress:
-        yield lambda done: None
-    else:
-        try:
-            from tqdm import tqdm
-        except ModuleNotFoundError:
-            yield lambda done: print(f"\r{done}/{total} steps", end="", file=sys.stderr, flush=True)
-            print(file=sys.stderr)
-        else:
-            with tqdm(total=total, unit="step") as bar:
-                yield lambda done: bar.update(done - bar.n)
 
 
 def _recorders(record: Any, step: Step) -> dict[str, Recorder]:

@@ -9,9 +9,9 @@ import gdfunc
 
 PACKAGE = Path(gdfunc.__file__).parent
 RANKS = {
-    0: {"_tree", "_errors", "random"},
+    0: {"_tree", "_errors", "_progress", "random"},
     1: {"_sampling", "_gradients", "_transforms", "_schedules", "_scan", "problems"},
-    2: {"_step", "_stopping"},
+    2: {"_step", "_stopping", "_curvature"},
     3: {"_train", "_methods", "_sweep", "modules", "stats", "privacy"},
     4: {"checkpoint", "distributed", "plot", "testing"},
 }
@@ -60,7 +60,8 @@ DOORS = {
     "matplotlib": {"plot"},
     "hypothesis": {"testing"},
     "sklearn": {"problems"},
-    "tqdm": {"_train"},
+    "tqdm": {"_progress"},
+    "pandas": {"_sweep"},
 }
 
 
@@ -71,7 +72,7 @@ def test_foreign_packages_have_one_door(package):
 
 
 def test_only_known_packages_are_imported():
-    known = {"gdfunc", "torch", "numpy", "matplotlib", "sklearn", "tqdm"}
+    known = {"gdfunc", "torch", "numpy", "matplotlib", "sklearn", "tqdm", "pandas"}
     standard = __import__("sys").stdlib_module_names
     for path in FILES:
         assert {package for package, _ in imports(path)} <= known | standard

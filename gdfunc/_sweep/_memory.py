@@ -1,0 +1,45 @@
+"""How much memory a call takes, counted and not timed."""
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .. import _tree
+from .._tree import Tree
+
+
+class Memory(TorchDispatchMode):
+    """Keeps count of the bytes of tensors that were made, and are alive, while it is on.
+
+    It counts storages as they are made and freed, so that the result is the same on every machine.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        self.meet((args, kwargs), made=False)
+        result = func(*args, **kwargs)
+        self.meet(result, made=True)
+        return result
+
+    def meet(self, tree: Tree, made: bool) -> None:
+        for leaf in _tree.leaves(tree):
+            if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
+                storage = leaf.untyped_storage()
+                if storage._cdata not in self.sizes:
+                    self.sizes[storage._cdata] = storage.nbytes() if made else 0
+                    self.now += self.sizes[storage._cdata]
+                    self.peak = max(self.peak, self.now)
+                    weakref.finalize(storage, self.forget, storage._cdata)
+
+    def forget(self, storage: int) -> None:
+        self.now -= self.sizes.pop(storage)

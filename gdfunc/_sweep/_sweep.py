@@ -1,0 +1,239 @@
+"""`sweep`: one function at many points, vmapped where they differ in data only."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from .. import _tree
+from .._errors import check_choice, check_int
+from .._progress import reporter
+from .._tree import Tree
+from ._grid import Grid
+from ._memory import Memory
+from ._result import SweepResult, dotted
+
+# Bytes that the members of a chunk may hold: one number, so that chunks, and bits, are the same everywhere.
+AUTO_LIMIT = 2**30
+
+
+def sweep(
+    run: Callable[..., Tree],
+    grid: Grid,
+    *,
+    chunk_size: int | str | None = None,
+    randomness: str = "error",
+    progress: bool | Callable[[int, int], Any] = False,
+) -> SweepResult:
+    """Call a function at every point of a grid, as many points at once as have the same shapes.
+
+        outputs[i] = run(**grid[i]),  i = 0 … N−1
+
+    Points that agree on the looped axes (see `grid`) form a group and are run by one `vmap`; groups follow
+    one another. A member that diverges becomes NaN or infinite, is counted, and disturbs no other.
+    `torch.func.grad`, `jvp` and `vmap` go through.
+
+    Where groups differ in the length of a leaf's first own axis (loss curves, if another batch size means
+    another number of steps), the shorter are padded with NaN (−1 in leaves of ints, False in bools), and
+    `lengths` holds their own; `select` takes the padding off. The records of a `Trajectory` after a
+    member's `stop=` are padding too: its row is what it records alone, whoever runs beside it. Dtypes that
+    differ are promoted.
+
+    Args:
+        run: `(**point) -> tree` of tensors and numbers, such as what `train` returns. A point's vmapped
+            arguments are slices without the leading axis (an lr is a 0-d tensor, a key [2]), the others as
+            given.
+        grid: from `grid`.
+        chunk_size: how many members at most to run at once: it bounds the memory, and changes results
+            within rounding. None: a whole group. `"auto"`: as many as hold 1 GiB at once, by the tensors
+            that are alive at a time in the first member of each group, which is run alone for that (the
+            insides of a compiled loop are not seen). 1: one after another without vmap, bit for bit what
+            `run(**grid[i])` gives, and for code that vmap does not take.
+        randomness: what torch's own random operations (dropout) do under vmap: `"error"`, `"different"` for
+            every member, or the `"same"`. Draw from a key to have them repeatable.
+        progress: True for a bar (tqdm if installed, else a line on stderr), or a function that is called
+            with the finished members and N after every chunk.
+
+    Returns:
+        The outputs, each leaf [N, ...], with the grid: see `SweepResult`.
+
+    Raises:
+        TypeError: grid is none; a leaf of what run returns is neither tensor nor number.
+        ValueError: the results of two groups differ in structure, or in shape beyond what can be padded.
+        Exception: what run raises, with a note that names the point, or the group and its axes.
+
+    Example:
+        >>> problem = gd.problems.stock_regression()
+        >>> step = gd.make_step(problem.loss_fn)
+        >>> def run(batch_size, lr, key):
+        ...     index = gd.epoch_batches(key, n=389, batch_size=batch_size, epochs=5)
+        ...     params, _ = gd.train(step, problem.params, problem.data, index, lr)
+        ...     return problem.loss_fn(params, problem.data) / problem.minimum
+        >>> keys = gd.random.split(gd.random.key(0), 8)
+        >>> result = gd.sweep(run, gd.grid(batch_size=[32, 128], lr=[0.01, 0.03, 0.1], key=keys))
+        >>> result
+        SweepResult(batch_size [2] × lr [3] × key [8], 0 of 48 diverged, outputs: float64[48])
+        >>> result.reshape().median(dim=-1).values
+        tensor([[1.1097, 1.0065, 1.0028],
+                [1.7363, 1.1906, 1.0094]], dtype=torch.float64)
+    """
+    if not isinstance(grid, Grid):
+        raise TypeError(f"grid is {type(grid).__name__}; make it with gd.grid(lr=[0.1, 0.2], …)")
+    if chunk_size not in (None, "auto"):
+        check_int("chunk_size", chunk_size, 1)
+    check_choice("randomness", randomness, ("error", "different", "same"))
+    single = chunk_size == 1 or not any(axis.vmapped for axis in grid.axes.values())
+    pieces: list[_Piece] = []
+    order: list[int] = []
+
+    def run_chunk(members: list[int]) -> None:
+        pieces.append(_run_chunk(run, grid, members, single, randomness))
+        order.extend(members)
+        report(len(order))
+
+    with reporter(progress, len(grid), "run") as report:
+        for group in grid.groups():
+            size = 1 if single else chunk_size or len(group)
+            if size == "auto":
+                with Memory() as memory:
+                    run_chunk(group[:1])
+                group, size = group[1:], max(1, AUTO_LIMIT // max(1, memory.peak))
+            for first in range(0, len(group), int(size)):
+                run_chunk(group[first : first + int(size)])
+    return _joined(grid, pieces, order)
+
+
+class _Piece(NamedTuple):
+    """The results of a chunk."""
+
+    name: str
+    tree: Tree  # leaves [n, ...]
+    lengths: dict[str, Tensor]  # int64 [n] each
+    diverged: Tensor  # bool [n]
+
+
+def _run_chunk(
+    run: Callable[..., Tree], grid: Grid, members: list[int], single: bool, randomness: str
+) -> _Piece:
+    """Run members of one group: under vmap, or a single one without."""
+    looped, rows = grid.split(members)
+    inputs, arguments = _tree.flatten(rows)
+    seen: list[Any] = []
+
+    def member(*leaves: Tensor) -> tuple[Tensor, ...]:
+        tree, lengths, diverged = _member(run(**looped, **_tree.unflatten(arguments, leaves)))
+        results, structure = _tree.flatten((tree, lengths, diverged))
+        seen.append(structure)
+        return tuple(results)
+
+    try:
+        if single:
+            results = [leaf[None] for leaf in member(*(leaf[0] for leaf in inputs))]
+        else:
+            results = list(vmap(member, randomness=randomness)(*inputs))
+    except (Exception, KeyboardInterrupt) as error:
+        error.add_note(f"gdfunc: in the sweep, at {grid.place(members)}")
+        if not single:
+            error.add_note(_remedy(error, grid))
+        raise
+    return _Piece(grid.place(members), *_tree.unflatten(seen[0], results))
+
+
+def _remedy(error: BaseException, grid: Grid) -> str:
+    if "randomness" in str(error):
+        return "gdfunc: draw from a key, or choose sweep(..., randomness='different')"
+    ints = [
+        name
+        for name, axis in grid.axes.items()
+        if isinstance(axis.values, Tensor) and axis.values.ndim == 1 and axis.values.dtype == torch.int64
+    ]
+    if ints:
+        return f"gdfunc: a tensor is vmapped; give {', '.join(ints)} as a list of ints to loop over it"
+    return "gdfunc: sweep(..., chunk_size=1) runs the points one by one, without vmap, and names the one"
+
+
+def _member(result: Tree) -> tuple[Tree, dict[str, Tensor], Tensor]:
+    """One member's result as tensors, how long its leaves are, and whether it diverged."""
+    named = [(path, _as_tensor(path, leaf)) for path, leaf in _tree.named_leaves(result, "")]
+    if not named:
+        raise TypeError(f"run returned no tensor: {result!r}")
+    floats = [leaf for _, leaf in named if leaf.is_floating_point() or leaf.is_complex()]
+    flags = [~leaf.isfinite().all() for leaf in floats]
+    flags += [leaf.any() for path, leaf in named if path.endswith(".diverged") and leaf.dtype == torch.bool]
+    diverged = reduce(torch.logical_or, [flag.cpu() for flag in flags], torch.tensor(False))
+    table = dict(named)
+    lengths = {path: torch.tensor(len(leaf)) for path, leaf in named if leaf.ndim}
+    # Under vmap, a run that has ended goes on recording what stands still until the others end.
+    for path, steps in named:
+        start = path.removesuffix("steps")
+        step = table.get(f"{start}step")
+        if not path.endswith(".steps") or step is None:
+            continue
+        taken = step.to(steps.device) < steps
+        for inner, leaf in named:
+            if inner.startswith(start) and leaf.ndim and len(leaf) == len(taken):
+                keeps = taken.to(leaf.device).reshape(-1, *[1] * (leaf.ndim - 1))
+                table[inner] = torch.where(keeps, leaf, leaf.new_tensor(_padding(leaf.dtype)))
+                lengths[inner] = taken.sum()
+    tree = _tree.unflatten(_tree.flatten(result)[1], list(table.values()))
+    return tree, {dotted(path): length for path, length in lengths.items()}, diverged
+
+
+def _as_tensor(path: str, leaf: Any) -> Tensor:
+    if not isinstance(leaf, Tensor | np.ndarray | np.generic | bool | int | float):
+        raise TypeError(f"result{path} is {type(leaf).__name__}; run must return tensors and numbers")
+    return leaf if isinstance(leaf, Tensor) else torch.tensor(leaf)
+
+
+def _padding(dtype: torch.dtype) -> float | int | bool:
+    if dtype.is_floating_point or dtype.is_complex:
+        return math.nan
+    return False if dtype == torch.bool else -1 if dtype.is_signed else torch.iinfo(dtype).max
+
+
+def _joined(grid: Grid, pieces: list[_Piece], order: list[int]) -> SweepResult:
+    """Join the chunks in the order of the grid; torch.cat copies, so nothing is shared."""
+    first = pieces[0]
+    names = [f"result at {piece.name}: result" for piece in pieces]
+    for piece, name in zip(pieces, names, strict=True):
+        _tree.check_structure(piece.tree, first.tree, name, names[0])
+    places = sorted(range(len(order)), key=order.__getitem__)
+    ordered = places == list(range(len(places)))
+
+    def joined(leaves: Sequence[Tensor]) -> Tensor:
+        whole = torch.cat(list(leaves))
+        return whole if ordered else whole[torch.tensor(places, device=whole.device)]
+
+    matched = [_tree.match(_tree.flatten(first.tree)[1], piece.tree) or [] for piece in pieces]
+    columns = zip(*matched, strict=True)
+    outputs = []
+    for (path, _), column in zip(_tree.named_leaves(first.tree, "result"), columns, strict=True):
+        outputs.append(joined(_padded(path, column, pieces)))
+    lengths = {name: joined([piece.lengths[name] for piece in pieces]) for name in first.lengths}
+    diverged = joined([piece.diverged for piece in pieces])
+    return SweepResult(grid, _tree.unflatten(_tree.flatten(first.tree)[1], outputs), diverged, lengths)
+
+
+def _padded(path: str, leaves: Sequence[Tensor], pieces: list[_Piece]) -> list[Tensor]:
+    """Bring leaves [n, t, ...] that differ in t only to one t."""
+    for leaf, piece in zip(leaves, pieces, strict=True):
+        if leaf.ndim != leaves[0].ndim or leaf.shape[2:] != leaves[0].shape[2:]:
+            raise ValueError(
+                f"{path} has shape {tuple(leaves[0].shape[1:])} at {pieces[0].name}, but "
+                f"{tuple(leaf.shape[1:])} at {piece.name}; only the first axis may differ in length; "
+                f"let run return what has one shape at every point, such as the final loss"
+            )
+    longest = max((leaf.shape[1] for leaf in leaves if leaf.ndim > 1), default=0)
+
+    def padded(leaf: Tensor) -> Tensor:
+        if leaf.ndim == 1 or leaf.shape[1] == longest:
+            return leaf
+        shape = len(leaf), longest - leaf.shape[1], *leaf.shape[2:]
+        return torch.cat([leaf, leaf.new_full(shape, _padding(leaf.dtype))], dim=1)
+
+    return [padded(leaf) for leaf in leaves]
