@@ -18,6 +18,7 @@ from ._curvature import top_eigenvalues as top_eigenvalues
 from ._errors import BackendError as BackendError
 from ._errors import GdfuncError as GdfuncError
 from ._errors import NonFiniteError as NonFiniteError
+from ._errors import SweepInterrupted as SweepInterrupted
 from ._errors import TrainingInterrupted as TrainingInterrupted
 from ._gradients import batch_grad as batch_grad
 from ._gradients import check_mean_loss as check_mean_loss

@@ -66,6 +66,29 @@ class TrainingInterrupted(KeyboardInterrupt):
         self.step, self.state, self.trajectory = step, state, trajectory
 
 
+class SweepInterrupted(KeyboardInterrupt):
+    """Ctrl-C stopped a sweep; nothing that was finished is lost.
+
+    `sweep(run, grid, resume=error)` goes on to the same bits.
+
+    Attributes:
+        total: N, how many points the grid has.
+        members: the numbers of those that are done.
+        result: their `SweepResult`, on a zipped grid; None if there are none.
+
+    Example:
+        >>> print(gd.SweepInterrupted(total=8, members=[0, 1], result=None))
+        stopped after 2 of 8 runs; .result holds them, and sweep(..., resume=error) goes on
+    """
+
+    def __init__(self, *, total: int, members: list[int], result: Any) -> None:
+        super().__init__(
+            f"stopped after {len(members)} of {total} runs; "
+            f".result holds them, and sweep(..., resume=error) goes on"
+        )
+        self.total, self.members, self.result = total, members, result
+
+
 def check_int(name: str, value: Any, low: int, high: int | None = None) -> int:
     """Return `value` as an int in [low, high]; a bool, a float and a string are none."""
     is_int = isinstance(value, Integral) and not isinstance(value, bool)

@@ -15,7 +15,7 @@ from torch import Tensor
 from . import _tree
 from ._errors import NonFiniteError, TrainingInterrupted, check_choice, check_int
 from ._gradients import check_batch, check_params
-from ._progress import reporter
+from ._progress import Progress, reporter
 from ._sampling import take
 from ._scan._scan import check_checkpoint, fold, settle
 from ._step import Step, check_lr, check_pair, params_of
@@ -95,7 +95,7 @@ def train(
     record: Any = ("loss",),
     every: int = 1,
     backend: str = "eager",
-    progress: bool | Callable[[int, int], Any] = False,
+    progress: Progress = False,
     check_finite: str = "off",
     stop: Stop | None = None,
     checkpoint: int | str | None = None,

@@ -423,9 +423,65 @@ def test_an_interrupt_names_the_place_too():
     def interrupted(carry, loss):
         raise KeyboardInterrupt
 
-    with pytest.raises(gd.TrainingInterrupted) as error:
+    with pytest.raises(gd.SweepInterrupted, match="after 0 of 2 runs") as error:
         gd.sweep(partial(run, stop=interrupted), gd.grid(batch_size=[4], lr=[0.1, 0.2]))
     assert "batch_size=4, lr [2 members]" in notes(error)
+    assert error.value.result is None
+    assert error.value.members == []
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 5, None, "auto"])
+@pytest.mark.parametrize("calls", [0, 1, 3])
+def test_an_interrupted_sweep_goes_on_to_the_same_bits(chunk_size, calls, monkeypatch):
+    monkeypatch.setattr("gdfunc._sweep._sweep.AUTO_LIMIT", 30_000)
+    grid = gd.grid(lr=[0.1, 0.2, 0.3], batch_size=[4, 3], key=KEYS[:3])
+    whole = gd.sweep(run, grid, chunk_size=chunk_size)
+    left = [calls]
+
+    def impatient(**point):
+        left[0] -= 1
+        if left[0] == -1:
+            raise KeyboardInterrupt
+        return run(**point)
+
+    try:
+        gd.sweep(impatient, grid, chunk_size=chunk_size)
+        assert chunk_size is None
+        assert calls == 3
+        return
+    except gd.SweepInterrupted as error:
+        stopped = error
+    if stopped.result is not None:
+        assert len(stopped.result.grid) == len(stopped.members) == len(stopped.result.diverged)
+        for row, member in enumerate(stopped.members):
+            assert stopped.result.grid.labels(row) == grid.labels(member)
+    again = []
+    result = gd.sweep(
+        lambda **point: again.append(0) or run(**point), grid, chunk_size=chunk_size, resume=stopped
+    )
+    assert same(result.outputs, whole.outputs)
+    assert same(result.lengths, whole.lengths)
+    assert result.grid is grid
+    if chunk_size == 1:
+        assert len(again) == len(grid) - calls
+
+
+def test_a_foreign_interrupt_is_refused():
+    grid = gd.grid(batch_size=[3, 4], lr=[0.1])
+
+    def impatient(batch_size, lr):
+        if batch_size == 4:
+            raise KeyboardInterrupt
+        return run(lr, batch_size=batch_size)
+
+    with pytest.raises(gd.SweepInterrupted) as error:
+        gd.sweep(impatient, grid)
+    with pytest.raises(ValueError, match="another grid, of 2 points"):
+        gd.sweep(run, gd.grid(batch_size=[2, 4], lr=[0.1]), resume=error.value)
+    with pytest.raises(ValueError, match="another grid, of 2 points"):
+        gd.sweep(run, gd.grid(batch_size=[3, 4], lr=[0.1, 0.2]), resume=error.value)
+    with pytest.raises(TypeError, match="resume is bool"):
+        gd.sweep(run, grid, resume=True)
 
 
 # Memory and progress.

@@ -110,6 +110,12 @@ class Grid:
         ]
         return ", ".join(said)
 
+    def part(self, members: Sequence[int]) -> "Grid":
+        """These members alone, in a row."""
+        columns = zip(*(self.positions[i] for i in members), strict=True)
+        axes = zip(self.axes.items(), columns, strict=True)
+        return Grid({name: axis.take(positions) for (name, axis), positions in axes}, True)
+
     def select(self, **values: Any) -> tuple["Grid", list[int]]:
         """The part of the grid with these values, and its members' numbers."""
         unknown = [name for name in values if name not in self.axes]
@@ -126,7 +132,7 @@ class Grid:
         if not members:
             raise ValueError(f"no point of the zipped grid has all of {said}")
         if self.zipped:
-            return Grid({name: axis.take(members) for name, axis in self.axes.items()}, True), members
+            return self.part(members), members
         if any(len(positions) > 1 for positions in found.values()):
             raise ValueError(f"the grid has several positions with {said}: {found}")
         return Grid({name: axis for name, axis in self.axes.items() if name not in values}, False), members

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.func import vmap
 
 from .. import _tree
-from .._errors import check_choice, check_int
-from .._progress import reporter
+from .._errors import SweepInterrupted, check_choice, check_int
+from .._progress import Progress, reporter
 from .._tree import Tree
 from ._grid import Grid
 from ._memory import Memory
@@ -28,7 +28,8 @@ def sweep(
     *,
     chunk_size: int | str | None = None,
     randomness: str = "error",
-    progress: bool | Callable[[int, int], Any] = False,
+    progress: Progress = False,
+    resume: SweepInterrupted | None = None,
 ) -> SweepResult:
     """Call a function at every point of a grid, as many points at once as have the same shapes.
 
@@ -58,6 +59,7 @@ def sweep(
             every member, or the `"same"`. Draw from a key to have them repeatable.
         progress: True for a bar (tqdm if installed, else a line on stderr), or a function that is called
             with the finished members and N after every chunk.
+        resume: the `SweepInterrupted` of the same sweep: its members are not run again.
 
     Returns:
         The outputs, each leaf [N, ...], with the grid: see `SweepResult`.
@@ -65,6 +67,8 @@ def sweep(
     Raises:
         TypeError: grid is none; a leaf of what run returns is neither tensor nor number.
         ValueError: the results of two groups differ in structure, or in shape beyond what can be padded.
+        SweepInterrupted: (a KeyboardInterrupt) Ctrl-C; it holds the result of the members that are done, and
+            `sweep(run, grid, resume=error)` goes on with the others, to the same bits.
         Exception: what run raises, with a note that names the point, or the group and its axes.
 
     Example:
@@ -88,29 +92,65 @@ def sweep(
         check_int("chunk_size", chunk_size, 1)
     check_choice("randomness", randomness, ("error", "different", "same"))
     single = chunk_size == 1 or not any(axis.vmapped for axis in grid.axes.values())
-    pieces: list[_Piece] = []
-    order: list[int] = []
+    pieces = [] if resume is None else _finished(resume, grid)
 
-    def run_chunk(members: list[int]) -> None:
-        pieces.append(_run_chunk(run, grid, members, single, randomness))
-        order.extend(members)
-        report(len(order))
+    def run_chunk(members: list[int]) -> _Piece:
+        return _run_chunk(run, grid, members, single, randomness)
+
+    def keep(piece: _Piece) -> None:
+        pieces.append(piece)
+        report(len(_members(pieces)))
+
+    def ahead(members: list[int]) -> list[int]:
+        return sorted(set(members).difference(_members(pieces)))
 
     with reporter(progress, len(grid), "run") as report:
-        for group in grid.groups():
-            size = 1 if single else chunk_size or len(group)
-            if size == "auto":
-                with Memory() as memory:
-                    run_chunk(group[:1])
-                group, size = group[1:], max(1, AUTO_LIMIT // max(1, memory.peak))
-            for first in range(0, len(group), int(size)):
-                run_chunk(group[first : first + int(size)])
-    return _joined(grid, pieces, order)
+        try:
+            for group in filter(ahead, grid.groups()):
+                size = 1 if single else chunk_size or len(group)
+                if size == "auto":
+                    with Memory() as memory:
+                        first = run_chunk(group[:1])
+                    size = max(1, AUTO_LIMIT // max(1, memory.peak))
+                    if ahead(group[:1]):
+                        keep(first)
+                    group = group[1:]
+                for start in range(0, len(group), int(size)):
+                    if members := ahead(group[start : start + int(size)]):
+                        keep(run_chunk(members))
+        except KeyboardInterrupt as interrupt:
+            members = sorted(_members(pieces))
+            result = _joined(grid.part(members), pieces) if pieces else None
+            stopped = SweepInterrupted(total=len(grid), members=members, result=result)
+            for note in getattr(interrupt, "__notes__", []):
+                stopped.add_note(note)
+            raise stopped from interrupt
+    return _joined(grid, pieces)
+
+
+def _finished(resume: Any, grid: Grid) -> list["_Piece"]:
+    """What an interrupted sweep had finished, as the first piece of the one that goes on."""
+    if not isinstance(resume, SweepInterrupted):
+        raise TypeError(f"resume is {type(resume).__name__}; pass the SweepInterrupted that was raised")
+    if resume.result is None:
+        return []
+    done = resume.result
+    known = [done.grid.labels(i) for i in range(len(done.grid))]
+    if len(grid) != resume.total or [grid.labels(i) for i in resume.members] != known:
+        raise ValueError(
+            f"resume is of another grid, of {resume.total} points with {done.grid}; got {grid}"
+        )
+    return [_Piece(resume.members, "the members done before", done.outputs, done.lengths, done.diverged)]
+
+
+def _members(pieces: list["_Piece"]) -> list[int]:
+    return [member for piece in pieces for member in piece.members]
 
 
 class _Piece(NamedTuple):
     """The results of a chunk."""
 
+    members: list[int]
     name: str
     tree: Tree  # leaves [n, ...]
     lengths: dict[str, Tensor]  # int64 [n] each
@@ -141,7 +181,7 @@ def _run_chunk(
         if not single:
             error.add_note(_remedy(error, grid))
         raise
-    return _Piece(grid.place(members), *_tree.unflatten(seen[0], results))
+    return _Piece(members, grid.place(members), *_tree.unflatten(seen[0], results))
 
 
 def _remedy(error: BaseException, grid: Grid) -> str:
@@ -196,12 +236,13 @@ def _padding(dtype: torch.dtype) -> float | int | bool:
     return False if dtype == torch.bool else -1 if dtype.is_signed else torch.iinfo(dtype).max
 
 
-def _joined(grid: Grid, pieces: list[_Piece], order: list[int]) -> SweepResult:
+def _joined(grid: Grid, pieces: list[_Piece]) -> SweepResult:
     """Join the chunks in the order of the grid; torch.cat copies, so nothing is shared."""
     first = pieces[0]
     names = [f"result at {piece.name}: result" for piece in pieces]
     for piece, name in zip(pieces, names, strict=True):
         _tree.check_structure(piece.tree, first.tree, name, names[0])
+    order = _members(pieces)
     places = sorted(range(len(order)), key=order.__getitem__)
     ordered = places == list(range(len(places)))
 
