@@ -24,6 +24,8 @@ from ._gradients import batch_grad as batch_grad
 from ._gradients import check_mean_loss as check_mean_loss
 from ._gradients import low_precision as low_precision
 from ._gradients import per_sample_grad as per_sample_grad
+from ._hypergradient import Hypergradient as Hypergradient
+from ._hypergradient import hypergrad as hypergrad
 from ._methods import ema as ema
 from ._methods import lbfgs as lbfgs
 from ._methods import lookahead as lookahead

@@ -20,6 +20,7 @@ from ._sampling import take
 from ._scan._scan import check_checkpoint, fold, settle
 from ._step import Step, check_lr, check_pair, params_of
 from ._stopping import Stop, Watched, is_finite, stopping, watch
+from ._through import asked
 from ._tree import Tree
 
 _SEGMENT_SECONDS = 0.1  # how long segments should take: Ctrl-C, progress and stop wait for their end
@@ -176,12 +177,20 @@ def train(
     every = check_int("every", every, 1)
     check_choice("check_finite", check_finite, ("off", "loss", "all"))
     recorders = _recorders(record, step)
-    kept_every = check_checkpoint(checkpoint, len(index))
+    through = asked()
+    kept_every = check_checkpoint(through.checkpoint if checkpoint is None else checkpoint, len(index))
+    cut = 0 if through.last is None else max(len(index) - through.last, 0) // every * every
     backend = settle(backend, len(index))
     fold_segment = partial(fold, backend=backend, settled=True)
     if stop is not None and not callable(stop):
         raise TypeError(f"stop must be a function (carry, loss) -> 0-d bool; got {stop!r}")
     run_step, first_carry = (step, init) if stop is None else (stopping(step, stop), watch(init))
+
+    def last_step(carry: Any) -> Any:
+        return check_pair(step(carry, take(data, plan[0][-1]), plan[1][-1]))[0]
+
+    if through.fixed_point is not None and (end := through.fixed_point.enter(last_step)):
+        return end
 
     def advance(
         carry: Any, row: Tensor, lr_now: Tensor, recorders: dict[str, Recorder]
@@ -225,7 +234,8 @@ def train(
     with reporter(progress, len(index), "step") as report:
         try:
             while finished.step < len(index) or not finished.records:
-                last = _segment_end(finished.step, blocks, every, len(index), grain)
+                goal = cut if finished.step < cut else len(index)
+                last = _segment_end(finished.step, blocks, every, goal, grain)
                 started = time.perf_counter()
                 new, finite = extend(finished, last)
                 blocks = _next_blocks(blocks, time.perf_counter() - started, grain)
@@ -242,7 +252,7 @@ def train(
                         trajectory=finished.trajectory(every),
                     )
                 # One assignment, so that Ctrl-C finds a whole segment or none of it.
-                finished = new
+                finished = new if last > cut else new.detached()
                 report(finished.taken)
                 if isinstance(new.carry, Watched) and _tree.unwrap(new.carry.ended).all():
                     break
@@ -253,7 +263,10 @@ def train(
                 state=_tree.unwrap(_unwatched(finished.carry)),
                 trajectory=_tree.unwrap(finished.trajectory(every)),
             ) from interrupt
-    return _unwatched(finished.carry), finished.trajectory(every)
+    final, trajectory = _unwatched(finished.carry), finished.trajectory(every)
+    if through.fixed_point is not None:
+        through.fixed_point.leave(final, trajectory)
+    return final, trajectory
 
 
 class _Finished(NamedTuple):
@@ -267,6 +280,9 @@ class _Finished(NamedTuple):
     def taken(self) -> int:
         """How many steps the run took, or its longest member: fewer than `step` if it has ended."""
         return int(_tree.unwrap(self.carry.steps).max()) if isinstance(self.carry, Watched) else self.step
+
+    def detached(self) -> "_Finished":
+        return self._replace(carry=_tree.cut(self.carry), records=_tree.cut(self.records))
 
     def trajectory(self, every: int) -> Trajectory:
         records = _tree.cat(self.records) if self.records else {}

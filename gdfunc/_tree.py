@@ -188,10 +188,15 @@ def unwrap(tree: Tree) -> Tree:
 def detach(tree: Tree) -> Tree:
     """Cut every leaf from autograd's graph, but not from a torch.func transformation under way."""
 
-    def cut(leaf: Any) -> Any:
+    def outside(leaf: Any) -> Any:
         return leaf.detach() if isinstance(leaf, Tensor) and not is_transformed(leaf) else leaf
 
-    return map(cut, tree)
+    return map(outside, tree)
+
+
+def cut(tree: Tree) -> Tree:
+    """Make every leaf a constant to all derivatives, those of torch.func too."""
+    return map(lambda leaf: leaf.detach(), tree)
 
 
 def storage(leaf: Tensor) -> int:

@@ -11,8 +11,8 @@ PACKAGE = Path(gdfunc.__file__).parent
 RANKS = {
     0: {"_tree", "_errors", "_progress", "random"},
     1: {"_sampling", "_gradients", "_transforms", "_schedules", "_scan", "problems"},
-    2: {"_step", "_stopping", "_curvature"},
-    3: {"_train", "_methods", "_sweep", "modules", "stats", "privacy"},
+    2: {"_step", "_stopping", "_through", "_curvature"},
+    3: {"_train", "_methods", "_sweep", "_hypergradient", "modules", "stats", "privacy"},
     4: {"checkpoint", "distributed", "plot", "testing"},
 }
 RANK = {room: rank for rank, rooms in RANKS.items() for room in rooms}

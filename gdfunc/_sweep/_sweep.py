@@ -67,8 +67,8 @@ def sweep(
     Raises:
         TypeError: grid is none; a leaf of what run returns is neither tensor nor number.
         ValueError: the results of two groups differ in structure, or in shape beyond what can be padded.
-        SweepInterrupted: (a KeyboardInterrupt) Ctrl-C; it holds the result of the members that are done, and
-            `sweep(run, grid, resume=error)` goes on with the others, to the same bits.
+        SweepInterrupted: (a KeyboardInterrupt) Ctrl-C; it holds the result of the members that are done,
+            and `sweep(run, grid, resume=error)` goes on with the others, to the same bits.
         Exception: what run raises, with a note that names the point, or the group and its axes.
 
     Example:
