@@ -131,8 +131,8 @@ def hypergrad(
     last = None if last is None else check_int("last", last, 1)
     if chunk_size is not None:
         check_int("chunk_size", chunk_size, 1)
-    several = not isinstance(argnums, int | str)
-    chosen: list[Slot] = list(argnums) if several else [argnums]  # type: ignore[list-item, arg-type]
+    several = isinstance(argnums, Sequence) and not isinstance(argnums, str)
+    chosen: list[Slot] = list(argnums) if several else [argnums]  # type: ignore[arg-type, list-item]
     if not chosen or not all(isinstance(which, int | str) for which in chosen):
         raise ValueError(f"argnums must be a position or a name, or several; got {argnums!r}")
 
@@ -160,7 +160,8 @@ def hypergrad(
             )
             return _value(result, has_aux)
 
-        grads, value, aux, *report = differentiate(f, point)
+        result = differentiate(f, point)
+        grads, value, aux, *report = _tree.unshare(result, _tensors((args, kwargs, point)))
         if not several:
             grads = grads[0]
         else:
@@ -317,6 +318,10 @@ def _as_point(argument: Any, name: str) -> Tree:
             got = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
             raise TypeError(f"{path} is {got}; only float tensors have derivatives")
     return argument
+
+
+def _tensors(tree: Tree) -> list[Tensor]:
+    return [leaf for leaf in _tree.leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _value(result: Any, has_aux: bool) -> tuple[Tensor, Any]:

@@ -50,7 +50,7 @@ def apply_updates(params: Tree, updates: Tree, lr: float | Tensor) -> Tree:
 
     @cache
     def rate(dtype: torch.dtype, device: torch.device) -> Tensor:
-        return torch.as_tensor(lr, dtype=dtype, device=device)
+        return -torch.as_tensor(lr, dtype=dtype, device=device)
 
     moved = []
     for i, (p, u) in enumerate(zip(leaves, directions, strict=True)):
@@ -60,7 +60,8 @@ def apply_updates(params: Tree, updates: Tree, lr: float | Tensor) -> Tree:
                 f"updates{path} has shape {tuple(u.shape)} but params{path} has {tuple(p.shape)}"
             )
         u = u if u.dtype == p.dtype else u.to(p.dtype)
-        moved.append(torch.addcmul(p, u, rate(p.dtype, p.device), value=-1))
+        # With value=-1 forward mode crashes in torch while a TorchDispatchMode is on.
+        moved.append(torch.addcmul(p, u, rate(p.dtype, p.device)))
     return _tree.unflatten(structure, moved)
 
 

@@ -19,11 +19,13 @@ class FixedPoint:
         self.carry, self.trajectory, self.image = carry, trajectory, None
         self.given, self.runs = carry is not None, 0
 
-    def enter(self, step: Callable[[Any], Any]) -> tuple[Any, Any] | None:
+    def enter(self, steps: int, step: Callable[[Any], Any]) -> tuple[Any, Any] | None:
         """Begin a run; return what it is to return, if that is given."""
         self.runs += 1
         if self.runs > 1:
             raise ValueError("mode='implicit' needs a function that calls train once; it called it again")
+        if not steps:
+            raise ValueError("mode='implicit' needs a run of at least one step; got a plan of none")
         if not self.given:
             return None
         self.image = step(self.carry)

@@ -179,6 +179,7 @@ def train(
     recorders = _recorders(record, step)
     through = asked()
     kept_every = check_checkpoint(through.checkpoint if checkpoint is None else checkpoint, len(index))
+    kept_blocks = None if kept_every is None else -(-kept_every // every)
     cut = 0 if through.last is None else max(len(index) - through.last, 0) // every * every
     backend = settle(backend, len(index))
     fold_segment = partial(fold, backend=backend, settled=True)
@@ -189,7 +190,7 @@ def train(
     def last_step(carry: Any) -> Any:
         return check_pair(step(carry, take(data, plan[0][-1]), plan[1][-1]))[0]
 
-    if through.fixed_point is not None and (end := through.fixed_point.enter(last_step)):
+    if through.fixed_point is not None and (end := through.fixed_point.enter(len(index), last_step)):
         return end
 
     def advance(
@@ -222,7 +223,7 @@ def train(
         size = max(1, min(every, last - first))
         count = (last - first) // size
         rows = _tree.map(lambda leaf: leaf[first:last].reshape(count, size, *leaf.shape[1:]), plan)
-        return fold_segment(block, carry, rows, checkpoint=kept_every and -(-kept_every // every))
+        return fold_segment(block, carry, rows, checkpoint=kept_blocks)
 
     def extend(finished: _Finished, last: int) -> tuple[_Finished, Tensor | None]:
         """Go on to step `last`; also tell, step by step, what was finite."""
@@ -230,6 +231,7 @@ def train(
         return _Finished(last, carry, (*finished.records, records)), finite
 
     grain = 1 if backend == "eager" else _GRAIN
+    grain = -(-(kept_blocks or 1) // grain) * grain  # every segment keeps a carry
     finished, blocks = _Finished(0, first_carry, ()), 1 if grain == 1 else 4 * grain
     with reporter(progress, len(index), "step") as report:
         try:

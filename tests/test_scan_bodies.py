@@ -1,17 +1,16 @@
 """A traced `scan` against the nine-line loop for drawn bodies; what a trace must notice; memory."""
 
 import types
-import weakref
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import grad, jvp, vmap
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import gdfunc as gd
 from gdfunc._scan import _trace
+from gdfunc._sweep._memory import Memory
 
 from .references import normal
 from .test_scan import loop, total
@@ -228,32 +227,6 @@ def test_a_trace_is_for_one_kind_of_carry_and_of_x():
 # Memory.
 
 
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations made and that are still alive; keeps the most."""
-
-    def __init__(self):
-        super().__init__()
-        self.alive, self.now, self.peak = {}, 0, 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for leaf in gd._tree.leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                self.add(leaf.untyped_storage())
-        return result
-
-    def add(self, storage):
-        place, size = storage._cdata, storage.nbytes()
-        if place not in self.alive:
-            self.alive[place] = weakref.ref(storage, lambda _: self.drop(place, size))
-            self.now += size
-            self.peak = max(self.peak, self.now)
-
-    def drop(self, place, size):
-        del self.alive[place]
-        self.now -= size
-
-
 def peak_of_backward(length, checkpoint, transform):
     w, p = normal(0, 1)[0], normal(1, 1000)
 
@@ -264,7 +237,7 @@ def peak_of_backward(length, checkpoint, transform):
         return carry.sum()
 
     transform(loss, w)  # the traces, which are made once
-    with LiveBytes() as live:
+    with Memory() as live:
         transform(loss, w)
     return live.peak
 
