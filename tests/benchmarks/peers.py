@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad, grad_and_value, vmap
+from torch.func import grad, grad_and_value, jvp, vmap
 from torch.utils._pytree import tree_map_only
 
 from .workloads import Problem, Run, images
 
 JAX = "JAX jit(scan) + Optax"
 JAX_GRADIENTS = "JAX jit(vmap(grad))"
+JAX_SCAN = "JAX jit(scan)"
 PACKAGES = {  # module -> (distribution, the peers that need it)
-    "jax": ("jax", (JAX, JAX_GRADIENTS)),
+    "jax": ("jax", (JAX, JAX_GRADIENTS, JAX_SCAN)),
     "optax": ("optax", (JAX,)),
     "opacus": ("opacus", ("Opacus hooks",)),
     "backpack": ("backpack-for-pytorch", ("BackPACK",)),
@@ -172,6 +173,50 @@ def jax_optax(problem: Problem) -> Run:
     return run
 
 
+def torch_func_hypergradient(problem: Problem, mode: str) -> Run:
+    """The derivative of the final loss through a loop on torch.func."""
+    gradient, (x, y) = grad(problem.loss_fn), problem.data
+
+    def run(steps: int) -> Tensor:
+        def final_loss(lr: Tensor) -> Tensor:
+            params = problem.params
+            for rows in problem.index[:steps]:
+                grads = gradient(params, (x[rows], y[rows]))
+                params = {name: params[name] - lr * grads[name] for name in params}
+            return problem.loss_fn(params, problem.data)
+
+        lr = torch.tensor(problem.lr)
+        if mode == "value":
+            return final_loss(lr)
+        if mode == "forward":
+            return jvp(final_loss, (lr,), (torch.ones_like(lr),))[1]
+        return grad(final_loss)(lr)
+
+    return run
+
+
+def jax_hypergradient(problem: Problem, mode: str) -> Run:
+    """The same through a jitted scan."""
+    import jax
+
+    loss_fn = jax_loss(problem.name)
+    params, (x, y), lr = in_jax((problem.params, problem.data, problem.lr))
+    plan = cache(lambda steps: in_jax(problem.index[:steps]))
+
+    def final_loss(lr: Any, params: Any, x: Any, y: Any, index: Any) -> Any:
+        def step(params: Any, rows: Any) -> Any:
+            grads = jax.grad(loss_fn)(params, (x[rows], y[rows]))
+            return jax.tree.map(lambda p, g: p - lr * g, params, grads), None
+
+        return loss_fn(jax.lax.scan(step, params, index)[0], (x, y))
+
+    def forward(lr: Any, *rest: Any) -> Any:
+        return jax.jvp(lambda lr: final_loss(lr, *rest), (lr,), (1.0,))[1]
+
+    compiled = jax.jit({"value": final_loss, "forward": forward}.get(mode, jax.grad(final_loss)))
+    return lambda steps: jax.block_until_ready(compiled(lr, params, x, y, plan(steps)))
+
+
 def vmap_grad(problem: Problem) -> Run:
     def loss(params: Any, x: Tensor, y: Tensor) -> Tensor:
         return problem.loss_fn(params, (x[None], y[None]))
@@ -234,6 +279,7 @@ GRADIENTS = {
     "BackPACK": backpack,
     JAX_GRADIENTS: jax_vmap_grad,
 }
+HYPERGRADIENTS = {"torch.func loop": torch_func_hypergradient, JAX_SCAN: jax_hypergradient}
 
 
 def table(problem: Problem) -> dict[str, Callable[[Problem], Run]]:

@@ -10,8 +10,9 @@ python -m pip install --no-deps backpack-for-pytorch einops unfoldNd
 (BackPACK asks for torchvision, whose newest version would replace torch, and does not need it here.)
 
 Numbers are medians of five repeats, each after a warm-up; the contenders take turns. All their results
-are checked first against the loop of torch.optim (W4: torch's vmap(grad)). Who is too slow for the full
-size of W1-W3 runs fewer steps: times are per step, and the table gives both sizes. W7 counts what a package
+are checked first against the loop of torch.optim (W4: torch's vmap(grad); W6: torch.func). Who is too slow
+for the full size of W1-W3 runs fewer steps: times are per step, and the table gives both sizes. W6 is the
+derivative of a run's final loss in lr, also counted in runs of the same contender. W7 counts what a package
 imports lazily, on first use. W8 is W1-W4 on a GPU, if there is one. W9 repeats W1, W3 and W4 at growing
 sizes, each contender until it takes too long; its rows in MB tell how far the process grows during a run,
 results included (on Linux). A ratio above 1: gdfunc is faster, or takes less memory.
@@ -318,6 +319,22 @@ TASKS = {  # the problem, and the least and the full size of a run: steps, or sa
 @pytest.mark.parametrize("task", TASKS)
 def test_on_one_core(report, task):
     race(report, task, task)
+
+
+@pytest.mark.parametrize("task", ["W1 regression", "W2 digits"])
+def test_W6_hypergradients(report, task):
+    """The derivative of the final loss in lr: against the peers, and against the run itself."""
+    problem, steps = built(report, "W6", TASKS[task][0]), 1000
+    values: dict[str, float] = {}
+    for mode in ("value", "reverse", "checkpoint", "forward"):
+        peer_mode = "reverse" if mode == "checkpoint" else mode
+        names = installed(report, peers.HYPERGRADIENTS)
+        runs = {name: peers.HYPERGRADIENTS[name](problem, peer_mode) for name in names}
+        runs |= workloads.hypergradients(problem, mode)
+        taken = contest(report, f"W6 {task}, {mode}", problem, runs, (steps, steps))
+        values = values or taken
+        times = {name: [took / values[name]] for name, took in taken.items()}
+        report.add(f"W6 {task}, {mode}", "runs", {name: measured(times[name], steps) for name in times})
 
 
 def first_result_time(name: str, caches: Path) -> float:

@@ -133,6 +133,29 @@ def training_run(problem: Problem) -> Callable[[str, int], Tensor]:
     return run
 
 
+def final_loss(problem: Problem, backend: str, steps: int) -> Callable[[Tensor], Tensor]:
+    """W6: the loss on all data after a run, as a function of its learning rate."""
+    step = gd.make_step(problem.loss_fn)
+
+    def run(lr: Tensor) -> Tensor:
+        index = problem.index[:steps]
+        params, _ = gd.train(step, problem.params, problem.data, index, lr, backend=backend, record=())
+        return problem.loss_fn(params, problem.data)
+
+    return run
+
+
+def hypergradients(problem: Problem, mode: str) -> dict[str, Run]:
+    """The derivative of that loss on each backend, or with mode `"value"` the loss itself."""
+    lr = torch.tensor(problem.lr)
+
+    def run(backend: str, steps: int) -> Tensor:
+        f = final_loss(problem, backend, steps)
+        return f(lr) if mode == "value" else gd.hypergrad(f, mode=mode)(lr).grads
+
+    return {f"gdfunc {backend}": partial(run, backend) for backend in backends(problem.device)}
+
+
 def per_sample_run(problem: Problem) -> Callable[[str, int], dict[str, Tensor]]:
     """`gd.per_sample_grad`; a backend other than eager runs it as a scan of one step."""
     gradients = gd.per_sample_grad(problem.loss_fn)
