@@ -287,6 +287,21 @@ class _nothing:
         return None
 
 
+@pytest.mark.parametrize("solver", ["cg", "neumann"])
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_a_system_that_is_solved_early_stays_solved(solver, weight):
+    """Of one unknown, by conjugate gradients at once; or of none, where the number ignores the run."""
+
+    def run(penalty):
+        step = gd.make_step(lambda x, batch: (x - 1) ** 2 + penalty * x**2)
+        final, _ = gd.train(step, torch.tensor(0.0).double(), None, gd.full_batch(1, 100), 0.25)
+        return weight * final + penalty**2
+
+    result = gd.hypergrad(run, mode="implicit", solver=solver)(0.5)
+    torch.testing.assert_close(float(result.grads), 1 - weight / 2.25, rtol=1e-12, atol=0)
+    assert result.residual < 1e-12
+
+
 def test_a_wrong_solver_warns_and_names_the_other():
     run, point = ridge_run(transform=gd.momentum(0.9))
     with pytest.warns(UserWarning, match=r"residual of .*solver='neumann'"):
