@@ -289,8 +289,8 @@ def _plus(a: list[Tensor], b: list[Tensor], scale: Any = 1) -> list[Tensor]:
 
 
 def _ratio(a: Tensor, b: Tensor) -> Tensor:
-    """a / b, and zero where b is."""
-    return torch.where(b == 0, torch.zeros_like(a), a / torch.where(b == 0, torch.ones_like(b), b))
+    """a / b; where b is zero, a, which is zero then."""
+    return a / torch.where(b == 0, torch.ones_like(b), b)
 
 
 def _slot(run: Callable[..., Any], which: Slot, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Slot:
