@@ -6,8 +6,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from . import _tree
-
 
 class FixedPoint:
     """Where a run ends: found by the run itself, or given in its place.
@@ -32,7 +30,7 @@ class FixedPoint:
         return self.carry, self.trajectory
 
     def leave(self, carry: Any, trajectory: Any) -> None:
-        self.carry, self.trajectory = _tree.cut((carry, trajectory))
+        self.carry, self.trajectory = carry, trajectory
 
 
 @dataclass(frozen=True)
