@@ -142,7 +142,7 @@ def report(rows: list[Best], L: float) -> None:
             f" {row.stable_to:10.4f} {row.diverged:4} of {row.runs}"
         )
     print(
-        f"excess loss = loss / minimum − 1, median over the orders; good: at most {GOOD:g} times it\n"
+        f"excess loss = loss / minimum − 1, median over the orders; good: at most {GOOD:g} times the best\n"
         f"diverged = ended above the start, or not finite; rule: lr = {c:.5f} × batch\n"
     )
     obeying = [row.batch_size for row in rows if row.low <= c * row.batch_size <= row.high]
