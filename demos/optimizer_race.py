@@ -2,7 +2,7 @@
 
 A small network learns to read handwritten digits; without scikit-learn there are none, and a logistic
 regression tells the months in which the S&P 500 rose from the returns of five shares. For each method one
-vmap runs all learning rates, from far too small to far too large, each from several initial parameters and
+sweep runs all learning rates, from far too small to far too large, each from several initial parameters and
 orders of the data. A method forgives a learning rate if it gets close to the best loss of all; runs that
 diverge are counted and drawn. Then the methods walk down Rosenbrock's valley, Beale's function and a real
 landscape, each with the best of the learning rates that keep it in view.
@@ -154,7 +154,7 @@ def race(
         return loss_fn(params, task.data), loss_fn(final.params, task.data)
 
     keys = gd.random.split(gd.random.key(0), seeds)
-    return vmap(vmap(run, in_dims=(None, 0)), in_dims=(0, None))(keys, lrs)
+    return gd.sweep(run, gd.grid(key=keys, lr=lrs)).reshape()
 
 
 class Row(NamedTuple):

@@ -1,29 +1,27 @@
 """Mini-batch gradient descent on real data, against the optimum that least squares gives exactly.
 
-The S&P 500's monthly return is regressed on those of five of its shares. For each batch size, one vmap
-runs every learning rate, held constant or falling to zero, on several orders of the data: 180 runs at
-once. All of them go into a table (CSV), the telling ones are printed, and two pictures show the gap to
-the optimum over the epochs and over the learning rate.
+The S&P 500's monthly return is regressed on those of five of its shares. One sweep runs every batch size
+and every learning rate, held constant or falling to zero, each on several orders of the data: 720 runs.
+All of them go into a table (CSV), the telling ones are printed, and two pictures show the gap to the
+optimum over the epochs and over the learning rate.
 
 Started from the loops that tutorials on mini-batch descent write by hand; the data are matplotlib's
 `Stocks.csv`.
 """
 
 import argparse
-import csv
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.func import vmap
 
 import gdfunc as gd
 
 BATCH_SIZES = (1, 8, 64, 389)  # 389 months are all there are
 LRS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # full batches diverge above 2/L = 0.82
-SCHEDULES = ("constant", "falling")
+SCHEDULES = {"constant": 1.0, "falling": 0.0}  # name: the share of lr that is left at the end
 TOLERANCE = 1e-5  # the best run must end with a smaller gap than this
 DRAWN = (  # the runs whose gap is drawn over the epochs
     (389, "constant", 1.0),
@@ -34,6 +32,54 @@ DRAWN = (  # the runs whose gap is drawn over the epochs
     (389, "constant", 0.5),
 )
 GAP_LIMITS = (1e-9, 1e3)  # of the pictures; what diverges leaves through the top
+
+
+def sweep(
+    problem: gd.problems.Problem,
+    batch_sizes: tuple[int, ...],
+    epochs: int,
+    orders: int,
+    progress: bool = False,
+) -> gd.SweepResult:
+    """Train with every batch size, schedule and learning rate on several orders of the data.
+
+    A run returns its gap, loss / minimum − 1 over all of the data, at each epoch and at its end, and how
+    far it ends from the optimum, ‖θ − θ*‖ / ‖θ*‖.
+    """
+    n, step = len(problem.data[1]), gd.make_step(problem.loss_fn)
+    optimum = vector(problem.minimizers[0])
+
+    def gap(params, _batch_loss=None):
+        return problem.loss_fn(params, problem.data) / problem.minimum - 1
+
+    def run(batch_size, end, lr, key):
+        index = gd.epoch_batches(key, n, batch_size, epochs)
+        steps = len(index)
+        lrs = gd.linear(lr, 1.0, end, total_iters=steps)(torch.arange(steps))
+        once_an_epoch = n // batch_size
+        final, trajectory = gd.train(
+            step, problem.params, problem.data, index, lrs, record=gap, every=once_an_epoch
+        )
+        distance = (vector(final) - optimum).norm() / optimum.norm()
+        gaps = torch.cat([trajectory.gap, gap(final)[None]])
+        return {"gaps": gaps, "gap": gaps[-1], "distance": distance}
+
+    grid = gd.grid(
+        batch_size=batch_sizes,
+        end=list(SCHEDULES.values()),
+        lr=torch.tensor(LRS, dtype=torch.float64),
+        key=gd.random.split(gd.random.key(0), orders),
+    )
+    return gd.sweep(run, grid, progress=progress)
+
+
+def vector(params: dict[str, Tensor]) -> Tensor:
+    return torch.cat([params["w"], params["b"][None]])
+
+
+def median(runs: Tensor) -> float:
+    """Take the median; a run that overflowed is worse than any other."""
+    return float(torch.where(runs.isfinite(), runs, torch.inf).median())
 
 
 class Row(NamedTuple):
@@ -52,63 +98,13 @@ class Row(NamedTuple):
 COLUMNS = [field.replace("_", " ") for field in Row._fields]
 
 
-def sweep(
-    problem, batch_size: int, epochs: int, orders: int, progress: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Run every schedule, learning rate and order of the data at once.
-
-    Returns the gap, loss / minimum − 1 over all of the data, [schedules, lrs, orders, epochs + 1], and
-    the final distance, ‖θ − θ*‖ / ‖θ*‖, [schedules, lrs, orders].
-    """
-    n = len(problem.data[1])
-    optimum = vector(problem.minimizers[0])
-
-    def gap(params, _batch_loss=None):
-        return problem.loss_fn(params, problem.data) / problem.minimum - 1
-
-    def run(lr, index):
-        final, trajectory = gd.train(
-            gd.make_step(problem.loss_fn),
-            problem.params,
-            problem.data,
-            index,
-            lr,
-            record=gap,
-            every=n // batch_size,  # once an epoch
-            progress=progress,
-        )
-        distance = (vector(final) - optimum).norm() / optimum.norm()
-        return torch.cat([trajectory.gap, gap(final)[None]]), distance
-
-    keys = gd.random.split(gd.random.key(0), orders)
-    index = vmap(lambda key: gd.epoch_batches(key, n, batch_size, epochs))(keys)  # [orders, T, B]
-    steps = index.shape[1]
-    falling = 1 - torch.arange(steps, dtype=torch.float64) / steps
-    schedules = torch.stack([torch.ones_like(falling), falling])
-    lrs = torch.tensor(LRS, dtype=torch.float64)[:, None] * schedules[:, None]  # [schedules, lrs, T]
-    over_orders = vmap(run, in_dims=(None, 0))
-    over_lrs = vmap(over_orders, in_dims=(0, None))
-    return vmap(over_lrs, in_dims=(0, None))(lrs, index)
-
-
-def vector(params: dict[str, Tensor]) -> Tensor:
-    return torch.cat([params["w"], params["b"][None]])
-
-
-def median(runs: Tensor) -> Tensor:
-    """Take the median over the last axis; a run that overflowed is worse than any other."""
-    return torch.where(runs.isfinite(), runs, torch.inf).median(dim=-1).values
-
-
-def tabulate(minimum: float, batch_size: int, gap: Tensor, distance: Tensor) -> list[Row]:
-    """Sum up the runs of one batch size; those that end above their start have diverged."""
-    start, half_time, end = (median(gap[..., t]) for t in (0, gap.shape[-1] // 2, -1))
-    numbers = torch.stack([minimum * (1 + end), half_time, end, median(distance)], dim=-1)
-    return [
-        Row(batch_size, schedule, lr, *numbers[s, i].tolist(), "yes" if end[s, i] > start[s, i] else "no")
-        for s, schedule in enumerate(SCHEDULES)
-        for i, lr in enumerate(LRS)
-    ]
+def sum_up(result: gd.SweepResult, minimum: float, batch_size: int, schedule: str, lr: float) -> Row:
+    """Sum up the orders of one setting; if they end above their start they have diverged."""
+    runs = result.select(batch_size=batch_size, end=SCHEDULES[schedule], lr=lr).outputs
+    gaps = runs["gaps"]  # [orders, epochs + 1]
+    start, half_time, end = (median(gaps[:, t]) for t in (0, gaps.shape[1] // 2, -1))
+    numbers = (minimum * (1 + end), half_time, end, median(runs["distance"]))
+    return Row(batch_size, schedule, lr, *numbers, "yes" if end > start else "no")
 
 
 def best(rows: list[Row], batch_sizes: tuple[int, ...], schedules: tuple[str, ...]) -> Row:
@@ -140,39 +136,38 @@ def report(rows: list[Row]) -> None:
     )
 
 
-def draw_curves(gaps: dict[int, Tensor], path: Path) -> None:
+def draw_curves(result: gd.SweepResult, rows: list[Row], path: Path) -> None:
     """Draw the gap over the epochs for the runs in DRAWN."""
+    drawn = [row for setting in DRAWN for row in rows if row[:3] == setting]
     curves, labels = [], []
-    for size, schedule, lr in DRAWN:
-        if size in gaps:
-            curve = gaps[size][SCHEDULES.index(schedule), LRS.index(lr)]
-            diverges = ", diverges" if median(curve[:, -1]) > curve[0, 0] else ""
-            curves.append(curve)
-            labels.append(f"batch {size}, lr {lr:g} {schedule}{diverges}")
+    for size, schedule, lr, *_, diverged in drawn:
+        curves.append(result.select(batch_size=size, end=SCHEDULES[schedule], lr=lr).outputs["gaps"])
+        labels.append(f"batch {size}, lr {lr:g} {schedule}{', diverges' if diverged == 'yes' else ''}")
     ax = Figure(figsize=(8, 6.5), layout="constrained").subplots()
     ax.set(ylim=GAP_LIMITS, title="Mini-batch descent on monthly returns of five shares and the S&P 500")
     gd.plot.plot_curves(curves, ax=ax, labels=labels, xlabel="epoch", ylabel="gap to the exact optimum")
     ax.figure.savefig(path, dpi=150)
 
 
-def draw_map(gaps: dict[int, Tensor], limit: float, path: Path) -> None:
+def draw_map(result: gd.SweepResult, limit: float, path: Path) -> None:
     """Draw the final gap over the learning rate for every batch size and schedule."""
-    figure = Figure(figsize=(11, 6), layout="constrained")
-    for s, ax in enumerate(figure.subplots(1, 2, sharey=True)):
-        ax.set(ylim=GAP_LIMITS, title=f"{SCHEDULES[s]} learning rate")
+    batch_sizes, start = result.axes["batch_size"], float(result.outputs["gaps"][0, 0])
+    figure = Figure(figsize=(12, 6.5), layout="constrained")
+    for ax, (schedule, end) in zip(figure.subplots(1, 2, sharey=True), SCHEDULES.items(), strict=True):
+        ax.set(ylim=GAP_LIMITS, title=f"{schedule} learning rate")
+        gaps = result.select(end=end).reshape()["gap"]  # [batch sizes, lrs, orders]
         gd.plot.plot_curves(
-            [median(gap[s, ..., -1]) for gap in gaps.values()],
-            x=torch.tensor(LRS),
+            list(gaps.mT),
+            x=result.axes["lr"],
             ax=ax,
-            labels=[f"batch {size}" for size in gaps],
-            xlabel=("lr", "first lr")[s],
-            ylabel="final gap to the exact optimum, median",
+            labels=[f"batch {size}" for size in batch_sizes],
+            xlabel="lr" if end else "first lr",
+            ylabel="final gap to the exact optimum",
             log_x=True,
         )
         ax.label_outer()
         ax.axvline(limit, color="0.4", linewidth=1)
         ax.annotate("2/L ", (limit, GAP_LIMITS[0]), ha="right", va="bottom", color="0.4")
-        start = gaps[BATCH_SIZES[-1]][0, 0, 0, 0]
         ax.axhline(start, color="0.4", linewidth=1)
         ax.annotate("above the start: diverged", (LRS[0], 1.3 * start), va="bottom", color="0.4")
     figure.savefig(path, dpi=150)
@@ -188,19 +183,20 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)  # on tensors this small, threads would only wait for one another
 
     problem = gd.problems.stock_regression()
-    gaps, rows = {}, []
-    for size in sizes:
-        print(f"batches of {size}: {len(SCHEDULES) * len(LRS) * orders} runs at once", flush=True)
-        gaps[size], distance = sweep(problem, size, epochs, orders, progress=not args.fast)
-        rows += tabulate(problem.minimum, size, gaps[size], distance)
-
-    with (args.out / "runs.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([COLUMNS, *rows])
-    draw_curves(gaps, args.out / "gap_over_epochs.png")
-    draw_map(gaps, 2 / problem.L, args.out / "gap_over_lr.png")
+    result = sweep(problem, sizes, epochs, orders, progress=not args.fast)
+    print(result)
+    result.save(args.out / "runs.csv")
+    rows = [
+        sum_up(result, problem.minimum, size, schedule, lr)
+        for size in sizes
+        for schedule in SCHEDULES
+        for lr in LRS
+    ]
+    draw_curves(result, rows, args.out / "gap_over_epochs.png")
+    draw_map(result, 2 / problem.L, args.out / "gap_over_lr.png")
     report(rows)
     print(f"Written: runs.csv, gap_over_epochs.png and gap_over_lr.png in {args.out}")
-    gap = best(rows, sizes, SCHEDULES).gap_to_the_exact_optimum
+    gap = best(rows, sizes, tuple(SCHEDULES)).gap_to_the_exact_optimum
     print(f"The best run {'reaches' if gap < TOLERANCE else 'MISSES'} the optimum: gap {gap:.1e}")
     return 0 if gap < TOLERANCE else 1
 

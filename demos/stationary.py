@@ -249,10 +249,9 @@ def lyapunov(problem: gd.problems.Problem, batch_size: int, lrs: Tensor, limit: 
         return vector(final).norm().log() / steps
 
     index = gd.sample_batches(gd.random.key(1), len(y), batch_size, runs * steps)
-    over_runs = vmap(exponent, in_dims=(None, 0))
-    over_lrs = vmap(over_runs, in_dims=(0, None))
     above, exponents = lrs > limit, torch.full_like(lrs, torch.nan)
-    exponents[above] = over_lrs(lrs[above], index.reshape(runs, steps, batch_size)).mean(dim=1)
+    grid = gd.grid(lr=lrs[above], index=index.reshape(runs, steps, batch_size))
+    exponents[above] = gd.sweep(exponent, grid).reshape().mean(dim=1)
     return exponents
 
 

@@ -56,3 +56,123 @@ def test_the_limit_of_the_variance_is_a_generalized_eigenvalue():
     both = torch.kron(mean, eye) + torch.kron(eye, mean)
     largest = torch.linalg.eigvals(torch.linalg.solve(both, squares)).abs().max()
     assert demo.limit(problem, 4, 2) == pytest.approx(1 / largest.item(), rel=1e-6)
+
+
+def test_a_full_batch_of_the_quickstart_goes_where_algebra_says():
+    demo, problem = load("quickstart"), gd.problems.stock_regression()
+    runs = demo.sweep(problem, (389,), epochs=4, orders=1).select(batch_size=389, end=1.0, key=0).outputs
+    x, y = problem.data
+    design = torch.cat([x, torch.ones_like(y)[:, None]], dim=1)
+    hessian, optimum = design.mT @ design / len(y), demo.vector(problem.minimizers[0])
+    for lr, gaps, distance in zip(demo.LRS, runs["gaps"], runs["distance"], strict=True):
+        contraction, error = torch.eye(6, dtype=y.dtype) - lr * hessian, -optimum
+        for gap in gaps:
+            expected = 0.5 * error @ hessian @ error / problem.minimum
+            torch.testing.assert_close(gap, expected, rtol=1e-9, atol=1e-12)
+            last, error = error, contraction @ error
+        torch.testing.assert_close(distance, last.norm() / optimum.norm(), rtol=1e-9, atol=0)
+
+
+def test_the_best_learning_rate_grows_with_the_batch():
+    demo, problem = load("learning_rate_map"), gd.problems.stock_regression()
+    result = demo.train_all(problem, (2, 8), rates=24, orders=15, epochs=1)
+    first, second = demo.sum_up(result, 389, 1)
+    assert 2.5 < second.lr / first.lr < 6.5
+    assert first.low <= first.lr <= first.high < first.stable_to < 2 / problem.L
+
+
+def test_a_run_of_the_map_counts_as_diverged_above_its_start(tmp_path):
+    demo, problem = load("learning_rate_map"), gd.problems.stock_regression()
+    result = demo.train_all(problem, (8, 389), rates=40, orders=5, epochs=1)
+    start = problem.loss_fn(problem.params, problem.data) / problem.minimum - 1
+    above = ~(result.outputs.excess <= start)
+    assert 0 < above.sum() < len(above)
+    assert torch.equal(result.diverged, above)
+    result.save(tmp_path / "runs.csv")
+    header, *lines = (tmp_path / "runs.csv").read_text().splitlines()
+    assert header == "batch_size,lr,key,excess,diverged"
+    assert [line.endswith("True") for line in lines] == above.tolist()
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0])
+def test_the_scaling_rule_is_read_off_the_small_batches(power):
+    demo = load("learning_rate_map")
+    rows = [demo.Best(b, 1, 0.1 * b**power, 0, 1, 0, 1, 0, 1) for b in (1, 2, 4, 8)]
+    rows += [demo.Best(64, 1, 1e-9, 0, 1, 0, 1, 0, 1)]
+    assert demo.exponent(rows) == pytest.approx(power, rel=1e-5)
+    assert demo.rule(rows) == pytest.approx(0.1 * 8 ** ((power - 1) / 2))
+
+
+def test_the_heavy_balls_rate_is_that_of_its_companion_matrices():
+    demo, eigenvalues = load("edge_of_stability"), torch.tensor([0.01, 0.5, 2.0], dtype=torch.float64)
+    momenta = torch.linspace(0, 0.99, 12, dtype=torch.float64)[:, None]
+    lrs = torch.linspace(0.01, 2.5, 15, dtype=torch.float64)
+    found = demo.predict(momenta, lrs, eigenvalues)
+    for i, momentum in enumerate(momenta[:, 0]):
+        for j, lr in enumerate(lrs):
+            steps = [
+                torch.stack(
+                    [torch.stack([1 + momentum - lr * h, -momentum]), torch.tensor([1.0, 0.0]).to(h)]
+                )
+                for h in eigenvalues
+            ]
+            radius = torch.linalg.eigvals(torch.stack(steps)).abs().max()
+            torch.testing.assert_close(found[i, j], radius, rtol=1e-7, atol=0)
+            assert (found[i, j] < 1) == (lr < 2 * (1 + momentum) / eigenvalues.max())
+    lr, momentum, rate = demo.polyak(eigenvalues)
+    at = [torch.tensor([[value]], dtype=torch.float64) for value in (momentum, lr)]
+    best = demo.predict(*at, eigenvalues)
+    assert best.item() == pytest.approx(rate, rel=1e-6)
+
+
+def test_the_heavy_balls_measured_rate_is_the_predicted_one():
+    demo = load("edge_of_stability")
+    found = demo.map_momentum(points=8, steps=300)
+    assert (found.measured.outputs - found.predicted).abs().max() < 5e-3
+    assert torch.equal(found.measured.outputs < 1, found.predicted < 1)
+    assert 0 < (found.predicted < 1).sum() < 64
+
+
+def test_a_network_sharpens_to_the_edge_of_stability():
+    demo = load("edge_of_stability")
+    demo.EDGES = (20.0, 200.0)
+    sharpness = demo.train_network(steps=1200, every=60).outputs.top.eigenvalues[..., 0]
+    assert 10 < sharpness[0, 0] < 15
+    assert demo.hovering(sharpness).tolist()[0] == pytest.approx(20, rel=0.1)
+    assert sharpness[1].max() < 20
+
+
+def test_the_expected_loss_of_a_schedule_is_the_mean_over_all_orders():
+    demo, stocks = load("learn_the_schedule"), gd.problems.stock_regression()
+    x, y = stocks.data
+    demo.PROBLEM = gd.problems.linear_regression(x[:9], y[:9])
+    demo.STEP, demo.BATCH = gd.make_step(demo.PROBLEM.loss_fn), 2
+    lrs = torch.tensor([0.3, 0.1], dtype=torch.float64)
+    orders = torch.cartesian_prod(*[torch.arange(9)] * 4).reshape(-1, 2, 2)
+    every = torch.func.vmap(lambda index: demo.final_excess(lrs, index))(orders)
+    torch.testing.assert_close(demo.expected_excess(lrs), every.mean(), rtol=1e-12, atol=0)
+
+
+def test_no_schedule_beats_the_best_of_all():
+    demo = load("learn_the_schedule")
+    constant = demo.best_constant(12)
+    best = demo.best_of(torch.exp, constant.log())
+    falling = demo.best_of(demo.falling(12), torch.tensor([0.1, 0.05], dtype=torch.float64).log())
+    slope = gd.hypergrad(lambda log_lrs: demo.expected_excess(log_lrs.exp()))(best.log())
+    assert slope.grads.abs().max() < 1e-6 * slope.value
+    assert slope.value < demo.expected_excess(falling) < demo.expected_excess(constant)
+
+
+def test_live_bytes_are_those_that_are_held():
+    demo = load("learn_the_schedule")
+    given = torch.ones(1000)
+    with demo.LiveBytes() as memory:
+        held = torch.ones(100) + 1  # two of them for a moment
+        for _ in range(5):
+            given.view(10, 100).mul(2)  # 4000 bytes, not held
+        del held
+    assert memory.peak == 400 + 4000
+    peaks = demo.count_memory((8, 32))
+    growth = {name: last / first for name, (first, last) in peaks.items()}
+    assert growth["reverse"] > 1.4 > 1.1 > growth["checkpoint"]
+    assert growth[demo.ONE_RATE] < 1.1

@@ -1,0 +1,373 @@
+"""Gradient descent on the learning rates of gradient descent: a schedule learned, beside the best there is.
+
+A run of T steps is a function of its T learning rates, and derivatives go through `train`. So a schedule
+can be learned like anything else: its loss is what a run leaves of the loss, averaged over orders of the
+data; its data are keys, one an order; and `train` runs the outer descent as it runs the inner. Adam starts
+from the best constant rate and works on the logarithms, so that rates stay positive. Whether it learned
+more than its own orders is told on fresh ones.
+
+On least squares, with batches drawn with replacement, the expected loss of a schedule is exact algebra.
+With δ = (θ − θ*, 1), its second moment S = E δδᵀ, and a sample's design vector a and residual r at θ*,
+
+    δ' = (I − lr·G_B) δ,  G_B = the mean over the batch of (a, 0)(a, r)ᵀ
+    S' = S − lr·(GS + SGᵀ) + lr²·E G_B S G_Bᵀ,  G = E G_B
+
+so that L-BFGS on it finds the schedule that none beats, and the best of Robbins and Monro's form,
+lr/(1 + decay·t). The learned schedule has only seen samples of it.
+
+Last come the ways to the derivative: modes of `hypergrad` against finite differences, and the bytes that
+each keeps alive at its peak, counted as tensors are made and freed.
+
+Sources: D. Maclaurin, D. Duvenaud, R. Adams, "Gradient-based hyperparameter optimization through reversible
+learning", 2015; L. Franceschi, M. Donini, P. Frasconi, M. Pontil, "Forward and reverse gradient-based
+hyperparameter optimization", 2017; H. Robbins, S. Monro, "A stochastic approximation method", 1951. The
+data are matplotlib's `Stocks.csv`: the S&P 500's monthly return on those of five of its shares.
+
+    python demos/learn_the_schedule.py [--out DIR] [--fast]
+"""
+
+import argparse
+import csv
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.func import vmap
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+import gdfunc as gd
+
+T, BATCH = 64, 8  # steps of the inner run, and the samples of each
+OUTER_BATCH, OUTER_LR = 64, 0.1  # orders in an outer step, and its first learning rate
+MODES: dict[str, dict[str, Any]] = {
+    "reverse": {"mode": "reverse"},
+    "checkpoint": {"mode": "checkpoint"},
+    "forward, 8 at once": {"mode": "forward", "chunk_size": 8},
+}
+ONE_RATE = "forward, of one rate"
+LENGTHS = (16, 32, 64, 128)  # steps of the runs whose memory is counted
+AGREES = 1e-6  # largest difference of a derivative to finite differences, over the largest derivative
+
+PROBLEM = gd.problems.stock_regression()
+STEP = gd.make_step(PROBLEM.loss_fn)
+
+
+# What a schedule is worth: on one order of the data, on several, and in expectation.
+
+
+def plan(key: Tensor, steps: int) -> Tensor:
+    return gd.sample_batches(key, len(PROBLEM.data[1]), BATCH, steps)
+
+
+def excess(params: Any, _loss: Any = None) -> Tensor:
+    """Loss / minimum − 1 over all of the data."""
+    return PROBLEM.loss_fn(params, PROBLEM.data) / PROBLEM.minimum - 1
+
+
+def final_excess(lrs: Tensor, index: Tensor) -> Tensor:
+    final, _ = gd.train(STEP, PROBLEM.params, PROBLEM.data, index, lrs, record=())
+    return excess(final)
+
+
+def schedule_loss(log_lrs: Tensor, keys: Tensor) -> Tensor:
+    """The loss of the outer descent: its parameters are log lr [T], its batch keys [B, 2]."""
+    return vmap(lambda key: final_excess(log_lrs.exp(), plan(key, len(log_lrs))))(keys).mean()
+
+
+def vector(params: Any) -> Tensor:
+    return torch.cat([params["w"], params["b"][None]])
+
+
+def expected_excess(lrs: Tensor) -> Tensor:
+    """The exact mean of `final_excess` over all orders, for a schedule [T]."""
+    (x, y), optimum = PROBLEM.data, vector(PROBLEM.minimizers[0])
+    n, ones = len(y), torch.ones_like(y)[:, None]
+    a = torch.cat([x, ones], dim=1)
+    left = torch.cat([a, 0 * ones], dim=1)
+    right = torch.cat([a, (a @ optimum - y)[:, None]], dim=1)
+    mean, hessian = left.mT @ right / n, a.mT @ a / n
+
+    def step(s: Tensor, lr: Tensor) -> tuple[Tensor, tuple[()]]:
+        single = (left.mT * ((right @ s) * right).sum(dim=1)) @ left / n
+        squares = (1 - 1 / BATCH) * mean @ s @ mean.mT + single / BATCH
+        return s - lr * (mean @ s + s @ mean.mT) + lr**2 * squares, ()
+
+    start = torch.cat([vector(PROBLEM.params) - optimum, y.new_ones(1)])
+    s, _ = gd.scan(step, torch.outer(start, start), lrs)
+    return 0.5 * (hessian * s[:-1, :-1]).sum() / PROBLEM.minimum
+
+
+# The schedules.
+
+
+def best_constant(steps: int) -> Tensor:
+    lrs = torch.logspace(-3, 0, 121, dtype=torch.float64)
+    result = gd.sweep(lambda lr: expected_excess(lr.expand(steps)), gd.grid(lr=lrs))
+    return lrs[result.outputs.argmin()].expand(steps).clone()
+
+
+def best_of(schedule: Callable[[Any], Tensor], init: Any) -> Tensor:
+    """The schedule of a family of exactly the least expected loss, by L-BFGS."""
+    step = gd.make_lbfgs_step(lambda params, _batch: expected_excess(schedule(params)))
+    final, _ = gd.train(step, step.init(init), None, gd.full_batch(1, 40), 1.0, record=())
+    return schedule(final.params)
+
+
+def falling(steps: int) -> Callable[[Tensor], Tensor]:
+    """Robbins and Monro's schedules, as a function of log lr and log decay."""
+    return lambda params: gd.inverse_time(*params.exp())(torch.arange(steps))
+
+
+def learn(start: Tensor, steps: int) -> tuple[Tensor, gd.Trajectory]:
+    """Learn a schedule from sampled orders; record what it is worth on the way."""
+    transform = gd.adam()
+    step = gd.make_transform_step(schedule_loss, transform)
+
+    def exact(state: gd.TrainState, _loss: Tensor) -> Tensor:
+        return expected_excess(state.params.exp())
+
+    keys = gd.random.split(gd.random.key(0), steps * OUTER_BATCH)
+    index = torch.arange(len(keys)).reshape(steps, OUTER_BATCH)  # every order is seen once
+    lrs = gd.cosine_annealing(OUTER_LR, T_max=steps)(torch.arange(steps))
+    init = gd.init_state(transform, start.log())
+    final, trajectory = gd.train(step, init, keys, index, lrs, record=("loss", exact))
+    return final.params.exp(), trajectory
+
+
+class Row(NamedTuple):
+    """A schedule's loss: exact, and measured on orders that no schedule has seen."""
+
+    schedule: str
+    first_lr: float
+    largest_lr: float
+    last_lr: float
+    expected: float
+    measured: float
+    standard_error: float
+
+    @property
+    def z(self) -> float:
+        return (self.measured - self.expected) / self.standard_error
+
+
+def walk(lrs: Tensor, orders: int) -> Tensor:
+    """The excess along runs on fresh orders, [orders, T + 1]."""
+
+    def run(key: Tensor) -> Tensor:
+        index = plan(key, len(lrs))
+        final, trajectory = gd.train(STEP, PROBLEM.params, PROBLEM.data, index, lrs, record=excess)
+        return torch.cat([trajectory.excess, excess(final)[None]])
+
+    return gd.sweep(run, gd.grid(key=gd.random.split(gd.random.key(1), orders))).outputs
+
+
+def sum_up(name: str, lrs: Tensor, walks: Tensor) -> Row:
+    ends = walks[:, -1]
+    return Row(
+        name,
+        float(lrs[0]),
+        float(lrs.max()),
+        float(lrs[-1]),
+        float(expected_excess(lrs)),
+        float(ends.mean()),
+        float(ends.std() / len(ends) ** 0.5),
+    )
+
+
+def report(rows: list[Row], outer: gd.Trajectory, orders: int) -> None:
+    print(f"{'schedule':22}  lr: first  largest    last  expected   {orders:5} fresh orders  differ by")
+    for row in rows:
+        lrs = f"{row.first_lr:10.4f} {row.largest_lr:8.4f} {row.last_lr:7.4f}"
+        measured = f"{row.measured:.5f} ± {row.standard_error:.5f}"
+        print(f"{row.schedule:22} {lrs} {row.expected:9.5f} {measured:>20} {row.z:+5.1f} s.e.")
+    print("excess loss = loss / minimum − 1 after the last step, mean over the orders, which all schedules")
+    print("share: they err together")
+    constant, _, learned, optimum = (row.expected for row in rows)
+    print(f"Learning took {(constant - learned) / (constant - optimum):.1%} of what there was to gain.")
+    tenth = -(-len(outer.loss) // 10)
+    first, last = outer.loss[:tenth].mean(), outer.loss[-tenth:].mean()
+    print(f"On its own orders, each seen once: {first:.5f} in the first tenth, {last:.5f} in the last.\n")
+
+
+# The ways to the derivative.
+
+
+class LiveBytes(TorchDispatchMode):
+    """Count the bytes of tensors that were made, and are alive, while it is on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = tree_map(_filled, (args, kwargs or {}))
+        self.note((args, kwargs), made=False)
+        result = func(*args, **kwargs)
+        self.note(result, made=True)
+        self.peak = max(self.peak, sum(self.sizes.values()))
+        return result
+
+    def note(self, tree: Any, made: bool) -> None:
+        for storage in [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]:
+            if storage._cdata not in self.sizes:
+                self.sizes[storage._cdata] = made * storage.nbytes()
+                weakref.finalize(storage, self.sizes.pop, storage._cdata)
+
+
+def _filled(leaf: Any) -> Any:
+    """Give forward mode's symbolic zeros a storage: below a dispatch mode torch 2.13 crashes without."""
+    symbolic = isinstance(leaf, Tensor) and leaf._is_zerotensor()
+    return torch.zeros(leaf.shape, dtype=leaf.dtype) if symbolic else leaf
+
+
+def count_memory(lengths: tuple[int, ...]) -> dict[str, list[int]]:
+    """The peak of every mode, in bytes, for runs of these many steps."""
+    peaks: dict[str, list[int]] = {}
+    for name, options in {**MODES, ONE_RATE: {"mode": "forward"}}.items():
+        for steps in lengths:
+            shape = () if name == ONE_RATE else (steps,)
+            lrs = torch.full(shape, 0.03, dtype=torch.float64)
+            index = plan(gd.random.key(2), steps)
+            with LiveBytes() as memory:
+                gd.hypergrad(final_excess, **options)(lrs, index)
+            peaks.setdefault(name, []).append(memory.peak)
+    return peaks
+
+
+def check_gradients(start: Tensor) -> dict[str, float]:
+    """The largest difference of every mode to central differences, over the largest derivative."""
+    keys, log_lrs, h = gd.random.split(gd.random.key(3), 4), start.log(), 1e-5
+    shifts = h * torch.eye(len(start), dtype=start.dtype)
+    above, below = (
+        gd.sweep(lambda log_lrs: schedule_loss(log_lrs, keys), gd.grid(log_lrs=log_lrs + sign * shifts))
+        for sign in (1, -1)
+    )
+    differences = (above.outputs - below.outputs) / (2 * h)
+    exact = {name: gd.hypergrad(schedule_loss, **options)(log_lrs, keys) for name, options in MODES.items()}
+    largest = differences.abs().max()
+    return {name: float((found.grads - differences).abs().max() / largest) for name, found in exact.items()}
+
+
+def report_modes(errors: dict[str, float], peaks: dict[str, list[int]], lengths: tuple[int, ...]) -> None:
+    print("                      differs from finite      peak bytes alive, in runs of so many steps")
+    print(
+        "mode                  differences by  " + "".join(f"{steps:>12}" for steps in lengths) + "  growth"
+    )
+    for name, counted in peaks.items():
+        error = f"{errors[name]:.1e}" if name in errors else ""
+        cells = "".join(f"{peak:12,}" for peak in counted)
+        print(f"{name:21} {error:>15} {cells}  × {counted[-1] / counted[0]:.2f}")
+    print(
+        f"differs by = largest difference / largest derivative; growth = from {lengths[0]} steps to ",
+        end="",
+    )
+    print(
+        f"{lengths[-1]}, × {lengths[-1] / lengths[0]:g};\nforward mode holds the T directions, [T, T], too"
+    )
+
+
+# The picture.
+
+
+def draw(
+    schedules: dict[str, Tensor],
+    walks: dict[str, Tensor],
+    outer: gd.Trajectory,
+    rows: list[Row],
+    peaks: dict[str, list[int]],
+    lengths: tuple[int, ...],
+    path: Path,
+) -> None:
+    figure = Figure(figsize=(13, 10), layout="constrained")
+    (top_left, top_right), (low_left, low_right) = figure.subplots(2, 2)
+    gd.plot.plot_curves(
+        list(schedules.values()), ax=top_left, labels=list(schedules), ylabel="learning rate"
+    )
+    top_left.set_title("The schedules")
+    shown = [rows[0].schedule, rows[2].schedule]
+    gd.plot.plot_curves(
+        [walks[name] for name in shown],
+        ax=top_right,
+        labels=shown,
+        ylabel="excess loss, loss / minimum − 1",
+    )
+    top_right.set_title(f"Runs on {len(walks[shown[0]])} fresh orders of the data")
+    gd.plot.plot_curves(
+        [outer.loss, outer.exact],
+        ax=low_left,
+        labels=[f"on {OUTER_BATCH} orders, new in every step", "expected, exactly"],
+        xlabel="step of the outer descent",
+        ylabel="excess loss of the schedule",
+        log_y=False,
+    )
+    place: dict[str, Any] = {"xycoords": low_left.get_yaxis_transform(), "ha": "right", "fontsize": "small"}
+    for row, style, side in ((rows[0], "-.", "bottom"), (rows[-1], ":", "top")):
+        low_left.axhline(row.expected, color="black", linewidth=1, linestyle=style)
+        low_left.annotate(row.schedule, (1, row.expected), va=side, **place)
+    low_left.set_title("Learning the schedule")
+    gd.plot.plot_curves(
+        [torch.tensor(peak) / 1024 for peak in peaks.values()],
+        x=torch.tensor(lengths),
+        ax=low_right,
+        labels=list(peaks),
+        xlabel="steps of the run",
+        ylabel="peak memory, KiB",
+        log_x=True,
+    )
+    low_right.set_title("What the derivative of the last loss keeps alive")
+    ticks = (10, 20, 50, 100, 200)
+    low_right.set(ylim=(10, 300))
+    low_right.set_yticks(ticks, [str(tick) for tick in ticks])
+    low_right.set_yticks((), minor=True)
+    low_right.set_xticks(lengths, [str(steps) for steps in lengths])
+    low_right.set_xticks((), minor=True)
+    figure.savefig(path, dpi=100)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/learn_the_schedule"), help="folder for the results"
+    )
+    parser.add_argument("--fast", action="store_true", help="shorter runs, fewer outer steps and orders")
+    args = parser.parse_args(argv)
+    steps, outer_steps, orders, lengths = (12, 4, 64, (8, 32)) if args.fast else (T, 100, 2000, LENGTHS)
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)  # on tensors this small, threads would only wait for one another
+
+    constant = best_constant(steps)
+    learned, outer = learn(constant, outer_steps)
+    schedules = {
+        "best constant": constant,
+        "best lr/(1 + decay·t)": best_of(
+            falling(steps), torch.tensor([0.1, 0.05], dtype=torch.float64).log()
+        ),
+        f"learned, {outer_steps} steps": learned,
+        "best of all": best_of(torch.exp, constant.log()),
+    }
+    walks = {name: walk(lrs, orders) for name, lrs in schedules.items()}
+    rows = [sum_up(name, schedules[name], walks[name]) for name in schedules]
+    print(f"{steps} steps on batches of {BATCH}:\n")
+    report(rows, outer, orders)
+    errors, peaks = check_gradients(constant), count_memory(lengths)
+    report_modes(errors, peaks, lengths)
+
+    with (args.out / "schedules.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["step", *schedules])
+        table.writerows(
+            [t, *lrs] for t, lrs in enumerate(torch.stack(list(schedules.values()), 1).tolist())
+        )
+    draw(schedules, walks, outer, rows, peaks, lengths, args.out / "learn_the_schedule.png")
+    print(f"\nWritten: schedules.csv and learn_the_schedule.png in {args.out}")
+    return 0 if max(errors.values()) < AGREES else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,250 @@
+"""Which learning rate suits which batch size: U-curves, and how far the linear-scaling rule holds.
+
+The S&P 500's monthly return is regressed on those of five of its shares. One sweep trains with every batch
+size from 1 to 389, every learning rate and many orders of the data, always for the same number of epochs,
+so that all runs see equally many samples. The U-curves show the loss that is left over the learning rate:
+too small a rate does not arrive, too large a one wanders about the optimum or diverges.
+
+The linear-scaling rule says that the best learning rate grows in proportion to the batch size. On a
+quadratic it is a theorem for small learning rates: a run of B times fewer steps at B times the rate goes
+equally far, and the noise it ends with, proportional to lr/B, is the same. It must end where lr comes near
+2/L, which no batch size changes. The map shows where. A best learning rate is not a point, so the
+rates that leave at most twice the least loss are drawn with it.
+
+Sources: A. Krizhevsky, "One weird trick for parallelizing convolutional neural networks", 2014 (both rules,
+√B and B); P. Goyal et al., "Accurate, large minibatch SGD: training ImageNet in 1 hour", 2017; S. Ma,
+R. Bassily, M. Belkin, "The power of interpolation: understanding the effectiveness of SGD in modern
+over-parametrized learning", 2018 (saturation); C. Shallue et al., "Measuring the effects of data
+parallelism on neural network training", 2019. The data are matplotlib's `Stocks.csv`.
+
+    python demos/learning_rate_map.py [--out DIR] [--fast]
+"""
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+import gdfunc as gd
+
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 194, 389)  # 389 months are all there are
+DRAWN = (1, 4, 16, 64, 389)  # the batch sizes whose U-curves are drawn
+LRS = (5e-4, 2.0)
+SMALL = 8  # batch sizes up to this one are to obey the rule
+GOOD = 2.0  # a good lr leaves at most so many times the least loss
+EXCESS_LIMITS = (1e-3, 10.0)  # of the U-curves
+
+
+class Outcome(NamedTuple):
+    """What is left of a run."""
+
+    excess: Tensor  # loss / minimum − 1 over all of the data, after the last step
+    diverged: Tensor  # whether that is above the start, or not finite
+
+
+def train_all(
+    problem: gd.problems.Problem, batch_sizes: tuple[int, ...], rates: int, orders: int, epochs: int
+) -> gd.SweepResult:
+    """Train with every batch size and learning rate on several orders of the data."""
+    n, step = len(problem.data[1]), gd.make_step(problem.loss_fn)
+
+    def excess(params: Any) -> Tensor:
+        return problem.loss_fn(params, problem.data) / problem.minimum - 1
+
+    def run(batch_size: int, lr: Tensor, key: Tensor) -> Outcome:
+        index = gd.epoch_batches(key, n, batch_size, epochs, remainder="carry")
+        final, _ = gd.train(step, problem.params, problem.data, index, lr, record=())
+        return Outcome(excess(final), ~(excess(final) <= excess(problem.params)))
+
+    low, high = (math.log10(lr) for lr in LRS)
+    grid = gd.grid(
+        batch_size=batch_sizes,
+        lr=torch.logspace(low, high, rates, dtype=torch.float64),
+        key=gd.random.split(gd.random.key(0), orders),
+    )
+    return gd.sweep(run, grid)
+
+
+class Best(NamedTuple):
+    """The best learning rate of a batch size, and those that are good; losses are medians over orders."""
+
+    batch_size: int
+    steps: int
+    lr: float
+    low: float
+    high: float
+    excess: float
+    stable_to: float  # the largest lr with which no run diverged
+    diverged: int
+    runs: int
+
+
+def median(excess: Tensor, diverged: Tensor) -> Tensor:
+    """Take the median over the last axis; a run that diverged is worse than any other."""
+    return torch.where(diverged, torch.inf, excess).median(dim=-1).values
+
+
+def sum_up(result: gd.SweepResult, n: int, epochs: int) -> list[Best]:
+    lrs, rows = result.axes["lr"], []
+    for batch_size in result.axes["batch_size"]:
+        part = result.select(batch_size=batch_size)
+        runs = part.reshape()  # [lrs, orders]
+        left = median(*runs)
+        best = int(left.argmin())
+        good = lrs[left <= GOOD * left[best]]
+        stable = lrs[~runs.diverged.any(dim=1)]
+        rows.append(
+            Best(
+                batch_size,
+                epochs * n // batch_size,
+                float(lrs[best]),
+                float(good.min()),
+                float(good.max()),
+                float(left[best]),
+                float(stable.max()),
+                int(part.diverged.sum()),
+                len(part.diverged),
+            )
+        )
+    return rows
+
+
+def rule(rows: list[Best]) -> float:
+    """The c of lr = c·B, from the batch sizes that are to obey it: their geometric mean."""
+    return math.exp(sum(math.log(row.lr / row.batch_size) for row in small(rows)) / len(small(rows)))
+
+
+def small(rows: list[Best]) -> list[Best]:
+    return [row for row in rows if row.batch_size <= SMALL]
+
+
+def exponent(rows: list[Best]) -> float:
+    """The a of lr ∝ Bᵃ, fitted to the same batch sizes: 1 is the linear rule, ½ that of the root."""
+    logs = torch.tensor([(math.log(row.batch_size), math.log(row.lr)) for row in small(rows)])
+    x, y = (logs - logs.mean(dim=0)).T
+    return float(x @ y / (x @ x))
+
+
+def report(rows: list[Best], L: float) -> None:
+    c = rule(rows)
+    print(f"\n{76 * ' '}all orders")
+    print(
+        "batch   steps  best lr  lr / batch  good from       to  of rule  excess loss  stable to  diverged"
+    )
+    for row in rows:
+        print(
+            f"{row.batch_size:5} {row.steps:7} {row.lr:8.4f} {row.lr / row.batch_size:11.5f}"
+            f" {row.low:10.4f} {row.high:8.4f} {row.lr / (c * row.batch_size):8.2f} {row.excess:12.2e}"
+            f" {row.stable_to:10.4f} {row.diverged:4} of {row.runs}"
+        )
+    print(
+        f"excess loss = loss / minimum − 1, median over the orders; good: at most {GOOD:g} times the best\n"
+        f"diverged = ended above the start, or not finite; rule: lr = {c:.5f} × batch\n"
+    )
+    obeying = [row.batch_size for row in rows if row.low <= c * row.batch_size <= row.high]
+    print(f"Up to batches of {SMALL} the best lr grows as batch^{exponent(rows):.2f}.")
+    print(f"The rule's lr is good for batches of {', '.join(map(str, obeying))}.")
+    print(
+        f"It reaches 2/L = {2 / L:.3f} at batches of {2 / L / c:.0f}, and promises nothing from there on."
+    )
+
+
+# The picture.
+
+
+def draw(result: gd.SweepResult, rows: list[Best], problem: gd.problems.Problem, path: Path) -> None:
+    figure = Figure(figsize=(14, 7), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))
+    draw_curves(left, result, rows, 2 / problem.L)
+    draw_rule(right.subplots(), result, rows, 2 / problem.L)
+    figure.savefig(path, dpi=100)
+
+
+def draw_curves(figure: Any, result: gd.SweepResult, rows: list[Best], limit: float) -> None:
+    """Draw the U-curves, and below them how many of the runs diverged."""
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    drawn = [row for row in rows if row.batch_size in DRAWN]
+    runs = [result.select(batch_size=row.batch_size).reshape() for row in drawn]
+    style: dict[str, Any] = {"x": result.axes["lr"], "labels": [f"batch {row.batch_size}" for row in drawn]}
+    top.set(ylim=EXCESS_LIMITS)
+    worst = 10 * EXCESS_LIMITS[1]  # out of view, without a cross for every order
+    curves = [torch.where(run.diverged, worst, run.excess).mT for run in runs]
+    gd.plot.plot_curves(curves, ax=top, ylabel="excess loss, loss / minimum − 1", log_x=True, **style)
+    shares = [run.diverged.double().mean(dim=1) for run in runs]
+    gd.plot.plot_curves(
+        shares, ax=bottom, xlabel="learning rate", ylabel="diverged", log_x=True, log_y=False, **style
+    )
+    top.get_legend().remove()
+    top.set(xlabel="", title="What is left of the loss: median and 10–90 % of the orders")
+    for row, line in zip(drawn, list(top.lines), strict=False):
+        top.plot(row.lr, row.excess, "*", color=line.get_color(), markeredgecolor="black", markersize=13)
+    for ax in (top, bottom):
+        ax.axvline(limit, color="0.4", linewidth=1)
+    top.annotate("2/L ", (limit, EXCESS_LIMITS[0]), ha="right", va="bottom", color="0.4")
+    bottom.set_yticks((0, 0.5, 1), ("0", "50 %", "100 %"))
+
+
+def draw_rule(ax: Any, result: gd.SweepResult, rows: list[Best], limit: float) -> None:
+    """Draw the best learning rates beside the rule, on the map of all medians."""
+    gd.plot.plot_grid(
+        result,
+        "batch_size",
+        "lr",
+        values=result.outputs.excess,
+        ax=ax,
+        label="excess loss, median of the orders",
+        limits=(5e-3, 1.0),
+        cmap="viridis_r",
+        log_x=True,
+        log_y=True,
+        log_color=True,
+    )
+    batches = torch.tensor([row.batch_size for row in rows])
+    lr = torch.tensor([row.lr for row in rows])
+    reach = [[row.lr - row.low for row in rows], [row.high - row.lr for row in rows]]
+    c = rule(rows)
+    ax.plot(batches, c * batches, color="#D55E00", linewidth=2, label="linear scaling: lr ∝ batch")
+    ax.plot(batches, lr[0] * batches.sqrt(), "--", color="#D55E00", label="√ scaling, from the first")
+    ax.axhline(limit, color="0.3", linewidth=1, label="2/L")
+    points: dict[str, Any] = {"fmt": "o", "color": "black", "markeredgecolor": "white", "capsize": 3}
+    ax.errorbar(batches, lr, reach, **points, label=f"best lr, and those within × {GOOD:g} of its loss")
+    legend = ax.get_legend()
+    handles, labels = ax.get_legend_handles_labels()
+    handles += legend.legend_handles if legend else []
+    labels += [text.get_text() for text in legend.get_texts()] if legend else []
+    ax.legend(
+        handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False, fontsize="small"
+    )
+    ax.set(ylim=LRS, xlabel="batch size", ylabel="learning rate", title="The best learning rate")
+    ax.set_xticks(batches.tolist(), [str(size) for size in batches.tolist()])
+    ax.set_xticks((), minor=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/learning_rate_map"), help="folder for the results"
+    )
+    parser.add_argument("--fast", action="store_true", help="fewer batch sizes, rates, orders and epochs")
+    args = parser.parse_args(argv)
+    sizes, rates, orders, epochs = ((4, 8, 64), 12, 5, 1) if args.fast else (BATCH_SIZES, 47, 49, 2)
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)  # on tensors this small, threads would only wait for one another
+
+    problem = gd.problems.stock_regression()
+    result = train_all(problem, sizes, rates, orders, epochs)
+    print(f"{result}\n{epochs} epochs each")
+    result.save(args.out / "runs.csv")
+    rows = sum_up(result, len(problem.data[1]), epochs)
+    report(rows, problem.L)
+    draw(result, rows, problem, args.out / "learning_rate_map.png")
+    print(f"Written: runs.csv and learning_rate_map.png in {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
