@@ -60,7 +60,6 @@ def apply_updates(params: Tree, updates: Tree, lr: float | Tensor) -> Tree:
                 f"updates{path} has shape {tuple(u.shape)} but params{path} has {tuple(p.shape)}"
             )
         u = u if u.dtype == p.dtype else u.to(p.dtype)
-        # With value=-1 forward mode crashes in torch while a TorchDispatchMode is on.
         moved.append(torch.addcmul(p, u, rate(p.dtype, p.device)))
     return _tree.unflatten(structure, moved)
 

@@ -493,6 +493,16 @@ def width(lr, n=4):
     return (a + 1).sum()
 
 
+def test_auto_counts_through_forward_mode():
+    """Whose symbolic zeros crash torch when a TorchDispatchMode hands them on."""
+
+    def run(lr):
+        f = partial(torch.addcmul, torch.ones(3), torch.ones(3), value=-1)
+        return jvp(f, (lr,), (torch.ones_like(lr),))[1].sum()
+
+    assert gd.sweep(run, gd.grid(lr=[0.1, 0.2]), chunk_size="auto").outputs.tolist() == [-3, -3]
+
+
 def test_auto_keeps_to_the_limit(monkeypatch):
     sizes = []
 

@@ -25,7 +25,7 @@ class Memory(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        args, kwargs = _tree.map(_material, (args, kwargs or {}))
         self.meet((args, kwargs), made=False)
         result = func(*args, **kwargs)
         self.meet(result, made=True)
@@ -43,3 +43,8 @@ class Memory(TorchDispatchMode):
 
     def forget(self, storage: int) -> None:
         self.now -= self.sizes.pop(storage)
+
+
+def _material(leaf: Any) -> Any:
+    """Forward mode's symbolic zeros have no storage, and crash torch when a mode hands them on."""
+    return torch.zeros_like(leaf) if isinstance(leaf, Tensor) and leaf._is_zerotensor() else leaf

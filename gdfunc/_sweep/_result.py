@@ -20,8 +20,8 @@ class SweepResult:
     Attributes:
         outputs: what `run` returns, each leaf with a leading [N]: row i is of the point `grid[i]`.
         grid: the grid, with its `shape` and `axes`.
-        diverged: bool [N]: whether a leaf of the member is not finite, or a `Trajectory` in it says
-            `diverged`. Padding does not count.
+        diverged: bool [N]: whether a leaf of the member is not finite, or a bool leaf named `diverged` says
+            so, such as that of a `Trajectory`. Padding does not count.
         lengths: int64 [N] for each leaf that has an axis of its own, by its dotted path: how many entries
             along the first of them are a member's own; padding follows.
 
