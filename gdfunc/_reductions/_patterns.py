@@ -75,7 +75,7 @@ _VIEWS = {
 
 
 def _name(node: fx.Node) -> str:
-    return getattr(node.target, "__name__", str(node.target)).removesuffix(".default")
+    return getattr(node.target, "__name__", str(node.target)).partition(".")[0]
 
 
 def _use(node: fx.Node, operand: fx.Node, leaf: fx.Node) -> Use | None:

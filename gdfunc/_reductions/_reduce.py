@@ -141,8 +141,8 @@ def explain_per_sample(loss_fn: LossFn) -> Callable[[Tree, Tree], dict[str, str]
         >>> ways = gd.explain_per_sample(loss_fn)({"w": torch.ones(8, 8), "b": torch.ones(8)}, torch.ones(3, 8))
         >>> for path, way in ways.items():
         ...     print(path, way)
-        params['w'] factors: aten.mm
-        params['b'] direct: enters through aten.add
+        params['w'] factors: mm
+        params['b'] direct: enters through add
     """
 
     def explained(params: Tree, batch: Tree) -> dict[str, str]:
