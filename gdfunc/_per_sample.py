@@ -111,7 +111,10 @@ class Outer:
         left, right = _wide(self.left), _wide(self.right)
         if weights is not None:
             weights = weights.to(left.dtype)[:, None, None, None]
-            left, right = (left * weights, right) if left.numel() < right.numel() else (left, right * weights)
+            if left.numel() < right.numel():
+                left = left * weights
+            else:
+                right = right * weights
         return self.layout.to_leaf(_by_group(left).mT @ _by_group(right))
 
     def sum_of_squares(self, mean: Tensor | None) -> Tensor:
@@ -119,7 +122,8 @@ class Outer:
             # Squares of sums: there is no way round the entries, but a few samples at a time will do.
             few = max(1, _MANY // self.layout.leaf.numel())
             parts = zip(self.left.split(few), self.right.split(few), strict=True)
-            return reduce(torch.add, (Dense(Outer(*part, self.layout).dense()).sum_of_squares(mean) for part in parts))
+            dense = (Dense(Outer(*part, self.layout).dense()) for part in parts)
+            return reduce(torch.add, (part.sum_of_squares(mean) for part in dense))
         left, right = _wide(self.left), _wide(self.right)
         squares = self.layout.to_leaf(_by_group(left.square()).mT @ _by_group(right.square()))
         return squares if mean is None else (squares - len(left) * mean.square()).clamp_min(0)
@@ -276,7 +280,9 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _kept(mask: Tensor, x: Tensor) -> Tensor:
-    return torch.where(mask.view(-1, *[1] * (x.ndim - 1)), x, torch.zeros((), dtype=x.dtype, device=x.device))
+    return torch.where(
+        mask.view(-1, *[1] * (x.ndim - 1)), x, torch.zeros((), dtype=x.dtype, device=x.device)
+    )
 
 
 def _norm(x: Tensor) -> Tensor:
@@ -300,7 +306,7 @@ def _norm_of_sum(
 ) -> Tensor:
     """‖Σₜ leftₜ rightₜᵀ‖ from the norms [B, G, T] of the factors and their inner products.
 
-    = √Σₜₛ (leftₜ·leftₛ)(rightₜ·rightₛ), in which much may cancel: so in float64, and of factors of norm one.
+    = √Σₜₛ (leftₜ·leftₛ)(rightₜ·rightₛ), in which much may cancel: so in float64.
     """
     sizes = lefts * rights
     if sizes.shape[2] > 1:
@@ -324,7 +330,7 @@ def _by_group(x: Tensor) -> Tensor:
 
 
 def _products(x: Tensor, y: Tensor) -> Tensor:
-    """Inner products of the vectors in [B, G, T, D] and [B', G, T', D], group by group: [G, B, T, B', T']."""
+    """Inner products of vectors in [B, G, T, D] with those in [B', G, T', D]: [G, B, T, B', T']."""
     x, y = _wide(x), _wide(y)
     sizes = x.shape[0], x.shape[2], y.shape[0], y.shape[2]
     return (_by_group(x) @ _by_group(y).mT).view(x.shape[1], *sizes)

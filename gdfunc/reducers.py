@@ -110,7 +110,7 @@ def clipped_sum(max_norm: float | Tensor, *, nonfinite: str = "propagate") -> Re
 
     Args:
         max_norm: C > 0.
-        nonfinite: what a sample with a NaN or an infinity in its gradient, or a norm beyond its dtype, adds:
+        nonfinite: what a sample adds whose gradient has a NaN, an infinity, or a norm beyond its dtype:
             `"propagate"` lets it be seen; `"zero"`: nothing.
 
     Returns:

@@ -46,9 +46,8 @@ def find_uses(leaf: fx.Node) -> list[Use] | str:
         uses.append(use)
     if not uses:
         return "nothing"
-    first = uses[0]
-    alike = all((use.rows, use.shape, use.layout) == (first.rows, first.shape, first.layout) for use in uses)
-    return uses if alike else "uses of several kinds"
+    kinds = {(use.rows, use.shape, use.layout) for use in uses}
+    return uses if len(kinds) == 1 else "uses of several kinds"
 
 
 def _met(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
@@ -97,32 +96,32 @@ def _layout(operand: Tensor, leaf: Tensor) -> Layout | None:
     return Layout(leaf.shape, tuple(operand.shape), tuple(order))
 
 
+def _arguments(node: fx.Node) -> tuple[Any, ...]:
+    return node.args
+
+
 def _product(node: fx.Node, operand: fx.Node, layout: Layout) -> Use | None:
     """mm, bmm and mv, with a matrix added or not: y = c + x·W, or y = c + W·x."""
     if node.kwargs:  # c and x·W are scaled
         return None
-    *added, first, second = node.args
+    *added, first, second = _arguments(node)
     if operand in added:
         return None
     other = second if operand is first else first
-    if operand is second:
-        terms: Terms = lambda x, e: (x, e)  # noqa: E731
-    elif other.meta["val"].ndim == 1:
-        terms = lambda x, e: (e[None], x[None])  # noqa: E731
-    else:
-        terms = lambda x, e: (e.mT, x.mT)  # noqa: E731
     if operand.meta["val"].ndim < 2:
         return None
     groups, rows, columns = (1, *operand.meta["val"].shape)[-3:]
     positions = math.prod(other.meta["val"].shape) // groups // (rows if operand is second else columns)
     swap = layout.order[-1] != len(layout.order) - 1
 
-    def grouped(x: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
-        left, right = (term if term.ndim == 3 else term[None] for term in terms(x, e))
+    def terms(x: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+        if operand is first:
+            x, e = (e[None], x[None]) if x.ndim == 1 else (e.mT, x.mT)
+        left, right = (term if term.ndim == 3 else term[None] for term in (x, e))
         return (right, left) if swap else (left, right)
 
     shape = (groups, columns, rows) if swap else (groups, rows, columns)
-    return Use(node, other, grouped, positions, shape, _transposed(layout) if swap else layout)
+    return Use(node, other, terms, positions, shape, _transposed(layout) if swap else layout)
 
 
 def _transposed(layout: Layout) -> Layout:
@@ -134,7 +133,7 @@ def _transposed(layout: Layout) -> Layout:
 
 
 def _convolution(node: fx.Node, operand: fx.Node, layout: Layout) -> Use | None:
-    x, weight, _, stride, padding, dilation, transposed, _, groups = node.args
+    x, weight, _, stride, padding, dilation, transposed, _, groups = _arguments(node)
     if operand is not weight:
         return None
     kernel = tuple(operand.meta["val"].shape[2:])
@@ -166,20 +165,22 @@ def _windows(
 
 
 def _embedding(node: fx.Node, operand: fx.Node, layout: Layout) -> Use | None:
-    _, index, padding, by_frequency, *_ = *node.args, *(-1, False)[len(node.args) - 2 :]
+    _, index, *options = _arguments(node)
+    defaults: tuple[Any, ...] = (-1, False)
+    padding, by_frequency, *_ = (*options, *defaults[len(options) :])
     if by_frequency:
         return None
     return _rows(node, operand, layout, index, lambda flat, e: e * (flat != padding)[:, None])
 
 
 def _indexed(node: fx.Node, operand: fx.Node, layout: Layout) -> Use | None:
-    if len(node.args[1]) != 1 or node.args[1][0].meta["val"].dtype == torch.bool:
-        return None
-    return _rows(node, operand, layout, node.args[1][0], lambda flat, e: e)
+    _, indices, *_ = _arguments(node)
+    return _rows(node, operand, layout, indices[0], lambda flat, e: e) if len(indices) == 1 else None
 
 
 def _selected(node: fx.Node, operand: fx.Node, layout: Layout) -> Use | None:
-    return _rows(node, operand, layout, node.args[2], lambda flat, e: e) if node.args[1] == 0 else None
+    _, axis, index = _arguments(node)
+    return _rows(node, operand, layout, index, lambda flat, e: e) if axis == 0 else None
 
 
 def _rows(

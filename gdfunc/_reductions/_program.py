@@ -1,8 +1,8 @@
 """What runs for every sample: the loss's graph with a tap behind each weight that is never expanded.
 
 A tap is a zero added to an operation's result: the derivative with respect to it is the error that
-back-propagation has there. Each sample is a vmapped program of its own, so that nothing is taken for granted
-of what the loss does with it.
+back-propagation has there. Each sample is a vmapped program of its own, so that nothing is taken for
+granted of what the loss does with it.
 """
 
 from collections.abc import Callable, Sequence
@@ -64,7 +64,7 @@ def direct(loss_fn: LossFn, params: Tree, batch: Tree, why: str) -> Program:
 
 
 def tapped(loss_fn: LossFn, params: Tree, batch: Tree) -> Program:
-    """Find the weights that need no gradient of their own; differentiate a sample's loss as it is if none."""
+    """Find the weights that need no gradient of their own; if there are none, go the direct way."""
     f = "one sample", loss_fn  # not to be taken for the same function as a scan's body
     read = fingerprint(f)
     if read.key is None:
@@ -120,7 +120,8 @@ def _tap(traced: fx.GraphModule, consts: int, leaves: int) -> tuple[fx.GraphModu
             tap = graph.placeholder(f"tap_{number}")
         with graph.inserting_after(use.output):
             added = graph.call_function(torch.ops.aten.add.Tensor, (use.output, tap))
-        use.output.replace_all_uses_with(added, lambda user, added=added: user is not added)
+        use.output.replace_all_uses_with(added)
+        added.args = (use.output, tap)
     output.args = ((loss, [use.activation for use in uses]),)
     return fx.GraphModule(traced, graph), ways
 

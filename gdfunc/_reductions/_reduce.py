@@ -64,7 +64,8 @@ def reduce_per_sample(
         >>> def loss_fn(params, batch):
         ...     x, y = batch
         ...     return ((x * params["w"] - y) ** 2).mean()
-        >>> reduced = gd.reduce_per_sample(loss_fn, {"mean": gd.reducers.mean(), "norms": gd.reducers.norms()})
+        >>> reducers = {"mean": gd.reducers.mean(), "norms": gd.reducers.norms()}
+        >>> reduced = gd.reduce_per_sample(loss_fn, reducers)
         >>> batch = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0])
         >>> reduced({"w": torch.tensor(1.0)}, batch)
         ({'mean': {'w': tensor(-10.)}, 'norms': tensor([ 4., 16.])}, tensor([ 4., 16.]))
@@ -109,7 +110,8 @@ def reduce_per_sample(
                 return PerSample(losses, start, grads, like_params, earlier)
 
             states = [fold.init(params) for fold in folds]
-            losses, earlier = [], []
+            losses: list[Tensor] = []
+            earlier: list[Callable[[], PerSample]] = []
             for start in range(0, size, chunk):
                 grads = one_chunk(start, tuple(earlier))
                 states = [fold.add(state, grads) for fold, state in zip(folds, states, strict=True)]
@@ -138,8 +140,8 @@ def explain_per_sample(loss_fn: LossFn) -> Callable[[Tree, Tree], dict[str, str]
 
     Example:
         >>> loss_fn = lambda p, x: ((x @ p["w"] + p["b"]) ** 2).mean()
-        >>> ways = gd.explain_per_sample(loss_fn)({"w": torch.ones(8, 8), "b": torch.ones(8)}, torch.ones(3, 8))
-        >>> for path, way in ways.items():
+        >>> params = {"w": torch.ones(8, 8), "b": torch.ones(8)}
+        >>> for path, way in gd.explain_per_sample(loss_fn)(params, torch.ones(3, 8)).items():
         ...     print(path, way)
         params['w'] factors: mm
         params['b'] direct: enters through add
