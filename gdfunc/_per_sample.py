@@ -288,8 +288,8 @@ def _kept(mask: Tensor, x: Tensor) -> Tensor:
 def _norm(x: Tensor) -> Tensor:
     """Norms over the last axis; as in `_tree.norm`, squares neither overflow nor vanish."""
     x = _wide(x)
-    if not x.shape[-1]:
-        return x.sum(-1)
+    if x.shape[-1] == 1:
+        return x.squeeze(-1).abs()
     ends = x.detach()
     scale = _scale(torch.maximum(ends.amax(-1), -ends.amin(-1)))  # ten times as fast as the maximum norm
     return scale * torch.linalg.vector_norm(x / scale[..., None], dim=-1)
