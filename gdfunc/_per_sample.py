@@ -126,7 +126,7 @@ class Outer:
             return reduce(torch.add, (part.sum_of_squares(mean) for part in dense))
         left, right = _wide(self.left), _wide(self.right)
         squares = self.layout.to_leaf(_by_group(left.square()).mT @ _by_group(right.square()))
-        return squares if mean is None else (squares - len(left) * mean.square()).clamp_min(0)
+        return squares if mean is None else _around(squares, mean, len(left))
 
     def dots(self, direction: Tensor) -> Tensor:
         left = _wide(self.left)
@@ -176,7 +176,7 @@ class Rows:
         first = ~same.tril(-1).any(2)
         added = (same.to(right.dtype) @ right) * first[:, :, None]
         squares = replace(self, right=added.square()).weighted_sum(None)
-        return squares if mean is None else (squares - len(right) * mean.square()).clamp_min(0)
+        return squares if mean is None else _around(squares, mean, len(right))
 
     def dots(self, direction: Tensor) -> Tensor:
         right = _wide(self.right)
@@ -269,6 +269,11 @@ class PerSample:
 
     def _tree(self, leaves: Sequence[Tensor]) -> Tree:
         return _tree.unflatten(self.structure, list(leaves))
+
+
+def _around(squares: Tensor, mean: Tensor, count: int) -> Tensor:
+    """Σ (xᵢ − mean)² from Σ xᵢ², up to the rounding of that."""
+    return torch.addcmul(squares, mean, mean, value=-count).clamp_min(0)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from math import nan
 from typing import Any
 
 import torch
@@ -187,31 +189,19 @@ def variance(*, correction: int = 1) -> Reducer:
     """
     check_int("correction", correction, 0)
 
-    def init(params: Tree) -> tuple[int, Tree, Tree, Tree]:
-        zeros = _Sum(params).total
-        return 0, zeros, zeros, params
-
-    def add(acc: tuple[int, Tree, Tree, Tree], grads: PerSample) -> tuple[int, Tree, Tree, Tree]:
-        count, average, squares, params = acc
+    def add(acc: _Spread, grads: PerSample) -> _Spread:
         more = len(grads.losses)
-        own = _tree.map(lambda total: total / more, grads.weighted_sum())
-        share = more / (count + more)
-        shift = _tree.map(lambda new, old: new - old, own, average)
-        squares = _tree.map(
-            lambda old, new, d: old + new + count * share * d.square(),
-            squares,
-            grads.sum_of_squares(own),
-            shift,
+        mean = _tree.map(lambda total: total / more, grads.weighted_sum())
+        own = _Spread(acc.params, more, mean, grads.sum_of_squares(mean))
+        return acc.merged(own) if acc.count else own
+
+    def finish(acc: _Spread) -> Tree:
+        freedom = max(acc.count - correction, 0)
+        return _tree.map(
+            lambda s, p: (s / freedom if freedom else s * nan).to(p.dtype), acc.squares, acc.params
         )
-        average = _tree.map(lambda old, d: old + share * d, average, shift)
-        return count + more, average, squares, params
 
-    def finish(acc: tuple[int, Tree, Tree, Tree]) -> Tree:
-        count, _, squares, params = acc
-        freedom = max(count - correction, 0)
-        return _tree.map(lambda s, p: s.div(torch.full_like(s, freedom)).to(p.dtype), squares, params)
-
-    return Reducer(init, add, finish, entries=False)
+    return Reducer(_Spread, add, finish, entries=False)
 
 
 def norms() -> Reducer:
@@ -375,6 +365,29 @@ class _Sum:
 
     def rounded(self) -> Tree:
         return _tree.map(lambda total, p: total.to(p.dtype), self.total, self.params)
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """The mean of so many gradients, and the sum of the squares of their distances to it."""
+
+    params: Tree
+    count: int = 0
+    mean: Tree = None
+    squares: Tree = None
+
+    def merged(self, other: "_Spread") -> "_Spread":
+        count = self.count + other.count
+        share = other.count / count
+
+        def spread(mine: Tensor, its: Tensor, own: Tensor, new: Tensor) -> Tensor:
+            shift = new - own
+            return torch.addcmul(mine + its, shift, shift, value=self.count * share)
+
+        squares = _tree.map(spread, self.squares, other.squares, self.mean, other.mean)
+        return _Spread(
+            self.params, count, _tree.map(partial(torch.lerp, weight=share), self.mean, other.mean), squares
+        )
 
 
 def _listed(quantity: Callable[[PerSample], Tree]) -> Reducer:
