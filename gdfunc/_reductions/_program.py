@@ -67,7 +67,7 @@ def tapped(loss_fn: LossFn, params: Tree, batch: Tree) -> Program:
     read = fingerprint(f)
     if read.key is None:
         return direct(loss_fn, params, batch, "the loss's closure cannot be read")
-    key = (read.key, *[(_tree.flatten(tree)[1], _kinds(tree)) for tree in (params, batch)])
+    key = (read.key, *_kinds(params), *_kinds(_tree.map(lambda leaf: leaf[0], batch)))
     if key in _refused:
         return direct(loss_fn, params, batch, _refused[key])
 
@@ -96,7 +96,8 @@ _REMEMBERED = 512
 
 
 def _kinds(tree: Tree) -> tuple[Any, ...]:
-    return tuple((leaf.shape[1:], leaf.dtype) for leaf in _tree.leaves(tree))
+    leaves, structure = _tree.flatten(tree)
+    return structure, *[(leaf.shape, leaf.dtype) for leaf in leaves]
 
 
 def _tap(traced: fx.GraphModule, consts: int, leaves: int) -> tuple[fx.GraphModule, list[Way]]:
