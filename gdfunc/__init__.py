@@ -9,6 +9,7 @@ from . import modules as modules
 from . import plot as plot
 from . import problems as problems
 from . import random as random
+from . import reducers as reducers
 from ._curvature import Eigenpairs as Eigenpairs
 from ._curvature import TraceEstimate as TraceEstimate
 from ._curvature import ggn_vp as ggn_vp
@@ -36,6 +37,9 @@ from ._methods import make_line_search_step as make_line_search_step
 from ._methods import make_polyak_step as make_polyak_step
 from ._methods import make_sam_step as make_sam_step
 from ._methods import make_schedule_free_step as make_schedule_free_step
+from ._per_sample import PerSample as PerSample
+from ._reductions import explain_per_sample as explain_per_sample
+from ._reductions import reduce_per_sample as reduce_per_sample
 from ._sampling import epoch_batches as epoch_batches
 from ._sampling import full_batch as full_batch
 from ._sampling import sample_batches as sample_batches

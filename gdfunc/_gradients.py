@@ -1,11 +1,14 @@
 """Loss functions into gradient functions: of a batch, and of every sample in it."""
 
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import _tree, random
 from ._errors import check_choice, check_int
@@ -43,18 +46,24 @@ def batch_grad(loss_fn: LossFn) -> GradFn:
         >>> gd.batch_grad(loss_fn)({"w": torch.tensor(1.0)}, batch)
         ({'w': tensor(-10.)}, tensor(10.))
     """
-    grads_and_loss = grad_and_value(_checked(loss_fn))
+    grads_and_loss = grad_and_value(checked(loss_fn))
 
     def gradients(params: Tree, batch: Tree) -> tuple[Tree, Tensor]:
         batch = _tree.as_tensors(batch)
         leaves = check_params(params)
         check_batch(batch, leaves, params)
-        return _apart(grads_and_loss, params, batch, leaves)
+        return apart(grads_and_loss, params, batch, leaves)
 
     return gradients
 
 
-def per_sample_grad(loss_fn: LossFn, *, chunk_size: int | None = None, randomness: str = "error") -> GradFn:
+def per_sample_grad(
+    loss_fn: LossFn,
+    *,
+    chunk_size: int | None = None,
+    randomness: str = "error",
+    memory_limit: int | None = None,
+) -> GradFn:
     """Turn a loss into the function that gives the gradient and the loss of every sample.
 
     gᵢ = ∇θ L(θ, {sample i}),  i = 1 … B
@@ -69,12 +78,15 @@ def per_sample_grad(loss_fn: LossFn, *, chunk_size: int | None = None, randomnes
             intermediate values; the result is [B, ...] all the same.
         randomness: what dropout and other random operations of torch do in the loss: `"error"`,
             `"different"` for every sample, or the `"same"`.
+        memory_limit: how many bytes the gradients may take; None: the device's whole memory.
 
     Returns:
         `(params, batch) -> (grads, loss)`: a tree like params with leaves [B, ...], and [B].
 
     Raises:
         TypeError, ValueError: as in `batch_grad`.
+        MemoryError: the gradients would take more than `memory_limit`; raised before anything is
+            allocated. `reduce_per_sample` needs no [B, ...].
         RuntimeError: a random operation, while `randomness="error"`.
 
     Example:
@@ -88,23 +100,32 @@ def per_sample_grad(loss_fn: LossFn, *, chunk_size: int | None = None, randomnes
     if chunk_size is not None:
         check_int("chunk_size", chunk_size, 1)
     check_choice("randomness", randomness, ("error", "different", "same"))
-    checked = _checked(loss_fn)
-
-    def sample_loss(params: Tree, sample: Tree) -> Tensor:
-        return checked(params, _tree.map(lambda leaf: leaf[None], sample))
+    check_memory_limit(memory_limit)
+    of_sample = checked(sample_loss(loss_fn))
 
     def gradients(params: Tree, batch: Tree) -> tuple[Tree, Tensor]:
         batch = _tree.as_tensors(batch)
         leaves = check_params(params)
-        if check_batch(batch, leaves, params) is None:
-            raise ValueError("batch has no leaves: there are no samples to tell apart")
+        size = check_samples(batch, leaves, params)
+        needed, limit = sample_bytes(leaves), available(memory_limit, leaves[0].device)
+        if size * needed > limit:
+            few = limit // needed
+            remedy = (
+                f"; take at most {few} samples at a time, or reduce_per_sample(..., chunk_size={few})"
+                if few
+                else "; one sample's alone take more"
+            )
+            raise MemoryError(
+                f"gradients of {size} samples would take {size * needed} bytes, over the limit of {limit}"
+                f"{remedy}"
+            )
         every_sample = vmap(
-            grad_and_value(sample_loss),
+            grad_and_value(of_sample),
             in_dims=(None, _tree.map(lambda leaf: 0, batch)),
             chunk_size=chunk_size,
             randomness=randomness,
         )
-        return _apart(every_sample, params, batch, leaves)
+        return apart(every_sample, params, batch, leaves)
 
     return gradients
 
@@ -258,7 +279,36 @@ def check_batch(batch: Tree, param_leaves: list[Tensor], params: Tree, name: str
     return len(slots[filled[0]]) if filled else None
 
 
-def _apart(gradients: GradFn, params: Tree, batch: Tree, param_leaves: list[Tensor]) -> tuple[Tree, Tensor]:
+def check_samples(batch: Tree, param_leaves: list[Tensor], params: Tree) -> int:
+    """Refuse a batch as `check_batch` does, and one without samples; return its size."""
+    size = check_batch(batch, param_leaves, params)
+    if size is None:
+        raise ValueError("batch has no leaves: there are no samples to tell apart")
+    return size
+
+
+def check_memory_limit(limit: Any) -> None:
+    """Refuse a limit that is no number of bytes."""
+    if limit is not None:
+        check_int("memory_limit", limit, 1)
+
+
+def available(limit: int | None, device: torch.device) -> int:
+    """The limit in bytes; by default the whole memory of the device, where that is known."""
+    if limit is not None:
+        return limit
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    known = device.type == "cpu" and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if known else sys.maxsize
+
+
+def sample_bytes(param_leaves: Sequence[Tensor]) -> int:
+    """How large the gradient of one sample is."""
+    return sum(leaf.numel() * leaf.element_size() for leaf in param_leaves)
+
+
+def apart(gradients: GradFn, params: Tree, batch: Tree, param_leaves: list[Tensor]) -> tuple[Tree, Tensor]:
     """Keep inputs and outputs apart: nothing is written into the batch, no memory is shared."""
     samples = _tree.leaves(batch)
     versions = _tree.versions(samples)
@@ -268,10 +318,21 @@ def _apart(gradients: GradFn, params: Tree, batch: Tree, param_leaves: list[Tens
     return _tree.unshare((grads, loss), [*param_leaves, *samples])
 
 
-def _checked(loss_fn: LossFn) -> LossFn:
+def sample_loss(loss_fn: LossFn) -> LossFn:
+    """The loss of one sample without its batch axis, which meets it as a batch of one."""
+
+    def of_sample(params: Tree, sample: Tree) -> Tensor:
+        # The derivative of fused attention has no batching rule: that of matrix products has.
+        with sdpa_kernel(SDPBackend.MATH):
+            return loss_fn(params, _tree.map(lambda leaf: leaf[None], sample))
+
+    return of_sample
+
+
+def checked(loss_fn: LossFn) -> LossFn:
     """Check what a loss returns, and say more where torch says less."""
 
-    def checked(params: Tree, batch: Tree) -> Tensor:
+    def with_checks(params: Tree, batch: Tree) -> Tensor:
         try:
             loss = loss_fn(params, batch)
         except RuntimeError as error:
@@ -279,19 +340,29 @@ def _checked(loss_fn: LossFn) -> LossFn:
                 if word in str(error):
                     error.add_note(f"gdfunc: {note}")
             raise
-        if not isinstance(loss, Tensor):
-            raise TypeError(f"loss must return a real floating-point scalar; got {_kind(loss)}")
-        if loss.shape or not loss.is_floating_point():
-            got = f"shape {tuple(loss.shape)}" if loss.shape else _kind(loss)
-            raise ValueError(f"loss must return a real floating-point scalar; got {got}")
-        if not loss.requires_grad:
-            raise ValueError(
-                "loss does not depend on params: no leaf reaches it "
-                "(detach, .item() and comparisons cut the path)"
-            )
-        return loss
+        return check_dependence(check_loss(loss))
 
-    return checked
+    return with_checks
+
+
+def check_loss(loss: Any) -> Tensor:
+    """Refuse what cannot be differentiated as a loss."""
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"loss must return a real floating-point scalar; got {_kind(loss)}")
+    if loss.shape or not loss.is_floating_point():
+        got = f"shape {tuple(loss.shape)}" if loss.shape else _kind(loss)
+        raise ValueError(f"loss must return a real floating-point scalar; got {got}")
+    return loss
+
+
+def check_dependence(loss: Tensor) -> Tensor:
+    """Refuse a loss under differentiation that no leaf reaches."""
+    if not loss.requires_grad:
+        raise ValueError(
+            "loss does not depend on params: no leaf reaches it "
+            "(detach, .item() and comparisons cut the path)"
+        )
+    return loss
 
 
 _NOTES = {

@@ -10,7 +10,8 @@ import gdfunc
 PACKAGE = Path(gdfunc.__file__).parent
 RANKS = {
     0: {"_tree", "_errors", "_progress", "random"},
-    1: {"_sampling", "_gradients", "_transforms", "_schedules", "_scan", "problems"},
+    1: {"_sampling", "_gradients", "_transforms", "_schedules", "_scan", "problems"}
+    | {"_per_sample", "reducers", "_reductions"},
     2: {"_step", "_stopping", "_through", "_curvature"},
     3: {"_train", "_methods", "_sweep", "_hypergradient", "modules", "stats", "privacy"},
     4: {"checkpoint", "distributed", "plot", "testing"},
@@ -23,6 +24,8 @@ SAME_RANK = {
     ("_gradients", "random"),
     ("_sampling", "random"),
     ("problems", "random"),
+    ("reducers", "_per_sample"),
+    *[("_reductions", room) for room in ("_gradients", "_per_sample", "_scan", "reducers")],
     ("_stopping", "_step"),
 }
 

@@ -25,7 +25,7 @@ from .. import _tree
 from .._errors import BackendError
 from .._tree import Tree
 from ._body import Aval, Avals, Body, clean_room, prune, record, stand_in, trace_flat
-from ._fingerprint import fingerprint
+from ._fingerprint import Fingerprint, fingerprint
 from ._scan import check_tensor
 
 _REMEMBERED = 512  # traces and bodies, before the least recently used is forgotten
@@ -64,13 +64,19 @@ class _Recent(OrderedDict[Any, Any]):
 _recipes, _bodies = _Recent(), _Recent()
 
 
-def trace(f: Any, body: Callable[[Tree, Tree], tuple[Tree, Tree]], init: Tree, xs: Tree) -> Traced:
+def trace(
+    f: Any,
+    body: Callable[[Tree, Tree], tuple[Tree, Tree]],
+    init: Tree,
+    xs: Tree,
+    print_of_f: Fingerprint | None = None,
+) -> Traced:
     """Trace a scan's body, f with checks around it; or find the trace of an f that computes the same."""
     carry, carry_structure = _tree.flatten(init)
     rows, x_structure = _tree.flatten(xs)
     carry_avals = tuple(Aval.of(leaf) for leaf in carry)
     x_avals = tuple(Aval.of(leaf)._replace(shape=tuple(leaf.shape[1:])) for leaf in rows)
-    print_of_f = fingerprint(f)
+    print_of_f = print_of_f or fingerprint(f)
     key = (print_of_f.key, carry_structure, x_structure, carry_avals, x_avals)
     recipe = _recipes.get(key) if print_of_f.key is not None else None
     if recipe is None:

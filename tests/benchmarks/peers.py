@@ -21,7 +21,7 @@ JAX_SCAN = "JAX jit(scan)"
 PACKAGES = {  # module -> (distribution, the peers that need it)
     "jax": ("jax", (JAX, JAX_GRADIENTS, JAX_SCAN)),
     "optax": ("optax", (JAX,)),
-    "opacus": ("opacus", ("Opacus hooks",)),
+    "opacus": ("opacus", ("Opacus hooks", "Opacus ghost clipping")),
     "backpack": ("backpack-for-pytorch", ("BackPACK",)),
 }
 
@@ -225,6 +225,49 @@ def vmap_grad(problem: Problem) -> Run:
     return lambda size: gradients(problem.params, *(leaf[:size] for leaf in problem.data))
 
 
+def plain(problem: Problem) -> Run:
+    """No per-sample gradients at all: what W5 is measured by."""
+    gradient = grad_and_value(problem.loss_fn)
+    return lambda size: gradient(problem.params, tuple(leaf[:size] for leaf in problem.data))[0]
+
+
+def vmap_clip(problem: Problem) -> Run:
+    gradients = vmap_grad(problem)
+
+    def run(size: int) -> dict[str, Tensor]:
+        grads = gradients(size)
+        norms = torch.stack([leaf.flatten(1).norm(dim=1) for leaf in grads.values()]).norm(dim=0)
+        factors = (problem.clip / norms).clamp(max=1) / size
+        return {name: torch.tensordot(factors, leaf, 1) for name, leaf in grads.items()}
+
+    return run
+
+
+def opacus_ghost(problem: Problem) -> Run:
+    from opacus.grad_sample import GradSampleModuleFastGradientClipping
+
+    net = GradSampleModuleFastGradientClipping(
+        images(problem.name).to(problem.device), max_grad_norm=problem.clip, use_ghost_clipping=True
+    )
+
+    def run(size: int) -> dict[str, Tensor]:
+        x, y = (leaf[:size] for leaf in problem.data)
+        net.enable_hooks()
+        losses = nn.functional.cross_entropy(net(x), y, reduction="none")
+        losses.mean().backward(retain_graph=True)
+        factors = (problem.clip / net.get_norm_sample()).clamp(max=1)
+        for leaf in net.parameters():
+            leaf.grad = None
+        net.disable_hooks()
+        (factors * losses).mean().backward()
+        grads = {name.removeprefix("_module."): leaf.grad for name, leaf in net.named_parameters()}
+        for leaf in net.parameters():
+            leaf.grad = None
+        return grads
+
+    return run
+
+
 def jax_vmap_grad(problem: Problem) -> Run:
     import jax
 
@@ -282,6 +325,16 @@ GRADIENTS = {
 HYPERGRADIENTS = {"torch.func loop": torch_func_hypergradient, JAX_SCAN: jax_hypergradient}
 
 
+CLIPPED = {
+    "torch vmap(grad), clipped": vmap_clip,
+    "Opacus ghost clipping": opacus_ghost,
+    "plain batch gradient": plain,
+}
+YARDSTICKS = {"plain batch gradient"}  # less work: their results are others
+
+
 def table(problem: Problem) -> dict[str, Callable[[Problem], Run]]:
     """Who does the same work; the first is the reference for all results."""
+    if problem.clip is not None:
+        return CLIPPED
     return GRADIENTS if problem.index is None else TRAINERS

@@ -30,6 +30,7 @@ class Problem(NamedTuple):
     data: tuple[Tensor, Tensor]
     index: Tensor | None = None
     lr: float | Tensor | None = None
+    clip: float | None = None  # the mean of clipped per-sample gradients is wanted, not these
 
     @property
     def device(self) -> torch.device:
@@ -107,6 +108,11 @@ def per_sample(name: str, batch_size: int) -> Problem:
     return Problem(name, loss_fn, params, (normal(2, batch_size, *shape), labels))
 
 
+def clipped(name: str, batch_size: int) -> Problem:
+    """W5: the mean of W4's gradients, each clipped to norm 1."""
+    return per_sample(name, batch_size)._replace(clip=1.0)
+
+
 def backends(device: torch.device | str) -> tuple[str, ...]:
     """Who can run a loop there; `auto` is left out, as it only chooses one of the others."""
     absent = {"auto"} if torch.device(device).type == "cuda" else {"auto", "cudagraph"}
@@ -114,8 +120,8 @@ def backends(device: torch.device | str) -> tuple[str, ...]:
 
 
 def ours(problem: Problem) -> dict[str, Run]:
-    """gdfunc on each backend: `gd.train` along the problem's plan, or `gd.per_sample_grad` without one."""
-    run = per_sample_run(problem) if problem.index is None else training_run(problem)
+    """gdfunc on each backend: `gd.train` along the problem's plan; without one, per-sample gradients."""
+    run = gradient_run(problem) if problem.index is None else training_run(problem)
     return {f"gdfunc {backend}": partial(run, backend) for backend in backends(problem.device)}
 
 
@@ -156,17 +162,26 @@ def hypergradients(problem: Problem, mode: str) -> dict[str, Run]:
     return {f"gdfunc {backend}": partial(run, backend) for backend in backends(problem.device)}
 
 
-def per_sample_run(problem: Problem) -> Callable[[str, int], dict[str, Tensor]]:
-    """`gd.per_sample_grad`; a backend other than eager runs it as a scan of one step."""
+def gradient_run(problem: Problem) -> Callable[[str, int], dict[str, Tensor]]:
+    """`gd.per_sample_grad` or what W5 makes of it; a backend other than eager runs a scan of one step."""
     gradients = gd.per_sample_grad(problem.loss_fn)
+    if problem.clip is not None:
+        total = gd.reduce_per_sample(
+            problem.loss_fn, gd.reducers.clipped_sum(problem.clip), chunk_size=None
+        )
+
+    def once(params: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        if problem.clip is None:
+            return gradients(params, batch)[0]
+        return {name: leaf / len(batch[0]) for name, leaf in total(params, batch)[0].items()}
 
     def run(backend: str, size: int) -> dict[str, Tensor]:
         batch = tuple(leaf[:size] for leaf in problem.data)
         if backend == "eager":
-            return gradients(problem.params, batch)[0]
-        once = tuple(leaf[None] for leaf in batch)
+            return once(problem.params, batch)
+        rows = tuple(leaf[None] for leaf in batch)
         scanned = gd.scan(
-            lambda params, x: (params, gradients(params, x)[0]), problem.params, once, backend=backend
+            lambda params, x: (params, once(params, x)), problem.params, rows, backend=backend
         )
         return {name: leaf[0] for name, leaf in scanned[1].items()}
 

@@ -1,0 +1,341 @@
+"""Per-sample gradients as what they are made of: what a reduction asks of them, without [B, P].
+
+A leaf's gradients are kept as `Dense` [B, ...], or as sums of outer products. The latter is what
+back-propagation makes of a weight: with inputs aₜ and errors eₜ at its positions t, gᵢ = Σₜ aₜ eₜᵀ. Norms,
+weighted sums and inner products follow from the factors alone.
+
+References:
+    I. Goodfellow, "Efficient per-example gradient computations", 2015.
+    X. Li et al., "Large language models can be strong differentially private learners", 2022.
+    Z. Bu et al., "Differentially private optimization on large model at small cost", 2022.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, reduce
+from typing import Any, NamedTuple, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from . import _tree
+from ._tree import Tree
+
+_MANY = 2**20  # entries that are small beside the rest of a chunk
+
+
+class Leaf(Protocol):
+    """The gradients of B samples with respect to one leaf of the parameters.
+
+    Sums come in the leaf's shape, and in its dtype but at least float32.
+    """
+
+    def norms(self) -> Tensor: ...  # [B]
+    def weighted_sum(self, weights: Tensor | None) -> Tensor: ...  # Σᵢ wᵢ gᵢ; None: all weights are one
+    def sum_of_squares(self, mean: Tensor | None) -> Tensor: ...  # Σᵢ gᵢ², or Σᵢ (gᵢ − mean)² around theirs
+    def dots(self, direction: Tensor) -> Tensor: ...  # [B]
+    def gram(self, other: Any) -> Tensor: ...  # [B, B'] with another chunk's gradients of this leaf
+    def dense(self) -> Tensor: ...  # [B, *shape]
+    def keep(self, mask: Tensor) -> Self: ...  # zeros for the samples that are not masked
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Gradients [B, *shape] as they are."""
+
+    grads: Tensor
+
+    def norms(self) -> Tensor:
+        return _norm(_rows(self.grads))
+
+    def weighted_sum(self, weights: Tensor | None) -> Tensor:
+        grads = _wide(self.grads)
+        if weights is None:
+            return grads.sum(0)
+        return (weights.to(grads.dtype) @ _rows(grads)).view(grads.shape[1:])
+
+    def sum_of_squares(self, mean: Tensor | None) -> Tensor:
+        grads = _wide(self.grads)
+        return (grads if mean is None else grads - mean).square().sum(0)
+
+    def dots(self, direction: Tensor) -> Tensor:
+        grads = _rows(_wide(self.grads))
+        return grads @ direction.to(grads.dtype).flatten()
+
+    def gram(self, other: "Dense") -> Tensor:
+        return _rows(_wide(self.grads)) @ _rows(_wide(other.grads)).mT
+
+    def dense(self) -> Tensor:
+        return self.grads
+
+    def keep(self, mask: Tensor) -> "Dense":
+        return Dense(_kept(mask, self.grads))
+
+
+class Layout(NamedTuple):
+    """Where the entries of a weight, as an operation meets it, lie in the leaf that it is a view of."""
+
+    leaf: torch.Size
+    operand: tuple[int, ...]
+    order: tuple[int, ...]  # the operand's axes as they follow one another in the leaf
+
+    def to_leaf(self, x: Tensor) -> Tensor:
+        """[..., G, I, O] -> [..., *leaf]"""
+        lead = x.shape[:-3]
+        axes = [*range(len(lead)), *[len(lead) + axis for axis in self.order]]
+        return x.reshape(*lead, *self.operand).permute(axes).reshape(*lead, *self.leaf)
+
+    def from_leaf(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """[*leaf] -> [G, I, O]"""
+        inverse = [self.order.index(axis) for axis in range(len(self.order))]
+        return x.reshape([self.operand[axis] for axis in self.order]).permute(inverse).reshape(shape)
+
+
+@dataclass(frozen=True)
+class Outer:
+    """gᵢ = Σₜ leftᵢₜ rightᵢₜᵀ, of left [B, G, T, I] and right [B, G, T, O], for each of G groups."""
+
+    left: Tensor
+    right: Tensor
+    layout: Layout
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.left.shape[1], self.left.shape[3], self.right.shape[3]
+
+    def norms(self) -> Tensor:
+        left, right = _wide(self.left), _wide(self.right)
+        return _norm_of_sum(_norm(left), _norm(right), lambda a: a @ a.mT, left, right)
+
+    def weighted_sum(self, weights: Tensor | None) -> Tensor:
+        left, right = _wide(self.left), _wide(self.right)
+        if weights is not None:
+            weights = weights.to(left.dtype)[:, None, None, None]
+            if left.numel() < right.numel():
+                left = left * weights
+            else:
+                right = right * weights
+        return self.layout.to_leaf(_by_group(left).mT @ _by_group(right))
+
+    def sum_of_squares(self, mean: Tensor | None) -> Tensor:
+        if self.left.shape[2] > 1:
+            # Squares of sums: there is no way round the entries, but a few samples at a time will do.
+            few = max(1, _MANY // self.layout.leaf.numel())
+            parts = zip(self.left.split(few), self.right.split(few), strict=True)
+            dense = (Dense(Outer(*part, self.layout).dense()) for part in parts)
+            return reduce(torch.add, (part.sum_of_squares(mean) for part in dense))
+        left, right = _wide(self.left), _wide(self.right)
+        squares = self.layout.to_leaf(_by_group(left.square()).mT @ _by_group(right.square()))
+        return squares if mean is None else _around(squares, mean, len(left))
+
+    def dots(self, direction: Tensor) -> Tensor:
+        left = _wide(self.left)
+        at = self.layout.from_leaf(direction.to(left.dtype), self.shape)
+        return ((left @ at) * self.right).sum((1, 2, 3))
+
+    def gram(self, other: "Outer") -> Tensor:
+        pairs = _products(self.left, other.left) * _products(self.right, other.right)
+        return pairs.sum((0, 2, 4))
+
+    def dense(self) -> Tensor:
+        return self.layout.to_leaf(self.left.mT @ self.right)
+
+    def keep(self, mask: Tensor) -> "Outer":
+        return replace(self, left=_kept(mask, self.left), right=_kept(mask, self.right))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """gᵢ has in row index[i, t] the sum of the right[i, t] with that index: of [B, T] and [B, T, D]."""
+
+    index: Tensor
+    right: Tensor
+    leaf: torch.Size
+
+    def norms(self) -> Tensor:
+        right = _wide(self.right)[:, None]
+        sizes = _norm(right)
+        # The left factors are unit vectors, equal where the index is.
+        same = self._same(self)[:, None]
+        return _norm_of_sum(torch.ones_like(sizes), sizes, lambda _: same, right, right)
+
+    def _same(self, other: "Rows") -> Tensor:
+        return self.index[:, :, None] == other.index[:, None, :]
+
+    def weighted_sum(self, weights: Tensor | None) -> Tensor:
+        right = _wide(self.right)
+        if weights is not None:
+            right = right * weights.to(right.dtype)[:, None, None]
+        table = right.new_zeros(self.leaf[0], right.shape[2])
+        return table.index_add(0, self.index.flatten(), right.flatten(0, 1)).view(self.leaf)
+
+    def sum_of_squares(self, mean: Tensor | None) -> Tensor:
+        # Within a sample equal indices add up first: the first of them takes the sum.
+        right = _wide(self.right)
+        same = self._same(self)
+        first = ~same.tril(-1).any(2)
+        added = (same.to(right.dtype) @ right) * first[:, :, None]
+        squares = replace(self, right=added.square()).weighted_sum(None)
+        return squares if mean is None else _around(squares, mean, len(right))
+
+    def dots(self, direction: Tensor) -> Tensor:
+        right = _wide(self.right)
+        rows = direction.to(right.dtype).reshape(self.leaf[0], -1)[self.index]
+        return (rows * right).sum((1, 2))
+
+    def gram(self, other: "Rows") -> Tensor:
+        same = self.index[:, :, None, None] == other.index
+        return (same * _products(self.right[:, None], other.right[:, None])[0]).sum((1, 3))
+
+    def dense(self) -> Tensor:
+        table = self.right.new_zeros(len(self.right), self.leaf[0], self.right.shape[2])
+        rows = self.index[:, :, None].expand_as(self.right)
+        return table.scatter_add(1, rows, self.right).view(-1, *self.leaf)
+
+    def keep(self, mask: Tensor) -> "Rows":
+        return replace(self, right=_kept(mask, self.right))
+
+
+@dataclass(frozen=True)
+class PerSample:
+    """The gradients of some consecutive samples of a batch, as a reducer is given them.
+
+    gᵢ = ∇θ L(θ, {sample i}),  i = start … start + B − 1
+
+    Attributes:
+        losses: [B].
+        start: the position of the first of them in the batch.
+        leaves: the gradients with respect to each leaf, in some form that the methods here understand.
+        earlier: functions that compute the chunks before this one again, for reductions over pairs.
+
+    Sums are in each leaf's dtype, but at least in float32.
+
+    Example:
+        >>> norms = gd.reducers.Reducer(
+        ...     init=lambda params: (),
+        ...     add=lambda so_far, grads: (*so_far, grads.norms()),
+        ...     finish=torch.cat,
+        ... )
+        >>> loss_fn = lambda w, x: ((x @ w) ** 2).mean()
+        >>> w, x = torch.ones(2), torch.tensor([[3.0, 4.0], [0.0, 1.0]])
+        >>> gd.reduce_per_sample(loss_fn, norms, chunk_size=1)(w, x)
+        (tensor([70.,  2.]), tensor([49.,  1.]))
+    """
+
+    losses: Tensor
+    start: int
+    leaves: Sequence[Leaf]
+    structure: Any
+    earlier: Sequence[Callable[[], "PerSample"]] = field(default=(), repr=False)
+
+    @cached_property
+    def _leaf_norms(self) -> list[Tensor]:
+        return [leaf.norms() for leaf in self.leaves]
+
+    def norms(self) -> Tensor:
+        """‖gᵢ‖ over all leaves, [B]; it neither overflows nor underflows before the norm itself does."""
+        return _norm(torch.stack(self._leaf_norms, -1))
+
+    def leaf_norms(self) -> Tree:
+        """‖gᵢ‖ for each leaf alone, a tree like params of [B]."""
+        return self._tree(self._leaf_norms)
+
+    def weighted_sum(self, weights: Tensor | None = None) -> Tree:
+        """Σᵢ wᵢ gᵢ for weights [B], or the plain sum: a tree like params."""
+        return self._tree([leaf.weighted_sum(weights) for leaf in self.leaves])
+
+    def sum_of_squares(self, mean: Tree = None) -> Tree:
+        """Σᵢ gᵢ², entry by entry; with their own mean given, Σᵢ (gᵢ − mean)²."""
+        means = [None] * len(self.leaves) if mean is None else _tree.leaves(mean)
+        return self._tree([leaf.sum_of_squares(m) for leaf, m in zip(self.leaves, means, strict=True)])
+
+    def dots(self, direction: Tree) -> Tensor:
+        """⟨gᵢ, d⟩ with a tree like params, [B]."""
+        pairs = zip(self.leaves, _tree.leaves(direction), strict=True)
+        return torch.stack([leaf.dots(d) for leaf, d in pairs]).sum(0)
+
+    def gram(self, other: "PerSample") -> Tensor:
+        """⟨gᵢ, hⱼ⟩ with another chunk's gradients, [B, B']."""
+        pairs = zip(self.leaves, other.leaves, strict=True)
+        return torch.stack([leaf.gram(its) for leaf, its in pairs]).sum(0)
+
+    def dense(self) -> Tree:
+        """The gradients themselves, a tree like params with leaves [B, ...]."""
+        return self._tree([leaf.dense() for leaf in self.leaves])
+
+    def keep(self, mask: Tensor) -> "PerSample":
+        """The same with gradients of exactly zero where mask [B] is False, whatever they were."""
+        return replace(self, leaves=[leaf.keep(mask) for leaf in self.leaves])
+
+    def _tree(self, leaves: Sequence[Tensor]) -> Tree:
+        return _tree.unflatten(self.structure, list(leaves))
+
+
+def _around(squares: Tensor, mean: Tensor, count: int) -> Tensor:
+    """Σ (xᵢ − mean)² from Σ xᵢ², up to the rounding of that."""
+    return torch.addcmul(squares, mean, mean, value=-count).clamp_min(0)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(len(x), -1)
+
+
+def _kept(mask: Tensor, x: Tensor) -> Tensor:
+    return torch.where(
+        mask.view(-1, *[1] * (x.ndim - 1)), x, torch.zeros((), dtype=x.dtype, device=x.device)
+    )
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Norms over the last axis; as in `_tree.norm`, squares neither overflow nor vanish."""
+    x = _wide(x)
+    if x.shape[-1] == 1:
+        return x.squeeze(-1).abs()
+    ends = x.detach()
+    scale = _scale(torch.maximum(ends.amax(-1), -ends.amin(-1)))  # ten times as fast as the maximum norm
+    return scale * torch.linalg.vector_norm(x / scale[..., None], dim=-1)
+
+
+def _scale(largest: Tensor) -> Tensor:
+    """What to divide by so that the largest is one; zeros, infinities and NaN stay what they are."""
+    limits = torch.finfo(largest.dtype)
+    return largest.clamp(limits.tiny, limits.max)
+
+
+def _norm_of_sum(
+    lefts: Tensor, rights: Tensor, left_gram: Callable[[Tensor], Tensor], left: Tensor, right: Tensor
+) -> Tensor:
+    """‖Σₜ leftₜ rightₜᵀ‖ from the norms [B, G, T] of the factors and their inner products.
+
+    = √Σₜₛ (leftₜ·leftₛ)(rightₜ·rightₛ), in which much may cancel: so in float64.
+    """
+    sizes = lefts * rights
+    if sizes.shape[2] > 1:
+        precise = sizes.dtype if sizes.device.type == "mps" else torch.float64
+        lefts, rights, left, right = (x.to(precise) for x in (lefts, rights, left, right))
+        terms = lefts * rights
+        scale = _scale(terms.detach().amax(2))
+        left = left / _scale(lefts)[..., None]
+        right = right * (terms / _scale(rights) / scale[..., None])[..., None]
+        squared = (left_gram(left) * (right @ right.mT)).sum((2, 3))
+        # NaN is to be seen; what rounding leaves below zero is not, and has no derivative.
+        none = squared <= 0
+        root = torch.where(none, torch.ones_like(squared), squared).sqrt()
+        sizes = (scale * torch.where(none, torch.zeros_like(root), root)).to(sizes.dtype)
+    return _norm(_rows(sizes))
+
+
+def _by_group(x: Tensor) -> Tensor:
+    """[B, G, T, D] -> [G, B·T, D]"""
+    return x.transpose(0, 1).flatten(1, 2)
+
+
+def _products(x: Tensor, y: Tensor) -> Tensor:
+    """Inner products of vectors in [B, G, T, D] with those in [B', G, T', D]: [G, B, T, B', T']."""
+    x, y = _wide(x), _wide(y)
+    sizes = x.shape[0], x.shape[2], y.shape[0], y.shape[2]
+    return (_by_group(x) @ _by_group(y).mT).view(x.shape[1], *sizes)

@@ -1,0 +1,179 @@
+"""What runs for every sample: the loss's graph with a tap behind each weight that is never expanded.
+
+A tap is a zero added to an operation's result: the derivative with respect to it is the error that
+back-propagation has there. Each sample is a vmapped program of its own, so that nothing is taken for
+granted of what the loss does with it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch.func import grad_and_value, vmap
+
+from .. import _tree
+from .._gradients import LossFn, check_dependence, check_loss, checked, sample_loss
+from .._per_sample import Dense, Leaf, Outer, Rows
+from .._scan._fingerprint import fingerprint
+from .._scan._trace import trace
+from .._tree import Tree
+from ._patterns import Use, find_uses
+
+Leaves = Sequence[Tensor]
+Way = list[Use] | str  # the uses of a weight; or why it is differentiated as it is
+
+
+class Program(NamedTuple):
+    """The per-sample gradients of a loss, with each leaf in the form that its way gives.
+
+    Attributes:
+        ways: for each leaf of params.
+        run: (params, samples, randomness) -> (losses, gradients), leaf by leaf.
+    """
+
+    ways: list[Way]
+    run: Callable[[Leaves, Leaves, str], tuple[Tensor, list[Leaf]]]
+
+    def sample_bytes(self, leaves: Leaves) -> int:
+        """How large the gradients of one sample are in this form."""
+        return sum(
+            leaf.element_size() * (leaf.numel() if isinstance(way, str) else sum(map(_entries, way)))
+            for leaf, way in zip(leaves, self.ways, strict=True)
+        )
+
+
+def direct(loss_fn: LossFn, params: Tree, batch: Tree, why: str) -> Program:
+    """Differentiate each sample's loss as it is."""
+    structure, batch_structure = _tree.flatten(params)[1], _tree.flatten(batch)[1]
+    of_sample = grad_and_value(checked(sample_loss(loss_fn)))
+
+    def run(leaves: Leaves, samples: Leaves, randomness: str) -> tuple[Tensor, list[Leaf]]:
+        def one(*sample: Tensor) -> tuple[list[Tensor], Tensor]:
+            grads, loss = of_sample(
+                _tree.unflatten(structure, leaves), _tree.unflatten(batch_structure, sample)
+            )
+            return _tree.leaves(grads), loss
+
+        grads, losses = vmap(one, randomness=randomness)(*samples)
+        return losses, [Dense(leaf) for leaf in grads]
+
+    return Program([why] * len(_tree.leaves(params)), run)
+
+
+def tapped(loss_fn: LossFn, params: Tree, batch: Tree) -> Program:
+    """Find the weights that need no gradient of their own; if there are none, go the direct way."""
+    f = "one sample", loss_fn  # not to be taken for the same function as a scan's body
+    read = fingerprint(f)
+    if read.key is None:
+        return direct(loss_fn, params, batch, "the loss's closure cannot be read")
+    key = (read.key, *_kinds(params), *_kinds(_tree.map(lambda leaf: leaf[0], batch)))
+    if key in _refused:
+        return direct(loss_fn, params, batch, _refused[key])
+
+    of_sample = sample_loss(loss_fn)
+
+    def body(params: Tree, sample: Tree) -> tuple[Tree, Tensor]:
+        return params, check_loss(of_sample(params, sample))
+
+    try:
+        traced = trace(f, body, params, batch, read)
+    except Exception as error:  # whatever it is, it is met again, and better told, on real tensors
+        if len(_refused) < _REMEMBERED:
+            _refused[key] = f"the loss cannot be traced ({type(error).__name__})"
+        return direct(loss_fn, params, batch, _refused.get(key, "the loss cannot be traced"))
+    kept = traced.body.kept
+    if "taps" not in kept:
+        kept["taps"] = _tap(traced.body.graph, len(traced.body.consts), len(traced.body.carry))
+    graph, ways = kept["taps"]
+    if not any(isinstance(way, list) for way in ways):
+        return direct(loss_fn, params, batch, "")._replace(ways=ways)
+    return Program(ways, _runner(graph, ways, traced.closed_over))
+
+
+_refused: dict[Any, str] = {}
+_REMEMBERED = 512
+
+
+def _kinds(tree: Tree) -> tuple[Any, ...]:
+    leaves, structure = _tree.flatten(tree)
+    return structure, *[(leaf.shape, leaf.dtype) for leaf in leaves]
+
+
+def _tap(traced: fx.GraphModule, consts: int, leaves: int) -> tuple[fx.GraphModule, list[Way]]:
+    """The graph (*consts, *params, *sample, *taps) -> (loss, activations), and the way of each leaf."""
+    graph = fx.Graph()
+    *_, loss = graph.graph_copy(traced.graph, {})  # type: ignore[misc]
+    output = graph.output((loss, []))
+    graph.eliminate_dead_code()
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    ways = [_way(leaf) for leaf in inputs[consts : consts + leaves]]
+    uses = _uses(ways)
+    body = next(node for node in graph.nodes if node.op != "placeholder")
+    for number, use in enumerate(uses):
+        with graph.inserting_before(body):
+            tap = graph.placeholder(f"tap_{number}")
+        with graph.inserting_after(use.output):
+            added = graph.call_function(torch.ops.aten.add.Tensor, (use.output, tap))
+        use.output.replace_all_uses_with(added)
+        added.args = (use.output, tap)
+    output.args = ((loss, [use.activation for use in uses]),)
+    return fx.GraphModule(traced, graph), ways
+
+
+def _way(leaf: fx.Node) -> Way:
+    """The uses of a leaf, if their factors are smaller than the leaf, and so their products are cheaper."""
+    uses = find_uses(leaf)
+    if isinstance(uses, str):
+        return f"enters through {uses}"
+    positions, (_, rows, columns) = sum(use.positions for use in uses), uses[0].shape
+    size = 2 * positions  # products of factors are taken in float64
+    smaller = size < rows if uses[0].rows else size * (rows + columns) < rows * columns
+    return uses if smaller else "is no larger than its factors"
+
+
+def _entries(use: Use) -> int:
+    groups, rows, columns = use.shape
+    return groups * use.positions * (columns + (1 if use.rows else rows))
+
+
+def _uses(ways: list[Way]) -> list[Use]:
+    return [use for way in ways if isinstance(way, list) for use in way]
+
+
+def _runner(graph: fx.GraphModule, ways: list[Way], consts: Leaves) -> Callable[..., Any]:
+    outputs = [use.output.meta["val"] for use in _uses(ways)]
+    tapped = [isinstance(way, list) for way in ways]
+
+    def run(leaves: Leaves, samples: Leaves, randomness: str) -> tuple[Tensor, list[Leaf]]:
+        def one(*sample: Tensor) -> tuple[Tensor, list[Tensor], list[tuple[Tensor, Tensor]]]:
+            def loss(moving: list[Tensor], taps: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+                rest = iter(moving)
+                params = [leaf if way else next(rest) for leaf, way in zip(leaves, tapped, strict=True)]
+                value, activations = graph(*consts, *params, *sample, *taps)
+                return check_dependence(value), activations
+
+            moving = [leaf for leaf, way in zip(leaves, tapped, strict=True) if not way]
+            taps = [torch.zeros(val.shape, dtype=val.dtype, device=val.device) for val in outputs]
+            (grads, errors), (value, activations) = grad_and_value(loss, (0, 1), has_aux=True)(moving, taps)
+            uses = zip(_uses(ways), activations, errors, strict=True)
+            return value, grads, [use.terms(activation, error) for use, activation, error in uses]
+
+        losses, grads, terms = vmap(one, randomness=randomness)(*samples)
+        dense, factors = iter(grads), iter(terms)
+        return losses, [
+            _factored(way, [next(factors) for _ in way], leaf.shape)
+            if isinstance(way, list)
+            else Dense(next(dense))
+            for way, leaf in zip(ways, leaves, strict=True)
+        ]
+
+    return run
+
+
+def _factored(uses: list[Use], terms: list[tuple[Tensor, Tensor]], shape: torch.Size) -> Leaf:
+    """The gradients of a leaf: the terms of all its uses in one sum."""
+    use = uses[0]
+    axis = 1 if use.rows else 2
+    left, right = (torch.cat(side, axis) if len(uses) > 1 else side[0] for side in zip(*terms, strict=True))
+    return Rows(left, right, shape) if use.rows else Outer(left, right, use.layout)

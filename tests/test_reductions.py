@@ -1,0 +1,753 @@
+"""Streamed reductions: each equals the same reduction of gradients computed one sample at a time."""
+
+import weakref
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.func import grad, jvp, vmap
+
+import gdfunc as gd
+
+from .references import fingerprint, linear_data, linear_loss, normal, storages
+
+R = gd.reducers
+SIZES = [1, 2, 5, 64]
+
+
+def drawn(seed, *shape):
+    return normal(seed, *shape) / shape[-1] ** 0.5
+
+
+def squared(output):
+    """A loss in which every output has a slope of its own."""
+    return (torch.sin(output) ** 2).flatten(1).sum(1).mean()
+
+
+def flat(leaf):
+    return leaf.reshape(len(leaf), -1)
+
+
+def of_module(build, *inputs):
+    """The loss of a module of torch on inputs of these shapes."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        apply, params, _ = gd.modules.functional(build().double())
+
+    def loss_fn(params, batch):
+        output = apply(params, *batch)
+        return squared(output[0] if isinstance(output, tuple) else output)
+
+    return loss_fn, params, lambda n: tuple(normal(i, n, *shape) for i, shape in enumerate(inputs))
+
+
+def of_function(f, shapes, *inputs):
+    params = {
+        name: drawn(i, *shape) if shape else normal(i, 1)[0]
+        for i, (name, shape) in enumerate(shapes.items())
+    }
+
+    def data(n):
+        return tuple(
+            make(n) if callable(make) else normal(9 + i, n, *make) for i, make in enumerate(inputs)
+        )
+
+    return (lambda p, batch: squared(f(p, *batch))), params, data
+
+
+def words(vocabulary, *shape):
+    return lambda n: (normal(3, n, *shape).abs() * 1000).long() % vocabulary
+
+
+def rnn(p, x):
+    h = torch.zeros(len(x), 16, dtype=x.dtype)
+    for t in range(x.shape[1]):
+        h = torch.tanh(x[:, t] @ p["in"] + h @ p["again"].T)
+    return h
+
+
+def attention(p, x):
+    q, k, v = (heads.unflatten(-1, (2, -1)).transpose(1, 2) for heads in (x @ p["qkv"]).chunk(3, -1))
+    return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2) @ p["out"]
+
+
+def tied(p, index):
+    return p["table"][index].mean(1) @ p["table"].T
+
+
+# name -> (loss, parameters, data), and what leaves no gradient of its own is made of
+CASES = {
+    "linear": (
+        of_module(lambda: nn.Sequential(nn.Linear(9, 8), nn.Tanh(), nn.Linear(8, 7)), (9,)),
+        {"0.weight", "2.weight"},
+    ),
+    "linear at two places": (of_module(lambda: nn.Linear(16, 12), (2, 16)), {"weight"}),
+    "linear at many places": (of_module(lambda: nn.Linear(5, 4), (6, 5)), set()),
+    "conv1d": (of_module(lambda: nn.Conv1d(8, 12, 3, padding=1, stride=2), (8, 3)), {"weight"}),
+    "conv1d over many": (of_module(lambda: nn.Conv1d(2, 3, 3), (2, 9)), set()),
+    "conv2d": (
+        of_module(lambda: nn.Conv2d(6, 8, (3, 2), padding=(1, 0), dilation=(2, 1), bias=False), (6, 3, 3)),
+        {"weight"},
+    ),
+    "conv2d, groups": (of_module(lambda: nn.Conv2d(8, 24, 3, groups=2, stride=2), (8, 3, 4)), {"weight"}),
+    "conv2d, same": (of_module(lambda: nn.Conv2d(6, 16, (3, 1), padding="same"), (6, 1, 2)), {"weight"}),
+    "conv3d": (of_module(lambda: nn.Conv3d(2, 12, 2), (2, 2, 2, 3)), {"weight"}),
+    "transposed conv1d": (
+        of_module(lambda: nn.ConvTranspose1d(12, 8, 3, stride=2, output_padding=1, padding=1), (12, 2)),
+        {"weight"},
+    ),
+    "transposed conv1d, padded": (
+        of_module(lambda: nn.ConvTranspose1d(12, 8, 3, dilation=2, output_padding=1), (12, 2)),
+        {"weight"},
+    ),
+    "transposed conv2d": (
+        of_module(lambda: nn.ConvTranspose2d(8, 12, 2, groups=2, dilation=2), (8, 1, 1)),
+        {"weight"},
+    ),
+    "layer norm": (of_module(lambda: nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 6)), (6,)), {"1.weight"}),
+    "group norm": (of_module(lambda: nn.GroupNorm(2, 4), (4, 3)), set()),
+    "attention module": (
+        of_module(lambda: nn.MultiheadAttention(16, 2, batch_first=True), *[(2, 16)] * 3),
+        {"out_proj.weight"},
+    ),
+    "attention": (of_function(attention, {"qkv": (16, 48), "out": (16, 16)}, (3, 16)), {"qkv", "out"}),
+    "embedding": (of_module(lambda: nn.Sequential(nn.Embedding(30, 4, padding_idx=7)), ()), set()),
+    "table": (of_function(lambda p, i: p["t"][i - 9], {"t": (30, 4)}, words(30, 4)), {"t"}),
+    "selected rows": (
+        of_function(
+            lambda p, i: p["t"].index_select(0, i.flatten())[None], {"t": (30, 2, 3)}, words(30, 4)
+        ),
+        {"t"},
+    ),
+    "two tables in one": (
+        of_function(
+            lambda p, i: p["t"][i] * nn.functional.embedding(1 - i % 2, p["t"]),
+            {"t": (30, 4)},
+            words(30, 4),
+        ),
+        {"t"},
+    ),
+    "weight used twice": (of_function(rnn, {"in": (12, 16), "again": (16, 16)}, (2, 12)), {"in", "again"}),
+    "weight and its transpose": (
+        of_function(lambda p, x: torch.tanh(x @ p["w"]) @ p["w"].T, {"w": (20, 12)}, (20,)),
+        {"w"},
+    ),
+    "one activation after another": (
+        of_function(lambda p, x: x @ p["a"] @ p["b"], {"a": (9, 8), "b": (8, 7)}, (9,)),
+        {"a", "b"},
+    ),
+    "product of weights": (
+        of_function(lambda p, x: x @ (p["a"] @ p["b"]), {"a": (12, 2), "b": (2, 12)}, (12,)),
+        set(),
+    ),
+    "square of a weight": (of_function(lambda p, x: x @ (p["w"] @ p["w"]), {"w": (9, 9)}, (9,)), set()),
+    "scaled product": (
+        of_function(lambda p, x: torch.addmm(p["b"], x, p["w"], alpha=2), {"w": (9, 8), "b": (8,)}, (9,)),
+        set(),
+    ),
+    "tied embedding": (of_function(tied, {"table": (30, 4)}, words(30, 4)), set()),
+    "heads": (
+        of_function(lambda p, x: torch.einsum("bhi,hio->bho", x, p["w"]), {"w": (3, 8, 7)}, (3, 8)),
+        {"w"},
+    ),
+    "heads, arranged": (
+        of_function(lambda p, x: torch.einsum("bhi,ohi->bho", x, p["w"]), {"w": (7, 3, 8)}, (3, 8)),
+        {"w"},
+    ),
+    "product of views": (of_function(lambda p, x: x @ p["w"].view(9, 8), {"w": (3, 24)}, (9,)), {"w"}),
+    "matrix times vector": (of_function(lambda p, x: (p["w"] @ x[0])[None], {"w": (7, 9)}, (9,)), {"w"}),
+    "matrix times matrix": (of_function(lambda p, x: p["w"] @ x, {"w": (16, 12)}, (12, 2)), {"w"}),
+    "penalised": (of_function(lambda p, x: (x @ p["w"]) + (p["w"] ** 2).sum(), {"w": (9, 8)}, (9,)), set()),
+    "scalars": (of_function(lambda p, x: x * p["a"] + p["b"], {"a": (), "b": ()}, (3,)), set()),
+    "an unused leaf": (of_function(lambda p, x: x @ p["w"], {"w": (9, 8), "rest": (3,)}, (9,)), {"w"}),
+}
+CASES["embedding"] = (
+    of_function(
+        lambda p, i: nn.functional.embedding(i, p["t"], 7), {"t": (30, 4)}, lambda n: words(9, 4)(n)
+    ),
+    {"t"},
+)
+LOSSES = {name: case for name, (case, _) in CASES.items()}
+
+
+def materialised(loss_fn, params, batch):
+    """The gradients of all samples, one by one, as a matrix [B, P] and as leaves."""
+    rows = [grad(loss_fn)(params, tuple(leaf[i : i + 1] for leaf in batch)) for i in range(len(batch[0]))]
+    leaves = {name: torch.stack([row[name] for row in rows]) for name in params}
+    return torch.cat([flat(leaf) for leaf in leaves.values()], 1), leaves
+
+
+def every_reducer(params, size):
+    direction = {
+        name: normal(77, *leaf.shape) if leaf.shape else normal(77, 1)[0] for name, leaf in params.items()
+    }
+    return {
+        "mean": R.mean(),
+        "weighted_sum": R.weighted_sum(normal(5, size)),
+        "second_moment": R.second_moment(),
+        "variance": R.variance(correction=0),
+        "norms": R.norms(),
+        "leaf_norms": R.leaf_norms(),
+        "clipped_sum": R.clipped_sum(0.1),
+        "dots": R.dots(direction),
+        "gram": R.gram(),
+        "histogram": R.histogram(-0.53, 0.47, 8),
+    }, direction
+
+
+def by_definition(loss_fn, params, batch):
+    size = len(batch[0])
+    matrix, leaves = materialised(loss_fn, params, batch)
+    _, direction = every_reducer(params, size)
+    weights, lengths = normal(5, size), matrix.norm(dim=1)
+    factors = 1 / (lengths / 0.1).clamp_min(1)
+
+    def each(f):
+        return {name: f(leaf) for name, leaf in leaves.items()}
+
+    def over_samples(w):
+        return each(lambda leaf: torch.tensordot(w, leaf, 1))
+
+    def counts(leaf):
+        return torch.histc(leaf.clamp(-0.53, 0.47), 8, -0.53, 0.47).long()
+
+    return {
+        "mean": each(lambda leaf: leaf.mean(0)),
+        "weighted_sum": over_samples(weights),
+        "second_moment": each(lambda leaf: leaf.square().mean(0)),
+        "variance": each(lambda leaf: leaf.var(0, correction=0)),
+        "norms": lengths,
+        "leaf_norms": each(lambda leaf: flat(leaf).norm(dim=1)),
+        "clipped_sum": over_samples(factors),
+        "dots": matrix @ torch.cat([leaf.flatten() for leaf in direction.values()]),
+        "gram": matrix @ matrix.T,
+        "histogram": each(counts),
+    }
+
+
+def close(got, expected, rtol=1e-10):
+    """Equal up to rounding, which scales with the largest entry of a tensor."""
+    for name, wanted in expected.items():
+        pairs = (
+            [(got[name], wanted)]
+            if isinstance(wanted, torch.Tensor)
+            else [(got[name][k], wanted[k]) for k in wanted]
+        )
+        for found, reference in pairs:
+            scale = max(float(reference.abs().max()), name == "variance")
+            torch.testing.assert_close(
+                found,
+                reference,
+                rtol=rtol,
+                atol=1e-13 * scale + 1e-30,
+                msg=f"{name}: {found}, not {reference}",
+            )
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", CASES)
+def test_every_reduction_is_that_of_materialised_gradients(name, size):
+    loss_fn, params, data = LOSSES[name]
+    batch = data(size)
+    expected = by_definition(loss_fn, params, batch)
+    reducers, _ = every_reducer(params, size)
+    losses = gd.per_sample_grad(loss_fn)(params, batch)[1]
+    for chunk_size in {1: [None], 2: [1], 5: [1, 2, 3, 4, 5, 6], 64: ["auto", 25]}[size]:
+        results, found = gd.reduce_per_sample(loss_fn, reducers, chunk_size=chunk_size)(params, batch)
+        close(results, expected)
+        close({"loss": found}, {"loss": losses}, 1e-12)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_leaf_takes_the_way_it_should(name):
+    (loss_fn, params, data), expected = CASES[name]
+    ways = gd.explain_per_sample(loss_fn)(params, data(2))
+    assert list(ways) == [f"params['{leaf}']" for leaf in params]
+    assert {path[8:-2] for path, way in ways.items() if way.startswith("factors: ")} == expected, ways
+    assert all(way.startswith(("factors: ", "direct: ")) for way in ways.values())
+
+
+@st.composite
+def architectures(draw):
+    """A chain of layers on [positions, width], some of whose weights come back."""
+    width, positions = draw(st.integers(1, 12)), draw(st.sampled_from([1, 1, 2, 4]))
+    kinds = draw(
+        st.lists(
+            st.sampled_from(["linear", "again", "back", "scale", "shift", "norm", "mix"]),
+            min_size=1,
+            max_size=5,
+        )
+    )
+    return width, positions, ["linear", *kinds], draw(st.booleans()), draw(st.integers(0, 2**20))
+
+
+LAYERS = {  # of the values, the layer's own weight, and that of the first layer
+    "linear": lambda x, own, first: torch.tanh(x @ own),
+    "again": lambda x, own, first: torch.tanh(x @ first),
+    "back": lambda x, own, first: torch.sin(nn.functional.linear(x, first)),
+    "scale": lambda x, own, first: x * own,
+    "shift": lambda x, own, first: x + own,
+    "norm": lambda x, own, first: nn.functional.layer_norm(x, x.shape[-1:]),
+    "mix": lambda x, own, first: own @ x,
+}
+
+
+def built(width, positions, kinds, mean, seed):
+    shapes = {
+        "linear": (width, width),
+        "scale": (width,),
+        "shift": (positions, width),
+        "mix": (positions, positions),
+    }
+    params = {f"{i}": drawn(seed + i, *shapes[kind]) for i, kind in enumerate(kinds) if kind in shapes}
+
+    def loss_fn(params, batch):
+        (x,) = batch
+        for i, kind in enumerate(kinds):
+            x = LAYERS[kind](x, params.get(f"{i}"), params["0"])
+        per_sample = (x**2 + x).flatten(1)
+        return (per_sample.mean(1) if mean else per_sample.sum(1)).mean()
+
+    return loss_fn, params
+
+
+@given(architectures(), st.integers(1, 7), st.integers(1, 8))
+def test_drawn_architectures(architecture, size, chunk_size):
+    loss_fn, params = built(*architecture)
+    batch = (normal(architecture[-1] + 99, size, architecture[1], architecture[0]),)
+    reducers, _ = every_reducer(params, size)
+    del reducers["histogram"]  # rounding may move an entry across an edge
+    results, _ = gd.reduce_per_sample(loss_fn, reducers, chunk_size=chunk_size)(params, batch)
+    expected = by_definition(loss_fn, params, batch)
+    del expected["histogram"]
+    largest = float(expected["norms"].max())
+    for name, wanted in expected.items():
+        power = 2 if name in ("second_moment", "variance", "gram") else 1
+        leaves = (
+            [(results[name], wanted)]
+            if isinstance(wanted, torch.Tensor)
+            else [(results[name][k], wanted[k]) for k in wanted]
+        )
+        for found, reference in leaves:
+            # Sums over positions may cancel, and a normalisation undo all: √ε of the terms can be lost.
+            torch.testing.assert_close(found, reference, rtol=1e-8, atol=1e-9 * largest**power + 1e-13)
+
+
+def test_sums_in_place_of_means_make_no_difference_to_a_sample():
+    params, batch = {"w": normal(0, 9), "b": normal(1, 1)[0]}, linear_data(0, 5, 9)
+
+    def summed(p, b):
+        return len(b[1]) * linear_loss(p, b)
+
+    results = [gd.reduce_per_sample(f, R.norms())(params, batch)[0] for f in (summed, linear_loss)]
+    torch.testing.assert_close(*results, rtol=1e-14, atol=0)
+
+
+def test_the_mean_is_the_batch_gradient():
+    loss_fn, params, data = LOSSES["linear"]
+    batch = data(7)
+    results, losses = gd.reduce_per_sample(loss_fn, R.mean(), chunk_size=3)(params, batch)
+    grads, loss = gd.batch_grad(loss_fn)(params, batch)
+    close({"grads": results, "loss": losses.mean()}, {"grads": grads, "loss": loss}, 1e-12)
+
+
+def test_a_reducer_of_ones_own_sees_every_sample_once():
+    loss_fn, params, data = LOSSES["linear at many places"]
+    batch = data(7)
+    entries = R.Reducer(
+        init=lambda params: [],
+        add=lambda acc, grads: [*acc, (grads.start, grads.losses, grads.dense())],
+        finish=lambda acc: [
+            torch.tensor([start for start, _, _ in acc]),
+            torch.cat([g["weight"] for *_, g in acc]),
+        ],
+    )
+    (starts, weight), _ = gd.reduce_per_sample(loss_fn, entries, chunk_size=3)(params, batch)
+    assert starts.tolist() == [0, 3, 6]
+    torch.testing.assert_close(
+        weight, materialised(loss_fn, params, batch)[1]["weight"], rtol=1e-12, atol=1e-14
+    )
+
+
+def test_a_tree_of_reducers_gives_a_tree_of_results():
+    loss_fn, params, data = LOSSES["scalars"]
+    results, _ = gd.reduce_per_sample(loss_fn, (R.mean(), [R.norms(), None]))(params, data(3))
+    assert isinstance(results, tuple)
+    assert results[1][0].shape == (3,)
+    assert results[1][1] is None
+
+
+@pytest.mark.parametrize(
+    "name", ["linear", "conv2d", "table", "attention", "linear at two places", "scalars"]
+)
+class TestTransformations:
+    """A reduction is a pure function: torch.func goes through it."""
+
+    def reduced(self, name):
+        loss_fn, params, data = LOSSES[name]
+        reduce = gd.reduce_per_sample(loss_fn, {"n": R.norms(), "c": R.clipped_sum(0.1)}, chunk_size=2)
+
+        def slow(params, batch):
+            grads = gd.per_sample_grad(loss_fn)(params, batch)[0]
+            norms = torch.stack([flat(leaf).square().sum(1) for leaf in grads.values()]).sum(0).sqrt()
+            factors = (0.1 / norms).clamp(max=1)
+            return {"n": norms, "c": {k: torch.tensordot(factors, leaf, 1) for k, leaf in grads.items()}}
+
+        return (lambda params, batch: reduce(params, batch)[0]), slow, params, data(3)
+
+    def total(self, f, batch):
+        def value(params):
+            results = f(params, batch)
+            return results["n"].sum() + sum((leaf**2).sum() for leaf in results["c"].values())
+
+        return value
+
+    def test_grad(self, name):
+        fast, slow, params, batch = self.reduced(name)
+        found, expected = (grad(self.total(f, batch))(params) for f in (fast, slow))
+        close(found, expected, 1e-9)
+
+    def test_jvp(self, name):
+        fast, slow, params, batch = self.reduced(name)
+        tangents = {
+            k: normal(8, *leaf.shape) if leaf.shape else normal(8, 1)[0] for k, leaf in params.items()
+        }
+        found, expected = (jvp(self.total(f, batch), (params,), (tangents,))[1] for f in (fast, slow))
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+    def test_vmap(self, name):
+        fast, _, params, batch = self.reduced(name)
+        many = {k: torch.stack([leaf, 2 * leaf]) for k, leaf in params.items()}
+        found = vmap(fast, in_dims=(0, None))(many, batch)
+        for i in range(2):
+            alone = fast({k: leaf[i] for k, leaf in many.items()}, batch)
+            close({"n": found["n"][i], "c": {k: v[i] for k, v in found["c"].items()}}, alone)
+
+    def test_scan(self, name):
+        fast, _, params, batch = self.reduced(name)
+
+        def body(params, _):
+            results = fast(params, batch)
+            return {k: params[k] - 0.1 * results["c"][k] for k in params}, results["n"]
+
+        eager = gd.scan(body, params, None, 3)
+        traced = gd.scan(body, params, None, 3, checkpoint=2)
+        close({"p": traced[0], "n": traced[1]}, {"p": eager[0], "n": eager[1]})
+
+
+def test_inputs_are_left_alone_and_outputs_are_the_callers_own():
+    for name in ("linear", "scalars", "table"):
+        loss_fn, params, data = LOSSES[name]
+        batch = data(3)
+        inputs = [*params.values(), *batch]
+        before = fingerprint(inputs)
+        reducers, _ = every_reducer(params, 3)
+        results, losses = gd.reduce_per_sample(loss_fn, reducers)(params, batch)
+        assert fingerprint(inputs) == before
+        flat = [
+            leaf
+            for value in results.values()
+            for leaf in (value.values() if isinstance(value, dict) else [value])
+        ]
+        places = storages([*inputs, *flat, losses])
+        assert len(set(places)) == len(places)
+
+
+def test_parameters_in_any_layout():
+    _loss_fn, params, data = LOSSES["product of views"]
+    batch = data(3)
+    strided = {"w": params["w"].T.contiguous().T}
+    reduce = gd.reduce_per_sample(
+        lambda p, b: squared(b[0] @ p["w"].reshape(9, 8)), {"s": R.clipped_sum(0.1)}
+    )
+    close(reduce(strided, batch)[0], reduce(params, batch)[0])
+
+
+def test_a_change_in_what_the_loss_reads_is_seen():
+    state = {"factor": 1.0, "shift": torch.zeros(8, dtype=torch.float64)}
+
+    def loss_fn(params, batch):
+        return squared(state["factor"] * (batch[0] @ params["w"] + state["shift"]))
+
+    _, params, _data = LOSSES["heads"]
+    params, batch = {"w": drawn(0, 9, 8)}, (normal(1, 3, 9),)
+    reduce = gd.reduce_per_sample(loss_fn, {"norms": R.norms()})
+    for factor, shift in ((1.0, 0.0), (2.0, 0.0), (2.0, 1.0)):
+        state |= {"factor": factor, "shift": torch.full((8,), shift, dtype=torch.float64)}
+        close(reduce(params, batch)[0], {"norms": materialised(loss_fn, params, batch)[0].norm(dim=1)})
+
+
+class TestFallback:
+    """What cannot be traced is differentiated as it is."""
+
+    def test_decisions_on_values(self):
+        def decides(p, b):
+            return squared(b[0] @ p["w"]) * (2.0 if float(SWITCH) > 0 else 1.0)
+
+        self.check(decides, "direct: the loss cannot be traced (BackendError)")
+
+    def test_random_numbers(self):
+        def loss_fn(params, batch):
+            return squared(nn.functional.dropout(batch[0] @ params["w"], 0.5))
+
+        params, batch = {"w": drawn(0, 9, 8)}, (normal(1, 3, 9),)
+        with torch.random.fork_rng():
+            sizes, _ = gd.reduce_per_sample(loss_fn, R.norms(), randomness="different")(params, batch)
+            assert sizes.shape == (3,)
+            with pytest.raises(RuntimeError, match="randomness"):
+                gd.reduce_per_sample(loss_fn, R.norms())(params, batch)
+
+    def test_closures_that_cannot_be_read(self):
+        numbers = iter([1])
+        self.check(
+            lambda p, b: squared(b[0] @ p["w"]) + 0 * (numbers is None),
+            "direct: the loss's closure cannot be read",
+        )
+
+    def check(self, loss_fn, why):
+        params, batch = {"w": drawn(0, 9, 8)}, (normal(1, 3, 9),)
+        assert gd.explain_per_sample(loss_fn)(params, batch) == {"params['w']": why}
+        another = gd.explain_per_sample(lambda p, b: squared(b[0] @ p["w"]))(params, batch)
+        assert another == {"params['w']": "factors: mm"}
+        sizes, _ = gd.reduce_per_sample(loss_fn, R.norms())(params, batch)
+        torch.testing.assert_close(sizes, materialised(loss_fn, params, batch)[0].norm(dim=1))
+
+
+SWITCH = torch.tensor(1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1e-30, 1e-6, 1.0, 300.0, 1e30])
+@pytest.mark.parametrize("positions", [1, 2])
+def test_whatever_is_finite_is_clipped_to_the_norm(dtype, size, positions):
+    """Entries whose squares overflow or vanish, in factors and in gradients as they are."""
+    size = min(max(size, 2 * torch.finfo(dtype).tiny), torch.finfo(dtype).max / 512)
+    x = (normal(0, 1, positions, 16).clamp(-4, 4) * size).to(dtype)
+
+    def loss_fn(params, batch):
+        return ((batch[0] @ params["w"]).sum() + (batch[0] * params["b"]).sum()).float()
+
+    params = {"w": torch.ones(16, 12, dtype=dtype), "b": torch.ones(16, dtype=dtype)}
+    if positions == 1 or dtype.itemsize >= 4:
+        assert "factors" in gd.explain_per_sample(loss_fn)(params, (x,))["params['w']"]
+    bound = min(size, 1.0) / 3
+    clipped, _ = gd.reduce_per_sample(loss_fn, R.clipped_sum(bound, nonfinite="zero"))(params, (x,))
+    length = torch.cat([leaf.double().flatten() for leaf in clipped.values()]).norm()
+    eps = torch.finfo(dtype).eps
+    assert bound * (1 - 16 * eps) <= length <= bound * (1 + 8 * eps)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e308])
+@pytest.mark.parametrize("name", ["linear", "linear at two places", "conv2d", "scalars"])
+def test_samples_that_are_not_finite_add_exactly_nothing_when_asked(name, bad):
+    loss_fn, params, data = LOSSES[name]
+
+    def linear(p, b):
+        return loss_fn(p, b) * 1e10 if bad == 1e308 else loss_fn(p, b)
+
+    batch = data(5)
+    spoilt = tuple(leaf.clone() for leaf in batch)
+    spoilt[0][2] = bad
+    rest = tuple(leaf[[0, 1, 3, 4]] for leaf in batch)
+    asked = gd.reduce_per_sample(linear, {"s": R.clipped_sum(0.1, nonfinite="zero")}, chunk_size=2)
+    if bad != 1e308:
+        close(asked(params, spoilt)[0], asked(params, rest)[0])
+        seen, _ = gd.reduce_per_sample(linear, R.clipped_sum(0.1), chunk_size=2)(params, spoilt)
+        assert any(leaf.isnan().any() for leaf in seen.values())
+    assert all(leaf.isfinite().all() for leaf in asked(params, spoilt)[0]["s"].values())
+
+
+def test_cancelling_positions_cost_no_accuracy():
+    """Two places whose errors nearly cancel: float32 products would lose the norm altogether."""
+    x = normal(0, 3, 1, 16, dtype=torch.float32)
+    x = torch.cat([x, x + 1e-4 * normal(1, 3, 1, 16, dtype=torch.float32)], 1)
+
+    def loss_fn(params, batch):
+        y = batch[0] @ params["w"]
+        return (y[:, 0] - y[:, 1]).sum()
+
+    params = {"w": torch.ones(16, 12)}
+    sizes, _ = gd.reduce_per_sample(loss_fn, R.norms())(params, (x,))
+    assert "factors" in gd.explain_per_sample(loss_fn)(params, (x,))["params['w']"]
+    torch.testing.assert_close(sizes, materialised(loss_fn, params, (x,))[0].norm(dim=1), rtol=1e-4, atol=0)
+
+
+def test_the_norm_has_a_derivative_where_it_is_zero():
+    def value(w):
+        return gd.reduce_per_sample(lambda w, x: ((x @ w) ** 2).mean(), R.norms())(
+            w, torch.zeros(2, 2, 16)
+        )[0].sum()
+
+    slope = grad(value)(torch.ones(16, 12))
+    assert torch.equal(slope, torch.zeros(16, 12))
+
+
+def test_the_variance_of_a_single_sample():
+    loss_fn, params, data = LOSSES["scalars"]
+    unbiased, _ = gd.reduce_per_sample(loss_fn, R.variance())(params, data(1))
+    biased, _ = gd.reduce_per_sample(loss_fn, R.variance(correction=0))(params, data(1))
+    assert unbiased["a"].isnan()
+    assert biased["a"] == 0
+
+
+def test_a_chunk_is_gone_before_the_next_one_is_made():
+    loss_fn, params, data = LOSSES["linear at many places"]
+    seen = []
+
+    def watched(params, batch):
+        assert all(chunk() is None for chunk in seen)
+        return loss_fn(params, batch)
+
+    def add(acc, grads):
+        seen.append(weakref.ref(grads))
+        return acc
+
+    watch = R.Reducer(init=lambda params: torch.tensor(0), add=add, finish=lambda acc: acc)
+    gd.reduce_per_sample(watched, watch, chunk_size=2)(params, data(6))
+    assert len(seen) == 3
+
+
+class TestMemory:
+    """What would not fit raises before anything is allocated, and names what fits."""
+
+    loss_fn, data = (staticmethod(LOSSES["linear at many places"][i]) for i in (0, 2))
+    params = LOSSES["linear at many places"][1]  # 24 entries of 8 bytes, all direct
+
+    def test_a_chunk_over_the_limit_names_one_that_fits(self):
+        batch = self.data(10)
+
+        def reduce(size):
+            return gd.reduce_per_sample(self.loss_fn, R.norms(), chunk_size=size, memory_limit=600)
+
+        for size in (None, 4, 10):
+            with pytest.raises(MemoryError, match=r"over the limit of 600; chunk_size=3 fits"):
+                reduce(size)(self.params, batch)
+        expected = materialised(self.loss_fn, self.params, batch)[0].norm(dim=1)
+        for size in (3, "auto"):
+            torch.testing.assert_close(reduce(size)(self.params, batch)[0], expected)
+
+    def test_nothing_fits(self):
+        with pytest.raises(MemoryError, match="one sample takes 192: raise memory_limit"):
+            gd.reduce_per_sample(self.loss_fn, R.norms(), memory_limit=100)(self.params, self.data(2))
+
+    def test_factors_count_for_what_they_are_unless_entries_are_read(self):
+        loss_fn, params, data = LOSSES["linear"]
+        limit = 5 * 8 * (9 + 8 + 8 + 7 + 15)
+        gd.reduce_per_sample(loss_fn, R.norms(), chunk_size=5, memory_limit=limit)(params, data(5))
+        with pytest.raises(MemoryError, match="chunk_size=1 fits"):
+            gd.reduce_per_sample(loss_fn, R.histogram(-1, 1, 2), chunk_size=5, memory_limit=limit)(
+                params, data(5)
+            )
+
+    def test_per_sample_grad(self):
+        batch = self.data(10)
+        gradients = gd.per_sample_grad(self.loss_fn, memory_limit=600)
+        match = r"take 1920 bytes.* of 600; take at most 3 samples .* or reduce_per_sample\(.*=3\)"
+        with pytest.raises(MemoryError, match=match):
+            gradients(self.params, batch)
+        gradients(self.params, (batch[0][:3],))
+        with pytest.raises(MemoryError, match="one sample's alone take more"):
+            gd.per_sample_grad(self.loss_fn, memory_limit=6)(self.params, batch)
+
+    def test_what_no_machine_holds_raises_at_once(self):
+        def never(params, batch):
+            raise AssertionError("the loss was called")
+
+        huge = torch.zeros(1).expand(2**45)
+        with pytest.raises(MemoryError, match="bytes, over the limit"):
+            gd.per_sample_grad(never)(huge, torch.ones(5))
+
+    @pytest.mark.parametrize("limit", [0, -1, 2.0, True])
+    def test_bad_limits(self, limit):
+        for make in (gd.per_sample_grad, lambda f, **k: gd.reduce_per_sample(f, R.mean(), **k)):
+            with pytest.raises(ValueError, match="memory_limit must be an int >= 1; got"):
+                make(linear_loss, memory_limit=limit)
+
+
+BAD = [
+    (
+        lambda: gd.reduce_per_sample(linear_loss, R.mean),
+        TypeError,
+        "reducers is function, not a Reducer; call",
+    ),
+    (
+        lambda: gd.reduce_per_sample(linear_loss, {"a": 3}),
+        TypeError,
+        r"reducers\['a'\] is int, not a Reducer",
+    ),
+    (
+        lambda: gd.reduce_per_sample(linear_loss, R.mean(), chunk_size=0),
+        ValueError,
+        "chunk_size must be an int >= 1",
+    ),
+    (
+        lambda: gd.reduce_per_sample(linear_loss, R.mean(), chunk_size="all"),
+        ValueError,
+        "chunk_size must be 'auto'",
+    ),
+    (
+        lambda: gd.reduce_per_sample(linear_loss, R.mean(), randomness="any"),
+        ValueError,
+        "randomness must be",
+    ),
+    (lambda: R.clipped_sum(0.0), ValueError, "max_norm must be a finite number in"),
+    (lambda: R.clipped_sum(1.0, nonfinite="skip"), ValueError, "nonfinite must be 'propagate' or 'zero'"),
+    (lambda: R.variance(correction=-1), ValueError, "correction must be an int >= 0"),
+    (lambda: R.histogram(1.0, 1.0, 3), ValueError, "low must be below high; got 1.0 and 1.0"),
+    (lambda: R.histogram(0.0, 1.0, 0), ValueError, "bins must be an int >= 1"),
+    (
+        lambda: R.weighted_sum(torch.ones(2, 2)),
+        ValueError,
+        r"weights must be a tensor \[B\].* got \(2, 2\)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "kind", "message"), BAD)
+def test_bad_arguments(make, kind, message):
+    with pytest.raises(kind, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("reducer", "message"),
+    [
+        (R.weighted_sum(torch.ones(4)), "weights has 4 entries, but the batch has at least 5 samples"),
+        (R.weighted_sum(torch.ones(9)), "weights has 9 entries, but the batch has 5 samples"),
+        (
+            R.dots({"w": torch.ones(9)}),
+            r"direction does not have the structure of params: missing params\['b'\]",
+        ),
+        (R.dots({"w": torch.ones(3), "b": torch.ones(())}), r"direction\['w'\] has shape \(3,\) but"),
+    ],
+)
+def test_what_does_not_fit_the_batch(reducer, message):
+    params, batch = {"w": normal(0, 9), "b": normal(1, 1)[0]}, linear_data(0, 5, 9)
+    with pytest.raises(ValueError, match=message):
+        gd.reduce_per_sample(linear_loss, reducer, chunk_size=2)(params, batch)
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "message"),
+    [
+        (lambda p, b: b[1].mean(), "loss does not depend on params"),
+        (lambda p, b: (b[0] @ p["w"]).detach().sum(), "loss does not depend on params"),
+        (lambda p, b: b[0] @ p["w"], r"real floating-point scalar; got shape \(1,\)"),
+    ],
+)
+def test_bad_losses(loss_fn, message):
+    params, batch = {"w": normal(0, 9), "b": normal(1, 1)[0]}, linear_data(0, 5, 9)
+    with pytest.raises(ValueError, match=message):
+        gd.reduce_per_sample(loss_fn, R.mean())(params, batch)
+
+
+def test_a_loss_that_writes_into_the_batch_is_told_so():
+    def loss_fn(params, batch):
+        batch[1].add_(1)
+        return linear_loss(params, batch)
+
+    params, batch = {"w": normal(0, 9), "b": normal(1, 1)[0]}, linear_data(0, 5, 9)
+    with pytest.raises(ValueError, match="the loss wrote into batch"):
+        gd.reduce_per_sample(loss_fn, R.mean())(params, batch)
