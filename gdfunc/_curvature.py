@@ -10,7 +10,7 @@ from torch.func import grad, jvp, vmap
 
 from . import _tree, random
 from ._errors import check_choice, check_int
-from ._gradients import LossFn, _checked, _kind, batch_grad, check_batch, check_params
+from ._gradients import LossFn, batch_grad, check_batch, check_params, checked, kind
 from ._scan import scan
 from ._scan._scan import BACKENDS
 from ._tree import Tree
@@ -126,7 +126,7 @@ def ggn_vp(
         J. Martens, "New insights and perspectives on the natural gradient method", 2020.
     """
 
-    output_loss = _checked(output_loss_fn)
+    output_loss = checked(output_loss_fn)
 
     def curve(params: Tree, batch: Tree, vector: Tree) -> Tree:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
@@ -142,7 +142,7 @@ def ggn_vp(
         predictions, pushed, *_ = jvp(model, (params,), (vector,))
         curved = jvp(slope, (predictions,), (pushed,))[1]
         # The derivative of ⟨f(θ), c⟩ is Jᵀc.
-        return grad(_checked(lambda at, c: _tree.dot(model(at), c)))(params, curved)
+        return grad(checked(lambda at, c: _tree.dot(model(at), c)))(params, curved)
 
     return _guarded(curve)
 
@@ -308,14 +308,14 @@ def _check_vector(vector: Tree, params: Tree) -> list[Tensor]:
     directions = _tree.check_structure(vector, params, "vector", "params")
     for (path, leaf), direction in zip(_tree.named_leaves(params, ""), directions, strict=True):
         if not isinstance(direction, Tensor):
-            raise TypeError(f"vector{path} is {_kind(direction)}, not a Tensor")
+            raise TypeError(f"vector{path} is {kind(direction)}, not a Tensor")
         if direction.shape != leaf.shape:
             got, wanted = tuple(direction.shape), tuple(leaf.shape)
             raise ValueError(f"vector{path} has shape {got} but params{path} has {wanted}")
         if direction.dtype != leaf.dtype or direction.device != leaf.device:
             raise ValueError(
-                f"vector{path} is {_kind(direction)} on {direction.device} but params{path} is "
-                f"{_kind(leaf)} on {leaf.device}; convert it with .to(params{path})"
+                f"vector{path} is {kind(direction)} on {direction.device} but params{path} is "
+                f"{kind(leaf)} on {leaf.device}; convert it with .to(params{path})"
             )
     return directions
 
@@ -323,7 +323,7 @@ def _check_vector(vector: Tree, params: Tree) -> list[Tensor]:
 def _check_predictions(predictions: Tree) -> Tree:
     for path, leaf in _tree.named_leaves(predictions, "predictions"):
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
-            raise TypeError(f"model_fn must return float tensors; {path} is {_kind(leaf)}")
+            raise TypeError(f"model_fn must return float tensors; {path} is {kind(leaf)}")
     return predictions
 
 

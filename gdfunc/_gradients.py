@@ -220,12 +220,12 @@ def check_params(params: Tree) -> list[Tensor]:
     for i, leaf in enumerate(slots):
         if not isinstance(leaf, Tensor):
             raise TypeError(
-                f"{path(i)} is {_kind(leaf)}, not a Tensor; make it one with torch.as_tensor, "
+                f"{path(i)} is {kind(leaf)}, not a Tensor; make it one with torch.as_tensor, "
                 f"or keep it out of params"
             )
         if not leaf.is_floating_point():
             raise TypeError(
-                f"{path(i)} is {_kind(leaf)}; parameters must be floating point; "
+                f"{path(i)} is {kind(leaf)}; parameters must be floating point; "
                 f"keep it out of params (closure or aux)"
             )
         if not leaf.numel():
@@ -254,7 +254,7 @@ def check_batch(batch: Tree, param_leaves: list[Tensor], params: Tree, name: str
     for i in filled:
         leaf, first = slots[i], slots[filled[0]]
         if not isinstance(leaf, Tensor):
-            raise TypeError(f"{path(i)} is {_kind(leaf)}, not a Tensor or a NumPy array")
+            raise TypeError(f"{path(i)} is {kind(leaf)}, not a Tensor or a NumPy array")
         if not leaf.ndim:
             raise ValueError(f"{path(i)} is 0-d; every leaf of {name} has samples on dim 0")
         if len(leaf) != len(first):
@@ -273,7 +273,7 @@ def check_batch(batch: Tree, param_leaves: list[Tensor], params: Tree, name: str
         if leaf.is_floating_point() and leaf.dtype not in dtypes:
             param = _tree.slot_path(params, "params", 0)
             raise ValueError(
-                f"{path(i)} is {_kind(leaf)} but {param} is {_kind(param_leaves[0])}; "
+                f"{path(i)} is {kind(leaf)} but {param} is {kind(param_leaves[0])}; "
                 f"convert one with .to({param_leaves[0].dtype})"
             )
     return len(slots[filled[0]]) if filled else None
@@ -348,9 +348,9 @@ def checked(loss_fn: LossFn) -> LossFn:
 def check_loss(loss: Any) -> Tensor:
     """Refuse what cannot be differentiated as a loss."""
     if not isinstance(loss, Tensor):
-        raise TypeError(f"loss must return a real floating-point scalar; got {_kind(loss)}")
+        raise TypeError(f"loss must return a real floating-point scalar; got {kind(loss)}")
     if loss.shape or not loss.is_floating_point():
-        got = f"shape {tuple(loss.shape)}" if loss.shape else _kind(loss)
+        got = f"shape {tuple(loss.shape)}" if loss.shape else kind(loss)
         raise ValueError(f"loss must return a real floating-point scalar; got {got}")
     return loss
 
@@ -372,7 +372,7 @@ _NOTES = {
 }
 
 
-def _kind(leaf: Any) -> str:
+def kind(leaf: Any) -> str:
     """What a leaf is, in a message: its dtype, or else its type."""
     if isinstance(leaf, Tensor):
         return str(leaf.dtype).removeprefix("torch.")
