@@ -82,10 +82,9 @@ class SweepInterrupted(KeyboardInterrupt):
     """
 
     def __init__(self, *, total: int, members: list[int], result: Any) -> None:
-        super().__init__(
-            f"stopped after {len(members)} of {total} runs; "
-            f".result holds them, and sweep(..., resume=error) goes on"
-        )
+        rest = ".result holds them, and sweep(..., resume=error) goes on"
+        none = "the first chunk was under way; a chunk_size makes chunks smaller"
+        super().__init__(f"stopped after {len(members)} of {total} runs; {rest if members else none}")
         self.total, self.members, self.result = total, members, result
 
 

@@ -219,14 +219,15 @@ def check_params(params: Tree) -> list[Tensor]:
         raise ValueError("params has no tensor leaves")
     for i, leaf in enumerate(slots):
         if not isinstance(leaf, Tensor):
-            raise TypeError(
-                f"{path(i)} is {kind(leaf)}, not a Tensor; make it one with torch.as_tensor, "
-                f"or keep it out of params"
-            )
+            remedy = "make it one with torch.as_tensor, or keep it out of params"
+            if isinstance(leaf, torch.nn.Module):
+                remedy = "take the module apart with gd.modules.functional"
+            raise TypeError(f"{path(i)} is {kind(leaf)}, not a Tensor; {remedy}")
         if not leaf.is_floating_point():
+            inside = "; params is a carry: use its .params" if hasattr(params, "params") else ""
             raise TypeError(
                 f"{path(i)} is {kind(leaf)}; parameters must be floating point; "
-                f"keep it out of params (closure or aux)"
+                f"keep it out of params (closure or aux){inside}"
             )
         if not leaf.numel():
             raise ValueError(f"{path(i)} is empty: shape {tuple(leaf.shape)}; leave it out")
@@ -348,7 +349,8 @@ def checked(loss_fn: LossFn) -> LossFn:
 def check_loss(loss: Any) -> Tensor:
     """Refuse what cannot be differentiated as a loss."""
     if not isinstance(loss, Tensor):
-        raise TypeError(f"loss must return a real floating-point scalar; got {kind(loss)}")
+        cut = "; .item() and float() cut the gradient" if isinstance(loss, float) else ""
+        raise TypeError(f"loss must return a real floating-point scalar; got {kind(loss)}{cut}")
     if loss.shape or not loss.is_floating_point():
         got = f"shape {tuple(loss.shape)}" if loss.shape else kind(loss)
         raise ValueError(f"loss must return a real floating-point scalar; got {got}")

@@ -3,6 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from ._through import FixedPoint, Through, ask
 from ._tree import Tree
 
 MODES = ("reverse", "checkpoint", "forward", "truncated", "implicit")
+_MODE_OF = {"last": "truncated", "solver": "implicit", "iterations": "implicit", "chunk_size": "forward"}
 Slot = int | str
 Function = Callable[[list[Tree]], tuple[Tensor, Any]]
 
@@ -27,7 +29,8 @@ class Hypergradient(NamedTuple):
         value: F, 0-d.
         aux: what else the function returned, with `has_aux=True`.
         residual: in mode `"implicit"`, ‖(I − Jᵀ)u − v‖ / ‖v‖ of the linear system, 0-d.
-        movement: in mode `"implicit"`, ‖Φ(θ) − θ‖ of one more step, 0-d: zero at a fixed point.
+        remaining: in mode `"implicit"`, u·(Φ(θ) − θ), 0-d: what F would still change by, to first order, if
+            the run went on to its fixed point.
 
     Example:
         >>> gd.Hypergradient(grads=torch.tensor(2.0), value=torch.tensor(1.0)).grads
@@ -38,7 +41,7 @@ class Hypergradient(NamedTuple):
     value: Tensor
     aux: Any = ()
     residual: Any = ()
-    movement: Any = ()
+    remaining: Any = ()
 
 
 def hypergrad(
@@ -47,8 +50,8 @@ def hypergrad(
     *,
     mode: str = "reverse",
     last: int | None = None,
-    solver: str = "cg",
-    iterations: int = 100,
+    solver: str | None = None,
+    iterations: int | None = None,
     chunk_size: int | None = None,
     has_aux: bool = False,
 ) -> Callable[..., Hypergradient]:
@@ -72,18 +75,19 @@ def hypergrad(
           dF/dφ = ∂F/∂φ + u·∂Φ/∂φ,  (I − Jᵀ) u = ∂F/∂θ
 
       whatever the way there: memory of one step, and no dependence on the initial parameters. Φ is the
-      last step of the run (its carry includes a transformation's state; so repeat one batch, as in
-      `full_batch`). It needs exactly one `train` in the function, whose trajectory counts as constant. For
-      plain gradient descent I − J = lr·∇²L, and the solvers work with Hessian-vector products.
+      last step of the run, a transformation's state included: it has a fixed point if every step takes the
+      same batch, as in `full_batch`. The function calls `train` exactly once, and its number follows from
+      the final parameters: a trajectory counts as constant. For plain gradient descent I − J = lr·∇²L, and
+      the solvers work with Hessian-vector products.
 
     Args:
         run: returns a 0-d float tensor, or with has_aux a pair `(number, tree of tensors)`.
         argnums: which arguments: a position or a name, or several.
         mode: as above.
         last: for `"truncated"`, how many steps at the end, at least 1.
-        solver: for `"implicit"`: `"cg"`, conjugate gradients, for a symmetric J: plain gradient descent; or
-            `"neumann"`, u = Σ_k (Jᵀ)ᵏ v, for any step that converges, as fast as the run itself does.
-        iterations: for `"implicit"`, of the solver; each is a backward pass through one step.
+        solver: for `"implicit"`: `"cg"` (None), conjugate gradients, for a symmetric J: plain gradient
+            descent; or `"neumann"`, u = Σ_k (Jᵀ)ᵏ v, for any step that converges, as fast as the run does.
+        iterations: for `"implicit"`, of the solver, 100 (None); each is a backward pass through one step.
         chunk_size: for `"forward"`, how many entries of φ at once; None: all.
         has_aux: whether run returns a pair.
 
@@ -96,7 +100,8 @@ def hypergrad(
         TypeError: a chosen argument has a leaf that is no float tensor; run returns no tensor.
         ValueError: there is no such argument; run returns no 0-d real float tensor, or one that does not
             depend on the arguments; an option of another mode; in `"implicit"`, not exactly one `train`.
-        UserWarning: in mode `"implicit"` the residual is above 0.01 (where its value can be read).
+        UserWarning: in mode `"implicit"` the residual is above 0.01, or what remains above a hundredth of
+            F (where their values can be read).
 
     Example:
         >>> problem = gd.problems.stock_regression()
@@ -124,13 +129,16 @@ def hypergrad(
         differentiation", 2020: the Neumann series.
     """
     check_choice("mode", mode, MODES)
-    check_choice("solver", solver, ("cg", "neumann"))
-    check_int("iterations", iterations, 1)
-    if (mode == "truncated") != (last is not None):
-        raise ValueError(f"last= is for mode='truncated', which needs it; got {last!r} in mode {mode!r}")
+    options = {"last": last, "solver": solver, "iterations": iterations, "chunk_size": chunk_size}
+    for name, value in options.items():
+        if value is not None and mode != _MODE_OF[name]:
+            raise ValueError(f"{name}= is for mode={_MODE_OF[name]!r}; got {value!r} in mode={mode!r}")
+    if mode == "truncated" and last is None:
+        raise ValueError("mode='truncated' needs last=, the number of steps to go back")
     last = None if last is None else check_int("last", last, 1)
-    if chunk_size is not None:
-        check_int("chunk_size", chunk_size, 1)
+    chunk_size = None if chunk_size is None else check_int("chunk_size", chunk_size, 1)
+    solver = check_choice("solver", solver or "cg", ("cg", "neumann"))
+    iterations = check_int("iterations", 100 if iterations is None else iterations, 1)
     several = isinstance(argnums, Sequence) and not isinstance(argnums, str)
     chosen: list[Slot] = list(argnums) if several else [argnums]  # type: ignore[arg-type, list-item]
     if not chosen or not all(isinstance(which, int | str) for which in chosen):
@@ -175,11 +183,8 @@ def hypergrad(
 def _reverse(f: Function, point: list[Tree], mode: str) -> tuple[list[Tree], Tensor, Any]:
     def checked(point: list[Tree]) -> tuple[Tensor, Any]:
         value, aux = f(point)
-        if mode != "truncated" and not value.requires_grad:
-            raise ValueError(
-                "the number that run returns does not depend on the chosen arguments "
-                "(detach, .item() and comparisons cut the path)"
-            )
+        if mode != "truncated":
+            _check_dependence(value)
         return value, aux
 
     grads, (value, aux) = grad_and_value(checked, has_aux=True)(point)
@@ -232,6 +237,9 @@ def _implicit(f: Function, point: list[Tree], solver: str, iterations: int) -> t
         given = FixedPoint(_tree.unflatten(structure, list(filled.values())), end.trajectory)
         with ask(Through(fixed_point=given)):
             value, _ = f(point)
+        _check_dependence(
+            value, "; in mode='implicit' a trajectory is a constant: use the final parameters"
+        )
         image = _tree.leaves(given.image)
         return value, [image[i] for i in moving]
 
@@ -248,15 +256,34 @@ def _implicit(f: Function, point: list[Tree], solver: str, iterations: int) -> t
 
     u = {"cg": _conjugate_gradients, "neumann": _neumann}[solver](system, v, iterations)
     residual = _ratio(_tree.norm(_plus(v, system(u), -1)), _tree.norm(v))
-    if not _tree.is_transformed(residual) and residual > 0.01:
-        warnings.warn(
-            f"mode='implicit' left a residual of {residual:.2g} after {iterations} iterations: "
-            f"take more, or solver='neumann' for a step that is not plain gradient descent",
-            UserWarning,
-            stacklevel=4,
+    remaining = _tree.dot(u, _plus(image, start, -1))
+    if not _tree.is_transformed(residual):
+        _warn_of_error(value, residual, remaining, iterations)
+    return _plus(direct, transposed(u)[1]), value, aux, residual, remaining
+
+
+def _warn_of_error(value: Tensor, residual: Tensor, remaining: Tensor, iterations: int) -> None:
+    said = ""
+    if residual > 0.01:
+        said = (
+            f"left a residual of {residual:.2g} after {iterations} iterations: take more, or "
+            f"solver='neumann' for a step that is not plain gradient descent"
         )
-    movement = _tree.norm(_plus(image, start, -1))
-    return _plus(direct, transposed(u)[1]), value, aux, residual, movement
+    elif remaining.abs() > 0.01 * value.abs():
+        said = (
+            f"met a run that has not converged: its number, {value:.3g}, would still change by about "
+            f"{remaining:.2g}; take more steps, all on the same batch"
+        )
+    if said:
+        warnings.warn(f"mode='implicit' {said}", UserWarning, stacklevel=5)
+
+
+def _check_dependence(value: Tensor, hint: str = "") -> None:
+    if not value.requires_grad:
+        raise ValueError(
+            f"the number that run returns does not depend on the chosen arguments "
+            f"(detach, .item() and comparisons cut the path{hint})"
+        )
 
 
 def _conjugate_gradients(
@@ -295,28 +322,28 @@ def _ratio(a: Tensor, b: Tensor) -> Tensor:
 
 def _slot(run: Callable[..., Any], which: Slot, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Slot:
     """Where an argument was passed: its position, or its keyword."""
-    names = list(inspect.signature(run).parameters)
+    asked, names = which, list(inspect.signature(run).parameters)
     if isinstance(which, int) and 0 <= which < len(names) and names[which] in kwargs:
         which = names[which]
     if isinstance(which, str) and which not in kwargs and which in names:
         which = names.index(which)
     if which in kwargs or (isinstance(which, int) and 0 <= which < len(args)):
         return which
-    passed = [*map(str, range(len(args))), *kwargs]
-    raise ValueError(f"argnums names {which!r}, but the call passed {', '.join(passed) or 'nothing'}")
+    passed = [f"{len(args)} by position", *(f"{name}=" for name in kwargs)]
+    raise ValueError(f"argnums names {asked!r}, which the call did not pass; it passed {', '.join(passed)}")
 
 
 def _as_point(argument: Any, name: str) -> Tree:
     """The argument with floats as 0-d tensors, if all its leaves are float tensors."""
-    if isinstance(argument, float):
-        return torch.tensor(argument, dtype=torch.float64)
+    if isinstance(argument, Real) and not isinstance(argument, bool):
+        return torch.tensor(float(argument), dtype=torch.float64)
     argument = _tree.as_tensors(argument)
     if not _tree.leaves(argument):
         raise ValueError(f"argument {name} has no tensor leaves")
     for path, leaf in _tree.named_leaves(argument, f"argument {name}"):
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
             got = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
-            raise TypeError(f"{path} is {got}; only float tensors have derivatives")
+            raise TypeError(f"{path} is {got}; give what is differentiated as float tensors")
     return argument
 
 
@@ -328,8 +355,10 @@ def _value(result: Any, has_aux: bool) -> tuple[Tensor, Any]:
     if has_aux and (not isinstance(result, tuple) or len(result) != 2):
         raise TypeError(f"run must return (number, aux) with has_aux=True; got {type(result).__name__}")
     value, aux = result if has_aux else (result, ())
+    aux = _tree.map(torch.as_tensor, aux)
     if not isinstance(value, Tensor):
         hint = "; a pair needs has_aux=True" if isinstance(value, tuple) else ""
+        hint = "; .item() and float() cut the derivative" if isinstance(value, float) else hint
         raise TypeError(f"run must return a 0-d float tensor; got {type(value).__name__}{hint}")
     if value.shape or not value.is_floating_point():
         raise ValueError(f"run must return a 0-d float tensor; got {value.dtype} {tuple(value.shape)}")

@@ -299,7 +299,8 @@ def plot_grid(
             outputs, which are then one number a member.
         ax: where to draw; None for a new figure of 6 x 4 inches.
         label: name of the values, at the colour bar.
-        limits: the values at the two ends of the colours; None for the least and the largest drawn.
+        limits: the values at the two ends of the colours; None for the least and the largest drawn: give
+            them where runs diverge without reaching infinity, and would take up all colours.
         cmap: matplotlib's name of a colour map, or one itself.
         log_x: logarithmic x; every x must be > 0.
         log_y: logarithmic y.

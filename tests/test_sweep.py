@@ -374,7 +374,7 @@ def test_an_error_names_the_group_or_the_point():
     grid = gd.grid(batch_size=[4, 5], lr=[0.1, 0.2], key=KEYS[:3])
     with pytest.raises(ArithmeticError) as error:
         gd.sweep(fragile, grid)
-    assert "batch_size=5, lr [6 members], key [6 members]" in notes(error)
+    assert "batch_size=5, 6 members over lr, key" in notes(error)
     assert "chunk_size=1" in notes(error)
 
     def fails_at_one(batch_size, lr, key):
@@ -390,7 +390,7 @@ def test_an_error_names_the_group_or_the_point():
 def test_a_batch_size_in_a_tensor_is_explained():
     with pytest.raises(ValueError, match="batch_size must be an int") as error:
         gd.sweep(last_loss, gd.grid(batch_size=torch.tensor([2, 4])))
-    assert "give batch_size as a list of ints" in notes(error)
+    assert "batch_size: vmapped, all members at once" in notes(error)
 
 
 def test_torchs_own_random_numbers_are_refused_or_chosen():
@@ -425,7 +425,7 @@ def test_an_interrupt_names_the_place_too():
 
     with pytest.raises(gd.SweepInterrupted, match="after 0 of 2 runs") as error:
         gd.sweep(partial(run, stop=interrupted), gd.grid(batch_size=[4], lr=[0.1, 0.2]))
-    assert "batch_size=4, lr [2 members]" in notes(error)
+    assert "batch_size=4, 2 members over lr" in notes(error)
     assert error.value.result is None
     assert error.value.members == []
 

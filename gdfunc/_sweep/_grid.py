@@ -102,13 +102,12 @@ class Grid:
 
     def place(self, members: Sequence[int]) -> str:
         """A point in words; a chunk of several by what they share and what they were vmapped over."""
-        several = {name for name, axis in self.axes.items() if axis.vmapped and len(members) > 1}
+        several = [name for name, axis in self.axes.items() if axis.vmapped and len(members) > 1]
         labels = self.labels(members[0]).items()
-        said = [
-            f"{name} [{len(members)} members]" if name in several else f"{name}={label}"
-            for name, label in labels
-        ]
-        return ", ".join(said)
+        shared = [f"{name}={label}" for name, label in labels if name not in several]
+        return ", ".join(
+            [*shared, f"{len(members)} members over {', '.join(several)}"] if several else shared
+        )
 
     def part(self, members: Sequence[int]) -> "Grid":
         """These members alone, in a row."""
@@ -206,6 +205,10 @@ def _axis(name: str, given: Any) -> Axis:
         return Axis(tuple(given), False, labels)
     for path, leaf in _tree.named_leaves(values, ""):
         _check_values(name, path, leaf)
+    if name.endswith("key") and values is not None and _is_one_key(values):
+        raise ValueError(
+            f"axis {name} is a single key [2]; write {name}=key[None], or split it into [n, 2]"
+        )
     return Axis(values, True, labels)
 
 
@@ -219,7 +222,7 @@ def _slices(name: str, tree: Tree) -> Tree:
             got = type(leaf).__name__
             raise TypeError(f"axis {path} is {got}, not a tensor; put the values of an axis in a list")
         if not leaf.ndim:
-            raise TypeError(f"axis {path} is a single value, {leaf}; it must be [n, ...]")
+            raise TypeError(f"axis {path} is a single value; write {name}=[…]")
         first, size = leaves[0][0], len(leaves[0][1])
         if len(leaf) != size:
             raise ValueError(f"axis {name} is ragged: {first} has {size} values, {path} has {len(leaf)}")
@@ -256,6 +259,10 @@ def _check_values(name: str, path: str, leaf: Tensor) -> None:
         rule = "must be finite and >= 0" if is_lr else "must not be NaN"
         where = f"{name}{path}[{', '.join(map(str, place))}]"
         raise ValueError(f"{where} {rule}; got {numbers(leaf[tuple(place)][None])[0]}")
+
+
+def _is_one_key(values: Tree) -> bool:
+    return isinstance(values, Tensor) and values.shape == (2,) and values.dtype == torch.int64
 
 
 def _label(value: Any, position: int) -> Any:

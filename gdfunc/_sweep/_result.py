@@ -77,7 +77,10 @@ class SweepResult:
         return SweepResult(part, outputs, self.diverged[rows.to(self.diverged.device)], lengths)
 
     def reshape(self) -> Tree:
-        """View the outputs in the shape of the grid: [N, ...] as [*grid.shape, ...]."""
+        """View the outputs in the shape of the grid: [N, ...] as [*grid.shape, ...].
+
+        Padding stays in (see `lengths`), and a picture takes its NaN for divergence: `select` first.
+        """
         return _tree.map(lambda leaf: leaf.reshape((*self.grid.shape, *leaf.shape[1:])), self.outputs)
 
     def to_records(self) -> list[dict[str, Any]]:

@@ -46,15 +46,15 @@ def sweep(
     differ are promoted.
 
     Args:
-        run: `(**point) -> tree` of tensors and numbers, such as what `train` returns. A point's vmapped
-            arguments are slices without the leading axis (an lr is a 0-d tensor, a key [2]), the others as
-            given.
+        run: `(**point) -> tree`, with arguments of the names of the axes: it returns tensors and numbers,
+            such as what `train` returns. A point's vmapped arguments are slices without the leading axis
+            (an lr is a 0-d tensor, a key [2]), the others as given.
         grid: from `grid`.
-        chunk_size: how many members at most to run at once: it bounds the memory, and changes results
-            within rounding. None: a whole group. `"auto"`: as many as hold 1 GiB at once, by the tensors
-            that are alive at a time in the first member of each group, which is run alone for that (the
-            insides of a compiled loop are not seen). 1: one after another without vmap, bit for bit what
-            `run(**grid[i])` gives, and for code that vmap does not take.
+        chunk_size: how many members at most to run at once: it bounds the memory, and what Ctrl-C and an
+            error lose, and changes results within rounding. None: a whole group. `"auto"`: as many as hold
+            1 GiB at once, by the tensors that are alive at a time in the first member of each group, which
+            is run alone for that (the insides of a compiled loop are not seen). 1: one after another
+            without vmap, bit for bit what `run(**grid[i])` gives, and for code that vmap does not take.
         randomness: what torch's own random operations (dropout) do under vmap: `"error"`, `"different"` for
             every member, or the `"same"`. Draw from a key to have them repeatable.
         progress: True for a bar (tqdm if installed, else a line on stderr), or a function that is called
@@ -87,7 +87,7 @@ def sweep(
                 [1.7363, 1.1906, 1.0094]], dtype=torch.float64)
     """
     if not isinstance(grid, Grid):
-        raise TypeError(f"grid is {type(grid).__name__}; make it with gd.grid(lr=[0.1, 0.2], …)")
+        raise TypeError(f"grid is {type(grid).__name__}; call sweep(run, gd.grid(lr=[0.1, 0.2], …))")
     if chunk_size not in (None, "auto"):
         check_int("chunk_size", chunk_size, 1)
     check_choice("randomness", randomness, ("error", "different", "same"))
@@ -178,23 +178,25 @@ def _run_chunk(
             results = list(vmap(member, randomness=randomness)(*inputs))
     except (Exception, KeyboardInterrupt) as error:
         error.add_note(f"gdfunc: in the sweep, at {grid.place(members)}")
-        if not single:
-            error.add_note(_remedy(error, grid))
+        if remedy := _remedy(error, grid, single):
+            error.add_note(f"gdfunc: {remedy}")
         raise
     return _Piece(members, grid.place(members), *_tree.unflatten(seen[0], results))
 
 
-def _remedy(error: BaseException, grid: Grid) -> str:
-    if "randomness" in str(error):
-        return "gdfunc: draw from a key, or choose sweep(..., randomness='different')"
-    ints = [
-        name
-        for name, axis in grid.axes.items()
-        if isinstance(axis.values, Tensor) and axis.values.ndim == 1 and axis.values.dtype == torch.int64
-    ]
-    if ints:
-        return f"gdfunc: a tensor is vmapped; give {', '.join(ints)} as a list of ints to loop over it"
-    return "gdfunc: sweep(..., chunk_size=1) runs the points one by one, without vmap, and names the one"
+def _remedy(error: BaseException, grid: Grid, single: bool) -> str:
+    said, axes = str(error), grid.axes.items()
+    if "argument" in said and isinstance(error, TypeError):
+        return f"a point is given by name: run takes the arguments {', '.join(grid.axes)}"
+    if single or isinstance(error, KeyboardInterrupt):
+        return ""
+    if "randomness" in said:
+        return "draw from a key, or choose sweep(..., randomness='different')"
+    vmapped = ", ".join(name for name, axis in axes if axis.vmapped)
+    return (
+        f"{vmapped}: vmapped, all members at once; what shapes the program is to be a list of ints alone "
+        f"(a tensor, or a float among them, makes it data); chunk_size=1 runs, and names, one at a time"
+    )
 
 
 def _member(result: Tree) -> tuple[Tree, dict[str, Tensor], Tensor]:
@@ -239,7 +241,7 @@ def _padding(dtype: torch.dtype) -> float | int | bool:
 def _joined(grid: Grid, pieces: list[_Piece]) -> SweepResult:
     """Join the chunks in the order of the grid; torch.cat copies, so nothing is shared."""
     first = pieces[0]
-    names = [f"result at {piece.name}: result" for piece in pieces]
+    names = [f"what run returns at {piece.name}" for piece in pieces]
     for piece, name in zip(pieces, names, strict=True):
         _tree.check_structure(piece.tree, first.tree, name, names[0])
     order = _members(pieces)
