@@ -13,7 +13,7 @@ from .._tree import Tree
 from . import _eager
 
 Body = Callable[[Tree, Tree], tuple[Tree, Tree]]
-BACKENDS = ("eager", "inductor", "cudagraph", "auto")
+BACKENDS = ("eager", "native", "inductor", "cudagraph", "auto")
 _WORTH_COMPILING = 10_000  # steps: what fewer take from Python, 0.3 ms each, is less than a compilation
 
 

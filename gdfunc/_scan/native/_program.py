@@ -1,0 +1,307 @@
+"""A body as C: where its tensors lie, what a step writes, and the loop around the steps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from operator import getitem
+from typing import Any
+
+import torch
+from torch import fx
+
+from .._body import Aval, Body
+from . import _operators
+from ._contraction import vector
+from ._kernel import C_TYPES
+from ._operators import RESHAPES, SLOW, Call
+from ._tensor import Block, Kept, Lazy, Memory, Stored, Unsupported, View, fill
+from ._trace import operations
+
+_MOST_WORK = 3e6  # rounds of loops in a step: with more, libraries that divide it into blocks are faster
+_MOST_OPERATIONS = 3000  # which take a compiler some ten seconds
+_BY_VALUE = 256  # bytes of a carry that is copied rather than exchanged by its address
+_ON_STACK = 8192  # bytes of intermediate results
+_VIEWS = {*RESHAPES, "expand", "permute", "transpose", "t", "slice", "select", "flip", "alias", "detach"}
+_REDUCTIONS = {"sum", "mean", "amax", "amin", "max", "min", "prod"}
+
+
+@dataclass
+class Program:
+    """C code for the loop over a body."""
+
+    text: str
+
+
+def write(body: Body) -> Program:
+    """Write the loop over a body, or refuse it.
+
+    Raises:
+        Unsupported: an operation, a dtype or a device is not covered, or a step is too large.
+    """
+    block = Block()
+    lines: list[str] = []
+    consts = [_Pointer(f"const_{i}", aval, True) for i, aval in enumerate(body.consts)]
+    carry = [_Pointer(f"carry_{i}", aval, False) for i, aval in enumerate(body.carry)]
+    x = [_Pointer(f"x_{i}", aval, True) for i, aval in enumerate(body.x)]
+    y = [_Pointer(f"y_{i}", aval, False) for i, aval in enumerate(body.y)]
+    graph = operations(body)
+    still = _still(body, graph)
+    now = [
+        carry[i].memory if i in still else Memory(f"now->c{i}", aval.shape, aval.dtype)
+        for i, aval in enumerate(body.carry)
+    ]
+    after = [None if i in still else Memory(f"next->c{i}", aval.shape, aval.dtype) for i, aval in enumerate(body.carry)]
+    inputs = [*[p.memory for p in consts], *now, *[p.memory for p in x]]
+    _step(block, graph, inputs, [*after, *[p.memory for p in y]])
+    if block.work > _MOST_WORK:
+        raise Unsupported(f"a step of {block.work:.1g} operations, where torch's own kernels are faster")
+    moving = [i for i in range(len(carry)) if i not in still]
+    sizes = {i: _size(body.carry[i]) for i in moving}
+    by_value = sum(sizes.values()) <= _BY_VALUE
+    fields = [f"{C_TYPES[body.carry[i].dtype]} c{i}[{max(prod(body.carry[i].shape), 1)}];" for i in moving]
+    if not by_value:
+        fields = [f"_Alignas(64) {line}" for line in fields]
+    first = len(consts)
+    lines += [
+        *block.functions,
+        f"struct carry {{ {' '.join(fields) or 'char none;'} }};",
+        f"struct scratch {{ {' '.join(block.fields)} struct carry carries[2]; }};",
+        "const int64_t scratch_size = sizeof(struct scratch);",
+        "int64_t run(int64_t n0, int64_t n1, int64_t t0, int64_t t1, char *const *place,",
+        "            const int64_t *member, const int64_t *time, char *memory) {",
+        f"enum {{ ON_STACK = sizeof(struct scratch) <= {_ON_STACK} }};",
+        "struct scratch local;" if by_value else "",
+        "struct scratch *restrict w = (struct scratch *)memory;",
+        "if (ON_STACK) w = &local;" if by_value else "",
+        "int bad = 0;",
+        "for (int64_t n = n0; n < n1; n++) {",
+        *[pointer.declared(at, False) for at, pointer in enumerate(consts)],
+        *[pointer.declared(first + i, False) for i, pointer in enumerate(carry)],
+        "struct carry *first = w->carries;",
+        *[f"__builtin_memcpy(first->c{i}, carry_{i}, {sizes[i]});" for i in moving],
+        "for (int64_t t = t0; t < t1; t++) {",
+    ]
+    if by_value:
+        lines.append("struct carry *restrict now = w->carries, *restrict next = w->carries + 1;")
+    else:
+        lines.append("struct carry *restrict now = w->carries + ((t - t0) & 1);")
+        lines.append("struct carry *restrict next = w->carries + (~(t - t0) & 1);")
+    first += len(carry)
+    lines += [pointer.declared(first + at, True) for at, pointer in enumerate([*x, *y])]
+    lines += [*block.lines, "if (bad) return t;"]
+    if by_value:
+        lines += ["*now = *next;", "}", "struct carry *last = w->carries;"]
+    else:
+        lines += ["}", "struct carry *last = w->carries + ((t1 - t0) & 1);"]
+    lines += [f"__builtin_memcpy(carry_{i}, last->c{i}, {sizes[i]});" for i in moving]
+    lines += ["}", "return -1;", "}"]
+    return Program("\n".join([_prelude(), *lines, ""]))
+
+
+class _Pointer:
+    """A tensor of the caller's, at its place for this member and step."""
+
+    def __init__(self, name: str, aval: Aval, is_input: bool) -> None:
+        _check(aval)
+        self.name, self.is_input, self.c_type = name, is_input, C_TYPES[aval.dtype]
+        self.memory = Memory(name, aval.shape, aval.dtype)
+
+    def declared(self, at: int, moves: bool) -> str:
+        kind = f"{'const ' if self.is_input else ''}{self.c_type} *"
+        step = f" + t * time[{at}]" if moves else ""
+        return f"{kind}restrict {self.name} = ({kind})(place[{at}] + n * member[{at}]{step});"
+
+
+def _check(aval: Any) -> None:
+    if aval.dtype not in C_TYPES:
+        raise Unsupported(f"{str(aval.dtype).removeprefix('torch.')} tensors")
+    if aval.device.type != "cpu":
+        raise Unsupported(f"tensors on {aval.device}")
+
+
+def _size(aval: Aval) -> int:
+    return prod(aval.shape) * aval.dtype.itemsize
+
+
+def _still(body: Body, graph: fx.GraphModule) -> set[int]:
+    """Which leaves of the carry every step returns as they are."""
+    nodes = list(graph.graph.nodes)
+    given = nodes[len(body.consts) : len(body.consts) + len(body.carry)]
+    return {i for i, node in enumerate(given) if nodes[-1].args[0][i] is node}
+
+
+def _step(block: Block, graph: fx.GraphModule, inputs: Sequence[Lazy], targets: Sequence[Memory | None]) -> None:
+    """Write what a step does: each result goes to its target, if it has one."""
+    nodes = list(graph.graph.nodes)
+    operations = [node for node in nodes if node.op == "call_function"]
+    if len(operations) > _MOST_OPERATIONS:
+        raise Unsupported(f"a step of {len(operations)} operations")
+    results = list(nodes[-1].args[0])
+    waiting: dict[fx.Node, Memory] = {}
+    for node, target in zip(results, targets, strict=True):
+        if target is not None:
+            waiting.setdefault(node, target)
+    known: dict[fx.Node, Any] = dict(zip(nodes, inputs, strict=False))
+    same: dict[Any, Any] = {}
+    for node in operations:
+        key = _key(node, known)
+        if key is not None and key in same:
+            known[node] = same[key]
+            continue
+        tensor = _lowered(block, node, known)
+        if isinstance(tensor, Lazy):
+            tensor = _kept(block, node, tensor, waiting.get(node))
+        known[node] = tensor
+        if key is not None:
+            same[key] = tensor
+    for node, target in zip(results, targets, strict=True):
+        if target is not None:
+            tensor = known[node]
+            source = tensor.memory() if isinstance(tensor, Stored) else tensor
+            if source is not target:
+                fill(block, target, source)
+
+
+def _key(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
+    """What two nodes share that compute the same."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    args = fx.node.map_arg((node.args, node.kwargs), lambda arg: ("node", id(known[arg])))
+    return node.target, repr(args)
+
+
+def _lowered(block: Block, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
+    if node.target is getitem:
+        return known[node.args[0]][node.args[1]]  # type: ignore[index]
+    if hasattr(node.target, "loop"):
+        return _loop(block, node.target.loop, [known[arg] for arg in node.args])  # type: ignore[union-attr,index]
+    if not isinstance(node.target, torch._ops.OpOverload):
+        raise Unsupported(str(node.target))
+    for value in node.meta["val"] if isinstance(node.meta["val"], (list, tuple)) else [node.meta["val"]]:
+        _check(value)
+    schema = node.target._schema
+    given = dict(zip([argument.name for argument in schema.arguments], node.args, strict=False))
+    arguments = {a.name: a.default_value for a in schema.arguments if a.has_default_value()} | given | node.kwargs
+    order = [argument.name for argument in schema.arguments]
+    arguments = {name: arguments[name] for name in order if name in arguments}
+    arguments = fx.node.map_arg(arguments, lambda arg: known[arg])
+    return _operators.lower(Call(block, node, _name(node), arguments))  # type: ignore[arg-type]
+
+
+def _name(node: fx.Node) -> str:
+    return node.target._schema.name.partition("::")[2] if isinstance(node.target, torch._ops.OpOverload) else ""
+
+
+def _kept(block: Block, node: fx.Node, tensor: Lazy, target: Memory | None) -> Lazy:
+    """Store what is a result, what is used twice and not cheap, and what is slow but for a loop of its own."""
+    users = _users(node)
+    base = tensor
+    while isinstance(base, View):
+        base = base.source
+    base.shared = base.shared or len(users) > 1
+    if target is not None:
+        if isinstance(tensor, Stored) and tensor.target is None and tensor._memory is None:
+            tensor.target = target
+            return tensor
+        kept = Kept(block, tensor)
+        kept.target = target
+        return kept
+    if isinstance(tensor, (Memory, Stored, View)) or tensor.cost < 2:
+        return tensor
+    again = len(users) > 1
+    if tensor.cost >= SLOW:
+        again |= any(_name(user) in _REDUCTIONS or _numel(user) > prod(tensor.shape) for user in users)
+    return Kept(block, tensor) if again else tensor
+
+
+def _users(node: fx.Node) -> list[fx.Node]:
+    """Who computes with it, views of it included."""
+    users = []
+    for user in node.users:
+        users += _users(user) if _name(user) in _VIEWS else [user]
+    return users
+
+
+def _numel(node: fx.Node) -> int:
+    value = node.meta.get("val")
+    return value.numel() if isinstance(value, torch.Tensor) else 0
+
+
+def _loop(block: Block, loop: Any, tensors: Sequence[Lazy]) -> list[Lazy]:
+    """Write a loop within the step."""
+    body: Body = loop.body
+    graph = operations(body)
+    inner = Block([], block.fields, block.functions, block.names)
+    t = f"t{next(block.names)}"
+    consts, init, xs = body.split([_memory(block, tensor) for tensor in tensors])
+    still = _still(body, graph)
+    now = [leaf if i in still else block.scratch(leaf.shape, leaf.dtype) for i, leaf in enumerate(init)]
+    for i, leaf in enumerate(init):
+        if i not in still:
+            fill(block, now[i], leaf)
+    ys = [block.scratch((loop.length, *aval.shape), aval.dtype) for aval in body.y]
+    row = f"({loop.length - 1} - {t})" if loop.reverse else t
+    inner.lines.append(f"for (int64_t {t} = 0; {t} < {loop.length}; {t}++) {{")
+    x = [_row(inner, leaf, row, "const ") for leaf in xs]
+    y = [_row(inner, leaf, row, "") for leaf in ys]
+    after = [None if i in still else block.scratch(leaf.shape, leaf.dtype) for i, leaf in enumerate(init)]
+    _step(inner, graph, [*consts, *now, *x], [*after, *y])
+    for old, new in zip(now, after, strict=True):
+        if new is not None:
+            size = prod(new.shape) * new.dtype.itemsize
+            inner.lines.append(f"__builtin_memcpy({old.pointer}, {new.pointer}, {size});")
+    block.lines += [*inner.lines, "}"]
+    block.work += inner.work * loop.length
+    return [*now, *ys]
+
+
+def _memory(block: Block, tensor: Lazy) -> Memory:
+    """The tensor in memory of its own, contiguous."""
+    if isinstance(tensor, Stored):
+        tensor = tensor.memory()
+    if isinstance(tensor, Memory) and Memory("", tensor.shape, tensor.dtype).strides == tensor.strides:
+        return tensor
+    return Kept(block, tensor).memory()
+
+
+def _row(block: Block, memory: Memory, row: str, const: str) -> Memory:
+    """One step's part of a tensor of x's or y's."""
+    shape, name = memory.shape[1:], f"r{next(block.names)}"
+    kind = f"{const}{C_TYPES[memory.dtype]} *"
+    block.lines.append(f"{kind}{name} = {memory.pointer} + {memory.start} + {row} * {prod(shape)};")
+    return Memory(name, shape, memory.dtype)
+
+
+_ONE = "exp exp2 expm1 log log1p log2 log10 sin cos tan asin acos atan sinh cosh tanh erf erfc"
+_TWO = "pow atan2 hypot"
+_PLAIN_ONE, _PLAIN_TWO = "sqrt floor ceil trunc rint", "fmod copysign"
+
+
+def _prelude() -> str:
+    """What all programs begin with. The functions of the C library come by whole vectors where it has such."""
+    lines = [
+        "#include <stdint.h>",
+        "#ifdef VECTOR_MATH",
+        '#define MATH __attribute__((simd("notinbranch"), const))',
+        "#else",
+        "#define MATH __attribute__((const))",
+        "#endif",
+        "#ifdef __clang__",
+        "#define TILES __attribute__((noinline))",
+        "#else",
+        '#define TILES __attribute__((noinline, optimize("fp-contract=fast")))',
+        "#endif",
+    ]
+    for c_type, suffix in (("float", "f"), ("double", "")):
+        lines.append(
+            f"typedef {c_type} vector_{c_type} "
+            f"__attribute__((vector_size({vector()[0]}), aligned({4 if suffix else 8}), may_alias));"
+        )
+        for names, arguments, kind in (
+            (_ONE, c_type, "MATH"),
+            (_TWO, f"{c_type}, {c_type}", "MATH"),
+            (_PLAIN_ONE, c_type, "__attribute__((const))"),
+            (_PLAIN_TWO, f"{c_type}, {c_type}", "__attribute__((const))"),
+        ):
+            lines += [f"{kind} {c_type} {name}{suffix}({arguments});" for name in names.split()]
+    return "\n".join(lines)
