@@ -98,18 +98,17 @@ def _affine(tensor: Lazy, point: Point) -> tuple[set[Var], Var | None] | None:
 
 
 def _roles(axes: Sequence[Var], found: Sequence[tuple[set[Var], Var | None]]) -> tuple[bool, Var] | None:
-    """Which factor is taken by vectors, and along which axis: best one that lies there, else a small one."""
+    """Which factor is taken by vectors, and along which axis: best one that it lies along
+    already, then the last one of the result, which is how others read it."""
     choices = []
     for swap in (False, True):
         (of_a, _), (of_b, dense) = reversed(found) if swap else found
         for axis in axes:
             if axis in of_b and axis not in of_a and axis.extent >= _NARROWEST:
                 size = prod(var.extent for var in of_b)
-                choices.append((axis != dense, 0 if axis == dense else size, -axis.extent, not swap, axis))
-    if not choices:
-        return None
-    _, _, _, not_swap, axis = min(choices, key=lambda choice: choice[:-1])
-    return not not_swap, axis
+                copied = 0 if axis == dense else size
+                choices.append(((bool(copied), axis != axes[-1], copied, -axis.extent), swap, axis))
+    return min(choices, key=lambda choice: choice[0])[1:] if choices else None
 
 
 def _packed(block: Block, b: tuple[Memory, Index], column: Var, lanes: int) -> tuple[Memory, Index]:

@@ -16,6 +16,7 @@ from ._reduction import KINDS, PRODUCT, Cumulated, Extremum, Reduced
 from ._tensor import (
     Block,
     Formula,
+    Kept,
     Lazy,
     Map,
     Scattered,
@@ -95,6 +96,7 @@ PREDICATES = {
     "logical_xor": "({0} != 0) ^ ({1} != 0)",
 }
 QUICK = ("sqrt", "floor", "ceil", "trunc", "rint", "copysign")  # functions that are one instruction
+MANY = 16  # calls of a function that are worth a loop of their own
 SLOW = 10  # what a function costs beside additions
 LONGEST_TABLE = 4096  # elements of a constant that is written into the code
 
@@ -172,8 +174,12 @@ def pointwise(call: Call, template: str, *values: Any) -> Lazy:
         raise call.refuse("of integers")
     if call.name in ARITHMETIC and call.dtype is torch.bool:
         raise call.refuse("of bool")
-    slow = "{f}(" in template and not any(f"{name}{{f}}" in template for name in QUICK)
-    return Map(template, [call.tensor(value) for value in values], call.dtype, SLOW if slow else 1)
+    operands = [call.tensor(value) for value in values]
+    if "{f}(" not in template or any(f"{name}{{f}}" in template for name in QUICK):
+        return Map(template, operands, call.dtype)
+    if prod(call.shape) >= MANY:  # from stored operands, so that nothing breaks the row of calls
+        operands = [Kept(call.block, operand) if operand.cost else operand for operand in operands]
+    return Map(template, operands, call.dtype, SLOW)
 
 
 def _table(call: Call) -> Lazy:
@@ -602,6 +608,8 @@ def reduce(call: Call, source: Lazy, dims: Any, kind: str, shape: Shape) -> Lazy
     if kind in ("max", "min") and not prod(source.shape):
         raise call.refuse("of nothing")
     dtype = source.dtype
+    if all(source.shape[dim] == 1 for dim in dims):
+        return reshape(source, shape)
     if dtype is torch.float32 and kind in ("sum", "prod") and prod(source.shape[dim] for dim in dims) > LONG:
         source = cast(source, torch.float64)
     return cast(reshape(Reduced(call.block, source, dims, kind), shape), dtype)
@@ -661,6 +669,8 @@ def _mm(call: Call) -> Lazy:
     if not call.dtype.is_floating_point:
         raise call.refuse("of integers")
     *batch, rows, columns = call.shape
+    if left.shape[-1] == 1:
+        return pointwise(call, PRODUCT, left, right)
     shape = (*batch, rows, columns, left.shape[-1])
     a = View(left, shape, lambda point: (*point[:-2], point[-1]))
     b = View(right, shape, lambda point: (*point[:-3], point[-1], point[-2]))
