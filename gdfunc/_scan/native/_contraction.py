@@ -114,9 +114,23 @@ def _roles(axes: Sequence[Var], found: Sequence[tuple[set[Var], Var | None]]) ->
 def _packed(block: Block, b: tuple[Memory, Index], column: Var, lanes: int) -> tuple[Memory, Index]:
     """Copy a factor so that its columns lie side by side, each row filled up to whole vectors."""
     memory, index = b
-    order = [*[var for var, _ in index.terms if var != column], column]
+    stride, dense = index.factor(column), next((var for var, factor in index.terms if factor == 1), None)
+    others = [var for var, _ in index.terms if var not in (column, dense)]
+    order = [*others, *([dense] if dense else []), column]
     shape = [var.extent for var in order]
     packed = block.scratch([*shape[:-1], _padded(column.extent, lanes)], memory.dtype)
+    place = packed.place(tuple(_at(var) for var in order))
+    if dense and dense is not column and dense.extent >= lanes <= column.extent:
+        c_type = C_TYPES[memory.dtype]
+        start = Index(index.constant, tuple(term for term in index.terms if term[0] in others))
+        to = Index(0, tuple(term for term in place.terms if term[0] in others))
+        block.lines += [_loop(var.name, var.extent) for var in others]  # type: ignore[union-attr]
+        block.lines.append(
+            f"transpose_{c_type}({memory.pointer} + {_text(start)}, {stride}, {packed.pointer} + {_text(to)}, "
+            f"{packed.strides[-2]}, {column.extent}, {dense.extent});"
+        )
+        block.lines += ["}"] * len(others)
+        return packed, place
 
     def at(kernel: Kernel, point: Point) -> str:
         known = dict(zip(order, point, strict=True))
@@ -125,7 +139,44 @@ def _packed(block: Block, b: tuple[Memory, Index], column: Var, lanes: int) -> t
 
     rows = Formula(shape, memory.dtype, at)
     fill(block, packed.part(len(shape) - 1, 0, 1, column.extent), rows)
-    return packed, packed.place(tuple(_at(var) for var in order))
+    return packed, place
+
+
+def transposition(c_type: str, bits: int) -> list[str]:
+    """A C function that transposes rows × columns numbers, square by square.
+
+    A square of L × L is L vectors; with a distance d = 1, 2, 4, … L/2, rows that are d apart swap the
+    numbers that are: after the last, each row is what was a column.
+    """
+    lanes = vector()[0] * 8 // bits
+    square = [f"vector_{c_type} r{i} = *(const vector_{c_type} *)(from + (i + {i}) * step + j);" for i in range(lanes)]
+    distance = 1
+    while distance < lanes:
+        for i in range(lanes):
+            if not i & distance:
+                low = [p if not p & distance else lanes + p - distance for p in range(lanes)]
+                high = [p + distance if not p & distance else lanes + p for p in range(lanes)]
+                square.append(f"{{ vector_{c_type} low = SHUFFLE(int{bits}_t, r{i}, r{i + distance}, {_list(low)});")
+                square.append(f"r{i + distance} = SHUFFLE(int{bits}_t, r{i}, r{i + distance}, {_list(high)});")
+                square.append(f"r{i} = low; }}")
+        distance *= 2
+    square += [f"*(vector_{c_type} *)(to + (j + {i}) * over + i) = r{i};" for i in range(lanes)]
+    return [
+        f"static __attribute__((noinline)) void transpose_{c_type}(const {c_type} *restrict from, int64_t step,",
+        f"        {c_type} *restrict to, int64_t over, int64_t rows, int64_t columns) {{",
+        f"for (int64_t i = 0; i + {lanes} <= rows; i += {lanes})",
+        f"for (int64_t j = 0; j + {lanes} <= columns; j += {lanes}) {{",
+        *square,
+        "}",
+        f"const int64_t whole_i = rows - rows % {lanes}, whole_j = columns - columns % {lanes};",
+        "for (int64_t i = 0; i < rows; i++)",
+        "for (int64_t j = i < whole_i ? whole_j : 0; j < columns; j++) to[j * over + i] = from[i * step + j];",
+        "}",
+    ]
+
+
+def _list(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _write(

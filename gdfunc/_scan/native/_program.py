@@ -11,7 +11,7 @@ from torch import fx
 
 from .._body import Aval, Body
 from . import _operators
-from ._contraction import vector
+from ._contraction import transposition, vector
 from ._kernel import C_TYPES
 from ._operators import RESHAPES, SLOW, Call
 from ._tensor import Block, Kept, Lazy, Memory, Stored, Unsupported, View, fill
@@ -95,7 +95,14 @@ def write(body: Body) -> Program:
         lines += ["}", "struct carry *last = w->carries + ((t1 - t0) & 1);"]
     lines += [f"__builtin_memcpy(carry_{i}, last->c{i}, {sizes[i]});" for i in moving]
     lines += ["}", "return -1;", "}"]
-    return Program("\n".join([_prelude(), *lines, ""]))
+    text = "\n".join([*lines, ""])
+    shuffles = [
+        line
+        for c_type, bits in (("float", 32), ("double", 64))
+        if f"transpose_{c_type}(" in text
+        for line in transposition(c_type, bits)
+    ]
+    return Program("\n".join([_prelude(), *shuffles, text]))
 
 
 class _Pointer:
@@ -288,8 +295,11 @@ def _prelude() -> str:
         "#endif",
         "#ifdef __clang__",
         "#define TILES __attribute__((noinline))",
+        "#define SHUFFLE(integer, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)",
         "#else",
         '#define TILES __attribute__((noinline, optimize("fp-contract=fast")))',
+        "#define SHUFFLE(integer, a, b, ...) "
+        f"__builtin_shuffle(a, b, (integer __attribute__((vector_size({vector()[0]})))){{__VA_ARGS__}})",
         "#endif",
     ]
     for c_type, suffix in (("float", "f"), ("double", "")):
