@@ -9,6 +9,9 @@ from ._index import Index, Part, Point, Var, unravel
 C_TYPES = {
     torch.float32: "float",
     torch.float64: "double",
+    torch.uint8: "uint8_t",
+    torch.int8: "int8_t",
+    torch.int16: "int16_t",
     torch.int32: "int32_t",
     torch.int64: "int64_t",
     torch.bool: "uint8_t",

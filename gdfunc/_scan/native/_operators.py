@@ -4,7 +4,7 @@ A new pointwise operator is a line in POINTWISE or PREDICATES; any other is a fu
 """
 
 from collections.abc import Callable, Sequence
-from math import isfinite, prod
+from math import prod
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from ._index import Index, Point
 from ._kernel import C_TYPES, Kernel
-from ._reduction import KINDS, PRODUCT, Cumulated, Extremum, Reduced
+from ._reduction import PRODUCT, Cumulated, Extremum, Reduced
 from ._tensor import (
     Block,
     Formula,
@@ -60,7 +60,6 @@ POINTWISE = {
     "atan2": "atan2{f}({0}, {1})",
     "hypot": "hypot{f}({0}, {1})",
     "copysign": "copysign{f}({0}, {1})",
-    "fmod": "fmod{f}({0}, {1})",
     "floor": "floor{f}({0})",
     "ceil": "ceil{f}({0})",
     "trunc": "trunc{f}({0})",
@@ -101,11 +100,17 @@ SLOW = 10  # what a function costs beside additions
 LONGEST_TABLE = 4096  # elements of a constant that is written into the code
 
 
+def name_of(target: Any) -> str:
+    """The name of an operator in its schema, such as add; nothing for what is no operator."""
+    return target._schema.name.partition("::")[2] if isinstance(target, torch._ops.OpOverload) else ""
+
+
 class Call:
     """A node of the graph with its arguments by their names in the schema, tensors as Lazy."""
 
-    def __init__(self, block: Block, node: fx.Node, name: str, arguments: dict[str, Any]) -> None:
-        self.block, self.node, self.name, self.arguments = block, node, name, arguments
+    def __init__(self, block: Block, node: fx.Node, arguments: dict[str, Any]) -> None:
+        self.block, self.node, self.arguments = block, node, arguments
+        self.name = name_of(node.target)
         self.value = node.meta["val"]
 
     def __getitem__(self, name: str) -> Any:
@@ -248,14 +253,21 @@ def _pow(call: Call) -> Lazy:
     return pointwise(call, "pow{f}({0}, {1})", base, exponent)
 
 
-@lowers("remainder")
+@lowers("remainder", "fmod", "floor_divide")
 def _remainder(call: Call) -> Lazy:
-    if call.dtype.is_floating_point:
+    if call.dtype.is_floating_point and call.name == "fmod":
+        return pointwise(call, "fmod{f}({0}, {1})", call["self"], call["other"])
+    if call.dtype.is_floating_point and call.name == "remainder":
         rest = pointwise(call, "fmod{f}({0}, {1})", call["self"], call["other"])
         return pointwise(call, "{0} != 0 && (({1} < 0) != ({0} < 0)) ? {0} + {1} : {0}", rest, call["other"])
-    if isinstance(call["other"], Lazy) or call["other"] <= 0:
-        raise call.refuse("of integers, unless the divisor is a number above 0")
-    return pointwise(call, "({0} % {1} + {1}) % {1}", call["self"], call["other"])
+    if call.dtype.is_floating_point or isinstance(call["other"], Lazy) or call["other"] <= 0:
+        raise call.refuse("unless of an integer by a number above 0")
+    floored = {
+        "remainder": "({0} % {1} + {1}) % {1}",
+        "fmod": "{0} % {1}",
+        "floor_divide": "{0} / {1} - ({0} % {1} < 0)",
+    }
+    return pointwise(call, floored[call.name], call["self"], call["other"])
 
 
 @lowers("bitwise_not")
@@ -677,4 +689,4 @@ def _mm(call: Call) -> Lazy:
     return Reduced(call.block, Map(PRODUCT, [a, b], call.dtype), [len(shape) - 1], "sum")
 
 
-__all__ = ["KINDS", "LOWERINGS", "POINTWISE", "PREDICATES", "Call", "isfinite", "lower"]
+COVERED = {*POINTWISE, *PREDICATES, *LOWERINGS}

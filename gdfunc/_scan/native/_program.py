@@ -13,7 +13,7 @@ from .._body import Aval, Body
 from . import _operators
 from ._contraction import transposition, vector
 from ._kernel import C_TYPES
-from ._operators import RESHAPES, SLOW, Call
+from ._operators import RESHAPES, SLOW, Call, name_of
 from ._tensor import Block, Kept, Lazy, Memory, Stored, Unsupported, View, fill
 from ._trace import operations
 
@@ -119,9 +119,9 @@ class _Pointer:
         return f"{kind}restrict {self.name} = ({kind})(place[{at}] + n * member[{at}]{step});"
 
 
-def _check(aval: Any) -> None:
+def _check(aval: Any, where: str = "") -> None:
     if aval.dtype not in C_TYPES:
-        raise Unsupported(f"{str(aval.dtype).removeprefix('torch.')} tensors")
+        raise Unsupported(f"{str(aval.dtype).removeprefix('torch.')} tensors{where}")
     if aval.device.type != "cpu":
         raise Unsupported(f"tensors on {aval.device}")
 
@@ -185,18 +185,14 @@ def _lowered(block: Block, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
     if not isinstance(node.target, torch._ops.OpOverload):
         raise Unsupported(str(node.target))
     for value in node.meta["val"] if isinstance(node.meta["val"], (list, tuple)) else [node.meta["val"]]:
-        _check(value)
+        _check(value, f" ({node.target})")
     schema = node.target._schema
     given = dict(zip([argument.name for argument in schema.arguments], node.args, strict=False))
     arguments = {a.name: a.default_value for a in schema.arguments if a.has_default_value()} | given | node.kwargs
     order = [argument.name for argument in schema.arguments]
     arguments = {name: arguments[name] for name in order if name in arguments}
     arguments = fx.node.map_arg(arguments, lambda arg: known[arg])
-    return _operators.lower(Call(block, node, _name(node), arguments))  # type: ignore[arg-type]
-
-
-def _name(node: fx.Node) -> str:
-    return node.target._schema.name.partition("::")[2] if isinstance(node.target, torch._ops.OpOverload) else ""
+    return _operators.lower(Call(block, node, arguments))  # type: ignore[arg-type]
 
 
 def _kept(block: Block, node: fx.Node, tensor: Lazy, target: Memory | None) -> Lazy:
@@ -217,7 +213,7 @@ def _kept(block: Block, node: fx.Node, tensor: Lazy, target: Memory | None) -> L
         return tensor
     again = len(users) > 1
     if tensor.cost >= SLOW:
-        again |= any(_name(user) in _REDUCTIONS or _numel(user) > prod(tensor.shape) for user in users)
+        again |= any(name_of(user.target) in _REDUCTIONS or _numel(user) > prod(tensor.shape) for user in users)
     return Kept(block, tensor) if again else tensor
 
 
@@ -225,7 +221,7 @@ def _users(node: fx.Node) -> list[fx.Node]:
     """Who computes with it, views of it included."""
     users = []
     for user in node.users:
-        users += _users(user) if _name(user) in _VIEWS else [user]
+        users += _users(user) if name_of(user.target) in _VIEWS else [user]
     return users
 
 

@@ -1,48 +1,40 @@
 """Sums and other reductions: one accumulator, or a row of them where rows are what lies together."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from math import inf
+from typing import Any, NamedTuple
 
 import torch
 
 from . import _contraction
 from ._index import Point, ravel, strides_of
 from ._kernel import C_TYPES, Kernel, NotFlat, over
-from ._tensor import Block, Formula, Lazy, Map, Memory, Stored, View, fill
+from ._tensor import Block, Formula, Lazy, Map, Memory, Stored, View, fill, literal
 
 
 class Kind(NamedTuple):
     """How a reduction starts, and how it takes in a value v; NaN wins."""
 
-    start: str
+    start: Any
     step: str
     clause: str = ""  # of OpenMP, where the order does not matter
 
     def first(self, dtype: torch.dtype) -> str:
-        return f"(({C_TYPES[dtype]}){self.start.format(low=_LOW[dtype], high=_HIGH[dtype])})"
+        ends = {"low": -inf, "high": inf}
+        if dtype is torch.bool:
+            ends = {"low": 0, "high": 1}
+        elif not dtype.is_floating_point:
+            ends = {"low": torch.iinfo(dtype).min, "high": torch.iinfo(dtype).max}
+        return literal(ends.get(self.start, self.start), dtype)
 
 
-_LOW = {
-    torch.float32: "-__builtin_inff()",
-    torch.float64: "-__builtin_inf()",
-    torch.int32: "INT32_MIN",
-    torch.int64: "INT64_MIN",
-    torch.bool: "0",
-}
-_HIGH = {
-    torch.float32: "__builtin_inff()",
-    torch.float64: "__builtin_inf()",
-    torch.int32: "INT32_MAX",
-    torch.int64: "INT64_MAX",
-    torch.bool: "1",
-}
 KINDS = {
-    "sum": Kind("0", "{a} + {v}", "+:a"),
-    "prod": Kind("1", "{a} * {v}", "*:a"),
-    "max": Kind("{low}", "({v} > {a}) | ({v} != {v}) ? {v} : {a}"),
-    "min": Kind("{high}", "({v} < {a}) | ({v} != {v}) ? {v} : {a}"),
-    "any": Kind("0", "{a} | {v}", "|:a"),
-    "all": Kind("1", "{a} & {v}", "&:a"),
+    "sum": Kind(0, "{a} + {v}", "+:a"),
+    "prod": Kind(1, "{a} * {v}", "*:a"),
+    "max": Kind("low", "({v} > {a}) | ({v} != {v}) ? {v} : {a}"),
+    "min": Kind("high", "({v} < {a}) | ({v} != {v}) ? {v} : {a}"),
+    "any": Kind(0, "{a} | {v}", "|:a"),
+    "all": Kind(1, "{a} & {v}", "&:a"),
 }
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, fx
 from torch.func import functionalize
 
 from .._body import Aval, Body, trace_flat
+from ._operators import COVERED, name_of
 
 aten = torch.ops.aten
 
@@ -28,24 +29,32 @@ def operations(body: Body) -> fx.GraphModule:
 @cache
 def _rewrites() -> dict[Any, Callable[..., Any]]:
     # Imported where used: torch's decompositions take seconds.
-    from torch._decomp import core_aten_decompositions, get_decompositions
+    from torch._decomp import core_aten_decompositions, decomposition_table
 
-    more = get_decompositions(
-        [
-            aten._log_softmax,
-            aten._softmax,
-            aten.addmv,
-            aten.baddbmm,
-            aten.native_layer_norm,
-            aten.native_layer_norm_backward,
-            aten.var,
-            aten.var_mean,
-            aten.embedding_dense_backward,
-        ]
-    )
-    return {**core_aten_decompositions(), **more, aten.addmm.default: _addmm}
+    more = {
+        operator: rewrite
+        for operator, rewrite in decomposition_table.items()
+        if isinstance(operator, torch._ops.OpOverload) and name_of(operator) not in COVERED
+    }
+    own = {aten.addmm.default: _addmm, aten.var.correction: _var, aten.var_mean.correction: _var_mean}
+    return {**more, **core_aten_decompositions(), **own}
 
 
 def _addmm(bias: Tensor, a: Tensor, b: Tensor, beta: Any = 1, alpha: Any = 1) -> Tensor:
     total = a @ b if alpha == 1 else alpha * (a @ b)
     return total + bias if beta == 1 else total + beta * bias
+
+
+def _var(x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Tensor:
+    return _var_mean(x, dim, correction=correction, keepdim=keepdim)[0]
+
+
+def _var_mean(
+    x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False
+) -> tuple[Tensor, Tensor]:
+    dims = list(range(x.ndim)) if dim is None or dim == [] else dim
+    mean = x.mean(dims, keepdim=True)
+    count = x.numel() // max(mean.numel(), 1)
+    rest = max(count - (1 if correction is None else correction), 0)
+    total = (x - mean).square().sum(dims, keepdim=keepdim)
+    return total / rest, mean if keepdim else x.mean(dims)
