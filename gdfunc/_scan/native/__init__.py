@@ -28,7 +28,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._errors import BackendError
 from .._body import Body
 from .._primitive import Leaves
 from ._build import build
@@ -118,9 +117,9 @@ def _compiled(body: Body) -> _Function:
         if "native" not in body.kept:
             try:
                 body.kept["native"] = _Function(build(write(body).text))
-            except BackendError as error:
+            except Unsupported as error:
                 body.kept["native"] = error
         found = body.kept["native"]
-    if isinstance(found, BackendError):
+    if isinstance(found, Unsupported):
         raise found.with_traceback(None)
     return found

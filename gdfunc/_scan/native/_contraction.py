@@ -135,7 +135,7 @@ def _packed(block: Block, b: tuple[Memory, Index], column: Var, lanes: int) -> t
     def at(kernel: Kernel, point: Point) -> str:
         known = dict(zip(order, point, strict=True))
         moved = sum((known[var] * factor for var, factor in index.terms), Index(index.constant))
-        return kernel.load(memory.pointer, moved, memory.dtype)
+        return kernel.read(memory.pointer, moved, memory.dtype)
 
     rows = Formula(shape, memory.dtype, at)
     fill(block, packed.part(len(shape) - 1, 0, 1, column.extent), rows)

@@ -69,7 +69,7 @@ class Kernel:
         text, names = self.place(part.of)
         return self.let("int64_t", f"({text}) {'/' if part.is_quotient else '%'} {part.divisor}", names)
 
-    def load(self, pointer: str, index: Index, dtype: torch.dtype) -> str:
+    def read(self, pointer: str, index: Index, dtype: torch.dtype) -> str:
         """Read an element."""
         text, names = self.place(index)
         self.accesses.append(index)

@@ -165,7 +165,7 @@ class Memory(Lazy):
         return ravel(point, self.strides) + self.start
 
     def at(self, kernel: Kernel, point: Point) -> str:
-        return kernel.load(self.pointer, self.place(point), self.dtype)
+        return kernel.read(self.pointer, self.place(point), self.dtype)
 
     def part(self, dim: int, start: int, step: int, extent: int) -> "Memory":
         """Some of its rows."""

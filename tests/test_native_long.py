@@ -1,0 +1,352 @@
+"""The native backend against eager, operator by operator: broadcasting, dtypes, NaN, ∞, −0.0, empty axes."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+import gdfunc as gd
+from gdfunc._errors import BackendError
+from gdfunc._scan import _compiled, native
+
+HOSTILE = [0.0, -0.0, 1.0, -1.0, 0.5, -2.5, 3.0, math.pi, 1e-3, 1e30, -1e30, 1e-40, math.inf, -math.inf, math.nan]
+
+# Functions of the C library may be a few units in the last place off; all else has the same bits.
+FUNCTIONS = {
+    name: getattr(torch, name)
+    for name in (
+        "exp exp2 expm1 log log1p log2 log10 sin cos tan asin acos atan sinh cosh tanh erf erfc sigmoid"
+    ).split()
+}
+FUNCTIONS |= {
+    "gelu": torch.nn.functional.gelu,
+    "silu": torch.nn.functional.silu,
+    "softplus": torch.nn.functional.softplus,
+    "elu": torch.nn.functional.elu,
+    "pow 2.5": lambda a: a**2.5,
+    "pow": lambda a, b: a**b,
+    "atan2": torch.atan2,
+    "hypot": torch.hypot,
+    "2 ** a": lambda a: 2.0**a,
+}
+EXACT = {
+    name: getattr(torch, name)
+    for name in (
+        "neg abs sign reciprocal sqrt rsqrt floor ceil trunc round relu isnan isinf isfinite logical_not square "
+        "maximum minimum add sub mul div fmod remainder copysign eq ne lt le gt ge logical_and logical_or "
+        "logical_xor signbit nan_to_num frac"
+    ).split()
+    if name not in ("signbit",)
+}
+EXACT |= {
+    "a + 0.1": lambda a: a + 0.1,
+    "2 - a": lambda a: 2 - a,
+    "a / 3": lambda a: a / 3,
+    "0.3 / a": lambda a: 0.3 / a,
+    "rsub": lambda a, b: torch.rsub(a, b),
+    "a > 0.1": lambda a: a > 0.1,
+    "clamp": lambda a: a.clamp(-0.3, 0.7),
+    "clamp_min": lambda a: a.clamp_min(0.1),
+    "clamp by tensors": lambda a, b: torch.clamp(a, max=b),
+    "where": lambda a, b: torch.where(a > b, a, b),
+    "where number": lambda a: torch.where(a > 0, a, 0.0),
+    "remainder number": lambda a: a.remainder(0.3),
+    "cube": lambda a: a**3,
+    "sqrt by pow": lambda a: a**0.5,
+    "pow -1": lambda a: a**-1,
+    "pow -2": lambda a: a**-2,
+    "pow 0": lambda a: a**0,
+    "leaky": lambda a: torch.nn.functional.leaky_relu(a),
+    "hardtanh": lambda a: torch.nn.functional.hardtanh(a),
+    "threshold": lambda a: torch.nn.functional.threshold(a, 0.1, 7.0),
+    "to half and back": lambda a: a.double().float().to(a.dtype),
+    "mask": lambda a: a * (a > 0),
+    "bool to float": lambda a: (a > 0).to(a.dtype) + 1,
+    "heaviside": lambda a: (a >= 0).to(torch.int64),
+}
+FUSED = {  # of two roundings torch may make one
+    "add, alpha": lambda a, b: torch.add(a, b, alpha=0.7),
+    "sub, alpha": lambda a, b: torch.sub(a, b, alpha=-3),
+    "lerp": lambda a, b: torch.lerp(a, b, 0.25),
+    "addcmul": lambda a, b: torch.addcmul(a, b, torch.tensor(0.3, dtype=a.dtype), value=0.5),
+}
+INTEGER = {
+    "add": lambda a, b: a + b,
+    "mul": lambda a, b: a * b,
+    "sub": lambda a, b: a - 3 * b,
+    "neg": lambda a, b: -a,
+    "abs": lambda a, b: a.abs(),
+    "sign": lambda a, b: a.sign(),
+    "and": lambda a, b: a & b,
+    "or": lambda a, b: a | b,
+    "xor": lambda a, b: a ^ b,
+    "not": lambda a, b: ~a,
+    "shift left": lambda a, b: a << 3,
+    "shift right": lambda a, b: a >> 2,
+    "remainder": lambda a, b: a % 7,
+    "square": lambda a, b: a**2,
+    "true division": lambda a, b: a / b,
+    "by a float": lambda a, b: a * 0.5,
+    "maximum": lambda a, b: torch.maximum(a, b),
+    "clamp": lambda a, b: a.clamp(-2, 2),
+    "compare": lambda a, b: a > b,
+    "compare with a float": lambda a, b: a > 0.5,
+    "bool": lambda a, b: (a > b) & (b > 0) | ~(a > 0),
+    "where": lambda a, b: torch.where(a > b, a, b),
+    "sum": lambda a, b: a.sum(),
+    "any": lambda a, b: (a > b).any(),
+    "all": lambda a, b: (a > b).all(),
+    "count": lambda a, b: (a > b).sum(),
+    "cumsum": lambda a, b: a.flatten().cumsum(0),
+    "to bool": lambda a, b: a.bool(),
+    "exp": lambda a, b: torch.exp(a % 3),
+    "float": lambda a, b: a.float() + b.double(),
+}
+REDUCTIONS = {
+    "sum": lambda a: a.sum(),
+    "sum of the first": lambda a: a.sum(0),
+    "sum of the last": lambda a: a.sum(-1),
+    "sum kept": lambda a: a.sum(1, keepdim=True),
+    "sum of two": lambda a: a.sum((0, 2)),
+    "sum of sums": lambda a: a.sum(0).sum(0).mT if a.ndim > 3 else a.sum(0).sum(-1),
+    "mean": lambda a: a.mean(),
+    "mean of the last": lambda a: a.mean(-1),
+    "prod": lambda a: a.prod(-1),
+    "var": lambda a: a.var(-1),
+    "std": lambda a: a.std(0),
+    "norm": lambda a: a.norm(),
+    "norms": lambda a: a.norm(dim=1),
+    "softmax": lambda a: a.softmax(-1),
+    "log_softmax": lambda a: a.log_softmax(0),
+    "logsumexp": lambda a: a.logsumexp(1),
+    "cumsum": lambda a: a.cumsum(1),
+    "layer_norm": lambda a: torch.nn.functional.layer_norm(a, a.shape[-1:]),
+    "dot": lambda a: a.flatten() @ a.flatten(),
+}
+ORDERED = {
+    "amax": lambda a: a.amax(-1),
+    "amax of the first": lambda a: a.amax(0),
+    "amin": lambda a: a.amin((0, 2)),
+    "max": lambda a: a.max(),
+    "max of an axis": lambda a: tuple(a.max(1)),
+    "min of an axis": lambda a: tuple(a.min(-1)),
+    "argmax": lambda a: a.argmax(-1),
+    "argmin": lambda a: a.argmin(0),
+    "argmax of all": lambda a: a.argmax(),
+}
+VIEWS = {
+    "transpose": lambda a: a.mT,
+    "permute": lambda a: a.permute(2, 0, 1),
+    "reshape": lambda a: a.permute(2, 0, 1).reshape(a.shape[1], -1),
+    "flatten": lambda a: a.mT.flatten(),
+    "unsqueeze": lambda a: a[:, None] * 2,
+    "expand": lambda a: a[:, :, :1].expand(a.shape),
+    "expand and flatten": lambda a: a[:, :1].expand(a.shape).flatten(),
+    "slice": lambda a: a[:, 1:],
+    "step": lambda a: a[:, ::2, -1:],
+    "negative": lambda a: a[..., -1],
+    "select": lambda a: a[:, 0] + a[:, -1],
+    "flip": lambda a: a.flip(0, 2),
+    "repeat": lambda a: a.repeat(2, 1, 3),
+    "tile": lambda a: a.tile(2, 1),
+    "cat": lambda a: torch.cat([a, a[:, :1] * 2, a.flip(1)], 1),
+    "stack": lambda a: torch.stack([a, a + 1], -1),
+    "pad": lambda a: torch.nn.functional.pad(a, (1, 2, 0, 1), value=3.0),
+    "diagonal": lambda a: a.diagonal(0, 0, 1),
+    "diagonal, off": lambda a: a.diagonal(-1, 1, 2),
+    "tril": lambda a: a.tril(),
+    "triu": lambda a: a.triu(1),
+    "roll": lambda a: a.roll(1, 1),
+    "unbind": lambda a: a.unbind(1)[0],
+    "split": lambda a: a.split(2, 0)[-1],
+    "chunk": lambda a: a.chunk(2, 2)[0] * 2,
+    "movedim": lambda a: a.movedim(0, -1) + 1,
+    "squeeze": lambda a: a[:1].squeeze(0),
+    "arange": lambda a: a * torch.arange(a.shape[-1]),
+    "linspace": lambda a: a * torch.linspace(0, 1, a.shape[-1], dtype=a.dtype),
+    "eye": lambda a: torch.eye(a.shape[-1], dtype=a.dtype) + 0,
+    "one_hot": lambda a: torch.nn.functional.one_hot(torch.arange(a.shape[0]) % 2, 2),
+    "full": lambda a: torch.full((3,), 2.5, dtype=a.dtype),
+}
+
+# A body with all functions of a table takes a second to compile: few examples, and none to make them small.
+few = settings(max_examples=40, phases=[Phase.explicit, Phase.generate])
+dtypes = st.sampled_from([torch.float32, torch.float64])
+extents = st.integers(1, 20)
+
+
+def hostile(seed, shape, dtype):
+    """Numbers among which are all that are special."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(shape, generator=generator, dtype=dtype)
+    special = torch.tensor(HOSTILE, dtype=dtype)
+    picked = special[torch.randint(len(special), shape, generator=generator)]
+    return torch.where(torch.rand(shape, generator=generator) < 0.4, picked, drawn)
+
+
+def tame(seed, shape, dtype):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def both(functions, *operands):
+    """All functions of the operands, in one native step and in eager."""
+
+    def body(carry, x):
+        return carry, {name: f(*x) for name, f in functions.items()}
+
+    xs = tuple(operand[None] for operand in operands)
+    _, ys = gd.scan(body, torch.zeros(()), xs, backend="native")
+    got = gd._tree.map(lambda leaf: leaf[0], ys)
+    return got, {name: f(*operands) for name, f in functions.items()}
+
+
+def assert_close(got, expected, units, scale=None, signs=True):
+    """The same shape, dtype, NaN, infinities and signs of zero; the rest to some units in the last place."""
+    for name, right in expected.items():
+        rights, lefts = (t if isinstance(t, tuple) else (t,) for t in (right, got[name]))
+        for left, right in zip(lefts, rights, strict=True):
+            assert (left.shape, left.dtype) == (right.shape, right.dtype), name
+            if not right.is_floating_point():
+                assert left.equal(right), (name, left, right)
+                continue
+            same = (left == right) | (left.isnan() & right.isnan())
+            if signs:
+                same &= (left != 0) | right.isnan() | (left.signbit() == right.signbit())
+            tiny = torch.finfo(right.dtype).tiny
+            size = right.abs().double() if scale is None else scale
+            near = (left.double() - right.double()).abs() <= units * torch.finfo(right.dtype).eps * size + tiny
+            assert (same | near).all(), (name, left[~(same | near)], right[~(same | near)])
+
+
+def arity(functions, n):
+    return {name: f for name, f in functions.items() if takes(name, f) == n}
+
+
+TWO = {"maximum", "minimum", "add", "sub", "mul", "div", "fmod", "remainder", "copysign", "eq", "ne", "lt", "le"}
+TWO |= {"gt", "ge", "logical_and", "logical_or", "logical_xor", "pow", "atan2", "hypot", "where"}
+TWO |= {"rsub", "clamp by tensors"}
+
+
+def takes(name, f):
+    return 2 if name in TWO else 1
+
+
+SHAPES = st.lists(st.sampled_from([0, 1, 2, 3, 7, 16, 33]), max_size=3).map(tuple)
+
+
+@few
+@given(SHAPES, dtypes, st.integers(0, 2**32))
+def test_functions_of_one_number(shape, dtype, seed):
+    got, expected = both(arity(EXACT, 1), hostile(seed, shape, dtype))
+    assert_close(got, expected, 0, signs=False)
+    got, expected = both(arity(FUNCTIONS, 1), hostile(seed, shape, dtype))
+    assert_close(got, expected, 8)
+
+
+@few
+@given(SHAPES, st.lists(st.booleans(), min_size=3, max_size=3), dtypes, st.booleans(), st.integers(0, 2**32))
+def test_functions_of_two_numbers_broadcast(shape, ones, dtype, shorter, seed):
+    other = tuple(1 if one else extent for extent, one in zip(shape, ones, strict=False))[shorter:]
+    for first, second in ((shape, other), (other, shape)):
+        operands = hostile(seed, first, dtype), hostile(seed + 1, second, dtype)
+        got, expected = both(arity(EXACT, 2), *operands)
+        assert_close(got, expected, 0, signs=False)
+        got, expected = both(FUSED, *operands)
+        size = sum(operand.double().abs().nan_to_num(0, 0, 0) * 3 for operand in operands)
+        assert_close(got, expected, 1, size, signs=False)
+        got, expected = both(arity(FUNCTIONS, 2), *operands)
+        assert_close(got, expected, 8)
+
+
+@few
+@given(SHAPES, st.sampled_from([torch.int64, torch.int32]), st.integers(0, 2**32))
+def test_integers(shape, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    a, b = (torch.randint(-5, 6, shape, generator=generator, dtype=dtype) for _ in range(2))
+    got, expected = both(INTEGER, a, b)
+    assert_close(got, expected, 2)
+
+
+@few
+@given(extents, extents, extents, dtypes, st.integers(0, 2**32))
+def test_reductions(rows, columns, depth, dtype, seed):
+    a = tame(seed, (rows + 1, columns, depth + 1), dtype)
+    got, expected = both(REDUCTIONS, a)
+    assert_close(got, expected, 64, scale=torch.tensor(max(1.0, rows * columns * depth / 4)).double())
+
+
+@few
+@given(extents, extents, extents, dtypes, st.integers(0, 2**32))
+def test_extrema(rows, columns, depth, dtype, seed):
+    got, expected = both(ORDERED, hostile(seed, (rows, columns, depth), dtype))
+    assert_close(got, expected, 0, signs=False)
+
+
+@few
+@given(st.integers(2, 9), st.integers(2, 9), st.integers(2, 20), dtypes, st.integers(0, 2**32))
+def test_views(rows, columns, depth, dtype, seed):
+    got, expected = both(VIEWS, hostile(seed, (rows, columns, depth), dtype))
+    assert_close(got, expected, 0)
+
+
+@few
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), dtypes, st.integers(0, 2**32))
+def test_contractions(n, m, k, dtype, seed):
+    functions = {
+        "mm": lambda a, b, c: a @ b,
+        "of a transpose": lambda a, b, c: b.T @ a.T,
+        "with a transpose": lambda a, b, c: a @ (b.T * 2).T,
+        "linear": lambda a, b, c: torch.nn.functional.linear(a, b.T, b[0]),
+        "vector": lambda a, b, c: a @ b[:, 0],
+        "vector on the left": lambda a, b, c: a[0] @ b,
+        "bmm": lambda a, b, c: c @ (b * torch.arange(1, 4, dtype=b.dtype)[:, None, None]),
+        "bmm, shared": lambda a, b, c: c @ b,
+        "sum of outer products": lambda a, b, c: torch.einsum("ik,im->km", a, a[:, :1] * 2 + b[0]),
+        "sum over the batch": lambda a, b, c: torch.einsum("bnk,km->nm", c, b),
+        "outer": lambda a, b, c: torch.outer(a[:, 0], b[0]),
+        "addmm": lambda a, b, c: torch.addmm(b[0], a, b, beta=0.5, alpha=2),
+        "gram": lambda a, b, c: a.T @ a,
+        "batched outer": lambda a, b, c: torch.einsum("bn,bk->bnk", c[:, :, 0], c[:, 0]).sum(0),
+    }
+    a, b, c = tame(seed, (n, k), dtype), tame(seed + 1, (k, m), dtype), tame(seed + 2, (3, n, k), dtype)
+    got, expected = both(functions, a, b, c)
+    assert_close(got, expected, 16, scale=torch.tensor(30.0 * k).double())
+
+
+@few
+@given(st.integers(2, 9), st.integers(1, 9), dtypes, st.integers(0, 2**32))
+def test_picking_and_placing(rows, columns, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    at = torch.randint(-rows, rows, (4,), generator=generator)
+    over = torch.randint(rows, (4,), generator=generator)
+    across = torch.randint(columns, (rows, 2), generator=generator)
+    a, b = tame(seed, (rows, columns), dtype), tame(seed + 1, (4, columns), dtype)
+    functions = {
+        "index": lambda a, b, at, over, across: a[at],
+        "index the second": lambda a, b, at, over, across: a[:, across[:, 0]],
+        "index both": lambda a, b, at, over, across: a[at[:2], across[0]],
+        "index apart": lambda a, b, at, over, across: a[None, :, :, None].expand(4, -1, -1, 2)[over % 2, :, across[0, :1]],
+        "index_select": lambda a, b, at, over, across: a.index_select(0, over),
+        "gather": lambda a, b, at, over, across: a.gather(1, across),
+        "take along": lambda a, b, at, over, across: a.take_along_dim(across[:, :1], 1),
+        "scatter": lambda a, b, at, over, across: a.scatter(1, across[:, :1], 7.0),
+        "scatter source": lambda a, b, at, over, across: a.scatter(1, across[:, :1], a + 1),
+        "scatter_add": lambda a, b, at, over, across: a.scatter_add(1, across, a.repeat(1, 2)),
+        "index_put": lambda a, b, at, over, across: a.index_put((torch.tensor([0, 1]),), b[:2]),
+        "accumulate": lambda a, b, at, over, across: a.index_put((at,), b, accumulate=True),
+        "index_add": lambda a, b, at, over, across: a.index_add(0, over, b),
+        "embedding": lambda a, b, at, over, across: torch.nn.functional.embedding(over, a),
+        "nll": lambda a, b, at, over, across: torch.nn.functional.cross_entropy(a, across[:, 0]),
+        "assigned": lambda a, b, at, over, across: assigned(a),
+    }
+    got, expected = both(functions, a, b, at, over, across)
+    assert_close(got, expected, 16, scale=torch.tensor(10.0).double())
+
+
+def assigned(a):
+    a = a.clone()
+    a[0] = a[1] * 2
+    a[:, -1] += 1
+    return a
