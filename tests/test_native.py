@@ -1,6 +1,7 @@
 """The native backend against eager, operator by operator: broadcasting, dtypes, NaN, ∞, −0.0, empty axes."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -9,9 +10,25 @@ from hypothesis import strategies as st
 
 import gdfunc as gd
 from gdfunc._errors import BackendError
-from gdfunc._scan import _compiled, native
+from gdfunc._scan import _auto, native
 
-HOSTILE = [0.0, -0.0, 1.0, -1.0, 0.5, -2.5, 3.0, math.pi, 1e-3, 1e30, -1e30, 1e-40, math.inf, -math.inf, math.nan]
+HOSTILE = [
+    0.0,
+    -0.0,
+    1.0,
+    -1.0,
+    0.5,
+    -2.5,
+    3.0,
+    math.pi,
+    1e-3,
+    1e30,
+    -1e30,
+    1e-40,
+    math.inf,
+    -math.inf,
+    math.nan,
+]
 
 # Functions of the C library may be a few units in the last place off; all else has the same bits.
 FUNCTIONS = {
@@ -21,7 +38,6 @@ FUNCTIONS = {
     ).split()
 }
 FUNCTIONS |= {
-    "gelu": torch.nn.functional.gelu,
     "silu": torch.nn.functional.silu,
     "softplus": torch.nn.functional.softplus,
     "elu": torch.nn.functional.elu,
@@ -35,7 +51,7 @@ EXACT = {
     name: getattr(torch, name)
     for name in (
         "neg abs sign reciprocal sqrt rsqrt floor ceil trunc round relu isnan isinf isfinite logical_not square "
-        "maximum minimum add sub mul div fmod remainder copysign eq ne lt le gt ge logical_and logical_or "
+        "maximum minimum add sub mul div copysign eq ne lt le gt ge logical_and logical_or "
         "logical_xor signbit nan_to_num frac"
     ).split()
     if name not in ("signbit",)
@@ -50,6 +66,12 @@ EXACT |= {
     "clamp": lambda a: a.clamp(-0.3, 0.7),
     "clamp_min": lambda a: a.clamp_min(0.1),
     "clamp by tensors": lambda a, b: torch.clamp(a, max=b),
+    # Quotients that are too large are NaN in torch's vectors.
+    "fmod": lambda a, b: torch.fmod(a.clamp(-99, 99), b.clamp(0.1, 50)),
+    "fmod of negative": lambda a, b: torch.fmod(a.clamp(-99, 99), b.clamp(-50, -0.1)),
+    "remainder": lambda a, b: torch.remainder(a.clamp(-99, 99), b.clamp(0.1, 50)),
+    "remainder of negative": lambda a, b: torch.remainder(a.clamp(-99, 99), b.clamp(-50, -0.1)),
+    "remainder of zero": lambda a, b: torch.remainder(a.clamp(-99, 99), b * 0),
     "where": lambda a, b: torch.where(a > b, a, b),
     "where number": lambda a: torch.where(a > 0, a, 0.0),
     "remainder number": lambda a: a.remainder(0.3),
@@ -71,6 +93,16 @@ FUSED = {  # of two roundings torch may make one
     "sub, alpha": lambda a, b: torch.sub(a, b, alpha=-3),
     "lerp": lambda a, b: torch.lerp(a, b, 0.25),
     "addcmul": lambda a, b: torch.addcmul(a, b, torch.tensor(0.3, dtype=a.dtype), value=0.5),
+}
+CANCELLING = {  # next to zero only to a share of what was subtracted
+    "gelu": torch.nn.functional.gelu,
+    "gelu by tanh": lambda a: torch.nn.functional.gelu(a, approximate="tanh"),
+    "mish": torch.nn.functional.mish,
+    "logit": lambda a: torch.logit(torch.sigmoid(a), eps=1e-3),
+    "log_sigmoid": torch.nn.functional.logsigmoid,
+    "bce": lambda a: torch.nn.functional.binary_cross_entropy_with_logits(a, (a > 0).to(a.dtype)),
+    "huber": lambda a: torch.nn.functional.huber_loss(a, a * 0, reduction="none"),
+    "smooth l1": lambda a: torch.nn.functional.smooth_l1_loss(a, a * 0, reduction="none"),
 }
 INTEGER = {
     "add": lambda a, b: a + b,
@@ -216,7 +248,9 @@ def assert_close(got, expected, units, scale=None, signs=True):
                 same &= (left != 0) | right.isnan() | (left.signbit() == right.signbit())
             tiny = torch.finfo(right.dtype).tiny
             size = right.abs().double() if scale is None else scale
-            near = (left.double() - right.double()).abs() <= units * torch.finfo(right.dtype).eps * size + tiny
+            near = (left.double() - right.double()).abs() <= units * torch.finfo(
+                right.dtype
+            ).eps * size + tiny
             assert (same | near).all(), (name, left[~(same | near)], right[~(same | near)])
 
 
@@ -224,9 +258,10 @@ def arity(functions, n):
     return {name: f for name, f in functions.items() if takes(name, f) == n}
 
 
-TWO = {"maximum", "minimum", "add", "sub", "mul", "div", "fmod", "remainder", "copysign", "eq", "ne", "lt", "le"}
+TWO = {"maximum", "minimum", "add", "sub", "mul", "div", "copysign", "eq", "ne", "lt", "le"}
 TWO |= {"gt", "ge", "logical_and", "logical_or", "logical_xor", "pow", "atan2", "hypot", "where"}
-TWO |= {"rsub", "clamp by tensors"}
+TWO |= {"rsub", "clamp by tensors", "fmod", "fmod of negative", "remainder"}
+TWO |= {"remainder of negative", "remainder of zero"}
 
 
 def takes(name, f):
@@ -243,10 +278,14 @@ def test_functions_of_one_number(shape, dtype, seed):
     assert_close(got, expected, 0, signs=False)
     got, expected = both(arity(FUNCTIONS, 1), hostile(seed, shape, dtype))
     assert_close(got, expected, 8)
+    got, expected = both(CANCELLING, tame(seed, shape, dtype))
+    assert_close(got, expected, 32, torch.tensor(8.0).double(), signs=False)
 
 
 @few
-@given(SHAPES, st.lists(st.booleans(), min_size=3, max_size=3), dtypes, st.booleans(), st.integers(0, 2**32))
+@given(
+    SHAPES, st.lists(st.booleans(), min_size=3, max_size=3), dtypes, st.booleans(), st.integers(0, 2**32)
+)
 def test_functions_of_two_numbers_broadcast(shape, ones, dtype, shorter, seed):
     other = tuple(1 if one else extent for extent, one in zip(shape, ones, strict=False))[shorter:]
     for first, second in ((shape, other), (other, shape)):
@@ -327,7 +366,9 @@ def test_picking_and_placing(rows, columns, dtype, seed):
         "index": lambda a, b, at, over, across: a[at],
         "index the second": lambda a, b, at, over, across: a[:, across[:, 0]],
         "index both": lambda a, b, at, over, across: a[at[:2], across[0]],
-        "index apart": lambda a, b, at, over, across: a[None, :, :, None].expand(4, -1, -1, 2)[over % 2, :, across[0, :1]],
+        "index apart": lambda a, b, at, over, across: a[None, :, :, None].expand(4, -1, -1, 2)[
+            over % 2, :, across[0, :1]
+        ],
         "index_select": lambda a, b, at, over, across: a.index_select(0, over),
         "gather": lambda a, b, at, over, across: a.gather(1, across),
         "take along": lambda a, b, at, over, across: a.take_along_dim(across[:, :1], 1),
@@ -350,3 +391,169 @@ def assigned(a):
     a[0] = a[1] * 2
     a[:, -1] += 1
     return a
+
+
+# Bad indices.
+
+
+@pytest.mark.parametrize("bad", [4, -5, 2**40, -(2**40)])
+@pytest.mark.parametrize("length", [1, 5, 200])
+def test_a_bad_index_stops_the_loop_and_names_the_step(bad, length):
+    table = torch.arange(4.0)
+    at = torch.arange(length) % 4
+    assert gd.scan(lambda c, i: (c, table[i]), ONE, at - 4, backend="native")[1].equal(table[at])
+    at[-1] = bad
+    for pick in (lambda i: table[i[None]], lambda i: table.index_put((i[None],), ONE, accumulate=True)):
+        with pytest.raises(IndexError, match=f"an index is out of range in step {length - 1} of the loop"):
+            gd.scan(lambda c, i: (c, pick(i)), ONE, at, backend="native")  # noqa: B023
+
+
+@pytest.mark.parametrize(
+    "pick",
+    [
+        lambda a, i: a.index_select(0, i),
+        lambda a, i: a.gather(0, i),
+        lambda a, i: a.scatter(0, i, 1.0),
+        lambda a, i: a.scatter_add(0, i, a[:1]),
+        lambda a, i: torch.nn.functional.embedding(i, a[:, None]),
+        lambda a, i: torch.nn.functional.nll_loss(a.log_softmax(0)[None], i),
+        lambda a, i: torch.where(i > 0, a[:1], a.gather(0, i)),
+    ],
+)
+def test_what_torch_does_not_wrap_is_not_wrapped(pick):
+    table = torch.arange(4.0)
+    for bad in (-1, 4):
+        index = torch.tensor([[bad]])
+        with pytest.raises((IndexError, RuntimeError)):
+            pick(table, index[0])
+        with pytest.raises(IndexError, match="in step 0"):
+            gd.scan(lambda c, i: (c, pick(table, i)), ONE, index, backend="native")
+
+
+# What is refused, before anything is compiled.
+
+ONE = torch.tensor(1.0)
+SQUARE = torch.eye(3, dtype=torch.float64)
+REFUSED = {
+    "aten.sort": lambda c: c.sort()[0],
+    "aten.linalg_inv_ex": lambda c: torch.linalg.inv(c),
+    "aten.fmod.Tensor|aten.remainder.Tensor": lambda c: c.long() % (c.long() + 1),
+    "aten.pow.Tensor_Tensor": lambda c: c.long() ** c.long(),
+    "aten.pow.Tensor_Scalar": lambda c: c.long() ** 5,
+    "aten.div.Tensor_mode": lambda c: c.div(0.3, rounding_mode="floor"),
+    "complex": lambda c: torch.fft.fft(c).real,
+    "bfloat16 tensors": lambda c: c.bfloat16().float(),
+    "aten.index.*mask|aten.nonzero": lambda c: torch.ops.aten.index.Tensor(c, [torch.ones(3, 3).bool()]),
+    "aten.convolution": lambda c: torch.nn.functional.conv1d(c[None], c[:, :, None]),
+    "a step of": lambda c: (c.repeat(1000, 1000) * 2).sin().sum(),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_covered_is_refused_by_name(name, monkeypatch):
+    f = REFUSED[name]
+    monkeypatch.setattr(native, "build", lambda text: pytest.fail("compiled"))
+    for _ in range(2):
+        with pytest.raises(BackendError, match=name):
+            gd.scan(lambda c, x: (c, f(c)), SQUARE, length=2, backend="native")
+
+
+def test_no_compiler_is_one_clear_sentence(monkeypatch):
+    native._build._compiler.cache_clear()
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setenv("CC", "/nonexistent/cc")
+    with pytest.raises(BackendError, match="needs a C compiler, and none was found: install gcc or clang"):
+        gd.scan(lambda c, x: (c * 1.2345, None), ONE, length=2, backend="native")
+    monkeypatch.undo()
+    native._build._compiler.cache_clear()
+    assert gd.scan(lambda c, x: (c * 1.2345, None), ONE, length=1, backend="native")[0] == ONE * 1.2345
+
+
+# The loop.
+
+
+def descend(c, x):
+    return c - 0.1 * torch.sin(c + x), c.sum()
+
+
+def test_segments_and_threads_do_not_show(monkeypatch):
+    xs, starts = tame(0, (500, 3), torch.float64), tame(1, (5, 3), torch.float64)
+    run = lambda start: gd.scan(descend, start, xs, backend="native")  # noqa: E731
+    whole = [run(start) for start in starts]
+    middle, first = gd.scan(descend, starts[0], xs[:123], backend="native")
+    end, second = gd.scan(descend, middle, xs[123:], backend="native")
+    assert end.equal(whole[0][0])
+    assert torch.cat([first, second]).equal(whole[0][1])
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        carries, rows = torch.func.vmap(run)(starts)
+        assert carries.equal(torch.stack([carry for carry, _ in whole]))
+        assert rows.equal(torch.stack([ys for _, ys in whole]))
+    monkeypatch.undo()
+    assert torch.get_num_threads() == before
+    with ThreadPoolExecutor(4) as pool:
+        again = list(pool.map(run, [*starts, *starts]))
+    assert all(a[0].equal(b[0]) and a[1].equal(b[1]) for a, b in zip(again, [*whole, *whole], strict=True))
+
+
+def test_lengths_and_numbers_in_tensors_compile_nothing(monkeypatch):
+    built, build = [], native.build
+    monkeypatch.setattr(native, "build", lambda text: built.append(text) or build(text))
+
+    def run(lr, xs):
+        return gd.scan(lambda c, x: (c - lr * torch.sin(c + 2 * x), c), xs[0], xs, backend="native")
+
+    for length in (1, 2, 70, 1000):
+        lr, xs = tame(length, (), torch.float64) * 0.1, tame(length, (length, 3), torch.float64)
+        carry, ys = run(lr, xs)
+        expected = gd.scan(lambda c, x: (c - lr * torch.sin(c + 2 * x), c), xs[0], xs)  # noqa: B023
+        assert torch.allclose(carry, expected[0], rtol=1e-12, atol=1e-13)
+        assert torch.allclose(ys, expected[1], rtol=1e-12, atol=1e-13)
+    assert len(built) == 1
+
+
+def test_a_denormal_stays_and_no_mode_is_left_behind():
+    carry, _ = gd.scan(lambda c, x: (c * 0.5, None), torch.tensor(2.0**-140), length=5, backend="native")
+    assert carry == 2.0**-145
+    assert torch.tensor(2.0**-140) * 0.5 == 2.0**-141
+
+
+def test_training_is_that_of_eager():
+    x, y = (
+        tame(0, (40, 6), torch.float64),
+        torch.randint(3, (40,), generator=torch.Generator().manual_seed(1)),
+    )
+
+    def loss_fn(params, batch):
+        hidden = torch.relu(batch[0] @ params["a"] + params["b"])
+        return torch.nn.functional.cross_entropy(hidden @ params["c"], batch[1])
+
+    params = {
+        "a": tame(2, (6, 20), torch.float64),
+        "b": tame(3, (20,), torch.float64),
+        "c": tame(4, (20, 3), torch.float64),
+    }
+    index = gd.sample_batches(gd.random.key(0), n=40, batch_size=8, steps=30)
+    for transform in (None, gd.adam(), gd.momentum(0.9, nesterov=True)):
+        if transform is None:
+            step, init = gd.make_step(loss_fn), params
+        else:
+            step, init = gd.make_transform_step(loss_fn, transform), gd.init_state(transform, params)
+        for options in ({}, {"every": 4}, {"record": ("loss", "grad_norm"), "check_finite": "all"}):
+            (got, rows), (final, trajectory) = (
+                gd.train(step, init, (x, y), index, 0.05, backend=backend, **options)
+                for backend in ("native", "eager")
+            )
+            for left, right in zip(
+                gd._tree.leaves((got, rows)), gd._tree.leaves((final, trajectory)), strict=True
+            ):
+                assert torch.allclose(left, right, rtol=1e-9, atol=1e-11)
+
+
+def test_auto_takes_the_native_loop(monkeypatch):
+    ran, run = [], native.run
+    monkeypatch.setattr(_auto, "_RANKED", {"cpu": (lambda *a: ran.append(a[4]) or run(*a),)})
+    xs = tame(0, (10_000, 3), torch.float64)
+    gd.scan(descend, xs[0], xs, backend="auto")
+    assert ran == [10_000]

@@ -41,7 +41,6 @@ class Members(NamedTuple):
     results: tuple[bool, ...]
 
 
-
 class Body:
     """A pure function of flat lists, `(*consts, *carry, *x) -> [*carry, *y]`, as a graph of operations.
 

@@ -53,7 +53,9 @@ def run(body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, unrol
     of_consts, of_carry, of_xs = base.split(of_inputs)
 
     carry = [
-        leaf.clone() if flag else leaf.expand(size, *leaf.shape).clone(memory_format=torch.contiguous_format)
+        leaf.clone()
+        if flag
+        else leaf.expand(size, *leaf.shape).clone(memory_format=torch.contiguous_format)
         for leaf, flag in zip(init, of_carry, strict=True)
     ]
     ys = [torch.empty((length, size, *aval.shape), dtype=aval.dtype) for aval in base.y]
@@ -88,7 +90,9 @@ class _Function:
         library.run.argtypes = [number] * 4 + [ctypes.c_void_p] * 4
         library.run.restype = number
 
-    def __call__(self, leaves: list[Tensor], member: list[int], step: list[int], size: int, length: int) -> None:
+    def __call__(
+        self, leaves: list[Tensor], member: list[int], step: list[int], size: int, length: int
+    ) -> None:
         """Run all members, a share of them on each thread, and stop at the first bad index."""
         numbers = ctypes.c_int64 * len(leaves)
         tables = numbers(*[leaf.data_ptr() for leaf in leaves]), numbers(*member), numbers(*step)

@@ -149,15 +149,22 @@ def transposition(c_type: str, bits: int) -> list[str]:
     numbers that are: after the last, each row is what was a column.
     """
     lanes = vector()[0] * 8 // bits
-    square = [f"vector_{c_type} r{i} = *(const vector_{c_type} *)(from + (i + {i}) * step + j);" for i in range(lanes)]
+    square = [
+        f"vector_{c_type} r{i} = *(const vector_{c_type} *)(from + (i + {i}) * step + j);"
+        for i in range(lanes)
+    ]
     distance = 1
     while distance < lanes:
         for i in range(lanes):
             if not i & distance:
                 low = [p if not p & distance else lanes + p - distance for p in range(lanes)]
                 high = [p + distance if not p & distance else lanes + p for p in range(lanes)]
-                square.append(f"{{ vector_{c_type} low = SHUFFLE(int{bits}_t, r{i}, r{i + distance}, {_list(low)});")
-                square.append(f"r{i + distance} = SHUFFLE(int{bits}_t, r{i}, r{i + distance}, {_list(high)});")
+                square.append(
+                    f"{{ vector_{c_type} low = SHUFFLE(int{bits}_t, r{i}, r{i + distance}, {_list(low)});"
+                )
+                square.append(
+                    f"r{i + distance} = SHUFFLE(int{bits}_t, r{i}, r{i + distance}, {_list(high)});"
+                )
                 square.append(f"r{i} = low; }}")
         distance *= 2
     square += [f"*(vector_{c_type} *)(to + (j + {i}) * over + i) = r{i};" for i in range(lanes)]
@@ -212,14 +219,18 @@ def _write(
         tiles += [f"{packed} c{i}_{j} = {{0}};" for i, j in grid]
         tiles += [_loop(var.name, var.extent) for var in sums]
         of_b = _text(index_b, {column.name: v})
-        tiles += [f"const {packed} b{j} = *(const {packed} *)(b + {of_b} + {j * lanes});" for j in range(across_now)]
+        tiles += [
+            f"const {packed} b{j} = *(const {packed} *)(b + {of_b} + {j * lanes});"
+            for j in range(across_now)
+        ]
         for i in range(down_now):
             of_a = _text(index_a) + (f" + {i * index_a.factor(row)}" if row else "")
             tiles.append(f"const {scalar} a{i} = a[{of_a}];")
         tiles += [f"c{i}_{j} += a{i} * b{j};" for i, j in grid]
         tiles += ["}"] * len(sums)
         of_out = " + ".join(
-            f"{strides[var]} * {v if var is column else var.name}" for var in [*outer, *([row] if row else []), column]
+            f"{strides[var]} * {v if var is column else var.name}"
+            for var in [*outer, *([row] if row else []), column]
         )
         for i, j in grid:
             move = i * strides[row] if row else 0

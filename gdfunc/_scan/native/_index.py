@@ -56,7 +56,9 @@ class Index:
         return _joined(self.constant + other.constant, factors)
 
     def __mul__(self, factor: int) -> "Index":
-        return Index(self.constant * factor, tuple((var, old * factor) for var, old in self.terms if factor))
+        return Index(
+            self.constant * factor, tuple((var, old * factor) for var, old in self.terms if factor)
+        )
 
     def split(self, divisor: int) -> tuple["Index", "Index"]:
         """Its quotient and its remainder; it is never negative."""

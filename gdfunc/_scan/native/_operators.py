@@ -169,7 +169,9 @@ def _operands(call: Call) -> list[Any]:
         if call.arguments.get("rounding_mode") is not None or call.arguments.get("decimals"):
             raise call.refuse("with a rounding mode or decimals")
     return [
-        value for name, value in call.arguments.items() if name not in ("rounding_mode", "decimals", "alpha")
+        value
+        for name, value in call.arguments.items()
+        if name not in ("rounding_mode", "decimals", "alpha")
     ]
 
 
@@ -259,7 +261,9 @@ def _remainder(call: Call) -> Lazy:
         return pointwise(call, "fmod{f}({0}, {1})", call["self"], call["other"])
     if call.dtype.is_floating_point and call.name == "remainder":
         rest = pointwise(call, "fmod{f}({0}, {1})", call["self"], call["other"])
-        return pointwise(call, "{0} != 0 && (({1} < 0) != ({0} < 0)) ? {0} + {1} : {0}", rest, call["other"])
+        return pointwise(
+            call, "{0} != 0 && (({1} < 0) != ({0} < 0)) ? {0} + {1} : {0}", rest, call["other"]
+        )
     if call.dtype.is_floating_point or isinstance(call["other"], Lazy) or call["other"] <= 0:
         raise call.refuse("unless of an integer by a number above 0")
     floored = {
@@ -280,10 +284,26 @@ def _shift(call: Call) -> Lazy:
     by = call["other"]
     if isinstance(by, Lazy) or not 0 <= by < 8 * call.dtype.itemsize or call.dtype is torch.bool:
         raise call.refuse("unless it is by a number of bits that the dtype has")
-    return pointwise(call, "{0} << {1}" if "left" in call.name or call.name == "__lshift__" else "{0} >> {1}", call["self"], by)
+    return pointwise(
+        call,
+        "{0} << {1}" if "left" in call.name or call.name == "__lshift__" else "{0} >> {1}",
+        call["self"],
+        by,
+    )
 
 
-@lowers("_to_copy", "to", "clone", "alias", "detach", "lift_fresh", "lift_fresh_copy", "contiguous", "convert_element_type", "copy")
+@lowers(
+    "_to_copy",
+    "to",
+    "clone",
+    "alias",
+    "detach",
+    "lift_fresh",
+    "lift_fresh_copy",
+    "contiguous",
+    "convert_element_type",
+    "copy",
+)
 def _copy(call: Call) -> Lazy:
     return call.tensor(call.arguments.get("src", next(iter(call.arguments.values()))))
 
@@ -472,7 +492,9 @@ def _pad(call: Call) -> Lazy:
 # Picked by an index.
 
 
-def _picks(call: Call, indices: Sequence[Lazy | None], extents: Shape, wraps: bool) -> tuple[Shape, int, Any]:
+def _picks(
+    call: Call, indices: Sequence[Lazy | None], extents: Shape, wraps: bool
+) -> tuple[Shape, int, Any]:
     """The shape that indices of axes have together, where it starts, and the function to the point picked."""
     used = [dim for dim, index in enumerate(indices) if index is not None]
     for dim in used:
@@ -485,7 +507,10 @@ def _picks(call: Call, indices: Sequence[Lazy | None], extents: Shape, wraps: bo
     start = used[0] if together else 0
 
     def where(kernel: Kernel, point: Point) -> Point:
-        inner, rest = point[start : start + len(shape)], iter((*point[:start], *point[start + len(shape) :]))
+        inner, rest = (
+            point[start : start + len(shape)],
+            iter((*point[:start], *point[start + len(shape) :])),
+        )
         picked = []
         for dim, extent in enumerate(extents):
             index = indices[dim] if dim < len(indices) else None
@@ -571,7 +596,9 @@ def _scatter(call: Call) -> Lazy:
         (var, _), *_ = where(kernel, row)[dim].terms
         text, names = kernel.place(point[dim])
         values = [var.name, *names, source.at(kernel, row), tensor.at(kernel, point)]
-        return kernel.let(C_TYPES[call.dtype], f"{var.name} == {text} ? {values[-2]} : {values[-1]}", values)
+        return kernel.let(
+            C_TYPES[call.dtype], f"{var.name} == {text} ? {values[-2]} : {values[-1]}", values
+        )
 
     return Formula(call.shape, call.dtype, at, 2 + tensor.cost)
 
@@ -622,7 +649,11 @@ def reduce(call: Call, source: Lazy, dims: Any, kind: str, shape: Shape) -> Lazy
     dtype = source.dtype
     if all(source.shape[dim] == 1 for dim in dims):
         return reshape(source, shape)
-    if dtype is torch.float32 and kind in ("sum", "prod") and prod(source.shape[dim] for dim in dims) > LONG:
+    if (
+        dtype is torch.float32
+        and kind in ("sum", "prod")
+        and prod(source.shape[dim] for dim in dims) > LONG
+    ):
         source = cast(source, torch.float64)
     return cast(reshape(Reduced(call.block, source, dims, kind), shape), dtype)
 
@@ -689,4 +720,5 @@ def _mm(call: Call) -> Lazy:
     return Reduced(call.block, Map(PRODUCT, [a, b], call.dtype), [len(shape) - 1], "sum")
 
 
-COVERED = {*POINTWISE, *PREDICATES, *LOWERINGS}
+TABLES = {"linspace", "logspace", "eye", "tril_indices", "triu_indices"}  # torch makes them more exactly
+COVERED = {*POINTWISE, *PREDICATES, *LOWERINGS, *TABLES}

@@ -50,7 +50,10 @@ def write(body: Body) -> Program:
         carry[i].memory if i in still else Memory(f"now->c{i}", aval.shape, aval.dtype)
         for i, aval in enumerate(body.carry)
     ]
-    after = [None if i in still else Memory(f"next->c{i}", aval.shape, aval.dtype) for i, aval in enumerate(body.carry)]
+    after = [
+        None if i in still else Memory(f"next->c{i}", aval.shape, aval.dtype)
+        for i, aval in enumerate(body.carry)
+    ]
     inputs = [*[p.memory for p in consts], *now, *[p.memory for p in x]]
     _step(block, graph, inputs, [*after, *[p.memory for p in y]])
     if block.work > _MOST_WORK:
@@ -137,7 +140,9 @@ def _still(body: Body, graph: fx.GraphModule) -> set[int]:
     return {i for i, node in enumerate(given) if nodes[-1].args[0][i] is node}
 
 
-def _step(block: Block, graph: fx.GraphModule, inputs: Sequence[Lazy], targets: Sequence[Memory | None]) -> None:
+def _step(
+    block: Block, graph: fx.GraphModule, inputs: Sequence[Lazy], targets: Sequence[Memory | None]
+) -> None:
     """Write what a step does: each result goes to its target, if it has one."""
     nodes = list(graph.graph.nodes)
     operations = [node for node in nodes if node.op == "call_function"]
@@ -188,7 +193,9 @@ def _lowered(block: Block, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
         _check(value, f" ({node.target})")
     schema = node.target._schema
     given = dict(zip([argument.name for argument in schema.arguments], node.args, strict=False))
-    arguments = {a.name: a.default_value for a in schema.arguments if a.has_default_value()} | given | node.kwargs
+    arguments = (
+        {a.name: a.default_value for a in schema.arguments if a.has_default_value()} | given | node.kwargs
+    )
     order = [argument.name for argument in schema.arguments]
     arguments = {name: arguments[name] for name in order if name in arguments}
     arguments = fx.node.map_arg(arguments, lambda arg: known[arg])
@@ -213,7 +220,9 @@ def _kept(block: Block, node: fx.Node, tensor: Lazy, target: Memory | None) -> L
         return tensor
     again = len(users) > 1
     if tensor.cost >= SLOW:
-        again |= any(name_of(user.target) in _REDUCTIONS or _numel(user) > prod(tensor.shape) for user in users)
+        again |= any(
+            name_of(user.target) in _REDUCTIONS or _numel(user) > prod(tensor.shape) for user in users
+        )
     return Kept(block, tensor) if again else tensor
 
 

@@ -189,4 +189,3 @@ class Cumulated(Stored):
         kernel.store(out.pointer, out.place(point), f"({C_TYPES[self.dtype]})a")
         self.block.add(kernel, parallel=False)
         return out
-

@@ -228,7 +228,11 @@ class Written(Stored):
     """A tensor that is put together from parts: each part is (dim, start, step, tensor), or a whole."""
 
     def __init__(
-        self, block: Block, shape: Sequence[int], parts: Sequence[tuple[int, int, int, Lazy]], base: Lazy | None
+        self,
+        block: Block,
+        shape: Sequence[int],
+        parts: Sequence[tuple[int, int, int, Lazy]],
+        base: Lazy | None,
     ) -> None:
         super().__init__(block, shape, parts[0][-1].dtype)
         self.parts, self.base = parts, base

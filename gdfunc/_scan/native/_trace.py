@@ -31,13 +31,15 @@ def _rewrites() -> dict[Any, Callable[..., Any]]:
     # Imported where used: torch's decompositions take seconds.
     from torch._decomp import core_aten_decompositions, decomposition_table
 
-    more = {
-        operator: rewrite
-        for operator, rewrite in decomposition_table.items()
-        if isinstance(operator, torch._ops.OpOverload) and name_of(operator) not in COVERED
-    }
+    known = {**decomposition_table, **core_aten_decompositions()}
     own = {aten.addmm.default: _addmm, aten.var.correction: _var, aten.var_mean.correction: _var_mean}
-    return {**more, **core_aten_decompositions(), **own}
+    return own | {
+        operator: rewrite
+        for operator, rewrite in known.items()
+        if isinstance(operator, torch._ops.OpOverload)
+        and name_of(operator) not in COVERED
+        and operator not in own
+    }
 
 
 def _addmm(bias: Tensor, a: Tensor, b: Tensor, beta: Any = 1, alpha: Any = 1) -> Tensor:
