@@ -95,8 +95,6 @@ PREDICATES = {
     "logical_xor": "({0} != 0) ^ ({1} != 0)",
 }
 QUICK = ("sqrt", "floor", "ceil", "trunc", "rint", "copysign")  # functions that are one instruction
-MANY = 16  # calls of a function that are worth a loop of their own
-SLOW = 10  # what a function costs beside additions
 LONGEST_TABLE = 4096  # elements of a constant that is written into the code
 
 
@@ -184,9 +182,11 @@ def pointwise(call: Call, template: str, *values: Any) -> Lazy:
     operands = [call.tensor(value) for value in values]
     if "{f}(" not in template or any(f"{name}{{f}}" in template for name in QUICK):
         return Map(template, operands, call.dtype)
-    if prod(call.shape) >= MANY:  # from stored operands, so that nothing breaks the row of calls
-        operands = [Kept(call.block, operand) if operand.cost else operand for operand in operands]
-    return Map(template, operands, call.dtype, SLOW)
+    if prod(call.shape) == 1:
+        return Map(template, operands, call.dtype)
+    # From memory to memory, so that nothing breaks the row of calls, and none is made twice.
+    operands = [Kept(call.block, operand) if operand.cost else operand for operand in operands]
+    return Kept(call.block, Map(template, operands, call.dtype))
 
 
 def _table(call: Call) -> Lazy:

@@ -1,5 +1,6 @@
 """A body as C: where its tensors lie, what a step writes, and the loop around the steps."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -13,7 +14,7 @@ from .._body import Aval, Body
 from . import _operators
 from ._contraction import transposition, vector
 from ._kernel import C_TYPES
-from ._operators import RESHAPES, SLOW, Call, name_of
+from ._operators import RESHAPES, Call, name_of
 from ._tensor import Block, Kept, Lazy, Memory, Stored, Unsupported, View, fill
 from ._trace import operations
 
@@ -22,7 +23,6 @@ _MOST_OPERATIONS = 3000  # which take a compiler some ten seconds
 _BY_VALUE = 256  # bytes of a carry that is copied rather than exchanged by its address
 _ON_STACK = 8192  # bytes of intermediate results
 _VIEWS = {*RESHAPES, "expand", "permute", "transpose", "t", "slice", "select", "flip", "alias", "detach"}
-_REDUCTIONS = {"sum", "mean", "amax", "amin", "max", "min", "prod"}
 
 
 @dataclass
@@ -64,11 +64,14 @@ def write(body: Body) -> Program:
     fields = [f"{C_TYPES[body.carry[i].dtype]} c{i}[{max(prod(body.carry[i].shape), 1)}];" for i in moving]
     if not by_value:
         fields = [f"_Alignas(64) {line}" for line in fields]
+    if not by_value:
+        _share(block)
+    scratch = [f"_Alignas(64) {c_type} {name}[{count}];" for name, (c_type, count) in block.fields.items()]
     first = len(consts)
     lines += [
         *block.functions,
         f"struct carry {{ {' '.join(fields) or 'char none;'} }};",
-        f"struct scratch {{ {' '.join(block.fields)} struct carry carries[2]; }};",
+        f"struct scratch {{ {' '.join(scratch)} struct carry carries[2]; }};",
         "const int64_t scratch_size = sizeof(struct scratch);",
         "int64_t run(int64_t n0, int64_t n1, int64_t t0, int64_t t1, char *const *place,",
         "            const int64_t *member, const int64_t *time, char *memory) {",
@@ -106,6 +109,31 @@ def write(body: Body) -> Program:
         for line in transposition(c_type, bits)
     ]
     return Program("\n".join([_prelude(), *shuffles, text]))
+
+
+def _share(block: Block) -> None:
+    """Let tensors that are not needed at the same time lie in the same place: less memory, and nearer."""
+    spans: dict[str, list[int]] = {}
+    statement = depth = 0  # a kernel is one statement, and so is a loop within the step
+    for line in block.lines:
+        for name in _SCRATCH.findall(line):
+            spans.setdefault(name, [statement, statement])[1] = statement
+        depth += line.count("{") - line.count("}")
+        statement += not depth
+    slots: dict[str, tuple[str, int, int]] = {}
+    renamed = {}
+    for name, (first, last) in sorted(spans.items(), key=lambda item: item[1]):
+        c_type, count = block.fields[name]
+        free = [slot for slot, (kind, _, busy) in slots.items() if kind == c_type and busy < first]
+        near = min(free, key=lambda slot: abs(slots[slot][1] - count), default=f"r{len(slots)}")
+        renamed[name] = near
+        slots[near] = c_type, max(count, slots.get(near, ("", 0, 0))[1]), last
+    block.lines[:] = [_SCRATCH.sub(lambda found: f"w->{renamed[found[1]]}", line) for line in block.lines]
+    block.fields.clear()
+    block.fields.update({slot: (c_type, count) for slot, (c_type, count, _) in slots.items()})
+
+
+_SCRATCH = re.compile(r"w->(s\d+)\b")
 
 
 class _Pointer:
@@ -203,7 +231,7 @@ def _lowered(block: Block, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
 
 
 def _kept(block: Block, node: fx.Node, tensor: Lazy, target: Memory | None) -> Lazy:
-    """Store what is a result, what is used twice and not cheap, and what is slow but for a loop of its own."""
+    """Store what is a result, and what is used twice and is not cheap."""
     users = _users(node)
     base = tensor
     while isinstance(base, View):
@@ -216,14 +244,8 @@ def _kept(block: Block, node: fx.Node, tensor: Lazy, target: Memory | None) -> L
         kept = Kept(block, tensor)
         kept.target = target
         return kept
-    if isinstance(tensor, (Memory, Stored, View)) or tensor.cost < 2:
-        return tensor
-    again = len(users) > 1
-    if tensor.cost >= SLOW:
-        again |= any(
-            name_of(user.target) in _REDUCTIONS or _numel(user) > prod(tensor.shape) for user in users
-        )
-    return Kept(block, tensor) if again else tensor
+    cheap = isinstance(tensor, (Memory, Stored, View)) or tensor.cost < 2
+    return tensor if cheap or len(users) == 1 else Kept(block, tensor)
 
 
 def _users(node: fx.Node) -> list[fx.Node]:
@@ -232,11 +254,6 @@ def _users(node: fx.Node) -> list[fx.Node]:
     for user in node.users:
         users += _users(user) if name_of(user.target) in _VIEWS else [user]
     return users
-
-
-def _numel(node: fx.Node) -> int:
-    value = node.meta.get("val")
-    return value.numel() if isinstance(value, torch.Tensor) else 0
 
 
 def _loop(block: Block, loop: Any, tensors: Sequence[Lazy]) -> list[Lazy]:

@@ -31,7 +31,7 @@ class Block:
     """The statements of a loop's step, and the memory that they need beside their inputs and results."""
 
     lines: list[str] = field(default_factory=list)
-    fields: list[str] = field(default_factory=list)  # of the struct w, shared with inner loops
+    fields: dict[str, tuple[str, int]] = field(default_factory=dict)  # of the struct w: type and size
     functions: list[str] = field(default_factory=list)
     names: Iterator[int] = field(default_factory=count)
     work: float = 0  # rounds of all loops
@@ -39,7 +39,7 @@ class Block:
     def scratch(self, shape: Sequence[int], dtype: torch.dtype) -> "Memory":
         """Memory for a tensor, contiguous and aligned."""
         name = f"s{next(self.names)}"
-        self.fields.append(f"_Alignas(64) {C_TYPES[dtype]} {name}[{max(prod(shape), 1)}];")
+        self.fields[name] = C_TYPES[dtype], max(prod(shape), 1)
         return Memory(f"w->{name}", tuple(shape), dtype)
 
     def add(self, kernel: Kernel, **how: Any) -> None:
