@@ -1,7 +1,12 @@
 """The native backend against eager, operator by operator: broadcasting, dtypes, NaN, ∞, −0.0, empty axes."""
 
 import math
+import os
+import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -557,3 +562,47 @@ def test_auto_takes_the_native_loop(monkeypatch):
     xs = tame(0, (10_000, 3), torch.float64)
     gd.scan(descend, xs[0], xs, backend="auto")
     assert ran == [10_000]
+
+
+SANITIZED = """
+import torch
+from gdfunc._scan.native import _build
+_build._FLAGS[0] = "-O1"
+_build._FLAGS += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-static-libubsan"]
+import tests.test_native as t
+for shape in ((), (0, 3), (7, 33), (2, 3, 5)):
+    for dtype in (torch.float32, torch.float64):
+        t.both(t.arity(t.EXACT, 1), t.hostile(0, shape, dtype))
+for shape in ((4, 6, 5), (2, 17, 33)):
+    a = t.tame(1, shape, torch.float32)
+    for functions in (t.REDUCTIONS, t.ORDERED, t.VIEWS):
+        t.both(functions, a)
+t.test_contractions.hypothesis.inner_test(33, 17, 20, torch.float32, 0)
+t.test_contractions.hypothesis.inner_test(5, 40, 37, torch.float64, 0)
+t.test_picking_and_placing.hypothesis.inner_test(5, 3, torch.float32, 0)
+t.test_training_is_that_of_eager()
+t.test_a_bad_index_stops_the_loop_and_names_the_step(4, 5)
+print("clean")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("gcc"), reason="asks gcc for its sanitizers")
+def test_generated_code_is_clean_under_the_sanitizers(tmp_path):
+    asked = ["gcc", "-print-file-name=libasan.so"]
+    library = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    environment = os.environ | {
+        "LD_PRELOAD": library,
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "XDG_CACHE_HOME": str(tmp_path),
+        "CC": "gcc",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SANITIZED],
+        env=environment,
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "clean\n", done.stderr[-3000:]

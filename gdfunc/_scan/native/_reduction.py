@@ -1,7 +1,7 @@
 """Sums and other reductions: one accumulator, or a row of them where rows are what lies together."""
 
 from collections.abc import Sequence
-from math import inf
+from math import inf, prod
 from typing import Any, NamedTuple
 
 import torch
@@ -85,7 +85,10 @@ class Reduced(Stored):
             if done is not None:
                 return done
         out = self.out()
-        if self._rows_lie_together():
+        if not prod(self.extents):
+            first = KINDS[self.kind].first(self.dtype)
+            fill(self.block, out, Formula(out.shape, out.dtype, lambda kernel, point: first))
+        elif self._rows_lie_together():
             self._by_rows(out)
         else:
             self._one_by_one(out)

@@ -43,6 +43,8 @@ class Block:
         return Memory(f"w->{name}", tuple(shape), dtype)
 
     def add(self, kernel: Kernel, **how: Any) -> None:
+        if any(not var.extent for var in kernel.loops):
+            return  # what it reads may not exist
         self.lines += kernel.lines(**how)
         self.work += prod(var.extent for var in kernel.loops)
 
