@@ -36,6 +36,8 @@ import numpy as np
 import pytest
 import torch
 
+import gdfunc as gd
+
 from . import first_result, peers, workloads
 from .workloads import Problem, Run
 
@@ -187,13 +189,20 @@ def contest(
     least, full = sizes
     expected: dict[str, np.ndarray] = {}
     chosen = {}
-    for name, run in runs.items():
-        results = numbers(run(least))
+    for name, run in list(runs.items()):
+        try:
+            results = numbers(run(least))
+        except gd.BackendError as error:
+            report.leave_out(f"{workload}, {name}: {error}")
+            del runs[name]
+            continue
         expected = expected or results
         check(name, results, expected)
         size = least
         while size < full and seconds(run, size) * min(10, full / size) <= SECONDS:
-            size = min(10 * size, full)  # by and by: what a run costs beside its steps must not count in each
+            size = min(
+                10 * size, full
+            )  # by and by: what a run costs beside its steps must not count in each
         chosen[name] = full if size == full else least
     del expected, results
     taken: dict[str, list[float]] = {name: [] for name in runs}

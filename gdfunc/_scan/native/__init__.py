@@ -101,7 +101,8 @@ class _Function:
         if shares == 1:
             return self._share(tables, 0, size, length)
         with ThreadPoolExecutor(shares) as threads:
-            list(threads.map(lambda bound: self._share(tables, *bound, length), pairwise(bounds)))
+            firsts, lasts = zip(*pairwise(bounds), strict=True)
+            list(threads.map(lambda first, last: self._share(tables, first, last, length), firsts, lasts))
 
     def _share(self, tables: tuple[Any, ...], first: int, last: int, length: int) -> None:
         """Run some members, segment after segment: between two of them Python hears of Ctrl-C."""

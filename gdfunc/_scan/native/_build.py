@@ -15,10 +15,11 @@ from .._cache import private_directory
 
 # Nothing that changes a number: neither -ffast-math nor what it stands for. Products and sums are fused in
 # contractions alone, where the code asks for it.
-_FLAGS = (
-    "-O3 -march=native -std=gnu11 -fPIC -shared -fwrapv -ffp-contract=off -fno-math-errno -fno-trapping-math "
-    "-fopenmp-simd -fno-strict-aliasing -w"
-).split()
+_FLAGS = [
+    *("-O3", "-march=native", "-std=gnu11", "-fPIC", "-shared", "-w"),
+    *("-fwrapv", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
+    *("-fopenmp-simd", "-fno-strict-aliasing"),
+]
 _WIDE = ["-mprefer-vector-width=512"]
 _VECTOR_MATH = ["-DVECTOR_MATH", "-lmvec"]
 
@@ -83,8 +84,8 @@ def _compiler() -> tuple[str, str]:
             if done.returncode == 0:
                 return path, done.stdout
     raise BackendError(
-        "backend='native' needs a C compiler, and none was found: install gcc or clang (Debian: apt install "
-        "gcc; macOS: xcode-select --install), or name it in the environment variable CC"
+        "backend='native' needs a C compiler, and none was found: install gcc or clang (Debian: "
+        "apt install gcc; macOS: xcode-select --install), or name it in the environment variable CC"
     )
 
 

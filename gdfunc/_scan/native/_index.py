@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Union
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Part:
         return self.of.high // self.divisor + 1 if self.is_quotient else self.divisor
 
 
-Term = tuple[Union[Var, Part], int]
+Term = tuple[Var | Part, int]
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Index:
     def factor(self, var: Var) -> int:
         return dict(self.terms).get(var, 0)
 
-    def __add__(self, other: Union["Index", int]) -> "Index":
+    def __add__(self, other: "Index | int") -> "Index":
         if isinstance(other, int):
             return Index(self.constant + other, self.terms)
         factors: dict[Var | Part, int] = dict(self.terms)
@@ -68,7 +67,7 @@ class Index:
         rest = tuple((var, factor) for var, factor in self.terms if factor % divisor)
         over, constant = divmod(self.constant, divisor)
         remainder = Index(constant, rest)
-        if 0 <= remainder.low and remainder.high < divisor:
+        if remainder.low >= 0 and remainder.high < divisor:
             return Index(over, whole), remainder
         return Index(0, ((Part(self, divisor, True), 1),)), Index(0, ((Part(self, divisor, False), 1),))
 

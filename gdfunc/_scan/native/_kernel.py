@@ -1,6 +1,7 @@
 """One nest of loops: statements are put where what they need is known, and written once."""
 
 from collections.abc import Iterable, Sequence
+from math import prod
 
 import torch
 
@@ -111,11 +112,9 @@ class Kernel:
 
 
 def over(shape: Sequence[int], flat: bool, prefix: str = "i") -> tuple[list[Var], Point]:
-    """Loops over all points of a shape, one for each dimension or a single one, and the point they are at."""
+    """Loops over a shape, one for each dimension or a single one, and the point at which they are."""
     if flat:
-        size = 1
-        for extent in shape:
-            size *= extent
+        size = prod(shape)
         loops = [Var(f"{prefix}0", size)] if size != 1 else []
         return loops, unravel(Index(0, tuple((var, 1) for var in loops)), shape)
     loops = [Var(f"{prefix}{at}", extent) for at, extent in enumerate(shape) if extent != 1]

@@ -4,6 +4,7 @@ A new pointwise operator is a line in POINTWISE or PREDICATES; any other is a fu
 """
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from math import prod
 from typing import Any
 
@@ -19,6 +20,7 @@ from ._tensor import (
     Kept,
     Lazy,
     Map,
+    Memory,
     Scattered,
     Shape,
     Unsupported,
@@ -153,8 +155,7 @@ def lower(call: Call) -> Any:
         return pointwise(call, POINTWISE[call.name], *_operands(call))
     if call.name in PREDICATES:
         operands = _operands(call)
-        given = [arg for arg in call.node.args if isinstance(arg, (fx.Node, int, float, bool))]
-        values = [arg.meta["val"] if isinstance(arg, fx.Node) else arg for arg in given]
+        values: list[Any] = [arg.meta["val"] if isinstance(arg, fx.Node) else arg for arg in call.node.args]
         dtype = torch.result_type(*values) if len(values) == 2 else values[0].dtype
         return Map(PREDICATES[call.name], [call.tensor(value, dtype) for value in operands], torch.bool)
     if isinstance(call.value, Tensor) and not call.node.all_input_nodes:
@@ -163,14 +164,11 @@ def lower(call: Call) -> Any:
 
 
 def _operands(call: Call) -> list[Any]:
-    if any(call.arguments.get(name) is not None for name in ("rounding_mode", "decimals")):
-        if call.arguments.get("rounding_mode") is not None or call.arguments.get("decimals"):
-            raise call.refuse("with a rounding mode or decimals")
-    return [
-        value
-        for name, value in call.arguments.items()
-        if name not in ("rounding_mode", "decimals", "alpha")
-    ]
+    """The arguments of an operator that has nothing but operands."""
+    extra = {"rounding_mode", "decimals"} & call.arguments.keys()
+    if any(call[name] for name in extra):
+        raise call.refuse("with " + " and ".join(sorted(extra)))
+    return [value for name, value in call.arguments.items() if name not in extra]
 
 
 def pointwise(call: Call, template: str, *values: Any) -> Lazy:
@@ -180,9 +178,8 @@ def pointwise(call: Call, template: str, *values: Any) -> Lazy:
     if call.name in ARITHMETIC and call.dtype is torch.bool:
         raise call.refuse("of bool")
     operands = [call.tensor(value) for value in values]
-    if "{f}(" not in template or any(f"{name}{{f}}" in template for name in QUICK):
-        return Map(template, operands, call.dtype)
-    if prod(call.shape) == 1:
+    quick = "{f}(" not in template or any(f"{name}{{f}}" in template for name in QUICK)
+    if quick or prod(call.shape) == 1:
         return Map(template, operands, call.dtype)
     # From memory to memory, so that nothing breaks the row of calls, and none is made twice.
     operands = [Kept(call.block, operand) if operand.cost else operand for operand in operands]
@@ -197,8 +194,6 @@ def _table(call: Call) -> Lazy:
     rows = ", ".join(literal(value, call.dtype) for value in values.flatten().tolist()) or "0"
     name = f"table_{len(call.block.functions)}"
     call.block.functions.append(f"static const {C_TYPES[call.dtype]} {name}[] = {{{rows}}};")
-    from ._tensor import Memory
-
     return Memory(name, call.shape, call.dtype)
 
 
@@ -234,10 +229,6 @@ def _clamp(call: Call) -> Lazy:
     for bound, name in (("min", "maximum"), ("max", "minimum")):
         if call.arguments.get(bound) is not None:
             result = pointwise(call, POINTWISE[name], result, call[bound])
-            if not isinstance(call[bound], Lazy):  # the bound wins a tie, and NaN stays
-                continue
-            nan = pointwise(call, "{1} != {1} ? {1} : {0}", result, call[bound])
-            result = nan
     return call.tensor(result)
 
 
@@ -265,7 +256,7 @@ def _remainder(call: Call) -> Lazy:
             call, "{0} != 0 && (({1} < 0) != ({0} < 0)) ? {0} + {1} : {0}", rest, call["other"]
         )
     if call.dtype.is_floating_point or isinstance(call["other"], Lazy) or call["other"] <= 0:
-        raise call.refuse("unless of an integer by a number above 0")
+        raise call.refuse("but of integers by a number above 0")
     floored = {
         "remainder": "({0} % {1} + {1}) % {1}",
         "fmod": "{0} % {1}",
@@ -434,16 +425,14 @@ def _diagonal(call: Call) -> Lazy:
 def _split(call: Call) -> list[Lazy]:
     tensor = call["self"]
     dim = call["dim"] % len(tensor.shape)
-    results, start = [], 0
-    for value in call.value:
+    ends = list(accumulate(1 if call.name == "unbind" else value.shape[dim] for value in call.value))
+
+    def part(shape: Shape, start: int) -> Lazy:
         if call.name == "unbind":
-            at = Index(start)
-            results.append(View(tensor, value.shape, lambda p, at=at: (*p[:dim], at, *p[dim:])))
-            start += 1
-        else:
-            results.append(_along(tensor, dim, value.shape, lambda index, start=start: index + start))
-            start += value.shape[dim]
-    return results
+            return View(tensor, shape, lambda point: (*point[:dim], Index(start), *point[dim:]))
+        return _along(tensor, dim, shape, lambda index: index + start)
+
+    return [part(tuple(value.shape), start) for value, start in zip(call.value, [0, *ends], strict=False)]
 
 
 # Put together from parts.
@@ -495,13 +484,13 @@ def _pad(call: Call) -> Lazy:
 def _picks(
     call: Call, indices: Sequence[Lazy | None], extents: Shape, wraps: bool
 ) -> tuple[Shape, int, Any]:
-    """The shape that indices of axes have together, where it starts, and the function to the point picked."""
+    """The shape that indices have together, where it starts, and the function to the point picked."""
     used = [dim for dim, index in enumerate(indices) if index is not None]
     for dim in used:
         if indices[dim].dtype not in (torch.int64, torch.int32):  # type: ignore[union-attr]
             raise call.refuse("by a mask")
     shape = tuple(torch.broadcast_shapes(*[indices[dim].shape for dim in used]))  # type: ignore[union-attr]
-    if prod(shape) and any(not extents[dim] for dim in used):
+    if 0 not in shape and any(not extents[dim] for dim in used):
         raise call.refuse("of an empty axis")
     together = used == list(range(used[0], used[-1] + 1))
     start = used[0] if together else 0
@@ -553,7 +542,7 @@ def _embedding(call: Call) -> Lazy:
 
 def _beside(call: Call, index: Lazy, dim: int, extent: int) -> Callable[[Kernel, Point], Point]:
     """The point with its index of one axis replaced by what is read there."""
-    if index.dtype not in (torch.int64, torch.int32) or (prod(index.shape) and not extent):
+    if index.dtype not in (torch.int64, torch.int32) or (0 not in index.shape and not extent):
         raise call.refuse()
 
     def where(kernel: Kernel, point: Point) -> Point:

@@ -18,7 +18,7 @@ from ._operators import RESHAPES, Call, name_of
 from ._tensor import Block, Kept, Lazy, Memory, Stored, Unsupported, View, fill
 from ._trace import operations
 
-_MOST_WORK = 3e6  # rounds of loops in a step: with more, libraries that divide it into blocks are faster
+_MOST_WORK = 6e6  # rounds of loops in a step: with more, libraries that divide it into blocks are faster
 _MOST_OPERATIONS = 3000  # which take a compiler some ten seconds
 _BY_VALUE = 256  # bytes of a carry that is copied rather than exchanged by its address
 _ON_STACK = 8192  # bytes of intermediate results
@@ -214,20 +214,17 @@ def _lowered(block: Block, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
     if node.target is getitem:
         return known[node.args[0]][node.args[1]]  # type: ignore[index]
     if hasattr(node.target, "loop"):
-        return _loop(block, node.target.loop, [known[arg] for arg in node.args])  # type: ignore[union-attr,index]
+        return _loop(block, node.target.loop, [known[arg] for arg in node.args])  # type: ignore[index]
     if not isinstance(node.target, torch._ops.OpOverload):
         raise Unsupported(str(node.target))
     for value in node.meta["val"] if isinstance(node.meta["val"], (list, tuple)) else [node.meta["val"]]:
         _check(value, f" ({node.target})")
     schema = node.target._schema
-    given = dict(zip([argument.name for argument in schema.arguments], node.args, strict=False))
-    arguments = (
-        {a.name: a.default_value for a in schema.arguments if a.has_default_value()} | given | node.kwargs
-    )
     order = [argument.name for argument in schema.arguments]
-    arguments = {name: arguments[name] for name in order if name in arguments}
-    arguments = fx.node.map_arg(arguments, lambda arg: known[arg])
-    return _operators.lower(Call(block, node, arguments))  # type: ignore[arg-type]
+    defaults = {each.name: each.default_value for each in schema.arguments if each.has_default_value()}
+    given = defaults | dict(zip(order, node.args, strict=False)) | node.kwargs
+    arguments = fx.node.map_arg({name: given[name] for name in order if name in given}, known.__getitem__)
+    return _operators.lower(Call(block, node, arguments))
 
 
 def _kept(block: Block, node: fx.Node, tensor: Lazy, target: Memory | None) -> Lazy:
@@ -307,7 +304,7 @@ _PLAIN_ONE, _PLAIN_TWO = "sqrt floor ceil trunc rint", "fmod copysign"
 
 
 def _prelude() -> str:
-    """What all programs begin with. The functions of the C library come by whole vectors where it has such."""
+    """What all programs begin with; functions of the C library take whole vectors where it has such."""
     lines = [
         "#include <stdint.h>",
         "#ifdef VECTOR_MATH",
