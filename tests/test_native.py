@@ -1,10 +1,14 @@
 """The native backend against eager, operator by operator: shapes, dtypes, NaN, ∞, −0.0, empty axes."""
 
+import functools
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -605,3 +609,26 @@ def test_generated_code_is_clean_under_the_sanitizers(tmp_path):
         check=False,
     )
     assert done.stdout == "clean\n", done.stderr[-3000:]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal")
+@pytest.mark.parametrize("shares", [1, 2])
+def test_ctrl_c_is_heard_in_the_loop(shares, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: shares)
+    starts = tame(0, (4, 300), torch.float64)
+
+    def run(start, length):
+        return gd.scan(lambda c, x: (torch.sin(c + 1), None), start, length=length, backend="native")[0]
+
+    torch.func.vmap(functools.partial(run, length=3))(starts)  # compiles
+    timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    began = time.perf_counter()
+    # A shell that starts this in the background lets it ignore the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            torch.func.vmap(functools.partial(run, length=10**9))(starts)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert time.perf_counter() - began < 10

@@ -47,8 +47,8 @@ def scan(
     change, without another compilation; another number in f, another shape, or another transformation
     around the scan is another loop. So keep numbers that you vary in 0-d tensors. What is compiled is kept
     on disk, in `gdfunc` under `$XDG_CACHE_HOME` or `~/.cache`, where a new process finds it in about a
-    second (a native loop in less). Results agree with those of eager up to rounding. What `torch.no_grad` makes is a constant to
-    all derivatives (in eager, as in torch, not to forward mode).
+    second, a native loop in less. Results agree with those of eager up to rounding. What `torch.no_grad`
+    makes is a constant to all derivatives (in eager, as in torch, not to forward mode).
 
     Args:
         f: `(carry, x) -> (carry, y)`, pure. The carry it returns has the structure, shapes, dtypes and
@@ -62,8 +62,9 @@ def scan(
         backend: who runs the loop. `"eager"`: Python, with no setup and any f. `"native"`: one C function,
             for the small steps of a CPU, that is compiled in about half a second; members of a vmap are
             shared among torch's threads. `"inductor"`: compiled to C++ on a CPU, to GPU kernels on CUDA;
-            takes seconds the first time. `"cudagraph"`: recorded and replayed on CUDA. `"auto"`: eager for fewer than 10,000 steps, else the fastest that can run
-            this f on this device; when one cannot, a warning says why.
+            takes seconds the first time. `"cudagraph"`: recorded and replayed on CUDA. `"auto"`: eager for
+            fewer than 10,000 steps, else the fastest that can run this f on this device; when one cannot, a
+            warning says why.
         checkpoint: k keeps only every k-th carry for the backward pass, which computes those between
             again: memory O(T/k + k) in place of O(T). `"sqrt"` takes k = √T. It traces f, also in eager;
             Inductor compiles its loops within loops anew for each k and remainder.

@@ -18,18 +18,18 @@ another order only where a sum has one.
 
 import ctypes
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from math import prod
-from threading import RLock
-from typing import Any
+from threading import Event, RLock
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._body import Body
-from .._primitive import Leaves
+from .._body import Avals, Body, Members
+from .._primitive import Flags, Leaves
 from ._build import build
 from ._program import write
 from ._tensor import Unsupported as Unsupported
@@ -45,39 +45,49 @@ def run(body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, unrol
         BackendError: the body has an operation that is not covered, or it cannot be compiled.
         IndexError: a step uses an index that is out of range.
     """
-    members = body.members
-    base, size = (members.body, members.size) if members else (body, 1)
-    of_inputs = members.inputs if members else (False,) * (len(consts) + len(init) + len(xs))
-    of_y = members.results[len(init) :] if members else (False,) * len(body.y)
+    members = body.members or Members(body, 1, (False,) * (len(consts) + len(init) + len(xs)), ())
+    base, size = members.body, members.size
+    of_consts, of_carry, of_xs = base.split(members.inputs)
+    of_y = members.results[len(init) :] or (False,) * len(base.y)
     loop = _compiled(base)
-    of_consts, of_carry, of_xs = base.split(of_inputs)
 
-    carry = [
-        leaf.clone()
-        if flag
-        else leaf.expand(size, *leaf.shape).clone(memory_format=torch.contiguous_format)
-        for leaf, flag in zip(init, of_carry, strict=True)
-    ]
+    def each(leaf: Tensor, is_each: bool) -> Tensor:
+        """A copy for each member."""
+        leaf = leaf if is_each else leaf.expand(size, *leaf.shape)
+        return leaf.clone(memory_format=torch.contiguous_format)
+
+    def places(leaves: Leaves, avals: Avals, flags: Flags, moves: bool) -> Iterator[_Place]:
+        for leaf, aval, is_each in zip(leaves, avals, flags, strict=True):
+            alone = prod(aval.shape) * aval.dtype.itemsize
+            step = alone * (size if is_each else 1) if moves else 0
+            yield _Place(leaf.data_ptr(), alone if is_each else 0, step)
+
+    def one(leaf: Tensor, is_each: bool, dim: int) -> Tensor:
+        """The result of the first member, where all members have the same."""
+        if is_each:
+            return leaf
+        return leaf.squeeze(dim) if size == 1 else leaf.select(dim, 0).clone()
+
+    consts, xs = ([leaf.resolve_neg() for leaf in leaves] for leaves in (consts, xs))
+    carry = [each(leaf.resolve_neg(), is_each) for leaf, is_each in zip(init, of_carry, strict=True)]
     ys = [torch.empty((length, size, *aval.shape), dtype=aval.dtype) for aval in base.y]
-    leaves = [leaf.resolve_neg() for leaf in (*consts, *carry, *xs, *ys)]
-    avals = (*base.consts, *base.carry, *base.x, *base.y)
-    alone = [prod(aval.shape) * aval.dtype.itemsize for aval in avals]
-    flags = (*of_consts, *(True for _ in carry), *of_xs, *(True for _ in ys))
-    moves = [*(False for _ in (*consts, *carry)), *(True for _ in (*xs, *ys))]
-    member = [number if flag else 0 for number, flag in zip(alone, flags, strict=True)]
-    step = [
-        number * (size if flag else 1) if move else 0
-        for number, flag, move in zip(alone, flags, moves, strict=True)
+    table = [
+        *places(consts, base.consts, of_consts, False),
+        *places(carry, base.carry, (True,) * len(carry), False),
+        *places(xs, base.x, of_xs, True),
+        *places(ys, base.y, (True,) * len(ys), True),
     ]
-    loop(leaves, member, step, size, length)
+    loop(table, size, length)
+    last = [one(leaf, is_each, 0) for leaf, is_each in zip(carry, of_carry, strict=True)]
+    return [*last, *[one(leaf, is_each, 1) for leaf, is_each in zip(ys, of_y, strict=True)]]
 
-    def own(results: Iterable[Tensor], flags: Iterable[bool], dim: int) -> list[Tensor]:
-        pairs = zip(results, flags, strict=True)
-        if size == 1:
-            return [leaf if flag else leaf.squeeze(dim) for leaf, flag in pairs]
-        return [leaf if flag else leaf.select(dim, 0).clone() for leaf, flag in pairs]
 
-    return [*own(carry, of_carry, 0), *own(ys, of_y, 1)]
+class _Place(NamedTuple):
+    """Where a tensor begins, and how many bytes on it is for the next member and in the next step."""
+
+    start: int
+    member: int
+    step: int
 
 
 class _Function:
@@ -90,25 +100,30 @@ class _Function:
         library.run.argtypes = [number] * 4 + [ctypes.c_void_p] * 4
         library.run.restype = number
 
-    def __call__(
-        self, leaves: list[Tensor], member: list[int], step: list[int], size: int, length: int
-    ) -> None:
-        """Run all members, a share of them on each thread, and stop at the first bad index."""
-        numbers = ctypes.c_int64 * len(leaves)
-        tables = numbers(*[leaf.data_ptr() for leaf in leaves]), numbers(*member), numbers(*step)
-        shares = min(size, torch.get_num_threads())
+    def __call__(self, table: list[_Place], size: int, length: int) -> None:
+        """Run all members, a share of them on each thread; all stop when one does."""
+        columns = [[getattr(place, name) for place in table] for name in _Place._fields]
+        tables = [(ctypes.c_int64 * len(table))(*column) for column in columns]
+        shares, stop = min(size, torch.get_num_threads()), Event()
         bounds = [size * share // shares for share in range(shares + 1)]
         if shares == 1:
-            return self._share(tables, 0, size, length)
+            return self._share(tables, 0, size, length, stop)
         with ThreadPoolExecutor(shares) as threads:
-            firsts, lasts = zip(*pairwise(bounds), strict=True)
-            list(threads.map(lambda first, last: self._share(tables, first, last, length), firsts, lasts))
+            try:
+                done = [
+                    threads.submit(self._share, tables, *ends, length, stop) for ends in pairwise(bounds)
+                ]
+                for share in done:
+                    share.result()
+            except BaseException:
+                stop.set()
+                raise
 
-    def _share(self, tables: tuple[Any, ...], first: int, last: int, length: int) -> None:
+    def _share(self, tables: list[Any], first: int, last: int, length: int, stop: Event) -> None:
         """Run some members, segment after segment: between two of them Python hears of Ctrl-C."""
         scratch = torch.zeros(self.scratch, dtype=torch.uint8)
-        start, steps = 0, 64
-        while start < length:
+        start, steps = 0, 1
+        while start < length and not stop.is_set():
             end, began = min(start + steps, length), time.perf_counter()
             bad = self.library.run(first, last, start, end, *tables, scratch.data_ptr())
             if bad >= 0:
