@@ -13,7 +13,10 @@ Its stages, in the order in which they run:
     _build        the compiler
 
 Nothing is fused across stored tensors, and nothing is approximated: the same operations as torch's, in
-another order only where a sum has one.
+another order only where a sum has one. What is not covered is refused before anything is compiled.
+
+To add a pointwise operator, write its line in `_operators.POINTWISE` (`PREDICATES` if its result is bool)
+and its name in the tables of `tests/test_native.py`, which compare it with torch's.
 """
 
 import ctypes
@@ -136,7 +139,7 @@ def _compiled(body: Body) -> _Function:
     with _compiling:
         if "native" not in body.kept:
             try:
-                body.kept["native"] = _Function(build(write(body).text))
+                body.kept["native"] = _Function(build(write(body)))
             except Unsupported as error:
                 body.kept["native"] = error
         found = body.kept["native"]

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 from operator import getitem
 from typing import Any
@@ -25,90 +24,81 @@ _ON_STACK = 8192  # bytes of intermediate results
 _VIEWS = {*RESHAPES, "expand", "permute", "transpose", "t", "slice", "select", "flip", "alias", "detach"}
 
 
-@dataclass
-class Program:
-    """C code for the loop over a body."""
-
-    text: str
-
-
-def write(body: Body) -> Program:
-    """Write the loop over a body, or refuse it.
+def write(body: Body) -> str:
+    """Write the loop over a body in C, or refuse it.
 
     Raises:
         Unsupported: an operation, a dtype or a device is not covered, or a step is too large.
     """
-    block = Block()
-    lines: list[str] = []
     consts = [_Pointer(f"const_{i}", aval, True) for i, aval in enumerate(body.consts)]
     carry = [_Pointer(f"carry_{i}", aval, False) for i, aval in enumerate(body.carry)]
     x = [_Pointer(f"x_{i}", aval, True) for i, aval in enumerate(body.x)]
     y = [_Pointer(f"y_{i}", aval, False) for i, aval in enumerate(body.y)]
-    graph = operations(body)
-    still = _still(body, graph)
-    now = [
-        carry[i].memory if i in still else Memory(f"now->c{i}", aval.shape, aval.dtype)
-        for i, aval in enumerate(body.carry)
-    ]
-    after = [
-        None if i in still else Memory(f"next->c{i}", aval.shape, aval.dtype)
-        for i, aval in enumerate(body.carry)
-    ]
-    inputs = [*[p.memory for p in consts], *now, *[p.memory for p in x]]
-    _step(block, graph, inputs, [*after, *[p.memory for p in y]])
+    block, graph = Block(), operations(body)
+    moving = {i: aval for i, aval in enumerate(body.carry) if i not in _still(body, graph)}
+    now = [pointer.memory for pointer in carry]
+    after: list[Memory | None] = [None] * len(carry)
+    for i, aval in moving.items():
+        now[i], after[i] = (Memory(f"{copy}->c{i}", aval.shape, aval.dtype) for copy in ("now", "next"))
+    inputs = [*[each.memory for each in consts], *now, *[each.memory for each in x]]
+    _step(block, graph, inputs, [*after, *[each.memory for each in y]])
     if block.work > _MOST_WORK:
         raise Unsupported(f"a step of {block.work:.1g} operations, where torch's own kernels are faster")
-    moving = [i for i in range(len(carry)) if i not in still]
-    sizes = {i: _size(body.carry[i]) for i in moving}
-    by_value = sum(sizes.values()) <= _BY_VALUE
-    fields = [f"{C_TYPES[body.carry[i].dtype]} c{i}[{max(prod(body.carry[i].shape), 1)}];" for i in moving]
-    if not by_value:
-        fields = [f"_Alignas(64) {line}" for line in fields]
-    if not by_value:
+
+    sizes = {i: prod(aval.shape) * aval.dtype.itemsize for i, aval in moving.items()}
+    small = sum(sizes.values()) <= _BY_VALUE and _bytes(block) <= _ON_STACK
+    if small:  # both are the compiler's to keep in registers
+        home = ["struct scratch local, *restrict w = &local;"]
+        turn = ["struct carry *restrict now = w->carries, *restrict next = w->carries + 1;"]
+        end, last = ["*now = *next;"], "w->carries"
+    else:
         _share(block)
+        home = ["struct scratch *restrict w = (struct scratch *)memory;"]
+        turn = [
+            "struct carry *restrict now = w->carries + ((t - t0) & 1);",
+            "struct carry *restrict next = w->carries + (~(t - t0) & 1);",
+        ]
+        end, last = [], "(w->carries + ((t1 - t0) & 1))"
+    align = "" if small else "_Alignas(64) "
+    carries = [
+        f"{align}{C_TYPES[each.dtype]} c{i}[{max(prod(each.shape), 1)}];" for i, each in moving.items()
+    ]
     scratch = [f"_Alignas(64) {c_type} {name}[{count}];" for name, (c_type, count) in block.fields.items()]
-    first = len(consts)
-    lines += [
+    places = list(enumerate([*consts, *carry, *x, *y]))
+    of_member, of_step = places[: len(consts) + len(carry)], places[len(consts) + len(carry) :]
+    lines = [
         *block.functions,
-        f"struct carry {{ {' '.join(fields) or 'char none;'} }};",
+        f"struct carry {{ {' '.join(carries) or 'char none;'} }};",
         f"struct scratch {{ {' '.join(scratch)} struct carry carries[2]; }};",
         "const int64_t scratch_size = sizeof(struct scratch);",
         "int64_t run(int64_t n0, int64_t n1, int64_t t0, int64_t t1, char *const *place,",
         "            const int64_t *member, const int64_t *time, char *memory) {",
-        f"enum {{ ON_STACK = sizeof(struct scratch) <= {_ON_STACK} }};",
-        "struct scratch local;" if by_value else "",
-        "struct scratch *restrict w = (struct scratch *)memory;",
-        "if (ON_STACK) w = &local;" if by_value else "",
+        *home,
         "int bad = 0;",
         "for (int64_t n = n0; n < n1; n++) {",
-        *[pointer.declared(at, False) for at, pointer in enumerate(consts)],
-        *[pointer.declared(first + i, False) for i, pointer in enumerate(carry)],
-        "struct carry *first = w->carries;",
-        *[f"__builtin_memcpy(first->c{i}, carry_{i}, {sizes[i]});" for i in moving],
+        *[pointer.declared(at, moves=False) for at, pointer in of_member],
+        *[f"__builtin_memcpy(w->carries->c{i}, carry_{i}, {size});" for i, size in sizes.items()],
         "for (int64_t t = t0; t < t1; t++) {",
+        *turn,
+        *[pointer.declared(at, moves=True) for at, pointer in of_step],
+        *block.lines,
+        "if (bad) return t;",
+        *end,
+        "}",
+        *[f"__builtin_memcpy(carry_{i}, {last}->c{i}, {size});" for i, size in sizes.items()],
+        "}",
+        "return -1;",
+        "}",
     ]
-    if by_value:
-        lines.append("struct carry *restrict now = w->carries, *restrict next = w->carries + 1;")
-    else:
-        lines.append("struct carry *restrict now = w->carries + ((t - t0) & 1);")
-        lines.append("struct carry *restrict next = w->carries + (~(t - t0) & 1);")
-    first += len(carry)
-    lines += [pointer.declared(first + at, True) for at, pointer in enumerate([*x, *y])]
-    lines += [*block.lines, "if (bad) return t;"]
-    if by_value:
-        lines += ["*now = *next;", "}", "struct carry *last = w->carries;"]
-    else:
-        lines += ["}", "struct carry *last = w->carries + ((t1 - t0) & 1);"]
-    lines += [f"__builtin_memcpy(carry_{i}, last->c{i}, {sizes[i]});" for i in moving]
-    lines += ["}", "return -1;", "}"]
     text = "\n".join([*lines, ""])
-    shuffles = [
-        line
-        for c_type, bits in (("float", 32), ("double", 64))
-        if f"transpose_{c_type}(" in text
-        for line in transposition(c_type, bits)
+    kinds = [
+        (c_type, bits) for c_type, bits in (("float", 32), ("double", 64)) if f"transpose_{c_type}(" in text
     ]
-    return Program("\n".join([_prelude(), *shuffles, text]))
+    return "\n".join([*_prelude(), *[line for kind in kinds for line in transposition(*kind)], text])
+
+
+def _bytes(block: Block) -> int:
+    return sum(count * 8 for _, count in block.fields.values())
 
 
 def _share(block: Block) -> None:
@@ -155,10 +145,6 @@ def _check(aval: Any, where: str = "") -> None:
         raise Unsupported(f"{str(aval.dtype).removeprefix('torch.')} tensors{where}")
     if aval.device.type != "cpu":
         raise Unsupported(f"tensors on {aval.device}")
-
-
-def _size(aval: Aval) -> int:
-    return prod(aval.shape) * aval.dtype.itemsize
 
 
 def _still(body: Body, graph: fx.GraphModule) -> set[int]:
@@ -277,7 +263,7 @@ def _loop(block: Block, loop: Any, tensors: Sequence[Lazy]) -> list[Lazy]:
             size = prod(new.shape) * new.dtype.itemsize
             inner.lines.append(f"__builtin_memcpy({old.pointer}, {new.pointer}, {size});")
     block.lines += [*inner.lines, "}"]
-    block.work += inner.work * loop.length
+    block.work = max(block.work, inner.work)  # libraries win on large steps, however many there are
     return [*now, *ys]
 
 
@@ -303,7 +289,7 @@ _TWO = "pow atan2 hypot"
 _PLAIN_ONE, _PLAIN_TWO = "sqrt floor ceil trunc rint", "fmod copysign"
 
 
-def _prelude() -> str:
+def _prelude() -> list[str]:
     """What all programs begin with; functions of the C library take whole vectors where it has such."""
     lines = [
         "#include <stdint.h>",
@@ -333,4 +319,4 @@ def _prelude() -> str:
             (_PLAIN_TWO, f"{c_type}, {c_type}", "__attribute__((const))"),
         ):
             lines += [f"{kind} {c_type} {name}{suffix}({arguments});" for name in names.split()]
-    return "\n".join(lines)
+    return lines
