@@ -125,7 +125,7 @@ def _packed(block: Block, b: Factor, column: Var, lanes: int) -> Factor:
     shape = [var.extent for var in order]
     packed = block.scratch([*shape[:-1], _whole(column.extent, lanes)], memory.dtype)
     copy = Factor(packed, packed.place(_counters(order)))
-    if dense and min(dense.extent, column.extent) >= lanes:
+    if dense and dense.extent >= lanes:
         c_type, others = C_TYPES[memory.dtype], order[:-2]
         start, to = b.at(dense, column), copy.at(dense, column)
         block.lines += [
@@ -213,10 +213,14 @@ def transposition(c_type: str, bits: int) -> list[str]:
     """A C function that transposes rows × columns numbers, square by square.
 
     A square of L × L is L vectors. For d = 1, 2, 4, … L/2, rows that are d apart swap numbers that are d
-    apart; after the last, each row is what was a column.
+    apart; after the last, each row is what was a column. What it writes is filled up to whole vectors.
     """
     lanes, kind = vector()[0] * 8 // bits, f"vector_{c_type}"
-    square = [f"{kind} r{i} = *(const {kind} *)(from + (i + {i}) * step + j);" for i in range(lanes)]
+    row = "*(const {kind} *)(from + (i + {i}) * step + j)"
+    square = [
+        f"{kind} r{i} = i + {i} < rows ? {row.format(kind=kind, i=i)} : ({kind}){{0}};"
+        for i in range(lanes)
+    ]
     for distance in (2**n for n in range(lanes.bit_length() - 1)):
         low = [p if not p & distance else lanes + p - distance for p in range(lanes)]
         high = [p + distance if not p & distance else lanes + p for p in range(lanes)]
@@ -230,13 +234,12 @@ def transposition(c_type: str, bits: int) -> list[str]:
         f"static __attribute__((noinline)) void transpose_{c_type}(",
         f"        const {c_type} *restrict from, int64_t step, {c_type} *restrict to, int64_t over,",
         "        int64_t rows, int64_t columns) {",
-        f"for (int64_t i = 0; i + {lanes} <= rows; i += {lanes})",
+        f"for (int64_t i = 0; i < rows; i += {lanes})",
         f"for (int64_t j = 0; j + {lanes} <= columns; j += {lanes}) {{",
         *square,
         "}",
-        f"const int64_t whole_i = rows - rows % {lanes}, whole_j = columns - columns % {lanes};",
         "for (int64_t i = 0; i < rows; i++)",
-        "for (int64_t j = i < whole_i ? whole_j : 0; j < columns; j++)",
+        f"for (int64_t j = columns - columns % {lanes}; j < columns; j++)",
         "to[j * over + i] = from[i * step + j];",
         "}",
     ]
