@@ -21,6 +21,8 @@ import gdfunc as gd
 from gdfunc._errors import BackendError
 from gdfunc._scan import _auto, native
 
+from .test_conformance import TABLE
+
 HOSTILE = [
     0.0,
     -0.0,
@@ -632,3 +634,25 @@ def test_ctrl_c_is_heard_in_the_loop(shares, monkeypatch):
     finally:
         signal.signal(signal.SIGINT, before)
     assert time.perf_counter() - began < 10
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_every_transformation_of_the_family_runs_natively(name):
+    row = TABLE[name]
+    transform = row.make(**row.hyperparameters)
+    params = {"w": tame(0, (4, 3), torch.float64), "m": tame(1, (3, 3), torch.float64)}
+    params |= {} if row.matrices else {"s": tame(2, (), torch.float64)}
+    data = tame(3, (20, 4), torch.float64)
+
+    def loss_fn(params, batch):
+        hidden = torch.tanh(batch @ params["w"]) @ params["m"]
+        return (hidden**2).mean() + sum((leaf**4).mean() for leaf in params.values())
+
+    step, init = gd.make_transform_step(loss_fn, transform), gd.init_state(transform, params)
+    index = gd.sample_batches(gd.random.key(0), n=20, batch_size=5, steps=12)
+    got, expected = (
+        gd.train(step, init, data, index, row.lr, backend=name) for name in ("native", "eager")
+    )
+    leaves = gd._tree.leaves(got), gd._tree.leaves(expected)
+    for left, right in zip(*leaves, strict=True):
+        assert torch.allclose(left, right, rtol=1e-8, atol=1e-10)
