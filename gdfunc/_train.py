@@ -122,7 +122,8 @@ def train(
             `grad_norm`, `state` (the whole carry), and functions `(carry, loss) -> tree` of the carry
             before the step, kept under their `__name__`. A dict gives names of its own.
         every: keep only the steps 0, k, 2k, …
-        backend: who runs the loop, `"eager"`, `"inductor"`, `"cudagraph"` or `"auto"`; see `scan`.
+        backend: who runs the loop, `"eager"`, `"native"`, `"inductor"`, `"cudagraph"` or `"auto"`;
+            see `scan`.
         progress: True for a bar (tqdm if installed, else a line on stderr), or a function that is called
             with the finished steps and T after every segment, about ten times a second.
         check_finite: `"loss"`, or `"all"` for the carry too, stops at the first NaN or infinity;

@@ -121,6 +121,7 @@ def test_dict_carries_may_order_their_keys_otherwise():
 BACKENDS = {
     "eager": {},
     "replay": {"checkpoint": 2},  # of 5 steps: two blocks and a rest
+    "native": {"backend": "native"},
     "inductor": {"backend": "inductor", "unroll": 2},
     "cudagraph": {"backend": "cudagraph"},
 }
@@ -403,7 +404,7 @@ BAD_CALLS = [
     (
         lambda: gd.scan(keep, ZERO, length=1, backend="xla"),
         ValueError,
-        "backend must be 'eager' or 'inductor' or 'cudagraph' or 'auto'; got 'xla'",
+        "backend must be 'eager' or 'native' or 'inductor' or 'cudagraph' or 'auto'; got 'xla'",
     ),
     (
         lambda: gd.scan(lambda c, x: (c.add_(1), None), ZERO.clone(), length=2),

@@ -4,7 +4,7 @@ import types
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch.func import grad, jvp, vmap
 
@@ -109,22 +109,36 @@ TRANSFORMATIONS = {
 }
 
 
-@given(
+def agrees(program, transformation, length, seed, **options):
+    """Whether a program's results under a transformation are those of the loop."""
+    args = normal(seed, 3), normal(seed + 1, 3, 3), normal(seed + 2, 3), normal(seed + 3, length, 3)
+    transform = TRANSFORMATIONS[transformation]
+    expected = transform(lambda *a: program(loop, *a), args)
+
+    def traced(*a):
+        return program(lambda f, init, xs, **k: gd.scan(f, init, xs, **options, **k), *a)
+
+    torch.testing.assert_close(transform(traced, args), expected, rtol=1e-9, atol=1e-11)
+
+
+bodies = given(
     programs(),
     st.sampled_from(sorted(TRANSFORMATIONS)),
     st.integers(1, 5),
     st.integers(1, 6),
     st.integers(0, 2**32),
 )
+
+
+@bodies
 def test_a_traced_scan_is_the_loop_for_any_body(program, transformation, length, every, seed):
-    args = normal(seed, 3), normal(seed + 1, 3, 3), normal(seed + 2, 3), normal(seed + 3, length, 3)
-    transform = TRANSFORMATIONS[transformation]
-    expected = transform(lambda *a: program(loop, *a), args)
+    agrees(program, transformation, length, seed, checkpoint=every)
 
-    def traced(*a):
-        return program(lambda f, init, xs, **k: gd.scan(f, init, xs, checkpoint=every, **k), *a)
 
-    torch.testing.assert_close(transform(traced, args), expected, rtol=1e-9, atol=1e-11)
+@settings(max_examples=settings.default.max_examples // 3, phases=[Phase.explicit, Phase.generate])
+@bodies
+def test_a_native_scan_is_the_loop_for_any_body(program, transformation, length, every, seed):
+    agrees(program, transformation, length, seed, backend="native", checkpoint=every if every > 3 else None)
 
 
 # A trace is for one state of Python.

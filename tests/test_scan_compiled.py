@@ -15,7 +15,7 @@ from torch.func import grad, vmap
 
 import gdfunc as gd
 from gdfunc._errors import BackendError
-from gdfunc._scan import _auto, _inductor, _scan, _trace
+from gdfunc._scan import _auto, _inductor, _scan, _trace, native
 
 from .references import fingerprint, normal, storages
 from .test_scan import BACKENDS, DEVICES, assert_agrees, assert_same_bits, descent, loop, needs_cuda, total
@@ -264,7 +264,7 @@ def by_a_closed_over_value(c, x):
 
 
 ONE = torch.tensor(1.0)
-TRACED = [{"backend": "inductor"}, {"checkpoint": 1}]
+TRACED = [{"backend": "inductor"}, {"backend": "native"}, {"checkpoint": 1}]
 
 
 @pytest.mark.parametrize("options", TRACED)
@@ -517,6 +517,7 @@ def test_auto_steps_back_with_one_warning_where_compiling_fails(monkeypatch, tol
         raise BackendError("no such luck")
 
     monkeypatch.setattr(_inductor, "_compile", fail)
+    monkeypatch.setattr(native, "write", fail)
     w, p, xs = normal(0, 1)[0], normal(1, 3), normal(2, 4, 3)
     auto = functools.partial(gd.scan, backend="auto", unroll=3)
     with pytest.warns(UserWarning, match="auto' steps back: no such luck") as caught:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch.func import grad, jvp, vmap
 
 import gdfunc as gd
-from gdfunc._scan import _auto, _inductor, _trace
+from gdfunc._scan import _auto, _inductor, _trace, native
 from gdfunc._train import _GRAIN, _next_blocks, _segment_end
 
 from .references import fingerprint, linear_data, linear_loss, normal, relative_error, storages
@@ -545,12 +545,13 @@ def test_auto_says_once_that_it_steps_back_and_an_explicit_backend_refuses(monke
 
 @pytest.mark.usefixtures("nothing_compiled")
 def test_auto_replays_what_inductor_cannot_compile(monkeypatch):
-    def no_compiler(body, once):
+    def no_compiler(*args):
         raise gd.BackendError("there is no compiler")
 
     monkeypatch.setattr("gdfunc._scan._scan._WORTH_COMPILING", 1)
     monkeypatch.setattr(_auto, "_told", set())
     monkeypatch.setattr(_inductor, "_compile", no_compiler)
+    monkeypatch.setattr(native, "write", no_compiler)
     with pytest.warns(UserWarning, match="backend='auto' steps back: there is no compiler") as told:
         assert_agrees(run(backend="auto"), run(backend="eager"), INIT)
     assert len(told) == 1

@@ -5,11 +5,11 @@ import warnings
 from torch import Tensor
 
 from .._errors import BackendError
-from . import _cudagraph, _inductor, _replay
+from . import _cudagraph, _inductor, _replay, native
 from ._body import Body
 from ._primitive import Leaves
 
-_RANKED = {"cuda": (_cudagraph.run, _inductor.run), "cpu": (_inductor.run,)}
+_RANKED = {"cuda": (_cudagraph.run, _inductor.run), "cpu": (native.run, _inductor.run)}
 _told: set[str] = set()
 
 

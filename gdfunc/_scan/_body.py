@@ -32,6 +32,15 @@ class Aval(NamedTuple):
 Avals = tuple[Aval, ...]
 
 
+class Members(NamedTuple):
+    """What a body is vmap of: another body, how often, and which inputs and results have a member axis."""
+
+    body: "Body"
+    size: int
+    inputs: tuple[bool, ...]
+    results: tuple[bool, ...]
+
+
 class Body:
     """A pure function of flat lists, `(*consts, *carry, *x) -> [*carry, *y]`, as a graph of operations.
 
@@ -44,6 +53,7 @@ class Body:
         self.y: Avals = tuple(Aval.of(node.meta["val"]) for node in results[len(carry) :])
         self.number = next(_numbers)
         self.kept: dict[Any, Any] = {}
+        self.members: Members | None = None
         self._sources = _sources(graph, results)
 
     @property

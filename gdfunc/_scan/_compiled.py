@@ -4,13 +4,14 @@ from collections.abc import Callable
 
 from .. import _tree
 from .._tree import Tree
-from . import _auto, _cudagraph, _inductor, _replay
+from . import _auto, _cudagraph, _inductor, _replay, native
 from ._auto import step_back as step_back
 from ._primitive import Loop, Runner, checkpointed
 from ._trace import trace
 
 RUNNERS: dict[str, Runner] = {
     "eager": _replay.run,
+    "native": native.run,
     "inductor": _inductor.run,
     "cudagraph": _cudagraph.run,
     "auto": _auto.run,

@@ -20,7 +20,7 @@ from torch.func import jvp, vjp, vmap
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, track_tensor_tree
 
 from .. import _tree
-from ._body import Avals, Body, stand_in
+from ._body import Avals, Body, Members, stand_in
 
 Flags = tuple[bool, ...]
 Leaves = Sequence[Tensor]
@@ -232,7 +232,9 @@ def _batched(body: Body, size: int, inputs: Flags, results: Flags) -> Body:
     consts, carry, x = body.split(
         [aval.with_axis(size) if flag else aval for aval, flag in zip(avals, inputs, strict=True)]
     )
-    return body.derive(("batched", size, inputs), function, consts, carry, x)
+    batched = body.derive(("batched", size, inputs), function, consts, carry, x)
+    batched.members = Members(body, size, inputs, results)
+    return batched
 
 
 def _pushed(body: Body, inputs: Flags, y: Flags) -> Body:

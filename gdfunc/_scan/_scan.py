@@ -13,7 +13,7 @@ from .._tree import Tree
 from . import _eager
 
 Body = Callable[[Tree, Tree], tuple[Tree, Tree]]
-BACKENDS = ("eager", "inductor", "cudagraph", "auto")
+BACKENDS = ("eager", "native", "inductor", "cudagraph", "auto")
 _WORTH_COMPILING = 10_000  # steps: what fewer take from Python, 0.3 ms each, is less than a compilation
 
 
@@ -47,8 +47,8 @@ def scan(
     change, without another compilation; another number in f, another shape, or another transformation
     around the scan is another loop. So keep numbers that you vary in 0-d tensors. What is compiled is kept
     on disk, in `gdfunc` under `$XDG_CACHE_HOME` or `~/.cache`, where a new process finds it in about a
-    second. Results agree with those of eager up to rounding. What `torch.no_grad` makes is a constant to
-    all derivatives (in eager, as in torch, not to forward mode).
+    second, a native loop in less. Results agree with those of eager up to rounding. What `torch.no_grad`
+    makes is a constant to all derivatives (in eager, as in torch, not to forward mode).
 
     Args:
         f: `(carry, x) -> (carry, y)`, pure. The carry it returns has the structure, shapes, dtypes and
@@ -59,10 +59,12 @@ def scan(
         reverse: go from the last x to the first; `ys[t]` still belongs to `xs[t]`.
         unroll: at least how many steps a compiled backend lays out in a row: more run faster, and take
             longer to compile.
-        backend: who runs the loop. `"eager"`: Python, with no setup and any f. `"inductor"`: compiled to
-            C++ on a CPU, to GPU kernels on CUDA; takes seconds the first time. `"cudagraph"`: recorded
-            and replayed on CUDA. `"auto"`: eager for fewer than 10,000 steps, else the fastest that can run
-            this f on this device; when one cannot, a warning says why.
+        backend: who runs the loop. `"eager"`: Python, with no setup and any f. `"native"`: one C function,
+            for the small steps of a CPU, that is compiled in about half a second; members of a vmap are
+            shared among torch's threads. `"inductor"`: compiled to C++ on a CPU, to GPU kernels on CUDA;
+            takes seconds the first time. `"cudagraph"`: recorded and replayed on CUDA. `"auto"`: eager for
+            fewer than 10,000 steps, else the fastest that can run this f on this device; when one cannot, a
+            warning says why.
         checkpoint: k keeps only every k-th carry for the backward pass, which computes those between
             again: memory O(T/k + k) in place of O(T). `"sqrt"` takes k = √T. It traces f, also in eager;
             Inductor compiles its loops within loops anew for each k and remainder.
@@ -76,7 +78,9 @@ def scan(
         ValueError: leaves of xs differ in length, or from `length`; T is unknown or negative; the carry
             or y changes its structure, shape, dtype or device; f writes into what it is given.
         BackendError: (a RuntimeError) the backend cannot run f: f decides on the value of a tensor or
-            draws from torch's generator, or there is no compiler, no CUDA device, no safe cache directory.
+            draws from torch's generator, has an operation that native does not cover (which it names), or
+            there is no compiler, no CUDA device, no safe cache directory.
+        IndexError: a step uses an index that is out of range (native also names the step).
 
     Example:
         >>> def f(total, x):
