@@ -101,8 +101,8 @@ LONGEST_TABLE = 4096  # elements of a constant that is written into the code
 
 
 def name_of(target: Any) -> str:
-    """The name of an operator in its schema, such as add; nothing for what is no operator."""
-    return target._schema.name.partition("::")[2] if isinstance(target, torch._ops.OpOverload) else ""
+    """An operator's name in its schema: add for aten's, prims::add for another's; else nothing."""
+    return target._schema.name.removeprefix("aten::") if isinstance(target, torch._ops.OpOverload) else ""
 
 
 class Call:
@@ -292,7 +292,7 @@ def _shift(call: Call) -> Lazy:
     "lift_fresh",
     "lift_fresh_copy",
     "contiguous",
-    "convert_element_type",
+    "prims::convert_element_type",
     "copy",
 )
 def _copy(call: Call) -> Lazy:
@@ -316,7 +316,7 @@ def _full(call: Call) -> Lazy:
     return call.tensor(call[name])
 
 
-@lowers("arange", "iota")
+@lowers("arange")
 def _arange(call: Call) -> Lazy:
     first, step = call.arguments.get("start", 0), call.arguments.get("step", 1)
     if call.dtype.is_floating_point:
@@ -341,7 +341,7 @@ def _reshape(call: Call) -> Lazy:
     return reshape(call["self"], call.shape)
 
 
-@lowers("expand", "broadcast_to", "broadcast_in_dim")
+@lowers("expand", "broadcast_to")
 def _expand(call: Call) -> Lazy:
     return expand(call["self"], call.shape)
 
@@ -387,7 +387,7 @@ def _select(call: Call) -> Lazy:
     return View(tensor, call.shape, lambda point: (*point[:dim], index, *point[dim:]))
 
 
-@lowers("flip", "rev")
+@lowers("flip")
 def _flip(call: Call) -> Lazy:
     tensor = call["self"]
     dims = {dim % len(tensor.shape) for dim in call["dims"]}
