@@ -151,13 +151,14 @@ def lower(call: Call) -> Any:
     """The result of a node: a tensor, or several."""
     if call.name in LOWERINGS:
         return LOWERINGS[call.name](call)
-    if call.name in POINTWISE:
-        return pointwise(call, POINTWISE[call.name], *_operands(call))
-    if call.name in PREDICATES:
+    name = call.name.removeprefix("prims::")  # whose pointwise operators are the same
+    if name in POINTWISE:
+        return pointwise(call, POINTWISE[name], *_operands(call))
+    if name in PREDICATES:
         operands = _operands(call)
         values: list[Any] = [arg.meta["val"] if isinstance(arg, fx.Node) else arg for arg in call.node.args]
         dtype = torch.result_type(*values) if len(values) == 2 else values[0].dtype
-        return Map(PREDICATES[call.name], [call.tensor(value, dtype) for value in operands], torch.bool)
+        return Map(PREDICATES[name], [call.tensor(value, dtype) for value in operands], torch.bool)
     if isinstance(call.value, Tensor) and not call.node.all_input_nodes:
         return _table(call)
     raise call.refuse()
@@ -173,9 +174,10 @@ def _operands(call: Call) -> list[Any]:
 
 def pointwise(call: Call, template: str, *values: Any) -> Lazy:
     """An expression whose values and result have the result's dtype."""
-    if call.name in FLOAT_ONLY and not call.dtype.is_floating_point:
+    name = call.name.removeprefix("prims::")
+    if name in FLOAT_ONLY and not call.dtype.is_floating_point:
         raise call.refuse("of integers")
-    if call.name in ARITHMETIC and call.dtype is torch.bool:
+    if name in ARITHMETIC and call.dtype is torch.bool:
         raise call.refuse("of bool")
     operands = [call.tensor(value) for value in values]
     quick = "{f}(" not in template or any(f"{name}{{f}}" in template for name in QUICK)
@@ -200,14 +202,14 @@ def _table(call: Call) -> Lazy:
 # Element by element, with an argument that is no tensor.
 
 
-@lowers("add", "sub")
+@lowers("add", "sub", "prims::add", "prims::sub")
 def _add(call: Call) -> Lazy:
-    left, right, alpha = call["self"], call["other"], call["alpha"]
+    left, right, alpha = call["self"], call["other"], call.arguments.get("alpha", 1)
     if call.dtype is torch.bool:
         raise call.refuse("of bool")
     if alpha != 1:
         right = Map(PRODUCT, [call.tensor(right), call.tensor(alpha)], call.dtype)
-    return pointwise(call, "{0} + {1}" if call.name == "add" else "{0} - {1}", left, right)
+    return pointwise(call, "{0} + {1}" if "add" in call.name else "{0} - {1}", left, right)
 
 
 @lowers("rsub")
