@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import gdfunc as gd
 from gdfunc._errors import BackendError
@@ -446,6 +447,7 @@ ONE = torch.tensor(1.0)
 SQUARE = torch.eye(3, dtype=torch.float64)
 REFUSED = {
     "aten.sort": lambda c: c.sort()[0],
+    "prims.prod": lambda c: c.cumprod(0),  # not aten's of that name
     "aten.linalg_inv_ex": lambda c: torch.linalg.inv(c),
     "aten.fmod.Tensor|aten.remainder.Tensor": lambda c: c.long() % (c.long() + 1),
     "aten.pow.Tensor_Tensor": lambda c: c.long() ** c.long(),
@@ -656,3 +658,42 @@ def test_every_transformation_of_the_family_runs_natively(name):
     leaves = gd._tree.leaves(got), gd._tree.leaves(expected)
     for left, right in zip(*leaves, strict=True):
         assert torch.allclose(left, right, rtol=1e-8, atol=1e-10)
+
+
+def cross_entropy(outputs, y):
+    weight = torch.tensor([1.0, 2.0, 3.0], dtype=outputs.dtype)
+    return nn.functional.cross_entropy(outputs, y.argmax(-1), weight, label_smoothing=0.1)
+
+
+def bce(outputs, y):
+    return nn.functional.binary_cross_entropy_with_logits(outputs, (y > 0).double())
+
+
+NETWORKS = {
+    "layer norm": (lambda: [nn.Linear(6, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3)], cross_entropy),
+    "embedding": (lambda: [Round(), nn.Embedding(3, 4), nn.Flatten(), nn.Linear(24, 3)], cross_entropy),
+    "binary": (lambda: [nn.Linear(6, 8), nn.SiLU(), nn.Linear(8, 3)], bce),
+    "pooled": (lambda: [nn.MaxPool1d(2), nn.Linear(3, 3)], nn.functional.mse_loss),
+    "robust": (lambda: [nn.Linear(6, 8), nn.Softplus(), nn.Linear(8, 3)], nn.functional.huber_loss),
+}
+
+
+class Round(nn.Module):
+    def forward(self, x):
+        return x.abs().long().clamp(0, 2)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_and_losses(name):
+    layers, loss = NETWORKS[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        apply, params, _ = gd.modules.functional(nn.Sequential(*layers()).double())
+    data = tame(0, (20, 6), torch.float64), tame(1, (20, 3), torch.float64)
+    step = gd.make_step(lambda p, batch: loss(apply(p, batch[0]), batch[1]))
+    index = gd.sample_batches(gd.random.key(0), n=20, batch_size=4, steps=8)
+    got, expected = (
+        gd.train(step, params, data, index, 0.05, backend=name) for name in ("native", "eager")
+    )
+    for left, right in zip(gd._tree.leaves(got), gd._tree.leaves(expected), strict=True):
+        assert torch.allclose(left, right, rtol=1e-9, atol=1e-11)

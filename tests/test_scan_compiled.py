@@ -517,7 +517,7 @@ def test_auto_steps_back_with_one_warning_where_compiling_fails(monkeypatch, tol
         raise BackendError("no such luck")
 
     monkeypatch.setattr(_inductor, "_compile", fail)
-    monkeypatch.setattr(native, "write", fail)
+    monkeypatch.setattr(native, "_compiled", fail)
     w, p, xs = normal(0, 1)[0], normal(1, 3), normal(2, 4, 3)
     auto = functools.partial(gd.scan, backend="auto", unroll=3)
     with pytest.warns(UserWarning, match="auto' steps back: no such luck") as caught:

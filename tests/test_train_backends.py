@@ -551,7 +551,7 @@ def test_auto_replays_what_inductor_cannot_compile(monkeypatch):
     monkeypatch.setattr("gdfunc._scan._scan._WORTH_COMPILING", 1)
     monkeypatch.setattr(_auto, "_told", set())
     monkeypatch.setattr(_inductor, "_compile", no_compiler)
-    monkeypatch.setattr(native, "write", no_compiler)
+    monkeypatch.setattr(native, "_compiled", no_compiler)
     with pytest.warns(UserWarning, match="backend='auto' steps back: there is no compiler") as told:
         assert_agrees(run(backend="auto"), run(backend="eager"), INIT)
     assert len(told) == 1

@@ -101,8 +101,8 @@ LONGEST_TABLE = 4096  # elements of a constant that is written into the code
 
 
 def name_of(target: Any) -> str:
-    """The name of an operator in its schema, such as add; nothing for what is no operator."""
-    return target._schema.name.partition("::")[2] if isinstance(target, torch._ops.OpOverload) else ""
+    """An operator's name in its schema: add for aten's, prims::add for another's; else nothing."""
+    return target._schema.name.removeprefix("aten::") if isinstance(target, torch._ops.OpOverload) else ""
 
 
 class Call:
@@ -151,13 +151,14 @@ def lower(call: Call) -> Any:
     """The result of a node: a tensor, or several."""
     if call.name in LOWERINGS:
         return LOWERINGS[call.name](call)
-    if call.name in POINTWISE:
-        return pointwise(call, POINTWISE[call.name], *_operands(call))
-    if call.name in PREDICATES:
+    name = call.name.removeprefix("prims::")  # whose pointwise operators are the same
+    if name in POINTWISE:
+        return pointwise(call, POINTWISE[name], *_operands(call))
+    if name in PREDICATES:
         operands = _operands(call)
         values: list[Any] = [arg.meta["val"] if isinstance(arg, fx.Node) else arg for arg in call.node.args]
         dtype = torch.result_type(*values) if len(values) == 2 else values[0].dtype
-        return Map(PREDICATES[call.name], [call.tensor(value, dtype) for value in operands], torch.bool)
+        return Map(PREDICATES[name], [call.tensor(value, dtype) for value in operands], torch.bool)
     if isinstance(call.value, Tensor) and not call.node.all_input_nodes:
         return _table(call)
     raise call.refuse()
@@ -173,9 +174,10 @@ def _operands(call: Call) -> list[Any]:
 
 def pointwise(call: Call, template: str, *values: Any) -> Lazy:
     """An expression whose values and result have the result's dtype."""
-    if call.name in FLOAT_ONLY and not call.dtype.is_floating_point:
+    name = call.name.removeprefix("prims::")
+    if name in FLOAT_ONLY and not call.dtype.is_floating_point:
         raise call.refuse("of integers")
-    if call.name in ARITHMETIC and call.dtype is torch.bool:
+    if name in ARITHMETIC and call.dtype is torch.bool:
         raise call.refuse("of bool")
     operands = [call.tensor(value) for value in values]
     quick = "{f}(" not in template or any(f"{name}{{f}}" in template for name in QUICK)
@@ -200,14 +202,14 @@ def _table(call: Call) -> Lazy:
 # Element by element, with an argument that is no tensor.
 
 
-@lowers("add", "sub")
+@lowers("add", "sub", "prims::add", "prims::sub")
 def _add(call: Call) -> Lazy:
-    left, right, alpha = call["self"], call["other"], call["alpha"]
+    left, right, alpha = call["self"], call["other"], call.arguments.get("alpha", 1)
     if call.dtype is torch.bool:
         raise call.refuse("of bool")
     if alpha != 1:
         right = Map(PRODUCT, [call.tensor(right), call.tensor(alpha)], call.dtype)
-    return pointwise(call, "{0} + {1}" if call.name == "add" else "{0} - {1}", left, right)
+    return pointwise(call, "{0} + {1}" if "add" in call.name else "{0} - {1}", left, right)
 
 
 @lowers("rsub")
@@ -292,7 +294,7 @@ def _shift(call: Call) -> Lazy:
     "lift_fresh",
     "lift_fresh_copy",
     "contiguous",
-    "convert_element_type",
+    "prims::convert_element_type",
     "copy",
 )
 def _copy(call: Call) -> Lazy:
@@ -316,7 +318,7 @@ def _full(call: Call) -> Lazy:
     return call.tensor(call[name])
 
 
-@lowers("arange", "iota")
+@lowers("arange")
 def _arange(call: Call) -> Lazy:
     first, step = call.arguments.get("start", 0), call.arguments.get("step", 1)
     if call.dtype.is_floating_point:
@@ -341,7 +343,7 @@ def _reshape(call: Call) -> Lazy:
     return reshape(call["self"], call.shape)
 
 
-@lowers("expand", "broadcast_to", "broadcast_in_dim")
+@lowers("expand", "broadcast_to")
 def _expand(call: Call) -> Lazy:
     return expand(call["self"], call.shape)
 
@@ -387,7 +389,7 @@ def _select(call: Call) -> Lazy:
     return View(tensor, call.shape, lambda point: (*point[:dim], index, *point[dim:]))
 
 
-@lowers("flip", "rev")
+@lowers("flip")
 def _flip(call: Call) -> Lazy:
     tensor = call["self"]
     dims = {dim % len(tensor.shape) for dim in call["dims"]}
