@@ -314,7 +314,7 @@ def _segment_end(first: int, blocks: int, every: int, total: int, grain: int) ->
 
 def _next_blocks(blocks: int, seconds: float, grain: int) -> int:
     """Let segments grow to about 0.1 s. Where they end is of no matter to the result."""
-    growth = min(8.0, _SEGMENT_SECONDS / max(seconds, 1e-9))
+    growth = min(64.0, _SEGMENT_SECONDS / max(seconds, 1e-9))
     return max(grain, int(blocks * growth) // grain * grain)
 
 
