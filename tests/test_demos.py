@@ -56,3 +56,13 @@ def test_the_limit_of_the_variance_is_a_generalized_eigenvalue():
     both = torch.kron(mean, eye) + torch.kron(eye, mean)
     largest = torch.linalg.eigvals(torch.linalg.solve(both, squares)).abs().max()
     assert demo.limit(problem, 4, 2) == pytest.approx(1 / largest.item(), rel=1e-6)
+
+
+def test_the_gap_of_variance_reduction_is_that_of_the_loss_and_its_costs_are_counted():
+    demo, problem = load("variance_reduction"), gd.problems.stock_regression()
+    params = {"w": torch.ones_like(problem.params["w"]), "b": problem.params["b"]}
+    expected = problem.loss_fn(params, problem.data) / problem.minimum - 1
+    torch.testing.assert_close(demo.gap_of(problem)(params), expected, rtol=1e-12, atol=0)
+    assert demo.METHODS["SGD"].costs(2).tolist() == [0, 1, 2]
+    assert demo.METHODS["SAGA"].costs(2).tolist() == [1, 2, 3]
+    assert demo.METHODS["SVRG"].costs(2).tolist() == [0, 5, 10]
