@@ -35,8 +35,12 @@ from ._methods import make_heavy_ball_step as make_heavy_ball_step
 from ._methods import make_lbfgs_step as make_lbfgs_step
 from ._methods import make_line_search_step as make_line_search_step
 from ._methods import make_polyak_step as make_polyak_step
+from ._methods import make_sag_step as make_sag_step
+from ._methods import make_saga_step as make_saga_step
 from ._methods import make_sam_step as make_sam_step
+from ._methods import make_sarah_step as make_sarah_step
 from ._methods import make_schedule_free_step as make_schedule_free_step
+from ._methods import make_svrg_step as make_svrg_step
 from ._per_sample import PerSample as PerSample
 from ._reductions import explain_per_sample as explain_per_sample
 from ._reductions import reduce_per_sample as reduce_per_sample

@@ -176,3 +176,13 @@ def test_live_bytes_are_those_that_are_held():
     growth = {name: last / first for name, (first, last) in peaks.items()}
     assert growth["reverse"] > 1.4 > 1.1 > growth["checkpoint"]
     assert growth[demo.ONE_RATE] < 1.1
+
+
+def test_the_gap_of_variance_reduction_is_that_of_the_loss_and_its_costs_are_counted():
+    demo, problem = load("variance_reduction"), gd.problems.stock_regression()
+    params = {"w": torch.ones_like(problem.params["w"]), "b": problem.params["b"]}
+    expected = problem.loss_fn(params, problem.data) / problem.minimum - 1
+    torch.testing.assert_close(demo.gap_of(problem)(params), expected, rtol=1e-12, atol=0)
+    assert demo.METHODS["SGD"].costs(2).tolist() == [0, 1, 2]
+    assert demo.METHODS["SAGA"].costs(2).tolist() == [1, 2, 3]
+    assert demo.METHODS["SVRG"].costs(2).tolist() == [0, 5, 10]

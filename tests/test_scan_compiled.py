@@ -123,6 +123,43 @@ def test_checkpoints_under_a_compiled_backend():
 # What upstream gets wrong.
 
 
+def shared_within(scan):
+    """Loops within loops, whose first carry is held twice, closed over, and read when they are done."""
+
+    def f(c, x):
+        (twice, _), _ = scan(
+            lambda s, row: ((s[0] - 0.1 * torch.sin(s[0] * row + s[1]), s[1]), None), (c, c), x
+        )
+        closed_over, _ = scan(lambda s, row: (s - 0.1 * torch.sin(s * row + c), None), c, x)
+        return 0.5 * (twice + closed_over) - 0.1 * c, c.sum()
+
+    return f
+
+
+def test_a_loop_within_a_loop_writes_into_nothing_that_others_read():
+    """Inductor writes into the first carry of a nested loop: results were silently wrong."""
+    init, xs = normal(0, 3), normal(1, 4, 5, 3)
+    expected = loop(shared_within(loop), init, xs)
+    assert_agrees(inductor(shared_within(inductor), init, xs), expected)
+
+
+def test_a_scan_within_a_compiled_one_is_compiled_with_it():
+    """Laid out step by step, a loop of 48 steps took Inductor five minutes."""
+    init, f = normal(0, 3), shared_within(gd.scan)
+    xs = normal(1, 4, 17, 3)
+    expected = loop(shared_within(loop), init, xs)
+    assert_agrees(inductor(f, init, xs), expected)
+    assert_agrees(gd.scan(f, init, xs, checkpoint=2), expected)
+    token = _scan.within.set("inductor")
+    try:
+        assert [_trace.trace(f, f, init, xs[:, :steps]).body.has_loops for steps in (16, 17)] == [
+            False,
+            True,
+        ]
+    finally:
+        _scan.within.reset(token)
+
+
 def test_153679_two_chained_scans_and_the_gradient_of_the_first_layer():
     first, second, xs = normal(0, 3, 3), normal(1, 3, 3), normal(2, 4, 3)
 

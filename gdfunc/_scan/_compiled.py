@@ -7,6 +7,7 @@ from .._tree import Tree
 from . import _auto, _cudagraph, _inductor, _replay, native
 from ._auto import step_back as step_back
 from ._primitive import Loop, Runner, checkpointed
+from ._scan import within
 from ._trace import trace
 
 RUNNERS: dict[str, Runner] = {
@@ -30,7 +31,11 @@ def run(
     checkpoint: int | None,
 ) -> tuple[Tree, Tree]:
     """Trace the user's function, with the checks around it, and run the loop over what was traced."""
-    traced = trace(f, body, init, xs)
+    token = within.set(backend)
+    try:
+        traced = trace(f, body, init, xs)
+    finally:
+        within.reset(token)
     carry, structure = _tree.flatten(init)
     loop = Loop(traced.body, length, RUNNERS[backend], reverse, unroll)
     tensors = traced.closed_over, carry, _tree.leaves(xs)

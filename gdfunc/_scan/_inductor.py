@@ -126,7 +126,8 @@ def _lowered(
 
     # The operator wants a carry, an x and two results; its body must return what nobody else holds.
     extra = [torch.zeros(())] if not init or len(init) + len(body.y) < 2 else []
-    carry, xs = [*extra, *init], list(xs) or [torch.zeros(length)]
+    # It also writes into its carry where it lies, be that in a loop within a loop what others read.
+    carry, xs = _apart([*extra, *init], [*consts, *xs]), list(xs) or [torch.zeros(length)]
 
     def step(*leaves: Tensor) -> list[Tensor]:
         now, rest = leaves[: len(carry)], leaves[len(carry) :]

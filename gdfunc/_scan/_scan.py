@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, NoReturn
 
 import torch
@@ -14,7 +15,10 @@ from . import _eager
 
 Body = Callable[[Tree, Tree], tuple[Tree, Tree]]
 BACKENDS = ("eager", "native", "inductor", "cudagraph", "auto")
+_LAID_OUT = 16  # steps: a longer loop stays a loop where the body of another is traced
 _WORTH_COMPILING = 10_000  # steps: what fewer take from Python, 0.3 ms each, is less than a compilation
+
+within: ContextVar[str | None] = ContextVar("within", default=None)  # the backend whose trace is under way
 
 
 def scan(
@@ -45,10 +49,11 @@ def scan(
     values and writes down its operations, those on tensors that f closes over included. Side effects of f
     (a counter, a print) happen then, not in every step. Tensors may change their values, and lengths may
     change, without another compilation; another number in f, another shape, or another transformation
-    around the scan is another loop. So keep numbers that you vary in 0-d tensors. What is compiled is kept
-    on disk, in `gdfunc` under `$XDG_CACHE_HOME` or `~/.cache`, where a new process finds it in about a
-    second, a native loop in less. Results agree with those of eager up to rounding. What `torch.no_grad`
-    makes is a constant to all derivatives (in eager, as in torch, not to forward mode).
+    around the scan is another loop. So keep numbers that you vary in 0-d tensors. A scan within f needs no
+    backend of its own: it is compiled with the one around it. What is compiled is kept on disk, in `gdfunc`
+    under `$XDG_CACHE_HOME` or `~/.cache`, where a new process finds it in about a second, a native loop in
+    less. Results agree with those of eager up to rounding. What `torch.no_grad` makes is a constant to all
+    derivatives (in eager, as in torch, not to forward mode).
 
     Args:
         f: `(carry, x) -> (carry, y)`, pure. The carry it returns has the structure, shapes, dtypes and
@@ -119,7 +124,10 @@ def fold(
         return _tree.clone(init), _tree.map(lambda leaf: leaf[:0].clone(), _stack([y]))
     if not settled:
         backend = settle(backend, length)
-    if backend != "eager" or every is not None:
+    # Step by step it would be in the graph of the outer loop as often, and take minutes to compile.
+    nested = within.get() if backend == "eager" and length > _LAID_OUT else None
+    backend = nested or backend
+    if backend != "eager" or every is not None or nested:
         from . import _compiled  # brings in the tracer and its hundreds of modules
 
         try:

@@ -26,7 +26,7 @@ from .._errors import BackendError
 from .._tree import Tree
 from ._body import Aval, Avals, Body, clean_room, prune, record, stand_in, trace_flat
 from ._fingerprint import Fingerprint, fingerprint
-from ._scan import check_tensor
+from ._scan import check_tensor, within
 
 _REMEMBERED = 512  # traces and bodies, before the least recently used is forgotten
 
@@ -77,7 +77,7 @@ def trace(
     carry_avals = tuple(Aval.of(leaf) for leaf in carry)
     x_avals = tuple(Aval.of(leaf)._replace(shape=tuple(leaf.shape[1:])) for leaf in rows)
     print_of_f = print_of_f or fingerprint(f)
-    key = (print_of_f.key, carry_structure, x_structure, carry_avals, x_avals)
+    key = (within.get(), print_of_f.key, carry_structure, x_structure, carry_avals, x_avals)
     recipe = _recipes.get(key) if print_of_f.key is not None else None
     if recipe is None:
         graph, lift, y_structure = _record(body, carry_structure, carry_avals, x_structure, x_avals)

@@ -1,0 +1,596 @@
+"""SVRG, SARAH, SAG and SAGA: their formulas, their estimates' means, and the rates of their theorems.
+
+Small sums are taken whole: an expectation is the mean over every plan there is, free of statistical errors.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.func import grad, jvp, vmap
+
+import gdfunc as gd
+from gdfunc import _tree
+
+from .references import fingerprint, linear_data, linear_gradient, linear_loss, normal, storages
+
+seeds = st.integers(0, 2**32)
+
+
+# ---------------------------------------------------------------- the methods, each by its formula in NumPy
+# An oracle gets θ₀, the gradients g(θ) [n, P] of the samples, the plan, the lr of every step and the mini-
+# batches' size; it returns the θ after every step.
+
+
+def svrg_oracle(theta, g, plan, lrs, size, average):
+    rows = []
+    for row, lr in zip(plan, lrs, strict=True):
+        w, points = theta, []
+        for batch in row.reshape(-1, size):
+            points.append(w)
+            w = w - lr * (g(w)[batch].mean(0) - g(theta)[batch].mean(0) + g(theta).mean(0))
+        theta = np.mean(points, 0) if average else w
+        rows.append(theta)
+    return rows
+
+
+def sarah_oracle(theta, g, plan, lrs, size, average):
+    rows = []
+    for row, lr in zip(plan, lrs, strict=True):
+        v, points = g(theta).mean(0), [theta]
+        for batch in row.reshape(-1, size):
+            points.append(points[-1] - lr * v)
+            v = v + g(points[-1])[batch].mean(0) - g(points[-2])[batch].mean(0)
+        theta = np.mean(points, 0) if average else points[-1] - lr * v
+        rows.append(theta)
+    return rows
+
+
+def table_oracle(theta, g, plan, lrs, size, saga):
+    rows, table = [], g(theta)
+    for row, lr in zip(plan, lrs, strict=True):
+        new, old = table.copy(), table
+        for i in row:
+            new[i] = g(theta)[i]
+        table = new
+        v = g(theta)[row].mean(0) - old[row].mean(0) + old.mean(0) if saga else table.mean(0)
+        theta = theta - lr * v
+        rows.append(theta)
+    return rows
+
+
+class Case(NamedTuple):
+    make: Callable[..., Any]  # (loss_fn, data, size) -> step
+    oracle: Callable[..., Any]
+    option: bool
+    passes: bool  # whether a row holds many mini-batches
+
+
+def passes(make, output):
+    return lambda loss_fn, data, size: make(loss_fn, data, batch_size=size, output=output)
+
+
+def plain(make):
+    return lambda loss_fn, data, size: make(loss_fn, data)
+
+
+METHODS = {
+    "svrg": Case(passes(gd.make_svrg_step, "last"), svrg_oracle, False, True),
+    "svrg_average": Case(passes(gd.make_svrg_step, "average"), svrg_oracle, True, True),
+    "sarah": Case(passes(gd.make_sarah_step, "last"), sarah_oracle, False, True),
+    "sarah_average": Case(passes(gd.make_sarah_step, "average"), sarah_oracle, True, True),
+    "sag": Case(plain(gd.make_sag_step), table_oracle, False, False),
+    "saga": Case(plain(gd.make_saga_step), table_oracle, True, False),
+}
+each = pytest.mark.parametrize("name", METHODS)
+PARAMS = {"w": normal(0, 3), "b": normal(1, 1)[0]}
+DATA = linear_data(3, 6, 3)
+INDEX = torch.tensor([[4, 1, 1, 0], [5, 5, 2, 3], [0, 0, 0, 0], [3, 1, 4, 5]])  # some samples twice
+
+
+def vector_of(params):
+    return torch.cat([params["w"], params["b"][None]])
+
+
+def params_of(state):
+    return getattr(state, "params", state)
+
+
+def make(name, loss_fn=linear_loss, data=DATA, size=2):
+    return METHODS[name].make(loss_fn, data, size)
+
+
+def run(name, lr, index=INDEX, params=PARAMS, data=DATA, size=2, **options):
+    step = make(name, data=data, size=size)
+    final, trajectory = gd.train(step, step.init(params), torch.arange(6), index, lr, **options)
+    return params_of(final), trajectory
+
+
+# ---------------------------------------------------------------- laws of all of them
+
+
+@each
+@given(seeds, st.integers(1, 7), st.integers(1, 3), st.integers(1, 3))
+@settings(max_examples=12)
+def test_steps_are_the_formula(name, seed, n, size, many):
+    data = linear_data(seed, n, 3)
+    many = many if METHODS[name].passes else 1
+    plan = torch.randint(n, (5, many * size), generator=torch.Generator().manual_seed(seed))
+    start, lrs = normal(seed + 5, 4), [0.02 + 0.01 * np.cos(t) for t in range(5)]
+    features = np.concatenate([data[0].numpy(), np.ones((n, 1))], 1)
+
+    def g(theta):
+        return 2 * (features @ theta - data[1].numpy())[:, None] * features
+
+    step = make(name, data=data, size=size)
+    state = step.init({"w": start[:-1], "b": start[-1]})
+    theirs = METHODS[name].oracle(start.numpy(), g, plan.numpy(), lrs, size, METHODS[name].option)
+    for row, lr, theta in zip(plan, lrs, theirs, strict=True):
+        old = params_of(state)
+        state, loss = step(state, row, lr)
+        np.testing.assert_allclose(vector_of(params_of(state)), theta, rtol=1e-10, atol=1e-11)
+        batch = data if METHODS[name].passes else gd.take(data, row)
+        torch.testing.assert_close(loss, linear_loss(old, batch), rtol=1e-12, atol=0)
+    if not METHODS[name].passes:
+        for mean, table in zip(_tree.leaves(state.mean), _tree.leaves(state.table), strict=True):
+            torch.testing.assert_close(mean, table.mean(0), rtol=1e-12, atol=1e-12)
+
+
+@each
+@given(seeds, st.integers(1, 6), st.floats(0.01, 0.1))
+@settings(max_examples=12)
+def test_with_all_samples_in_every_batch_it_is_gradient_descent(name, seed, n, lr):
+    """SVRG with three mini-batches makes three steps of it, SARAH four; `average` takes their mean."""
+    data, steps = linear_data(seed, n, 3), {"svrg": 3, "sarah": 4}.get(name.split("_")[0], 1)
+    step = make(name, data=data, size=n)
+    state, params = step.init(PARAMS), PARAMS
+    row = torch.arange(n).repeat(3 if METHODS[name].passes else 1)
+    for _ in range(3):
+        state, loss = step(state, row, lr)
+        assert float(loss) == pytest.approx(float(linear_loss(params, data)), rel=1e-9)
+        points = [params]
+        for _ in range(steps):
+            points.append(_tree.map(lambda p, g: p - lr * g, points[-1], linear_gradient(points[-1], data)))
+        mean = _tree.map(lambda *leaves: torch.stack(leaves).mean(0), *points[:-1])
+        params = mean if name.endswith("average") else points[-1]
+        torch.testing.assert_close(vector_of(params_of(state)), vector_of(params), rtol=1e-9, atol=1e-9)
+
+
+@each
+def test_at_the_minimum_it_stays_where_sgd_leaves(name):
+    x, y = DATA
+    features = torch.cat([x, torch.ones(6, 1, dtype=x.dtype)], 1)
+    best = torch.linalg.lstsq(features, y).solution
+    start = {"w": best[:-1], "b": best[-1]}
+    final, _ = run(name, 0.05, params=start)
+    sgd, _ = gd.train(gd.make_step(linear_loss), start, DATA, INDEX, 0.05)
+    assert (vector_of(final) - best).norm() < 1e-14
+    assert (vector_of(sgd) - best).norm() > 1e-3
+
+
+@each
+def test_the_recorded_gradient_is_that_of_the_recorded_loss(name):
+    _, trajectory = run(name, 0.05, record=("loss", "params", "grad_norm"))
+    for t, row in enumerate(INDEX):
+        params = _tree.map(lambda leaf, t=t: leaf[t], trajectory.params)
+        batch = DATA if METHODS[name].passes else gd.take(DATA, row)
+        torch.testing.assert_close(trajectory.loss[t], linear_loss(params, batch), rtol=1e-12, atol=0)
+        norm = vector_of(linear_gradient(params, batch)).norm()
+        torch.testing.assert_close(trajectory.grad_norm[t], norm, rtol=1e-12, atol=0)
+
+
+@each
+def test_a_run_in_two_parts_is_the_run_to_the_bit(name):
+    step = make(name)
+    whole, _ = gd.train(step, step.init(PARAMS), torch.arange(6), INDEX, 0.05)
+    state, _ = gd.train(step, step.init(PARAMS), torch.arange(6), INDEX[:1], 0.05)
+    state, _ = gd.train(step, state, np.arange(6), INDEX[1:], 0.05)
+    for one, other in zip(_tree.leaves(whole), _tree.leaves(state), strict=True):
+        assert torch.equal(one, other)
+
+
+@each
+def test_vmap_over_lr_start_rows_and_data_is_single_runs(name):
+    lrs, index = normal(7, 3).abs() / 20, torch.stack([INDEX, INDEX.flip(0), INDEX.flip(1)])
+    starts = {"w": normal(8, 3, 3), "b": normal(9, 3)}
+    x = normal(10, 3, 6, 3)
+
+    def end(lr, rows, params, x):
+        final, trajectory = run(name, lr, rows, params, (x, DATA[1]))
+        return torch.cat([vector_of(final), trajectory.loss])
+
+    for dims in ((0, None, None, None), (None, 0, None, None), (None, None, 0, None), (None,) * 3 + (0,)):
+        args = tuple(
+            many if dim == 0 else _tree.map(lambda leaf: leaf[0], many)
+            for many, dim in zip((lrs, index, starts, x), dims, strict=True)
+        )
+        together = vmap(end, dims)(*args)
+        for i in range(3):
+            one = (
+                _tree.map(lambda leaf, i=i: leaf[i], a) if d == 0 else a
+                for a, d in zip(args, dims, strict=True)
+            )
+            torch.testing.assert_close(together[i], end(*one), rtol=1e-10, atol=1e-12)
+
+
+@each
+def test_derivatives_by_lr_start_and_data_are_finite_differences(name):
+    def end(lr, w, x):
+        final, trajectory = run(name, lr, params={"w": w, "b": PARAMS["b"]}, data=(x, DATA[1]))
+        return vector_of(final).sum() + trajectory.loss.sum()
+
+    args = torch.tensor(0.03, dtype=torch.float64), PARAMS["w"], DATA[0]
+    slopes = grad(end, (0, 1, 2))(*args)
+    for i, slope in enumerate(slopes):
+        move = torch.cos(args[i] * 3)
+        ends = [end(*args[:i], args[i] + sign * 1e-6 * move, *args[i + 1 :]) for sign in (1, -1)]
+        expected = float(ends[0] - ends[1]) / 2e-6
+        assert float((slope * move).sum()) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+        forward = jvp(lambda leaf, i=i: end(*args[:i], leaf, *args[i + 1 :]), (args[i],), (move,))[1]
+        assert float(forward) == pytest.approx(float((slope * move).sum()), rel=1e-9, abs=1e-12)
+
+
+@each
+def test_a_step_is_pure_and_shares_nothing(name):
+    step, params, row = make(name), _tree.clone(PARAMS), INDEX[0].clone()
+    begin = step.init(params)
+    state = step(begin, row, 0.05)[0]
+    given_leaves = [*_tree.leaves(params), *_tree.leaves(begin), *_tree.leaves(state), *DATA, row]
+    before = fingerprint(given_leaves)
+    new, loss = step(state, row, 0.05)
+    step(new, row, 0.05)
+    assert fingerprint(given_leaves) == before
+    everything = storages([*given_leaves, *_tree.leaves(new), loss])
+    assert len(set(everything)) == len(everything)
+
+
+@each
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("lr", [0.02, torch.tensor(0.02, dtype=torch.float64)])
+def test_structure_shape_and_dtype_are_kept(name, dtype, lr):
+    step = make(name, data=tuple(leaf.to(dtype) for leaf in DATA))
+    state = begin = step.init(_tree.map(lambda leaf: leaf.to(dtype), PARAMS))
+    for row in INDEX:
+        state, loss = step(state, row, lr)
+    assert _tree.flatten(state)[1] == _tree.flatten(begin)[1]
+    assert {leaf.dtype for leaf in _tree.leaves((state, loss))} == {dtype}
+    for new, old in zip(_tree.leaves(state), _tree.leaves(begin), strict=True):
+        assert new.shape == old.shape
+    expected, _ = run(name, 0.02)
+    tolerance = {torch.bfloat16: 0.1, torch.float32: 1e-5, torch.float64: 1e-12}[dtype]
+    assert (vector_of(params_of(state)).double() - vector_of(expected)).norm() < tolerance
+
+
+@each
+def test_autograd_and_numpy_stay_outside(name):
+    step = make(name, data=tuple(leaf.numpy() for leaf in DATA))
+    begin = step.init(_tree.map(lambda leaf: leaf.clone().requires_grad_(), PARAMS))
+    assert not any(leaf.requires_grad for leaf in _tree.leaves(begin))
+    ours, _ = step(begin, INDEX[0], 0.05)
+    theirs, _ = make(name)(make(name).init(PARAMS), INDEX[0], 0.05)
+    for one, other in zip(_tree.leaves(ours), _tree.leaves(theirs), strict=True):
+        assert torch.equal(one, other)
+
+
+@each
+def test_a_replayed_run_and_its_derivative_are_those_in_python(name):
+    def end(lr, **options):
+        return vector_of(run(name, lr, INDEX.repeat(1, 9), size=2, **options)[0]).sum()
+
+    lr = torch.tensor(0.01, dtype=torch.float64)
+    torch.testing.assert_close(end(lr, checkpoint=2), end(lr), rtol=1e-12, atol=0)
+    slopes = grad(lambda lr: end(lr, checkpoint=2))(lr), grad(end)(lr)
+    torch.testing.assert_close(*slopes, rtol=1e-10, atol=0)
+
+
+@pytest.mark.slow
+@each
+def test_a_compiled_run_and_its_derivative_are_those_in_python(name):
+    index = INDEX.repeat(1, 9)  # 18 mini-batches: an inner loop that stays one
+
+    def end(lr, **options):
+        final, trajectory = run(name, lr, index, **options)
+        return vector_of(final).sum() + trajectory.loss.sum()
+
+    lr = torch.tensor(0.01, dtype=torch.float64)
+    torch.testing.assert_close(end(lr, backend="inductor"), end(lr), rtol=1e-10, atol=0)
+    slopes = grad(lambda lr: end(lr, backend="inductor"))(lr), grad(end)(lr)
+    torch.testing.assert_close(*slopes, rtol=1e-9, atol=0)
+
+
+# ---------------------------------------------------------------- what the estimates are in the mean
+
+
+def full_gradient(params, data=DATA):
+    return vector_of(linear_gradient(params, data))
+
+
+@given(seeds, st.integers(1, 6))
+@settings(max_examples=12)
+def test_svrgs_estimate_is_the_gradient_in_the_mean(seed, before):
+    rows = torch.randint(6, (before,), generator=torch.Generator().manual_seed(seed))
+    step = make("svrg", size=1)
+    here = step(PARAMS, rows, 0.05)[0]
+    ends = vmap(lambda i: vector_of(step(PARAMS, torch.cat([rows, i[None]]), 0.05)[0]))(torch.arange(6))
+    moved = (vector_of(here) - ends) / 0.05
+    torch.testing.assert_close(moved.mean(0), full_gradient(here), rtol=1e-10, atol=1e-10)
+    assert (moved - moved[0]).abs().max() > 1e-6  # one sample alone gives another
+
+
+@given(seeds, st.integers(2, 6))
+@settings(max_examples=12)
+def test_sarahs_estimate_follows_the_gradient_in_the_mean(seed, before):
+    """E v = ∇L(w) − ∇L(w') + v', which is not ∇L(w)."""
+    rows = torch.randint(6, (before,), generator=torch.Generator().manual_seed(seed))
+    step = make("sarah", size=1)
+    here, there = step(PARAMS, rows, 0.05)[0], step(PARAMS, rows[:-1], 0.05)[0]
+    ends = vmap(lambda i: vector_of(step(PARAMS, torch.cat([rows, i[None]]), 0.05)[0]))(torch.arange(6))
+    moved = ((vector_of(here) - ends) / 0.05).mean(0)
+    last = (vector_of(there) - vector_of(here)) / 0.05
+    torch.testing.assert_close(
+        moved, full_gradient(here) - full_gradient(there) + last, rtol=1e-9, atol=1e-9
+    )
+    assert (moved - full_gradient(here)).norm() > 1e-6
+
+
+@pytest.mark.parametrize("name", ["sag", "saga"])
+@given(seeds, st.integers(1, 6))
+@settings(max_examples=12)
+def test_sagas_estimate_is_the_gradient_in_the_mean_and_sags_a_sixth_of_the_way_there(name, seed, size):
+    index = torch.randint(6, (4, 3), generator=torch.Generator().manual_seed(seed))
+    step = make(name)
+    state = gd.train(step, step.init(PARAMS), torch.arange(6), index, 0.05)[0]
+    subsets = torch.combinations(torch.arange(6), size)  # every mini-batch of this size
+    ends = vmap(lambda rows: vector_of(step(state, rows, 0.05)[0].params))(subsets)
+    moved = ((vector_of(state.params) - ends) / 0.05).mean(0)
+    mean, full = vector_of(state.mean), full_gradient(state.params)
+    expected = full if name == "saga" else mean + size / 6 * (full - mean)
+    torch.testing.assert_close(moved, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_pass_takes_as_many_gradients_as_it_says():
+    taken = []
+
+    def loss_fn(params, batch):
+        taken.append(len(batch[1]))
+        return linear_loss(params, batch)
+
+    for build in (gd.make_svrg_step, gd.make_sarah_step):
+        taken.clear()
+        build(loss_fn, DATA, batch_size=2)(PARAMS, INDEX[0], 0.1)
+        assert taken == [6, 2, 2, 2, 2]
+
+
+# ---------------------------------------------------------------- the rates of the theorems
+
+
+class Sum(NamedTuple):
+    """fᵢ(w) = ½ (aᵢ·w − yᵢ)² + λ/2 ‖w‖², and what is known of their mean f."""
+
+    loss_fn: Callable[..., Any]
+    data: Any
+    best: torch.Tensor
+    minimum: float
+    L: float  # of the steepest sample
+    mu: float
+
+
+def least_squares(seed, n, ridge):
+    a, y = normal(seed, n, 2), normal(seed + 1, n)
+    hessian = a.T @ a / n + ridge * torch.eye(2, dtype=a.dtype)
+    best = torch.linalg.solve(hessian, a.T @ y / n)
+
+    def loss_fn(w, batch):
+        a, y = batch
+        return 0.5 * ((a @ w - y) ** 2).mean() + 0.5 * ridge * w @ w
+
+    largest = float((a**2).sum(1).max() + ridge)
+    smallest = float(torch.linalg.eigvalsh(hessian)[0])
+    return Sum(loss_fn, (a, y), best, float(loss_fn(best, (a, y))), largest, smallest)
+
+
+def every_plan(n, steps):
+    """All plans of one sample a step, [nᵗ, t, 1]."""
+    return torch.cartesian_prod(*[torch.arange(n)] * steps).view(-1, steps, 1)
+
+
+def paths(step, init, plans, lr):
+    """The points of a run for every plan, [plans, t + 1, P]."""
+
+    def one(index):
+        final, run = gd.train(step, init, torch.arange(1000), index, lr, record="params")
+        return gd.plot.path(run.params, params_of(final))
+
+    return vmap(one)(plans)
+
+
+def gap(problem, points):
+    return vmap(vmap(lambda w: problem.loss_fn(w, problem.data)))(points) - problem.minimum
+
+
+small_sums = st.builds(least_squares, seeds, st.just(3), st.floats(0.3, 3.0))
+K = torch.arange(7, dtype=torch.float64)
+
+
+@given(small_sums, seeds)
+@settings(max_examples=10)
+def test_saga_meets_its_theorem(problem, seed):
+    """E‖xₖ − x*‖² ≤ (1 − min(1/4n, μ/3L))ᵏ [‖x₀ − x*‖² + 2n/3L·(f(x₀) − f*)] at lr = 1/3L, and
+    E‖xₖ − x*‖² ≤ (1 − μ/2(μn + L))ᵏ [‖x₀ − x*‖² + n/(μn + L)·(f(x₀) − f*)] at lr = 1/2(μn + L)
+    (Defazio, Bach and Lacoste-Julien 2014, theorem 1 and what follows it; there f'(x*) = 0).
+    """
+    n, L, mu = 3, problem.L, problem.mu
+    step, start = gd.make_saga_step(problem.loss_fn, problem.data), problem.best + normal(seed, 2)
+    for lr, rate, weight in (
+        (1 / (3 * L), min(1 / (4 * n), mu / (3 * L)), 2 * n / (3 * L)),
+        (1 / (2 * (mu * n + L)), mu / (2 * (mu * n + L)), n / (mu * n + L)),
+    ):
+        points = paths(step, step.init(start), every_plan(n, 6), lr)
+        expected = (points - problem.best).square().sum(-1).mean(0)
+        first = expected[0] + weight * gap(problem, points[:1, :1])[0, 0]
+        assert (expected <= (1 - rate) ** K * first * (1 + 1e-9)).all()
+
+
+@given(small_sums, seeds)
+@settings(max_examples=10)
+def test_sag_meets_its_theorem(problem, seed):
+    """E f(xₖ) − f* ≤ (1 − min(μ/16L, 1/8n))ᵏ [f(x₀) − f* + 4L/n·‖x₀ − x*‖² + σ²/16L] at lr = 1/16L, from
+    a table of zeros; σ² is the mean of ‖fᵢ'(x*)‖² (Schmidt, Le Roux and Bach 2017, theorem 1).
+    """
+    n, L, mu = 3, problem.L, problem.mu
+    step, start = gd.make_sag_step(problem.loss_fn, problem.data), problem.best + normal(seed, 2)
+    state = step.init(start)
+    at_best = step.init(problem.best).table
+    empty = state._replace(table=torch.zeros_like(state.table), mean=torch.zeros_like(state.mean))
+    points = paths(step, empty, every_plan(n, 6), 1 / (16 * L))
+    expected = gap(problem, points).mean(0)
+    distance, noise = (start - problem.best).square().sum(), at_best.square().sum(1).mean()
+    first = expected[0] + 4 * L / n * distance + noise / (16 * L)
+    assert (expected <= (1 - min(mu / (16 * L), 1 / (8 * n))) ** K * first * (1 + 1e-9)).all()
+
+
+@given(small_sums, seeds, st.floats(0.02, 0.6))
+@settings(max_examples=10)
+def test_the_last_point_of_svrg_meets_its_bound(problem, seed, relative_lr):
+    """E‖θ' − x*‖² ≤ [cᵐ + 2(lr·L)²·(1 − cᵐ)/(1 − c)]·‖θ − x*‖² with c = 1 − 2·lr·μ(1 − lr·L), from
+    E‖v‖² ≤ 2·E‖fᵢ'(w) − fᵢ'(x*)‖² + 2·E‖fᵢ'(θ) − fᵢ'(x*)‖² ≤ 2L·⟨∇f(w), w − x*⟩ + 2L²·‖θ − x*‖²
+    (in the way of Tan et al. 2016, on SVRG's option I).
+    """
+    L, mu, start = problem.L, problem.mu, problem.best + normal(seed, 2)
+    lr, step = relative_lr / L, gd.make_svrg_step(problem.loss_fn, problem.data)
+    shrink = 1 - 2 * lr * mu * (1 - lr * L)
+    for m in (1, 3, 6):
+        ends = vmap(lambda rows: step(start, rows, lr)[0])(every_plan(3, m).squeeze(-1))
+        expected = (ends - problem.best).square().sum(-1).mean()
+        bound = shrink**m + 2 * (lr * L) ** 2 * (1 - shrink**m) / (1 - shrink)
+        assert expected <= bound * (start - problem.best).square().sum() * (1 + 1e-9)
+
+
+@given(small_sums, seeds, st.floats(0.1, 1.0))
+@settings(max_examples=10)
+def test_the_average_of_sarah_meets_its_theorem(problem, seed, relative_lr):
+    """E‖∇f(θ')‖² ≤ [1/(μ·lr·(m + 1)) + lr·L/(2 − lr·L)]·‖∇f(θ)‖² (Nguyen et al. 2017, theorem 4, for one
+    of the m + 1 points at random; for a quadratic also for their mean, by Jensen's inequality).
+    """
+    L, mu, start = problem.L, problem.mu, problem.best + normal(seed, 2)
+    lr = relative_lr / L
+    step = gd.make_sarah_step(problem.loss_fn, problem.data, output="average")
+    gradient = grad(lambda w: problem.loss_fn(w, problem.data))
+    for m in (1, 3, 7):
+        ends = vmap(lambda rows: step(start, rows, lr)[0])(every_plan(3, m).squeeze(-1))
+        expected = vmap(gradient)(ends).square().sum(-1).mean()
+        factor = 1 / (mu * lr * (m + 1)) + lr * L / (2 - lr * L)
+        assert expected <= factor * gradient(start).square().sum() * (1 + 1e-9)
+
+
+def test_the_average_of_svrg_meets_its_theorem():
+    """E f(θₛ) − f* ≤ αˢ (f(θ₀) − f*) with α = 1/(μ·lr·(1 − 2·lr·L)·m) + 2·lr·L/(1 − 2·lr·L)
+    (Johnson and Zhang 2013, theorem 1, for a point at random; for their mean as f is convex).
+    """
+    problem, m, count = least_squares(3, 20, 3.0), 150, 16
+    lr, start = 0.1 / problem.L, problem.best + 1.0
+    alpha = 1 / (problem.mu * lr * 0.8 * m) + 0.2 / 0.8
+    step = gd.make_svrg_step(problem.loss_fn, problem.data, output="average")
+    plan = vmap(lambda key: gd.sample_batches(key, 20, 1, count * m))(gd.random.split(gd.random.key(0), 50))
+    gaps = gap(problem, paths(step, start, plan.view(50, count, m), lr))
+    bound = gaps[0, 0] * alpha ** torch.arange(count + 1, dtype=torch.float64)
+    assert alpha < 0.5
+    assert (gaps.mean(0) <= bound * (1 + 1e-9) + 5 * gaps.std(0) / 50**0.5).all()
+    # The mean of the same points of SGD, with the same lr and samples, breaks it.
+    step, rows = gd.make_step(problem.loss_fn), plan[0]
+    _, sgd = gd.train(step, start, problem.data, rows, lr, record="params")
+    means = sgd.params.view(count, m, 2).mean(1)[None]
+    assert gap(problem, means)[0, -1] > 5 * bound[-1]
+
+
+@pytest.mark.parametrize("name", ["svrg", "svrg_average", "sarah", "sag", "saga"])
+def test_it_goes_on_at_a_linear_rate_where_sgd_stalls_at_its_noise(name):
+    """The theorem of SAGA in the long run, and that SGD breaks it with the same lr and samples."""
+    problem, n, steps = least_squares(5, 20, 0.5), 20, 1600
+    lr, start = 1 / (3 * problem.L), problem.best + 1.0
+    plan = gd.sample_batches(gd.random.key(0), n, 1, steps)
+    rows = plan.view(-1, 2 * n) if METHODS[name].passes else plan
+    step = METHODS[name].make(problem.loss_fn, problem.data, 1)
+    final = params_of(gd.train(step, step.init(start), torch.arange(n), rows, lr)[0])
+    sgd, _ = gd.train(gd.make_step(problem.loss_fn), start, problem.data, plan, lr)
+    first = (start - problem.best).square().sum()
+    first = first + 2 * n / (3 * problem.L) * (problem.loss_fn(start, problem.data) - problem.minimum)
+    bound = (1 - min(1 / (4 * n), problem.mu / (3 * problem.L))) ** steps * first
+    assert (final - problem.best).square().sum() < bound
+    assert (sgd - problem.best).square().sum() > 1e3 * bound
+
+
+# ---------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize("build", [gd.make_svrg_step, gd.make_sarah_step])
+def test_bad_arguments_of_a_pass_are_named(build):
+    for size in (0, -1, 2.0, True, "8"):
+        with pytest.raises(ValueError, match="batch_size must be an int >= 1"):
+            build(linear_loss, DATA, batch_size=size)
+    with pytest.raises(ValueError, match="output must be 'last' or 'average'; got 'best'"):
+        build(linear_loss, DATA, output="best")
+    step = build(linear_loss, DATA, batch_size=3)
+    with pytest.raises(
+        ValueError, match=r"4 row numbers are no whole number .* batch_size 3; .*\[T, m·3\]"
+    ):
+        step(PARAMS, INDEX[0], 0.1)
+
+
+@pytest.mark.parametrize("build", [gd.make_sag_step, gd.make_saga_step])
+def test_a_state_of_another_kind_or_size_is_refused(build):
+    step = build(linear_loss, DATA)
+    with pytest.raises(TypeError, match="state is dict, not SAGState; make it with the step's own init"):
+        step(PARAMS, INDEX[0], 0.1)
+    other = build(linear_loss, tuple(leaf[:5] for leaf in DATA)).init(PARAMS)
+    with pytest.raises(ValueError, match=r"state.table\['w'\] has 5 rows but data has 6 samples"):
+        step(other, INDEX[0], 0.1)
+    with pytest.raises(ValueError, match="chunk_size must be an int >= 1"):
+        build(linear_loss, DATA, chunk_size=0)
+
+
+@each
+def test_what_is_no_row_numbers_is_refused_with_the_remedy(name):
+    step = make(name)
+    state = step.init(PARAMS)
+    for batch, got in (
+        (DATA, "tuple"),
+        (DATA[1], r"torch.float64 \(6,\)"),
+        (INDEX, r"torch.int64 \(4, 4\)"),
+        (INDEX[0, 0], r"torch.int64 \(\)"),
+        (INDEX[0, :0], r"torch.int64 \(0,\)"),
+        (None, "NoneType"),
+    ):
+        with pytest.raises(TypeError, match=f"must be row numbers, int64 .*; got {got}: .*torch.arange"):
+            step(state, batch, 0.1)
+    with pytest.raises(TypeError, match="must be row numbers"):
+        gd.train(step, state, DATA, INDEX, 0.1)
+    with pytest.raises(IndexError):
+        step(state, torch.tensor([0, 6]), 0.1)
+
+
+@each
+def test_bad_data_parameters_and_lr_are_refused(name):
+    x, y = DATA
+
+    def take_a_step(data):
+        step = make(name, data=data)
+        step(step.init(PARAMS), INDEX[0], 0.1)
+
+    for data, message in (
+        (None, "data has no leaves"),
+        ((x, y[:4]), r"data leaves disagree .* data\[0\] has 6, data\[1\] has 4"),
+        ((x[:0], y[:0]), "data is empty"),
+        ((x.float(), y), r"data\[0\] is float32 but params\['w'\] is float64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            take_a_step(data)
+    with pytest.raises(TypeError, match=r"params\['w'\] is int64"):
+        make(name).init({"w": torch.arange(3), "b": torch.tensor(0.0)})
+    for lr in (-1.0, float("nan"), torch.ones(1)):
+        with pytest.raises(ValueError, match="lr must be a finite number >= 0"):
+            make(name)(make(name).init(PARAMS), INDEX[0], lr)
