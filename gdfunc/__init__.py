@@ -10,6 +10,7 @@ from . import plot as plot
 from . import problems as problems
 from . import random as random
 from . import reducers as reducers
+from . import stats as stats
 from ._errors import BackendError as BackendError
 from ._errors import GdfuncError as GdfuncError
 from ._errors import NonFiniteError as NonFiniteError
