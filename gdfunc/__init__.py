@@ -7,6 +7,7 @@ A step is a scan body, lr is data, randomness is a key, and a run is a tree of t
 
 from . import modules as modules
 from . import plot as plot
+from . import privacy as privacy
 from . import problems as problems
 from . import random as random
 from . import reducers as reducers
