@@ -7,9 +7,11 @@ A step is a scan body, lr is data, randomness is a key, and a run is a tree of t
 
 from . import modules as modules
 from . import plot as plot
+from . import privacy as privacy
 from . import problems as problems
 from . import random as random
 from . import reducers as reducers
+from . import stats as stats
 from ._curvature import Eigenpairs as Eigenpairs
 from ._curvature import TraceEstimate as TraceEstimate
 from ._curvature import ggn_vp as ggn_vp

@@ -27,6 +27,7 @@ SAME_RANK = {
     ("reducers", "_per_sample"),
     *[("_reductions", room) for room in ("_gradients", "_per_sample", "_scan", "reducers")],
     ("_stopping", "_step"),
+    ("privacy", "_methods"),  # whose steps know how their states begin
 }
 
 

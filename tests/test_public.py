@@ -13,7 +13,7 @@ import gdfunc as gd
 
 ROOT = Path(gd.__file__).parents[1]
 README = (ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else ""
-NAMESPACES = ["modules", "plot", "problems", "random", "reducers"]
+NAMESPACES = ["modules", "plot", "privacy", "problems", "random", "reducers", "stats"]
 
 
 def public_names():
