@@ -56,3 +56,24 @@ def test_the_limit_of_the_variance_is_a_generalized_eigenvalue():
     both = torch.kron(mean, eye) + torch.kron(eye, mean)
     largest = torch.linalg.eigvals(torch.linalg.solve(both, squares)).abs().max()
     assert demo.limit(problem, 4, 2) == pytest.approx(1 / largest.item(), rel=1e-6)
+
+
+def test_mini_batch_noise_is_what_the_spread_says():
+    demo = load("gradient_noise")
+    problem = demo.regression()
+    trajectory = demo.follow(problem)
+    g = demo.gradients(problem, trajectory, 3)
+    total = float(trajectory.spread.variance[3])
+    for size in (4, 64):
+        drawn = demo.batch_errors(g, size, 4000, replacement=False)
+        assert drawn == pytest.approx(total / size * (1 - size / len(g)), rel=0.1)
+
+
+def test_planted_labels_are_found():
+    pytest.importorskip("sklearn")
+    demo = load("which_samples_matter")
+    task = demo.mislabelled_digits()
+    assert torch.equal(task.data[1] != task.truth, task.wrong)
+    scores = demo.score(task, demo.learn(task.data, 20))
+    for rows in scores:
+        assert demo.found(rows[-1], task.wrong)[60] > 0.8
