@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import _tree, random
 from ._errors import check_choice, check_int
@@ -45,7 +46,7 @@ def batch_grad(loss_fn: LossFn) -> GradFn:
         >>> gd.batch_grad(loss_fn)({"w": torch.tensor(1.0)}, batch)
         ({'w': tensor(-10.)}, tensor(10.))
     """
-    grads_and_loss = grad_and_value(_checked(loss_fn))
+    grads_and_loss = grad_and_value(checked(loss_fn))
 
     def gradients(params: Tree, batch: Tree) -> tuple[Tree, Tensor]:
         batch = _tree.as_tensors(batch)
@@ -100,7 +101,7 @@ def per_sample_grad(
         check_int("chunk_size", chunk_size, 1)
     check_choice("randomness", randomness, ("error", "different", "same"))
     check_memory_limit(memory_limit)
-    of_sample = sample_loss(loss_fn)
+    of_sample = checked(sample_loss(loss_fn))
 
     def gradients(params: Tree, batch: Tree) -> tuple[Tree, Tensor]:
         batch = _tree.as_tensors(batch)
@@ -318,19 +319,20 @@ def apart(gradients: GradFn, params: Tree, batch: Tree, param_leaves: list[Tenso
 
 
 def sample_loss(loss_fn: LossFn) -> LossFn:
-    """The loss of one sample without its batch axis: it meets the loss as a batch of one."""
-    checked = _checked(loss_fn)
+    """The loss of one sample without its batch axis, which meets it as a batch of one."""
 
     def of_sample(params: Tree, sample: Tree) -> Tensor:
-        return checked(params, _tree.map(lambda leaf: leaf[None], sample))
+        # The derivative of fused attention has no batching rule: that of matrix products has.
+        with sdpa_kernel(SDPBackend.MATH):
+            return loss_fn(params, _tree.map(lambda leaf: leaf[None], sample))
 
     return of_sample
 
 
-def _checked(loss_fn: LossFn) -> LossFn:
+def checked(loss_fn: LossFn) -> LossFn:
     """Check what a loss returns, and say more where torch says less."""
 
-    def checked(params: Tree, batch: Tree) -> Tensor:
+    def with_checks(params: Tree, batch: Tree) -> Tensor:
         try:
             loss = loss_fn(params, batch)
         except RuntimeError as error:
@@ -340,7 +342,7 @@ def _checked(loss_fn: LossFn) -> LossFn:
             raise
         return check_dependence(check_loss(loss))
 
-    return checked
+    return with_checks
 
 
 def check_loss(loss: Any) -> Tensor:

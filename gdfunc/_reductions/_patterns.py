@@ -79,9 +79,7 @@ def _name(node: fx.Node) -> str:
 
 def _use(node: fx.Node, operand: fx.Node, leaf: fx.Node) -> Use | None:
     match = _MATCHES.get(node.target)
-    if match is None or node.all_input_nodes.count(operand) != 1:
-        return None
-    if sum(argument is operand for argument in node.args) != 1:
+    if match is None or sum(argument is operand for argument in node.args) != 1:
         return None
     layout = _layout(operand.meta["val"], leaf.meta["val"])
     return None if layout is None else match(node, operand, layout)

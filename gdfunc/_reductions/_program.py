@@ -6,16 +6,14 @@ granted of what the loss does with it.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
 from torch.func import grad_and_value, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import _tree
-from .._gradients import LossFn, check_dependence, check_loss, sample_loss
+from .._gradients import LossFn, check_dependence, check_loss, checked, sample_loss
 from .._per_sample import Dense, Leaf, Outer, Rows
 from .._scan._fingerprint import fingerprint
 from .._scan._trace import trace
@@ -48,7 +46,7 @@ class Program(NamedTuple):
 def direct(loss_fn: LossFn, params: Tree, batch: Tree, why: str) -> Program:
     """Differentiate each sample's loss as it is."""
     structure, batch_structure = _tree.flatten(params)[1], _tree.flatten(batch)[1]
-    of_sample = grad_and_value(sample_loss(loss_fn))
+    of_sample = grad_and_value(checked(sample_loss(loss_fn)))
 
     def run(leaves: Leaves, samples: Leaves, randomness: str) -> tuple[Tensor, list[Leaf]]:
         def one(*sample: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -69,13 +67,14 @@ def tapped(loss_fn: LossFn, params: Tree, batch: Tree) -> Program:
     read = fingerprint(f)
     if read.key is None:
         return direct(loss_fn, params, batch, "the loss's closure cannot be read")
-    key = (read.key, *[(_tree.flatten(tree)[1], _kinds(tree)) for tree in (params, batch)])
+    key = (read.key, *_kinds(params), *_kinds(_tree.map(lambda leaf: leaf[0], batch)))
     if key in _refused:
         return direct(loss_fn, params, batch, _refused[key])
 
+    of_sample = sample_loss(loss_fn)
+
     def body(params: Tree, sample: Tree) -> tuple[Tree, Tensor]:
-        with _plain_attention():
-            return params, check_loss(loss_fn(params, _tree.map(lambda leaf: leaf[None], sample)))
+        return params, check_loss(of_sample(params, sample))
 
     try:
         traced = trace(f, body, params, batch, read)
@@ -97,12 +96,8 @@ _REMEMBERED = 512
 
 
 def _kinds(tree: Tree) -> tuple[Any, ...]:
-    return tuple((leaf.shape[1:], leaf.dtype) for leaf in _tree.leaves(tree))
-
-
-def _plain_attention() -> AbstractContextManager[Any]:
-    """Fused attention has no batching rule for its derivative: products have."""
-    return sdpa_kernel(SDPBackend.MATH)
+    leaves, structure = _tree.flatten(tree)
+    return structure, *[(leaf.shape, leaf.dtype) for leaf in leaves]
 
 
 def _tap(traced: fx.GraphModule, consts: int, leaves: int) -> tuple[fx.GraphModule, list[Way]]:

@@ -117,6 +117,7 @@ def reduce_per_sample(
                 states = [fold.add(state, grads) for fold, state in zip(folds, states, strict=True)]
                 losses.append(grads.losses)
                 earlier.append(partial(one_chunk, start))
+                del grads  # before the next chunk takes memory
             results = [fold.finish(state) for fold, state in zip(folds, states, strict=True)]
             return _tree.unflatten(structure, results), _tree.cat(losses)
 
