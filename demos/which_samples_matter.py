@@ -133,7 +133,7 @@ def found(scores: Tensor, wrong: Tensor) -> Tensor:
 
 
 def show(ax: Any, image: Tensor, title: str, color: str = "black") -> None:
-    ax.imshow(image.reshape(8, 8), cmap="gray_r", vmin=0, vmax=1)
+    ax.imshow(image.reshape(8, 8).numpy(), cmap="gray_r", vmin=0, vmax=1)
     ax.set_title(title, fontsize="small", color=color)
     ax.set(xticks=[], yticks=[])
 
