@@ -186,3 +186,24 @@ def test_the_gap_of_variance_reduction_is_that_of_the_loss_and_its_costs_are_cou
     assert demo.METHODS["SGD"].costs(2).tolist() == [0, 1, 2]
     assert demo.METHODS["SAGA"].costs(2).tolist() == [1, 2, 3]
     assert demo.METHODS["SVRG"].costs(2).tolist() == [0, 5, 10]
+
+
+def test_mini_batch_noise_is_what_the_spread_says():
+    demo = load("gradient_noise")
+    problem = demo.regression()
+    trajectory = demo.follow(problem)
+    g = demo.gradients(problem, trajectory, 3)
+    total = float(trajectory.spread.variance[3])
+    for size in (4, 64):
+        drawn = demo.batch_errors(g, size, 4000, replacement=False)
+        assert drawn == pytest.approx(total / size * (1 - size / len(g)), rel=0.1)
+
+
+def test_planted_labels_are_found():
+    pytest.importorskip("sklearn")
+    demo = load("which_samples_matter")
+    task = demo.mislabelled_digits()
+    assert torch.equal(task.data[1] != task.truth, task.wrong)
+    scores = demo.score(task, demo.learn(task.data, 20))
+    for rows in scores:
+        assert demo.found(rows[-1], task.wrong)[60] > 0.8
