@@ -110,8 +110,8 @@ def clipped_sum(max_norm: float | Tensor, *, nonfinite: str = "propagate") -> Re
 
     Σᵢ gᵢ·min(1, C/‖gᵢ‖),  ‖gᵢ‖ over all leaves together
 
-    The norms may come from the factors of a gradient: equal within rounding of its terms, not of itself where
-    those cancel. A bound that must hold, as for privacy, is that of `privacy.clipped_grad`.
+    The norms may come from the factors of a gradient: equal within rounding of its terms, not of itself
+    where those cancel. A bound that must hold, as for privacy, is that of `privacy.clipped_grad`.
 
     Args:
         max_norm: C > 0.
