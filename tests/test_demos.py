@@ -133,6 +133,7 @@ def test_the_heavy_balls_measured_rate_is_the_predicted_one():
     assert 0 < (found.predicted < 1).sum() < 64
 
 
+@pytest.mark.slow
 def test_a_network_sharpens_to_the_edge_of_stability():
     demo = load("edge_of_stability")
     demo.EDGES = (20.0, 200.0)

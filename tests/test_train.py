@@ -302,7 +302,9 @@ def test_progress_with_tqdm_is_its_bar(monkeypatch):
 
 
 @pytest.mark.parametrize("every", [1, 2])
-def test_an_interrupt_loses_nothing_and_resumes_to_the_same_bits(every):
+def test_an_interrupt_loses_nothing_and_resumes_to_the_same_bits(every, monkeypatch):
+    monkeypatch.setattr("gdfunc._train._SEGMENT_SECONDS", 0.0)
+
     def stop(done, steps):
         if done >= 6:
             raise KeyboardInterrupt
@@ -816,7 +818,7 @@ BAD_CALLS = [
     (
         {"backend": "xla"},
         ValueError,
-        "backend must be 'eager' or 'inductor' or 'cudagraph' or 'auto'; got 'xla'",
+        "backend must be 'eager' or 'native' or 'inductor' or 'cudagraph' or 'auto'; got 'xla'",
     ),
     (
         {"record": ("loss", "theta")},
