@@ -79,26 +79,17 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.mark.parametrize("number", range(len(blocks("python"))))
-def test_the_readmes_blocks_run_in_order(number):
+def test_the_readmes_blocks_run_in_order():
     """A block may use what the blocks before it made; what it prints is checked if output follows."""
-    source = blocks("python")[: number + 1]
-    globs = {}
-    parser, runner = (
-        doctest.DocTestParser(),
-        doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS),
-    )
-    report = []
-    for index, block in enumerate(source):
+    globs, report, parser = {}, [], doctest.DocTestParser()
+    runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS)
+    for index, block in enumerate(blocks("python")):
         if ">>>" in block:
-            runner.run(
-                parser.get_doctest(block, globs, f"block {index}", None, 0),
-                out=report.append,
-                clear_globs=False,
-            )
+            example = parser.get_doctest(block, globs, f"block {index}", None, 0)
+            runner.run(example, out=report.append, clear_globs=False)
         else:
             exec(compile(block, f"README block {index}", "exec"), globs)
-    assert not report, "".join(report)
+        assert not report, "".join(report)
 
 
 def test_the_readme_has_code():
