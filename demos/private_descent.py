@@ -109,7 +109,8 @@ def without_privacy(task: Task, plan: gd.privacy.PoissonPlan) -> float:
     start = torch.zeros(task.train[0].shape[1], task.classes)
 
     def run(lr: Tensor) -> Tensor:
-        final, _ = gd.train(step, step.init(start), gd.privacy.pad(task.train), plan.index, lr, record=())
+        data = gd.privacy.pad(task.train, plan)
+        final, _ = gd.train(step, step.init(start), data, plan.index, lr, record=())
         return accuracy(final.params, task.test)
 
     return float(vmap(run)(torch.tensor(LRS)).max())

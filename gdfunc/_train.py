@@ -360,7 +360,10 @@ def _check_index(index: Any, samples: int | None, params: Tree) -> Tensor:
     """Return the plan int64 [T, B], on the parameters' device."""
     if not isinstance(index, Tensor) or index.dtype != torch.int64:
         got = index.dtype if isinstance(index, Tensor) else type(index).__name__
-        raise TypeError(f"index must be an int64 tensor [T, B], as epoch_batches makes it; got {got}")
+        inside = "; pass its .index" if isinstance(getattr(index, "index", None), Tensor) else ""
+        raise TypeError(
+            f"index must be an int64 tensor [T, B], as epoch_batches makes it; got {got}{inside}"
+        )
     if index.ndim != 2:
         raise ValueError(f"index must be [T, B], a batch a row; got shape {tuple(index.shape)}")
     # Read only where it costs nothing; elsewhere torch finds what is too large.

@@ -8,7 +8,7 @@ holds for Poisson sampling alone, so there is no history of shuffled batches:
     step = gd.privacy.make_private_step(
         loss_fn, gd.adam(), key=noise_key, max_norm=1.0, noise_multiplier=1.1, divisor=rate * n
     )
-    final, trajectory = gd.train(step, step.init(params), gd.privacy.pad(data), plan.index, lr)
+    final, trajectory = gd.train(step, step.init(params), gd.privacy.pad(data, plan), plan.index, lr)
 
     accountant = opacus.accountants.RDPAccountant()
     accountant.history = gd.privacy.history(plan, noise_multiplier=1.1)
@@ -57,6 +57,7 @@ class PoissonPlan:
     Attributes:
         index: int64 [T, max_batch]; n, one past the last sample, stands for nobody.
         rate: the chance of every sample to be in a batch.
+        n: of how many samples.
 
     Example:
         >>> gd.privacy.poisson_batches(gd.random.key(0), n=4, rate=0.5, steps=2).rate
@@ -65,6 +66,7 @@ class PoissonPlan:
 
     index: Tensor
     rate: float
+    n: int
 
 
 def poisson_batches(
@@ -75,7 +77,7 @@ def poisson_batches(
     i ∈ batch t  with probability q, for every i and t
 
     Batches differ in size, and may be empty: what is left of a row is filled up with n, which stands for
-    nobody. Train on `pad(data)`, which has a place for nobody. Step t is drawn from `fold_in(key, t)`
+    nobody. Train on `pad(data, plan)`, which has a place for nobody. Step t is drawn from `fold_in(key, t)`
     alone, so a range of steps gives those rows of the whole plan.
 
     Args:
@@ -110,7 +112,7 @@ def poisson_batches(
     width = _ample(n, rate) if max_batch is None else check_int("max_batch", max_batch, 1)
     steps = _as_range("steps", steps)
     if not steps:
-        return PoissonPlan(torch.empty((0, width), dtype=torch.int64, device=key.device), rate)
+        return PoissonPlan(torch.empty((0, width), dtype=torch.int64, device=key.device), rate, n)
 
     def draw(step: Tensor) -> tuple[Tensor, Tensor]:
         chosen = random.uniform(random.fold_in(key, step), (n,), torch.float64) < rate
@@ -128,7 +130,7 @@ def poisson_batches(
             f"the batch of step {steps[late]} has {int(sizes[late])} samples, over max_batch = {width}; "
             f"raise max_batch (drawing with other keys until all fit is no longer Poisson sampling)"
         )
-    return PoissonPlan(index, rate)
+    return PoissonPlan(index, rate, n)
 
 
 def history(plan: PoissonPlan, noise_multiplier: float) -> list[tuple[float, float, int]]:
@@ -186,27 +188,33 @@ class Padded(NamedTuple):
     real: Tensor
 
 
-def pad(data: Tree) -> Padded:
+def pad(data: Tree, plan: PoissonPlan | None = None) -> Padded:
     """Give data a place for nobody: entry n, to which a Poisson plan points.
 
     Args:
         data: tree of tensors or NumPy arrays [n, ...].
+        plan: what is to be trained on it; checked to be of as many samples, or else a real one would stand
+            for nobody, and no accountant's bound hold.
 
     Returns:
         `Padded`, of n + 1 entries. Nobody looks like sample 0, and adds nothing.
 
     Raises:
-        ValueError: the data is empty, ragged, or has no leaves.
+        ValueError: the data is empty, ragged, without leaves, or padded already; the plan has another n.
 
     Example:
         >>> gd.privacy.pad(torch.tensor([5.0, 7.0]))
         Padded(samples=tensor([5., 7., 5.]), real=tensor([ True,  True, False]))
     """
+    if isinstance(data, Padded):
+        raise ValueError("data is padded already: nobody would become a sample; pad the data itself")
     data = _tree.as_tensors(data)
     leaves = _tree.named_leaves(data, "data")
     sizes = {path: len(leaf) if leaf.ndim else 0 for path, leaf in leaves}
     if len(set(sizes.values())) != 1 or 0 in sizes.values():
         raise ValueError(f"data must have leaves [n, ...] with one n of at least 1; got {sizes}")
+    if plan is not None and plan.n != len(leaves[0][1]):
+        raise ValueError(f"plan is of {plan.n} samples, but data has {len(leaves[0][1])}; plan with that n")
     real = torch.arange(len(leaves[0][1]) + 1, device=leaves[0][1].device) < len(leaves[0][1])
     return Padded(_tree.map(lambda leaf: torch.cat([leaf, leaf[:1]]), data), real)
 

@@ -114,7 +114,7 @@ def clipped_sum(max_norm: float | Tensor, *, nonfinite: str = "propagate") -> Re
     where those cancel. A bound that must hold, as for privacy, is that of `privacy.clipped_grad`.
 
     Args:
-        max_norm: C > 0.
+        max_norm: C > 0; the value of a tensor is not read.
         nonfinite: what a sample adds whose gradient has a NaN, an infinity, or a norm beyond its dtype:
             `"propagate"` lets it be seen; `"zero"`: nothing.
 

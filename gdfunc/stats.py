@@ -12,6 +12,7 @@ of them follow for every step:
 A single sample has no variance: whatever rests on one is NaN then, and a warning says so.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -548,7 +549,7 @@ class _Around:
 
     def freedom(self) -> Tensor:
         _warn_of_one(self.count)
-        return torch.tensor(self.count - 1)
+        return torch.tensor(self.count - 1.0 if self.count > 1 else math.nan)
 
 
 def _warn_of_one(count: int) -> None:

@@ -571,3 +571,19 @@ def test_clipped_gradients_are_those_of_opacus():
         got, _ = P.clipped_grad(loss_fn, max_norm, divisor=4.0)(params, batch)
         for key, parameter in module.named_parameters():
             torch.testing.assert_close(got[key], parameter.grad, rtol=1e-10, atol=1e-10 * max_norm)
+
+
+def test_a_plan_of_another_size_is_refused():
+    """Its nobody would be a real sample."""
+    plan = gd.privacy.poisson_batches(gd.random.key(0), n=4, rate=0.5, steps=3)
+    assert len(gd.privacy.pad(torch.zeros(4), plan).real) == 5
+    for n in (3, 5):
+        with pytest.raises(ValueError, match=f"plan is of 4 samples, but data has {n}"):
+            gd.privacy.pad(torch.zeros(n), plan)
+    with pytest.raises(ValueError, match="padded already"):
+        gd.privacy.pad(gd.privacy.pad(torch.zeros(4)))
+    step = gd.privacy.make_private_step(
+        lambda w, x: (w * x).mean(), key=gd.random.key(1), max_norm=1.0, noise_multiplier=1.0, divisor=2.0
+    )
+    with pytest.raises(TypeError, match=r"got PoissonPlan; pass its \.index"):
+        gd.train(step, step.init(torch.tensor(1.0)), gd.privacy.pad(torch.zeros(4), plan), plan, 0.1)

@@ -318,3 +318,18 @@ def test_nothing_is_written_and_nothing_shared():
     outputs = [*results[0], *results[1].values(), results[2], losses]
     assert fingerprint(inputs) == before
     assert len({*storages(outputs), *storages(inputs)}) == len(outputs) + len(inputs)
+
+
+def test_one_sample_has_no_variance_also_by_factors():
+    """Where rounding leaves a little of what is to be zero."""
+    params = {"w": torch.randn(40, 30, generator=torch.Generator().manual_seed(0))}
+    batch = torch.randn(1, 40, generator=torch.Generator().manual_seed(1))
+
+    def loss_fn(params, batch):
+        return torch.tanh(batch @ params["w"]).square().mean()
+
+    with pytest.warns(UserWarning, match="one sample"):
+        spread, _ = gd.reduce_per_sample(loss_fn, gd.stats.spread())(params, batch)
+    assert spread.variance.isnan()
+    assert spread.along.isnan()
+    assert gd.stats.noise_scale(spread).isnan()

@@ -127,7 +127,7 @@ def reduce_per_sample(
 
 
 def explain_per_sample(loss_fn: LossFn) -> Callable[[Tree, Tree], dict[str, str]]:
-    """Tell how `reduce_per_sample` comes by the gradients of each leaf.
+    """Make the function `(params, batch) -> dict` that tells which way the gradients of each leaf come.
 
     Args:
         loss_fn: as in `reduce_per_sample`.
