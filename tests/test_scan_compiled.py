@@ -36,6 +36,7 @@ def descend(c, x):
 # Identities, on every backend.
 
 
+@pytest.mark.slow
 def test_every_unroll_is_the_loop():
     for unroll, steps, reverse in (
         (1, 7, False),
@@ -214,12 +215,14 @@ def descent_on(loss):
     return lambda w, x: (w - 0.1 * grad(loss)(w, x), loss(w, x))
 
 
-@pytest.mark.parametrize("many", [9, pytest.param(50, marks=pytest.mark.slow)])
-def test_fail_on_recompile_limit_hit_after_many_losses(many):
+@pytest.mark.parametrize(
+    ("backend", "many"), [("native", 12), pytest.param("inductor", 50, marks=pytest.mark.slow)]
+)
+def test_fail_on_recompile_limit_hit_after_many_losses(backend, many):
     xs, start = normal(0, 4, 2), normal(1, 2)
     for k in range(1, many + 1):
         f = descent_on(lambda w, x, k=k: (w - x).mul(k).cos().sum())
-        assert_agrees(inductor(f, start, xs), loop(f, start, xs))
+        assert_agrees(gd.scan(f, start, xs, backend=backend), loop(f, start, xs))
 
 
 # When a loop is compiled.
