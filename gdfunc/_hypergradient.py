@@ -169,7 +169,7 @@ def hypergrad(
             return _value(result, has_aux)
 
         result = differentiate(f, point)
-        grads, value, aux, *report = _tree.unshare(result, _tensors((args, kwargs, point)))
+        grads, value, aux, *report = _tree.unshare(result, _tree.tensors((args, kwargs, point)))
         if not several:
             grads = grads[0]
         else:
@@ -205,9 +205,12 @@ def _forward(f: Function, point: list[Tree], chunk_size: int | None) -> tuple[li
         return slope, *rest
 
     sizes = [leaf.numel() for leaf in leaves]
-    units = [torch.eye(sum(sizes), dtype=leaf.dtype, device=leaf.device) for leaf in leaves]
-    parts = [unit.split(sizes, dim=1)[i] for i, unit in enumerate(units)]
-    directions = [part.reshape(-1, *leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+    directions = [
+        torch.eye(sum(sizes), dtype=leaf.dtype, device=leaf.device)
+        .split(sizes, dim=1)[i]
+        .reshape(-1, *leaf.shape)
+        for i, leaf in enumerate(leaves)
+    ]
     if sum(sizes) == 1:
         slope, value, aux = along(*(direction[0] for direction in directions))
         slopes = slope[None]
@@ -345,10 +348,6 @@ def _as_point(argument: Any, name: str) -> Tree:
             got = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
             raise TypeError(f"{path} is {got}; give what is differentiated as float tensors")
     return argument
-
-
-def _tensors(tree: Tree) -> list[Tensor]:
-    return [leaf for leaf in _tree.leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _value(result: Any, has_aux: bool) -> tuple[Tensor, Any]:

@@ -45,6 +45,11 @@ def leaves(tree: Tree) -> list[Any]:
     return [slot for slot in _pytree.tree_leaves(tree) if slot is not None]
 
 
+def tensors(tree: Tree) -> list[Tensor]:
+    """The leaves that are tensors, among others that need not be."""
+    return [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
+
+
 def slots(tree: Tree) -> list[Any]:
     """List the leaves of a tree and the Nones among them."""
     return _pytree.tree_leaves(tree)

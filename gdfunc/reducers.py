@@ -58,11 +58,12 @@ def mean() -> Reducer:
         >>> reduced(torch.tensor(1.0), torch.tensor([1.0, 3.0]))
         (tensor(2.), tensor([1., 3.]))
     """
-
-    def finish(acc: _Sum) -> Tree:
-        return _tree.map(lambda total, p: (total / acc.count).to(p.dtype), acc.total, acc.params)
-
-    return Reducer(_Sum, lambda acc, grads: acc.plus(grads, grads.weighted_sum()), finish, entries=False)
+    return Reducer(
+        _Sum,
+        lambda acc, grads: acc.plus(grads, grads.weighted_sum()),
+        lambda acc: acc.average(),
+        entries=False,
+    )
 
 
 def weighted_sum(weights: Tensor) -> Reducer:
@@ -161,11 +162,12 @@ def second_moment() -> Reducer:
         >>> squared(torch.tensor(1.0), torch.tensor([1.0, 3.0]))
         (tensor(5.), tensor([1., 3.]))
     """
-
-    def finish(acc: _Sum) -> Tree:
-        return _tree.map(lambda total, p: (total / acc.count).to(p.dtype), acc.total, acc.params)
-
-    return Reducer(_Sum, lambda acc, grads: acc.plus(grads, grads.sum_of_squares()), finish, entries=False)
+    return Reducer(
+        _Sum,
+        lambda acc, grads: acc.plus(grads, grads.sum_of_squares()),
+        lambda acc: acc.average(),
+        entries=False,
+    )
 
 
 def variance(*, correction: int = 1) -> Reducer:
@@ -368,6 +370,9 @@ class _Sum:
 
     def rounded(self) -> Tree:
         return _tree.map(lambda total, p: total.to(p.dtype), self.total, self.params)
+
+    def average(self) -> Tree:
+        return _tree.map(lambda total, p: (total / self.count).to(p.dtype), self.total, self.params)
 
 
 @dataclass(frozen=True)

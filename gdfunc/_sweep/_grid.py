@@ -205,7 +205,7 @@ def _axis(name: str, given: Any) -> Axis:
         return Axis(tuple(given), False, labels)
     for path, leaf in _tree.named_leaves(values, ""):
         _check_values(name, path, leaf)
-    if name.endswith("key") and values is not None and _is_one_key(values):
+    if name.endswith("key") and _is_one_key(values):
         raise ValueError(
             f"axis {name} is a single key [2]; write {name}=key[None], or split it into [n, 2]"
         )

@@ -93,16 +93,18 @@ def sweep(
     check_choice("randomness", randomness, ("error", "different", "same"))
     single = chunk_size == 1 or not any(axis.vmapped for axis in grid.axes.values())
     pieces = [] if resume is None else _finished(resume, grid)
+    done = set(_members(pieces))
 
     def run_chunk(members: list[int]) -> _Piece:
         return _run_chunk(run, grid, members, single, randomness)
 
     def keep(piece: _Piece) -> None:
         pieces.append(piece)
-        report(len(_members(pieces)))
+        done.update(piece.members)
+        report(len(done))
 
     def ahead(members: list[int]) -> list[int]:
-        return sorted(set(members).difference(_members(pieces)))
+        return [member for member in members if member not in done]
 
     with reporter(progress, len(grid), "run") as report:
         try:
@@ -119,7 +121,7 @@ def sweep(
                     if members := ahead(group[start : start + int(size)]):
                         keep(run_chunk(members))
         except KeyboardInterrupt as interrupt:
-            members = sorted(_members(pieces))
+            members = sorted(done)
             result = _joined(grid.part(members), pieces) if pieces else None
             stopped = SweepInterrupted(total=len(grid), members=members, result=result)
             for note in getattr(interrupt, "__notes__", []):
@@ -128,7 +130,17 @@ def sweep(
     return _joined(grid, pieces)
 
 
-def _finished(resume: Any, grid: Grid) -> list["_Piece"]:
+class _Piece(NamedTuple):
+    """The results of a chunk."""
+
+    members: list[int]
+    name: str
+    tree: Tree  # leaves [n, ...]
+    lengths: dict[str, Tensor]  # int64 [n] each
+    diverged: Tensor  # bool [n]
+
+
+def _finished(resume: Any, grid: Grid) -> list[_Piece]:
     """What an interrupted sweep had finished, as the first piece of the one that goes on."""
     if not isinstance(resume, SweepInterrupted):
         raise TypeError(f"resume is {type(resume).__name__}; pass the SweepInterrupted that was raised")
@@ -143,18 +155,8 @@ def _finished(resume: Any, grid: Grid) -> list["_Piece"]:
     return [_Piece(resume.members, "the members done before", done.outputs, done.lengths, done.diverged)]
 
 
-def _members(pieces: list["_Piece"]) -> list[int]:
+def _members(pieces: list[_Piece]) -> list[int]:
     return [member for piece in pieces for member in piece.members]
-
-
-class _Piece(NamedTuple):
-    """The results of a chunk."""
-
-    members: list[int]
-    name: str
-    tree: Tree  # leaves [n, ...]
-    lengths: dict[str, Tensor]  # int64 [n] each
-    diverged: Tensor  # bool [n]
 
 
 def _run_chunk(

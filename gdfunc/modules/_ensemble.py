@@ -11,7 +11,7 @@ from torch.func import vmap
 from .. import _tree
 from .._errors import check_choice, check_int
 from .._tree import Tree
-from ._functional import Functional, Parts, check_module, make_apply, parts_of, tensors_of
+from ._functional import Functional, Parts, check_module, make_apply, parts_of
 
 
 def stack(members: Sequence[Any]) -> Any:
@@ -151,7 +151,7 @@ def predict(
         if not (leaf.is_floating_point() or leaf.is_complex()):
             raise TypeError(f"{path} is {leaf.dtype}, which has no mean; return scores or probabilities")
     return Prediction(
-        _tree.unshare(members, tensors_of((params, args, buffers, kwargs))),
+        _tree.unshare(members, _tree.tensors((params, args, buffers, kwargs))),
         _tree.map(lambda leaf: leaf.mean(0), members),
         # torch warns where N − 1 = 0, and has no derivative there.
         _tree.map(lambda leaf: leaf.std(0) if count > 1 else torch.full_like(leaf[0].abs(), nan), members),

@@ -123,7 +123,7 @@ def make_apply(module: nn.Module, defaults: Params) -> Callable[..., Any]:
             output = functional_call(skeleton, params | buffers, args, kwargs, strict=True)
         except RuntimeError as error:
             recurrent = _first(skeleton, nn.RNNBase)
-            if recurrent and any(map(_tree.is_transformed, tensors_of((params, args, kwargs)))):
+            if recurrent and any(map(_tree.is_transformed, _tree.tensors((params, args, kwargs)))):
                 raise ValueError(
                     f"{recurrent} cannot run under vmap, which per-sample gradients and sweeps use; "
                     f"write its loop over time with the cell (nn.GRUCell, nn.LSTMCell, nn.RNNCell)"
@@ -186,7 +186,7 @@ def _check_shapes(params: Params, expected: Params) -> None:
 
 def _check_batch_norm(module: nn.Module, inputs: Any) -> None:
     normalisation = _first(module, nn.modules.batchnorm._BatchNorm, training=True)
-    if normalisation and any(x.ndim > 1 and len(x) == 1 for x in tensors_of(inputs)):
+    if normalisation and any(x.ndim > 1 and len(x) == 1 for x in _tree.tensors(inputs)):
         raise ValueError(
             f"{normalisation} in training mode has no statistics in a batch of one, which is what "
             f"per-sample gradients give it; use nn.GroupNorm, or module.eval() before functional()"
@@ -199,7 +199,3 @@ def _first(module: nn.Module, kind: type[nn.Module], training: bool = False) -> 
         if isinstance(child, kind) and (child.training or not training):
             return f"nn.{type(child).__name__} {name!r}"
     return ""
-
-
-def tensors_of(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in _tree.leaves(tree) if isinstance(leaf, Tensor)]

@@ -4,6 +4,7 @@ A tensor that is used once, or that is cheap, is never stored: its expression is
 Those that are stored write a kernel, the first time that somebody asks for their memory.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -49,7 +50,7 @@ class Block:
         self.work += prod(var.extent for var in kernel.loops)
 
 
-class Lazy:
+class Lazy(ABC):
     """A tensor that is known element by element."""
 
     shape: Shape
@@ -57,8 +58,9 @@ class Lazy:
     cost = 0  # of an element: about how many instructions
     shared = False  # used more than once
 
+    @abstractmethod
     def at(self, kernel: Kernel, point: Point) -> str:
-        raise NotImplementedError
+        """Write the element at a point; give its name."""
 
 
 class Formula(Lazy):
@@ -190,8 +192,9 @@ class Stored(Lazy):
             self._memory = self.emit()
         return self._memory
 
+    @abstractmethod
     def emit(self) -> Memory:
-        raise NotImplementedError
+        """Write the kernels that fill its memory."""
 
     def out(self) -> Memory:
         return self.target or self.block.scratch(self.shape, self.dtype)
