@@ -531,6 +531,50 @@ def test_a_denormal_stays_and_no_mode_is_left_behind():
     assert torch.tensor(2.0**-140) * 0.5 == 2.0**-141
 
 
+UPDATES = {  # of a carry that is too large for registers: what may be overwritten, and what must not
+    "each element from its own": lambda c: {"a": c["a"] * 0.9 + 1, "b": c["b"].exp() / 3},
+    "exchanged": lambda c: {"a": c["b"] * 1, "b": c["a"] * 1},
+    "from its neighbour": lambda c: {"a": c["a"].roll(1) / 2, "b": c["b"] + 1},
+    "reversed": lambda c: {"a": c["a"].flip(0) * 0.9, "b": c["b"]},
+    "transposed": lambda c: {"a": (c["a"].view(8, 12).mT * 0.9).flatten(), "b": c["b"]},
+    "from all of itself": lambda c: {"a": c["a"] - c["a"].mean(), "b": c["b"] - c["b"].amax() / 2},
+    "from a running sum": lambda c: {"a": c["a"].cumsum(0) / 96, "b": c["b"]},
+    "from a product": lambda c: {
+        "a": (c["a"].view(8, 12) @ c["b"].view(12, 8) / 9).repeat(1, 2)[:, :12].flatten(),
+        "b": c["b"] * 1.01,
+    },
+    "the old one read after": lambda c: {"a": c["a"] + 1, "b": c["b"] + c["a"].exp()},
+    "the new one read after": lambda c: {
+        "a": c["a"] / 2 + c["b"],
+        "b": c["b"] - (c["a"] / 2 + c["b"]).sin(),
+    },
+    "scattered": lambda c: {
+        "a": c["a"].scatter_add(0, (c["b"].abs() * 9).long() % 96, c["a"]) / 2,
+        "b": c["b"],
+    },
+    "put together": lambda c: {"a": torch.cat([c["a"][48:] / 2, c["a"][:48]]), "b": c["b"]},
+    "a row of it for all": lambda c: {"a": (c["a"].view(8, 12) + c["a"][:12]).flatten() / 2, "b": c["b"]},
+    "summed by rows": lambda c: {"a": (c["a"] + c["b"].view(8, 12).sum(0).repeat(8)) / 9, "b": c["b"] / 2},
+    "one of a larger one": lambda c: {"a": c["a"], "b": c["b"] + c["a"].view(8, 12).sum(1).repeat(12)},
+}
+
+
+@pytest.mark.parametrize("name", UPDATES)
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_carry_is_overwritten_only_where_nobody_misses_it(name, inner):
+    def f(carry, x):
+        def once(c, _):
+            return UPDATES[name](c), c["a"][::5] + x
+
+        return gd.scan(once, carry, None, 3) if inner else once(carry, None)
+
+    generator = torch.Generator().manual_seed(0)
+    init = {leaf: torch.randn(96, generator=generator, dtype=torch.float64) for leaf in "ab"}
+    xs = torch.arange(4.0, dtype=torch.float64)
+    got, expected = (gd.scan(f, init, xs, backend=backend) for backend in ("native", "eager"))
+    torch.testing.assert_close(got, expected, rtol=1e-13, atol=1e-13)
+
+
 def test_training_is_that_of_eager():
     x, y = (
         tame(0, (40, 6), torch.float64),

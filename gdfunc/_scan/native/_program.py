@@ -1,7 +1,7 @@
 """A body as C: where its tensors lie, what a step writes, and the loop around the steps."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from operator import getitem
 from typing import Any
@@ -41,7 +41,7 @@ def write(body: Body) -> str:
     for i, aval in moving.items():
         now[i], after[i] = (Memory(f"{copy}->c{i}", aval.shape, aval.dtype) for copy in ("now", "next"))
     inputs = [*[each.memory for each in consts], *now, *[each.memory for each in x]]
-    _step(block, graph, inputs, [*after, *[each.memory for each in y]])
+    _step(block, graph, inputs, after, [each.memory for each in y])
     if block.work > _MOST_WORK:
         raise Unsupported(f"a step of {block.work:.1g} operations, where torch's own kernels are faster")
 
@@ -52,6 +52,8 @@ def write(body: Body) -> str:
         turn = ["struct carry *restrict now = w->carries, *restrict next = w->carries + 1;"]
         end, last = ["*now = *next;"], "w->carries"
     else:
+        stays = {i for i in moving if _overwrites(block.lines, f"now->c{i}", f"next->c{i}", f"carry_{i}")}
+        moving = {i: aval for i, aval in moving.items() if i not in stays}
         _share(block)
         home = ["struct scratch *restrict w = (struct scratch *)memory;"]
         turn = [
@@ -77,7 +79,7 @@ def write(body: Body) -> str:
         "int bad = 0;",
         "for (int64_t n = n0; n < n1; n++) {",
         *[pointer.declared(at, moves=False) for at, pointer in of_member],
-        *[f"__builtin_memcpy(w->carries->c{i}, carry_{i}, {size});" for i, size in sizes.items()],
+        *[f"__builtin_memcpy(w->carries->c{i}, carry_{i}, {sizes[i]});" for i in moving],
         "for (int64_t t = t0; t < t1; t++) {",
         *turn,
         *[pointer.declared(at, moves=True) for at, pointer in of_step],
@@ -85,7 +87,7 @@ def write(body: Body) -> str:
         "if (bad) return t;",
         *end,
         "}",
-        *[f"__builtin_memcpy(carry_{i}, {last}->c{i}, {size});" for i, size in sizes.items()],
+        *[f"__builtin_memcpy(carry_{i}, {last}->c{i}, {sizes[i]});" for i in moving],
         "}",
         "return -1;",
         "}",
@@ -101,15 +103,41 @@ def _bytes(block: Block) -> int:
     return sum(count * 8 for _, count in block.fields.values())
 
 
+def _numbered(lines: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Lines with the number of their statement: a kernel is one, and so is a loop within the step."""
+    statement = depth = 0
+    for line in lines:
+        yield statement, line
+        depth += line.count("{") - line.count("}")
+        statement += not depth
+
+
+def _overwrites(lines: list[str], old: str, new: str, place: str) -> bool:
+    """Let new values take the place of the old ones, if none of these is read once it is gone.
+
+    That is so if the statement that first writes new ones reads at most the old element that it replaces,
+    and no later one reads any.
+    """
+    uses = re.compile(rf"(?P<name>{re.escape(old)}|{re.escape(new)})\b(?:\[(?P<index>[^]]*)])?")
+    found = [(number, use) for number, line in _numbered(lines) for use in uses.finditer(line)]
+    writes = [(number, use) for number, use in found if use["name"] == new]
+    if not writes:
+        return False
+    (first, write), *_ = writes
+    for number, use in found:
+        replaced = number == first and use["index"] == write["index"]
+        if use["name"] == old and number >= first and not replaced:
+            return False
+    lines[:] = [uses.sub(lambda use: use[0].replace(use["name"], place, 1), line) for line in lines]
+    return True
+
+
 def _share(block: Block) -> None:
     """Let tensors that are not needed at the same time lie in the same place: less memory, and nearer."""
     spans: dict[str, list[int]] = {}
-    statement = depth = 0  # a kernel is one statement, and so is a loop within the step
-    for line in block.lines:
+    for statement, line in _numbered(block.lines):
         for name in _SCRATCH.findall(line):
             spans.setdefault(name, [statement, statement])[1] = statement
-        depth += line.count("{") - line.count("}")
-        statement += not depth
     slots: dict[str, tuple[str, int, int]] = {}
     renamed = {}
     for name, (first, last) in sorted(spans.items(), key=lambda item: item[1]):
@@ -155,9 +183,14 @@ def _still(body: Body, graph: fx.GraphModule) -> set[int]:
 
 
 def _step(
-    block: Block, graph: fx.GraphModule, inputs: Sequence[Lazy], targets: Sequence[Memory | None]
+    block: Block,
+    graph: fx.GraphModule,
+    inputs: Sequence[Lazy],
+    carry: Sequence[Memory | None],
+    y: Sequence[Memory],
 ) -> None:
     """Write what a step does: each result goes to its target, if it has one."""
+    targets = [*carry, *y]
     nodes = list(graph.graph.nodes)
     operations = [node for node in nodes if node.op == "call_function"]
     if len(operations) > _MOST_OPERATIONS:
@@ -180,7 +213,10 @@ def _step(
         known[node] = tensor
         if key is not None:
             same[key] = tensor
-    for node, target in zip(results, targets, strict=True):
+    pairs = list(zip(results, targets, strict=True))
+    for node, target in (
+        pairs[len(carry) :] + pairs[: len(carry)]
+    ):  # what reads the carry before what replaces it
         if target is not None:
             tensor = known[node]
             source = tensor.memory() if isinstance(tensor, Stored) else tensor
@@ -253,16 +289,15 @@ def _loop(block: Block, loop: Any, tensors: Sequence[Lazy]) -> list[Lazy]:
             fill(block, now[i], leaf)
     ys = [block.scratch((loop.length, *aval.shape), aval.dtype) for aval in body.y]
     row = f"({loop.length - 1} - {t})" if loop.reverse else t
-    inner.lines.append(f"for (int64_t {t} = 0; {t} < {loop.length}; {t}++) {{")
     x = [_row(inner, leaf, row, "const ") for leaf in xs]
     y = [_row(inner, leaf, row, "") for leaf in ys]
     after = [None if i in still else block.scratch(leaf.shape, leaf.dtype) for i, leaf in enumerate(init)]
-    _step(inner, graph, [*consts, *now, *x], [*after, *y])
+    _step(inner, graph, [*consts, *now, *x], after, y)
     for old, new in zip(now, after, strict=True):
-        if new is not None:
+        if new is not None and not _overwrites(inner.lines, old.pointer, new.pointer, old.pointer):
             size = prod(new.shape) * new.dtype.itemsize
             inner.lines.append(f"__builtin_memcpy({old.pointer}, {new.pointer}, {size});")
-    block.lines += [*inner.lines, "}"]
+    block.lines += [f"for (int64_t {t} = 0; {t} < {loop.length}; {t}++) {{", *inner.lines, "}"]
     block.work = max(block.work, inner.work)  # libraries win on large steps, however many there are
     return [*now, *ys]
 

@@ -1,13 +1,13 @@
 """Sums and other reductions: one accumulator, or a row of them where rows are what lies together."""
 
 from collections.abc import Sequence
-from math import inf, prod
+from math import inf, nan, prod
 from typing import Any, NamedTuple
 
 import torch
 
 from . import _contraction
-from ._index import Point, ravel, strides_of
+from ._index import Index, Point, ravel, strides_of
 from ._kernel import C_TYPES, Kernel, NotFlat, over
 from ._tensor import Block, Formula, Lazy, Map, Memory, Stored, View, fill, literal
 
@@ -18,6 +18,7 @@ class Kind(NamedTuple):
     start: Any
     step: str
     clause: str = ""  # of OpenMP, where the order does not matter
+    compares: bool = False  # so that NaN has to be looked for
 
     def first(self, dtype: torch.dtype) -> str:
         ends = {"low": -inf, "high": inf}
@@ -31,8 +32,8 @@ class Kind(NamedTuple):
 KINDS = {
     "sum": Kind(0, "{a} + {v}", "+:a"),
     "prod": Kind(1, "{a} * {v}", "*:a"),
-    "max": Kind("low", "({v} > {a}) | ({v} != {v}) ? {v} : {a}"),
-    "min": Kind("high", "({v} < {a}) | ({v} != {v}) ? {v} : {a}"),
+    "max": Kind("low", "{v} > {a} ? {v} : {a}", compares=True),
+    "min": Kind("high", "{v} < {a} ? {v} : {a}", compares=True),
     "any": Kind(0, "{a} | {v}", "|:a"),
     "all": Kind(1, "{a} & {v}", "&:a"),
 }
@@ -75,6 +76,10 @@ class Reduced(Stored):
             self.source = source.source
             return True
         return False
+
+    @property
+    def _looks_for_nan(self) -> bool:
+        return KINDS[self.kind].compares and self.dtype.is_floating_point
 
     def emit(self) -> Memory:
         source = self.source
@@ -126,23 +131,40 @@ class Reduced(Stored):
             depth = len(outer)
             kernel.before[depth][0] = f"{c_type} a = {kind.first(self.dtype)};"
             kernel.before[-1].append(f"a = {kind.step.format(a='a', v=value)};")
+            if self._looks_for_nan:  # beside the comparison: in one expression it becomes a branch
+                kernel.before[depth][0] += " int nan = 0;"
+                kernel.before[-1].append(f"nan |= {value} != {value};")
+                kernel.after[depth].append(f"if (nan) a = {literal(nan, self.dtype)};")
             kernel.after[depth].append(f"{out.pointer}[{place}] = a;")
             is_sum = bool(kind.clause) and depth < len(kernel.loops)
             return self.block.add(kernel, reduced=kind.clause if is_sum else "", parallel=is_sum)
 
     def _by_rows(self, out: Memory) -> None:
-        kind = KINDS[self.kind]
-        first = kind.first(self.dtype)
-        fill(self.block, out, Formula(out.shape, out.dtype, lambda kernel, point: first))
+        """A row of accumulators: in registers if it is short, else where the result is to be."""
+        kind, c_type = KINDS[self.kind], C_TYPES[self.dtype]
         outer, point = over(self.shape, flat=False)
         inner, within = over(self.extents, flat=False, prefix="k")
-        kernel = Kernel([*outer[:-1], *inner, outer[-1]])
+        *rows, column = outer
+        kernel = Kernel([*rows, *inner, column])
+        start, _ = kernel.place(out.place(point) + Index(0, ((column, -1),)))
+        short, at = column.extent <= _SHORT_ROW, len(rows)
+        home = (
+            f"{c_type} a[{column.extent}];" if short else f"{c_type} *restrict a = {out.pointer} + {start};"
+        )
+        each = f"for (int64_t {column.name} = 0; {column.name} < {column.extent}; {column.name}++)"
+        a = f"a[{column.name}]"
+        kernel.before[at] += [home, f"{each} {a} = {kind.first(self.dtype)};"]
         value = self.source.at(kernel, self.place(point, within))
-        place, _ = kernel.place(out.place(point))
-        kernel.store(out.pointer, out.place(point), kind.step.format(a=f"{out.pointer}[{place}]", v=value))
+        step = kind.step.format(a=a, v=value)
+        if self._looks_for_nan:
+            step = f"{value} != {value} ? {value} : {step}"
+        kernel.before[-1].append(f"{a} = {step};")
+        if short:
+            kernel.after[at].append(f"{each} {out.pointer}[{start} + {column.name}] = {a};")
         self.block.add(kernel)
 
 
+_SHORT_ROW = 128
 PRODUCT = "{0} * {1}"
 
 
