@@ -1,4 +1,4 @@
-"""Race one workload on all cores that are named, in a fresh process; the last line holds the rows."""
+"""Race one workload on all cores that are named, in a fresh process; the last line holds the report."""
 
 import json
 import os
@@ -14,8 +14,7 @@ def main(task: str, *cores: str) -> None:
     torch.set_num_threads(len(cores))
     report = test_workloads.Report(f"{len(cores)}, on all cores")
     test_workloads.race(report, f"{task}, {len(cores)} cores", task)
-    print(*report.left_out, sep="\n", file=sys.stderr)
-    print(json.dumps([row | report.setting for row in report.rows]))
+    print(json.dumps([[row | report.setting for row in report.rows], list(report.left_out)]))
 
 
 if __name__ == "__main__":
