@@ -16,7 +16,7 @@ settings.load_profile("ci" if settings.get_current_profile_name() == "ci" else "
 
 
 def global_state() -> tuple[object, ...]:
-    """What a library must leave alone: generators, default dtype, grad mode, determinism."""
+    """What a library must leave alone: generators, default dtype, grad mode, determinism, denormals."""
     return (
         torch.get_rng_state().numpy().tobytes(),
         np.random.get_state()[1].tobytes(),  # noqa: NPY002  the global generator is what is watched
@@ -26,6 +26,7 @@ def global_state() -> tuple[object, ...]:
         torch.are_deterministic_algorithms_enabled(),
         torch.get_float32_matmul_precision(),
         torch.get_num_threads(),
+        (torch.tensor(2.0**-140) * 0.5).item(),
     )
 
 

@@ -1,6 +1,5 @@
 """The native backend against eager, operator by operator: shapes, dtypes, NaN, ∞, −0.0, empty axes."""
 
-import functools
 import math
 import os
 import shutil
@@ -525,10 +524,27 @@ def test_lengths_and_numbers_in_tensors_compile_nothing(monkeypatch):
     assert len(built) == 1
 
 
-def test_a_denormal_stays_and_no_mode_is_left_behind():
-    carry, _ = gd.scan(lambda c, x: (c * 0.5, None), torch.tensor(2.0**-140), length=5, backend="native")
-    assert carry == 2.0**-145
-    assert torch.tensor(2.0**-140) * 0.5 == 2.0**-141
+@pytest.mark.parametrize("shares", [1, 2])
+@pytest.mark.parametrize("flush", [False, True])
+def test_denormals_are_what_the_calling_thread_makes_of_them(flush, shares, monkeypatch):
+    def flushes():
+        return bool(torch.tensor(2.0**-140) * 0.5 == 0)
+
+    def halve(start):
+        return gd.scan(lambda c, x: (c * 0.5, None), start, length=5, backend="native")[0]
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: shares)
+    with ThreadPoolExecutor(1) as other:
+        assert not other.submit(flushes).result()
+        if not torch.set_flush_denormal(flush):
+            pytest.skip("torch cannot flush denormal numbers here")
+        try:
+            got = torch.func.vmap(halve)(torch.full((4,), 2.0**-140))
+            assert flushes() == flush
+        finally:
+            torch.set_flush_denormal(False)
+        assert not other.submit(flushes).result()
+    assert got.tolist() == [0.0 if flush else 2.0**-145] * 4
 
 
 UPDATES = {  # of a carry that is too large for registers: what may be overwritten, and what must not
@@ -619,7 +635,7 @@ SANITIZED = """
 import torch
 from gdfunc._scan.native import _build
 _build._FLAGS[0] = "-O1"
-_build._FLAGS += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-static-libubsan"]
+_build._FLAGS += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "{flag}"]
 import tests.test_native as t
 for shape in ((), (0, 3), (7, 33), (2, 3, 5)):
     for dtype in (torch.float32, torch.float64):
@@ -638,18 +654,26 @@ print("clean")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("gcc"), reason="asks gcc for its sanitizers")
-def test_generated_code_is_clean_under_the_sanitizers(tmp_path):
-    asked = ["gcc", "-print-file-name=libasan.so"]
+@pytest.mark.parametrize(
+    ("compiler", "library", "flag"),
+    [
+        ("gcc", "libasan.so", "-static-libubsan"),
+        ("clang", "libclang_rt.asan-x86_64.so", "-shared-libasan"),
+    ],
+)
+def test_generated_code_is_clean_under_the_sanitizers(compiler, library, flag, tmp_path):
+    if not shutil.which(compiler):
+        pytest.skip(f"asks {compiler} for its sanitizers")
+    asked = [compiler, f"-print-file-name={library}"]
     library = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
     environment = os.environ | {
         "LD_PRELOAD": library,
         "ASAN_OPTIONS": "detect_leaks=0",
         "XDG_CACHE_HOME": str(tmp_path),
-        "CC": "gcc",
+        "CC": compiler,
     }
     done = subprocess.run(
-        [sys.executable, "-c", SANITIZED],
+        [sys.executable, "-c", SANITIZED.format(flag=flag)],
         env=environment,
         cwd=Path(__file__).parents[1],
         capture_output=True,
@@ -659,27 +683,53 @@ def test_generated_code_is_clean_under_the_sanitizers(tmp_path):
     assert done.stdout == "clean\n", done.stderr[-3000:]
 
 
+def wander(start, length=10**9):
+    return gd.scan(lambda c, x: (torch.sin(c + 1), None), start, length=length, backend="native")[0]
+
+
+def wander_in_one_step(start):
+    return gd.scan(lambda c, x: (wander(c), None), start, length=1, backend="native")[0]
+
+
+def wander_in_loops(start):
+    def turn(c, x):
+        return gd.scan(lambda c, x: (wander(c, 100), None), c, length=100)[0], None
+
+    return gd.scan(
+        lambda c, x: (gd.scan(turn, c, length=10**6)[0], None), start, length=1, backend="native"
+    )
+
+
+def wander_far(start):
+    def turn(c, x):
+        return torch.sin(c[:, None] * torch.arange(5_000)).sum(1), None
+
+    return gd.scan(turn, start, length=1, backend="native")[0]
+
+
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal")
 @pytest.mark.parametrize("shares", [1, 2])
-def test_ctrl_c_is_heard_in_the_loop(shares, monkeypatch):
+@pytest.mark.parametrize(
+    ("run", "members"), [(wander, 4), (wander_in_one_step, 4), (wander_in_loops, 4), (wander_far, 10_000)]
+)
+def test_ctrl_c_is_heard_in_the_loop(run, members, shares, monkeypatch):
+    call, began = native._Function.__call__, []
+
+    def interrupted(*args):
+        threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        began.append(time.perf_counter())
+        return call(*args)
+
     monkeypatch.setattr(torch, "get_num_threads", lambda: shares)
-    starts = tame(0, (4, 300), torch.float64)
-
-    def run(start, length):
-        return gd.scan(lambda c, x: (torch.sin(c + 1), None), start, length=length, backend="native")[0]
-
-    torch.func.vmap(functools.partial(run, length=3))(starts)  # compiles
-    timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
-    began = time.perf_counter()
+    monkeypatch.setattr(native._Function, "__call__", interrupted)  # by then it is compiled
     # A shell that starts this in the background lets it ignore the signal.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        timer.start()
         with pytest.raises(KeyboardInterrupt):
-            torch.func.vmap(functools.partial(run, length=10**9))(starts)
+            torch.func.vmap(run)(tame(0, (members, 300), torch.float64))
     finally:
         signal.signal(signal.SIGINT, before)
-    assert time.perf_counter() - began < 10
+    assert time.perf_counter() - began[0] < 10
 
 
 @pytest.mark.parametrize("name", TABLE)

@@ -66,10 +66,11 @@ def scan(
             longer to compile.
         backend: who runs the loop. `"eager"`: Python, with no setup and any f. `"native"`: one C function,
             for the small steps of a CPU, that is compiled in about half a second; members of a vmap are
-            shared among torch's threads. `"inductor"`: compiled to C++ on a CPU, to GPU kernels on CUDA;
-            takes seconds the first time. `"cudagraph"`: recorded and replayed on CUDA. `"auto"`: eager for
-            fewer than 10,000 steps, else the fastest that can run this f on this device; when one cannot, a
-            warning says why.
+            shared among torch's threads, and `torch.set_flush_denormal(True)` beforehand holds in all of
+            them (averages that decay, such as Adam's, become slow denormal numbers). `"inductor"`:
+            compiled to C++ on a CPU, to GPU kernels on CUDA; takes seconds the first time. `"cudagraph"`:
+            recorded and replayed on CUDA. `"auto"`: eager for fewer than 10,000 steps, else the fastest
+            that can run this f on this device; when one cannot, a warning says why.
         checkpoint: k keeps only every k-th carry for the backward pass, which computes those between
             again: memory O(T/k + k) in place of O(T). `"sqrt"` takes k = √T. It traces f, also in eager;
             Inductor compiles its loops within loops anew for each k and remainder.

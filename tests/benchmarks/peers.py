@@ -1,23 +1,29 @@
 """The same work in other hands. No peer is a dependency; each is imported where it is used."""
 
+import ctypes
 import os
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import grad, grad_and_value, jvp, vmap
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_map, tree_map_only
 
 from .workloads import Problem, Run, images
 
 JAX = "JAX jit(scan) + Optax"
 JAX_GRADIENTS = "JAX jit(vmap(grad))"
 JAX_SCAN = "JAX jit(scan)"
+BY_HAND = "hand-written C"
 PACKAGES = {  # module -> (distribution, the peers that need it)
     "jax": ("jax", (JAX, JAX_GRADIENTS, JAX_SCAN)),
     "optax": ("optax", (JAX,)),
@@ -45,6 +51,8 @@ def preload(peer: str) -> None:
 @cache
 def missing(peer: str, device: str = "cpu") -> str:
     """Why a peer cannot run there: a package that is not installed, or that knows no such device."""
+    if peer == BY_HAND and not shutil.which("gcc"):
+        return "needs gcc"
     try:
         preload(peer)
         if peer in PACKAGES["jax"][1]:
@@ -59,7 +67,8 @@ def torch_optim(problem: Problem) -> Run:
 
     def once(lr: float, steps: int) -> Tensor:
         params = {name: leaf.clone().requires_grad_() for name, leaf in problem.params.items()}
-        optimizer = torch.optim.SGD(params.values(), lr=lr)
+        rule = torch.optim.Adam if problem.method == "adam" else torch.optim.SGD
+        optimizer = rule(params.values(), lr=lr)
         x, y = problem.data
         losses = []
         for rows in problem.index[:steps]:
@@ -81,6 +90,9 @@ def torch_optim(problem: Problem) -> Run:
 def torch_func(problem: Problem) -> Run:
     """A step on torch.func by hand, under vmap where lr holds several rates."""
     gradient = grad_and_value(problem.loss_fn)
+    if problem.method == "per-sample":
+        each = partial(vmap, in_dims=(None, 0, 0))
+        gradient = averaged(lambda f: each(grad_and_value(f)), tree_map, problem.loss_fn)
 
     def step(params: dict[str, Tensor], batch: Any, lr: Any) -> tuple[dict[str, Tensor], Tensor]:
         grads, loss = gradient(params, batch)
@@ -98,6 +110,33 @@ def torch_func(problem: Problem) -> Run:
             params, loss = advance(params, (x[rows], y[rows]), problem.lr)
             losses.append(loss)
         return torch.stack(losses, dim=-1)
+
+    return run
+
+
+def averaged(each: Callable[[Any], Any], tree_map: Any, loss_fn: Any) -> Callable[[Any, Any], Any]:
+    """The gradients of all samples and their losses, then the mean of each."""
+    gradients = each(lambda params, x, y: loss_fn(params, (x[None], y[None])))
+    return lambda params, batch: tree_map(lambda leaf: leaf.mean(0), gradients(params, *batch))
+
+
+def hand_written(problem: Problem) -> Run:
+    """W1 in C."""
+    (x, y), params, index = problem.data, problem.params, problem.index
+    source = Path(__file__).with_name("by_hand.c")
+    with tempfile.TemporaryDirectory() as directory:
+        made = f"{directory}/by_hand.so"
+        flags = ["-O3", "-march=native", "-fPIC", "-shared", f"-DBATCH={index.shape[1]}"]
+        subprocess.run(["gcc", *flags, str(source), "-o", made], check=True)
+        train = ctypes.CDLL(made).train
+    number, pointer = ctypes.c_float, ctypes.c_void_p
+    train.argtypes = [ctypes.c_int64, pointer, pointer, pointer, number, number, number, pointer]
+
+    def run(steps: int) -> Tensor:
+        losses = torch.empty(steps)
+        start = problem.lr, params["w"].item(), params["b"].item()
+        train(steps, index.data_ptr(), x.data_ptr(), y.data_ptr(), *start, losses.data_ptr())
+        return losses
 
     return run
 
@@ -149,12 +188,16 @@ def jax_optax(problem: Problem) -> Run:
     import jax
     import optax
 
-    gradient = jax.value_and_grad(jax_loss(problem.name))
+    loss_fn, rule = jax_loss(problem.name), optax.adam if problem.method == "adam" else optax.sgd
+    gradient = jax.value_and_grad(loss_fn)
+    if problem.method == "per-sample":
+        each = partial(jax.vmap, in_axes=(None, 0, 0))
+        gradient = averaged(lambda f: each(jax.value_and_grad(f)), jax.tree.map, loss_fn)
     params, (x, y), lr = in_jax((problem.params, problem.data, problem.lr))
     plan = cache(lambda steps: in_jax(problem.index[:steps]))
 
     def losses(lr: Any, params: Any, x: Any, y: Any, index: Any) -> Any:
-        optimizer = optax.sgd(lr)
+        optimizer = rule(lr)
 
         def step(carry: Any, rows: Any) -> Any:
             params, state = carry
@@ -316,6 +359,11 @@ def backpack(problem: Problem) -> Run:
 
 
 TRAINERS = {"torch.optim loop": torch_optim, "torch.func eager step": torch_func, JAX: jax_optax}
+METHODS = {
+    "sgd": TRAINERS,
+    "adam": {name: TRAINERS[name] for name in ("torch.optim loop", JAX)},
+    "per-sample": {name: TRAINERS[name] for name in ("torch.func eager step", JAX)},
+}
 GRADIENTS = {
     "torch vmap(grad)": vmap_grad,
     "Opacus hooks": opacus,
@@ -337,4 +385,7 @@ def table(problem: Problem) -> dict[str, Callable[[Problem], Run]]:
     """Who does the same work; the first is the reference for all results."""
     if problem.clip is not None:
         return CLIPPED
-    return GRADIENTS if problem.index is None else TRAINERS
+    if problem.index is None:
+        return GRADIENTS
+    in_c = problem.name == "regression" and problem.device.type == "cpu"
+    return METHODS[problem.method] | ({BY_HAND: hand_written} if in_c else {})

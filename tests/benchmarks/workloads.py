@@ -31,6 +31,7 @@ class Problem(NamedTuple):
     index: Tensor | None = None
     lr: float | Tensor | None = None
     clip: float | None = None  # the mean of clipped per-sample gradients is wanted, not these
+    method: str = "sgd"  # or "adam", or "per-sample": sgd along the mean of per-sample gradients
 
     @property
     def device(self) -> torch.device:
@@ -60,17 +61,18 @@ def regression(steps: int) -> Problem:
 
 
 @cache
-def digits(steps: int) -> Problem:
+def digits(steps: int, method: str = "sgd", batch_size: int = 32) -> Problem:
     """W2: the 1797 digits, an MLP 64-64-10, batches of 32."""
     net = network("mlp", 64, 64, 10)
     apply, params, _ = gd.modules.functional(net)
     x, y = gd.problems.digits(dtype=torch.float32)[:2]
-    index = gd.sample_batches(gd.random.key(0), n=len(x), batch_size=32, steps=steps)
+    index = gd.sample_batches(gd.random.key(0), n=len(x), batch_size=batch_size, steps=steps)
 
     def loss_fn(params: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
         return nn.functional.cross_entropy(apply(params, batch[0]), batch[1])
 
-    return Problem("mlp", loss_fn, params, (x, y), index, 0.1)
+    lr = 1e-3 if method == "adam" else 0.1
+    return Problem("mlp", loss_fn, params, (x, y), index, lr, method=method)
 
 
 def sweep(models: int, steps: int) -> Problem:
@@ -122,17 +124,51 @@ def backends(device: torch.device | str) -> tuple[str, ...]:
 def ours(problem: Problem) -> dict[str, Run]:
     """gdfunc on each backend: `gd.train` along the problem's plan; without one, per-sample gradients."""
     run = gradient_run(problem) if problem.index is None else training_run(problem)
-    return {f"gdfunc {backend}": partial(run, backend) for backend in backends(problem.device)}
+    runs = {f"gdfunc {backend}": partial(run, backend) for backend in backends(problem.device)}
+    if problem.method == "adam":  # whose averages of what stays zero become denormal
+        runs["gdfunc native, flush to zero"] = flushed(runs["gdfunc native"])
+    return runs
+
+
+def flushed(run: Run) -> Run:
+    """The same with 0 for all denormal numbers, as JAX has it on a CPU at all times."""
+
+    def flushing(size: int) -> Any:
+        torch.set_flush_denormal(True)
+        try:
+            return run(size)
+        finally:
+            torch.set_flush_denormal(False)
+
+    return flushing
+
+
+def stepping(problem: Problem) -> tuple[Callable[..., Any], Any]:
+    """The problem's step, and the state that it begins with."""
+    if problem.method == "adam":
+        transform = gd.adam()
+        step = gd.make_transform_step(problem.loss_fn, transform)
+        return step, gd.init_state(transform, problem.params)
+    if problem.method == "per-sample":
+        gradients = gd.per_sample_grad(problem.loss_fn)
+
+        def averaged(params: dict[str, Tensor], batch: Any, lr: Any) -> tuple[dict[str, Tensor], Tensor]:
+            grads, losses = gradients(params, batch)
+            means = {name: leaf.mean(0) for name, leaf in grads.items()}
+            return gd.apply_updates(params, means, lr), losses.mean()
+
+        return averaged, problem.params
+    return gd.make_step(problem.loss_fn), problem.params
 
 
 def training_run(problem: Problem) -> Callable[[str, int], Tensor]:
     """`gd.train`, under vmap where lr holds several rates."""
-    step = gd.make_step(problem.loss_fn)
+    step, init = stepping(problem)
 
     def run(backend: str, steps: int) -> Tensor:
         def losses(lr: float | Tensor) -> Tensor:
             index = problem.index[:steps]
-            return gd.train(step, problem.params, problem.data, index, lr, backend=backend)[1].loss
+            return gd.train(step, init, problem.data, index, lr, backend=backend)[1].loss
 
         return vmap(losses)(problem.lr) if isinstance(problem.lr, Tensor) else losses(problem.lr)
 

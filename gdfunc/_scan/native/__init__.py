@@ -13,19 +13,24 @@ Its stages, in the order in which they run:
     _build        the compiler
 
 Nothing is fused across stored tensors, and nothing is approximated: the same operations as torch's, in
-another order only where a sum has one. What is not covered is refused before anything is compiled.
+another order only where a sum has one. Denormal numbers are kept, or flushed to zero where the calling
+thread does so (`torch.set_flush_denormal`), by all threads of the loop alike. What is not covered is
+refused before anything is compiled.
+
+gcc and clang on x86-64 are tested, zig's clang too; AArch64 and macOS are written for, and untested.
 
 To add a pointwise operator, write its line in `_operators.POINTWISE` (`PREDICATES` if its result is bool)
 and its name in the tables of `tests/test_native.py`, which compare it with torch's.
 """
 
 import ctypes
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from math import prod
-from threading import Event, RLock
+from threading import RLock
 from typing import Any, NamedTuple
 
 import torch
@@ -34,7 +39,7 @@ from torch import Tensor
 from .._body import Avals, Body, Members
 from .._primitive import Flags, Leaves
 from ._build import build
-from ._program import write
+from ._program import LONG, write
 from ._tensor import Unsupported as Unsupported
 
 _SEGMENT_SECONDS = 0.05  # Ctrl-C waits for so long
@@ -99,19 +104,25 @@ class _Function:
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
         self.scratch = ctypes.c_int64.in_dll(library, "scratch_size").value
+        self.rounds = ctypes.c_int64.in_dll(library, "step_rounds").value
         number = ctypes.c_int64
-        library.run.argtypes = [number] * 4 + [ctypes.c_void_p] * 4
+        library.run.argtypes = [number] * 4 + [ctypes.c_void_p] * 5
         library.run.restype = number
 
     def __call__(self, table: list[_Place], size: int, length: int) -> None:
-        """Run all members, a share of them on each thread; all stop when one does."""
+        """Run all members, a share of them on each thread; all stop when one does.
+
+        Only a thread that waits hears of Ctrl-C: a step that may take long has another thread run it.
+        """
         columns = [[getattr(place, name) for place in table] for name in _Place._fields]
         tables = [(ctypes.c_int64 * len(table))(*column) for column in columns]
-        shares, stop = min(size, torch.get_num_threads()), Event()
+        shares, stop = min(size, torch.get_num_threads()), ctypes.c_int()
         bounds = [size * share // shares for share in range(shares + 1)]
-        if shares == 1:
+        if shares == 1 and self.rounds * size < LONG:
             return self._share(tables, 0, size, length, stop)
-        with ThreadPoolExecutor(shares) as threads:
+        with ThreadPoolExecutor(
+            shares, initializer=torch.set_flush_denormal, initargs=(_flushes(),)
+        ) as threads:
             try:
                 done = [
                     threads.submit(self._share, tables, *ends, length, stop) for ends in pairwise(bounds)
@@ -119,20 +130,25 @@ class _Function:
                 for share in done:
                     share.result()
             except BaseException:
-                stop.set()
+                stop.value = 1
                 raise
 
-    def _share(self, tables: list[Any], first: int, last: int, length: int, stop: Event) -> None:
+    def _share(self, tables: list[Any], first: int, last: int, length: int, stop: ctypes.c_int) -> None:
         """Run some members, segment after segment: between two of them Python hears of Ctrl-C."""
         scratch = torch.zeros(self.scratch, dtype=torch.uint8)
         start, steps = 0, 1
-        while start < length and not stop.is_set():
+        while start < length and not stop.value:
             end, began = min(start + steps, length), time.perf_counter()
-            bad = self.library.run(first, last, start, end, *tables, scratch.data_ptr())
+            bad = self.library.run(first, last, start, end, *tables, scratch.data_ptr(), ctypes.byref(stop))
             if bad >= 0:
                 raise IndexError(f"an index is out of range in step {bad} of the loop")
             seconds = max(time.perf_counter() - began, 1e-9)
             start, steps = end, max(1, int(steps * min(8.0, _SEGMENT_SECONDS / seconds)))
+
+
+def _flushes() -> bool:
+    """Whether this thread has 0 for all denormal numbers, as `torch.set_flush_denormal` asks for."""
+    return sys.float_info.min * 0.5 == 0
 
 
 def _compiled(body: Body) -> _Function:

@@ -4,10 +4,13 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..._errors import BackendError
@@ -21,7 +24,7 @@ _FLAGS = [
     *("-fopenmp-simd", "-fno-strict-aliasing"),
 ]
 _WIDE = ["-mprefer-vector-width=512"]
-_VECTOR_MATH = ["-DVECTOR_MATH", "-lmvec"]
+_VECTOR_MATH = {"gcc": ["-DVECTOR_MATH", "-lmvec"], "clang": ["-fveclib=libmvec", "-lmvec"]}
 
 
 def build(text: str) -> ctypes.CDLL:
@@ -30,44 +33,53 @@ def build(text: str) -> ctypes.CDLL:
     Raises:
         BackendError: there is no compiler, it fails, or there is no safe directory.
     """
-    compiler, version = _compiler()
+    compiler, target = _compiler()
     directory = private_directory() / "native"
-    directory.mkdir(mode=0o700, exist_ok=True)
-    name = hashlib.sha256("\0".join([text, version, *_flags(), _processor()]).encode()).hexdigest()
-    path = directory / f"{name}.so"
-    if not path.exists():
-        _compile(compiler, text, path)
+    key = "\0".join([text, target, *_flags(), *map(str, _attempts(target))])
+    path = directory / f"{hashlib.sha256(key.encode()).hexdigest()}.so"
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        if _fault(path):
+            _compile(compiler, _attempts(target), text, path)
+    except OSError as error:
+        raise BackendError(
+            f"{directory} cannot be written ({error.strerror}); "
+            f"set XDG_CACHE_HOME to a directory of your own"
+        ) from error
     return ctypes.CDLL(str(path))
 
 
-def _compile(compiler: str, text: str, path: Path) -> None:
+def _compile(compiler: list[str], attempts: list[list[str]], text: str, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as directory:
         source, made = Path(directory) / "loop.c", Path(directory) / "loop.so"
         source.write_text(text)
-        for more in _attempts():
-            command = [compiler, *_flags(), str(source), "-o", str(made), *more, "-lm"]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode == 0 and _loads(made):
+        for more in attempts:
+            done = _run([*compiler, *_flags(), str(source), "-o", str(made), *more, "-lm"])
+            if not done.returncode and not _fault(made):
                 os.replace(made, path)
                 return
-    reason = next((line for line in done.stderr.splitlines() if "error" in line), "it cannot be loaded")
-    raise BackendError(f"{compiler} cannot compile this loop ({reason}); use backend='inductor' or 'eager'")
+        errors = (line for line in done.stderr.splitlines() if "error" in line)
+        reason = next(errors, f"it ends with {done.returncode}") if done.returncode else _fault(made)
+    raise BackendError(
+        f"{shlex.join(compiler)} cannot compile this loop ({reason}); use backend='inductor' or 'eager'"
+    )
 
 
-def _attempts() -> list[list[str]]:
+def _attempts(target: str) -> list[list[str]]:
     """With the C library's functions of whole vectors first, where it may have them."""
     library, version = platform.libc_ver()
     numbers = [int(number) for number in version.split(".")[:2] if number.isdigit()]
     has = platform.machine() == "x86_64" and library == "glibc" and numbers >= [2, 35]
-    return [_VECTOR_MATH, []] if has else [[]]
+    return [_VECTOR_MATH["clang" if "__clang__" in target else "gcc"], []] if has else [[]]
 
 
-def _loads(path: Path) -> bool:
+def _fault(path: Path) -> str:
+    """Why a library cannot be loaded, if it cannot."""
     try:
         ctypes.CDLL(str(path), mode=os.RTLD_NOW)
-    except OSError:
-        return False
-    return True
+    except OSError as error:
+        return f"{error}; where programs may not run, set XDG_CACHE_HOME to another directory"
+    return ""
 
 
 def _flags() -> list[str]:
@@ -75,24 +87,35 @@ def _flags() -> list[str]:
 
 
 @cache
-def _compiler() -> tuple[str, str]:
-    """The C compiler and its version."""
-    for name in (os.environ.get("CC"), "cc", "gcc", "clang"):
-        path = shutil.which(name) if name else None
-        if path and os.name == "posix":
-            done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
-            if done.returncode == 0:
-                return path, done.stdout
+def _compiler() -> tuple[list[str], str]:
+    """The C compiler, and the macros that it defines.
+
+    They tell its version and what -march=native means here: a home directory may be shared by machines.
+    """
+    if os.name != "posix":
+        raise BackendError(
+            "backend='native' is written for Linux and macOS, not for Windows; use backend='inductor' or "
+            "'eager', or Linux on Windows (WSL)"
+        )
+    named = [shlex.split(os.environ.get("CC", "")), ["cc"], ["gcc"], ["clang"]]
+    found = [command for command in named if command and shutil.which(command[0])]
+    if find_spec("ziglang"):
+        found.append([sys.executable, "-m", "ziglang", "cc"])
+    for command in found:
+        done = _run([*command, *_flags(), "-dM", "-E", "-x", "c", os.devnull])
+        if done.returncode == 0:
+            return command, done.stdout
     raise BackendError(
         "backend='native' needs a C compiler, and none was found: install gcc or clang (Debian: "
-        "apt install gcc; macOS: xcode-select --install), or name it in the environment variable CC"
+        "apt install gcc; macOS: xcode-select --install; elsewhere: pip install 'gdfunc[native]'), or name "
+        "it in the environment variable CC"
     )
 
 
-@cache
-def _processor() -> str:
-    """What -march=native means here: a home directory may be shared by machines."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    kept = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
-    return "\n".join(dict.fromkeys(kept)) or f"{platform.machine()} {platform.processor()}"
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    # What zig keeps is linked into what is run: it belongs in the private directory as well.
+    cache = str(private_directory() / "zig")
+    environment = os.environ | {"ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, errors="replace"
+    )

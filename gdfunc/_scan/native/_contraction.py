@@ -184,6 +184,7 @@ def _write(
     block.functions += [
         f"static TILES void {name}(const {scalar} *restrict a, const {scalar} *restrict b,",
         f"                         {scalar} *restrict out) {{",
+        "#pragma clang fp contract(fast)",
         *[_loop(var.name, var.extent) for var in outer],
         *tiles,
         *["}"] * len(outer),

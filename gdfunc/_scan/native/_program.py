@@ -18,6 +18,7 @@ from ._tensor import Block, Kept, Lazy, Memory, Stored, Unsupported, View, fill
 from ._trace import operations
 
 _MOST_WORK = 6e6  # rounds of loops in a step: with more, libraries that divide it into blocks are faster
+LONG = 1e7  # rounds of loops, some ten milliseconds: what takes more looks whether it should stop
 _MOST_OPERATIONS = 3000  # which take a compiler some ten seconds
 _BY_VALUE = 256  # bytes of a carry that is copied rather than exchanged by its address
 _ON_STACK = 8192  # bytes of intermediate results
@@ -73,11 +74,13 @@ def write(body: Body) -> str:
         f"struct carry {{ {' '.join(carries) or 'char none;'} }};",
         f"struct scratch {{ {' '.join(scratch)} struct carry carries[2]; }};",
         "const int64_t scratch_size = sizeof(struct scratch);",
+        f"const int64_t step_rounds = {int(block.work + block.nested)};",
         "int64_t run(int64_t n0, int64_t n1, int64_t t0, int64_t t1, char *const *place,",
-        "            const int64_t *member, const int64_t *time, char *memory) {",
+        "            const int64_t *member, const int64_t *time, char *memory, const volatile int *stop) {",
         *home,
         "int bad = 0;",
         "for (int64_t n = n0; n < n1; n++) {",
+        "if (*stop) return -1;",
         *[pointer.declared(at, moves=False) for at, pointer in of_member],
         *[f"__builtin_memcpy(w->carries->c{i}, carry_{i}, {sizes[i]});" for i in moving],
         "for (int64_t t = t0; t < t1; t++) {",
@@ -297,6 +300,10 @@ def _loop(block: Block, loop: Any, tensors: Sequence[Lazy]) -> list[Lazy]:
         if new is not None and not _overwrites(inner.lines, old.pointer, new.pointer, old.pointer):
             size = prod(new.shape) * new.dtype.itemsize
             inner.lines.append(f"__builtin_memcpy({old.pointer}, {new.pointer}, {size});")
+    rounds = loop.length * (inner.work + inner.nested)
+    block.nested += rounds
+    if rounds > LONG:
+        inner.lines.append("if (*stop) return -1;")
     block.lines += [f"for (int64_t {t} = 0; {t} < {loop.length}; {t}++) {{", *inner.lines, "}"]
     block.work = max(block.work, inner.work)  # libraries win on large steps, however many there are
     return [*now, *ys]

@@ -36,6 +36,7 @@ class Block:
     functions: list[str] = field(default_factory=list)
     names: Iterator[int] = field(default_factory=count)
     work: float = 0  # rounds of all loops
+    nested: float = 0  # rounds of all that loops within the step go through
 
     def scratch(self, shape: Sequence[int], dtype: torch.dtype) -> "Memory":
         """Memory for a tensor, contiguous and aligned."""
