@@ -12,7 +12,8 @@ python -m pip install --no-deps backpack-for-pytorch einops unfoldNd
 Numbers are medians of five repeats, each after a warm-up; the contenders take turns. All their results
 are checked first against the loop of torch.optim (W4, W5: torch's vmap(grad); W6: torch.func). Who is too
 slow for the full size of W1-W3 runs fewer steps: times are per step, and the table gives both sizes. W5 has
-a plain batch gradient beside it, which is less work: its ratio tells what clipping costs. W6 is the
+a plain batch gradient beside it, which is less work: its ratio tells what clipping costs; its streamed
+statistics are also counted in what the norms alone take on the same backend. W6 is the
 derivative of a run's final loss in lr, also counted in runs of the same contender. W7 counts what a package
 imports lazily, on first use. W8 is W1-W5 on a GPU, if there is one. W9 repeats W1, W3 and W4 at growing
 sizes, each contender until it takes too long; rows in MB tell how far the process grows during a run,
@@ -334,6 +335,18 @@ TASKS = {  # the problem, and the least and the full size of a run: steps, or sa
 @pytest.mark.parametrize("task", TASKS)
 def test_on_one_core(report, task):
     race(report, task, task)
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_W5_streamed_statistics(report, model):
+    """What reductions over entries cost: against that of the norms alone."""
+    problem, values = workloads.per_sample(model, 128), {}
+    for reducer in ("norms", "mean", "second_moment", "variance"):
+        name = f"W5 streamed statistics, {model}, {reducer}"
+        taken = contest(report, name, problem, workloads.statistics(problem, reducer), (128, 128))
+        values = values or taken
+        times = {ours: measured([took / values[ours]], 128) for ours, took in taken.items()}
+        report.add(name, "norms", times)
 
 
 @pytest.mark.parametrize("task", ["W1 regression", "W2 digits"])
