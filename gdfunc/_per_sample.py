@@ -21,7 +21,8 @@ from torch import Tensor
 from . import _tree
 from ._tree import Tree
 
-_MANY = 2**20  # entries that are small beside the rest of a chunk
+_MANY = 2**21  # entries that are small beside the rest of a chunk
+_PARTS = 16  # to take a chunk in, at most: a compiler writes all of them out
 
 
 class Leaf(Protocol):
@@ -52,7 +53,7 @@ class Dense:
         grads = _wide(self.grads)
         if weights is None:
             return grads.sum(0)
-        return (weights.to(grads.dtype) @ _rows(grads)).view(grads.shape[1:])
+        return torch.mv(_rows(grads).mT, weights.to(grads.dtype)).view(grads.shape[1:])
 
     def sum_of_squares(self, mean: Tensor | None) -> Tensor:
         grads = _wide(self.grads)
@@ -120,7 +121,7 @@ class Outer:
     def sum_of_squares(self, mean: Tensor | None) -> Tensor:
         if self.left.shape[2] > 1:
             # Squares of sums: there is no way round the entries, but a few samples at a time will do.
-            few = max(1, _MANY // self.layout.leaf.numel())
+            few = at_once(self.layout.leaf.numel(), len(self.left))
             parts = zip(self.left.split(few), self.right.split(few), strict=True)
             dense = (Dense(Outer(*part, self.layout).dense()) for part in parts)
             return reduce(torch.add, (part.sum_of_squares(mean) for part in dense))
@@ -244,6 +245,12 @@ class PerSample:
         """Σᵢ wᵢ gᵢ for weights [B], or the plain sum: a tree like params."""
         return self._tree([leaf.weighted_sum(weights) for leaf in self.leaves])
 
+    def mean(self) -> Tree:
+        """1/B Σᵢ gᵢ: a tree like params."""
+        size = len(self.losses)
+        # Shares of a factor are far fewer divisions than those of a sum of products.
+        return self.weighted_sum(self.losses.new_full((size,), 1 / size, dtype=_precise(self.losses)))
+
     def sum_of_squares(self, mean: Tree = None) -> Tree:
         """Σᵢ gᵢ², entry by entry; with their own mean given, Σᵢ (gᵢ − mean)²."""
         means = [None] * len(self.leaves) if mean is None else _tree.leaves(mean)
@@ -271,6 +278,11 @@ class PerSample:
         return _tree.unflatten(self.structure, list(leaves))
 
 
+def at_once(entries: int, size: int) -> int:
+    """How many of so many samples to take at a time, where each needs so many entries for a moment."""
+    return max(_MANY // entries, -(-size // _PARTS))
+
+
 def _around(squares: Tensor, mean: Tensor, count: int) -> Tensor:
     """Σ (xᵢ − mean)² from Σ xᵢ², up to the rounding of that."""
     return torch.addcmul(squares, mean, mean, value=-count).clamp_min(0)
@@ -291,13 +303,25 @@ def _kept(mask: Tensor, x: Tensor) -> Tensor:
 
 
 def _norm(x: Tensor) -> Tensor:
-    """Norms over the last axis; as in `_tree.norm`, squares neither overflow nor vanish."""
+    """Norms over the last axis; as in `_tree.norm`, squares neither overflow nor vanish.
+
+    Those of float32 do not in float64, whose own are scaled first.
+    """
     x = _wide(x)
     if x.shape[-1] == 1:
         return x.squeeze(-1).abs()
+    if x.dtype == torch.float32 and _precise(x) == torch.float64:
+        parts = x.chunk(8) if x.numel() > _MANY // 16 else [x]  # torch writes them out in float64
+        lengths = [torch.linalg.vector_norm(part, dim=-1, dtype=torch.float64) for part in parts]
+        return torch.cat(lengths).to(x.dtype)
     ends = x.detach()
     scale = _scale(torch.maximum(ends.amax(-1), -ends.amin(-1)))  # ten times as fast as the maximum norm
     return scale * torch.linalg.vector_norm(x / scale[..., None], dim=-1)
+
+
+def _precise(x: Tensor) -> torch.dtype:
+    """The widest dtype of a tensor's device; squares of float32 are within it."""
+    return x.dtype if x.device.type == "mps" else torch.float64
 
 
 def _scale(largest: Tensor) -> Tensor:
@@ -315,7 +339,7 @@ def _norm_of_sum(
     """
     sizes = lefts * rights
     if sizes.shape[2] > 1:
-        precise = sizes.dtype if sizes.device.type == "mps" else torch.float64
+        precise = _precise(sizes)
         lefts, rights, left, right = (x.to(precise) for x in (lefts, rights, left, right))
         terms = lefts * rights
         scale = _scale(terms.detach().amax(2))

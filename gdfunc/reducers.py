@@ -1,9 +1,12 @@
 """What to make of per-sample gradients as they stream by; see `reduce_per_sample`."""
 
+import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import nan
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -176,10 +179,10 @@ def variance(*, correction: int = 1) -> Reducer:
     1/(B − c) Σᵢ (gᵢ − ḡ)²
 
     Args:
-        correction: c; 1 for the unbiased estimate, which a single sample leaves undefined (NaN).
+        correction: c; 1 for the unbiased estimate.
 
     Returns:
-        A reducer to a tree like params.
+        A reducer to a tree like params. Of c samples or fewer it is NaN, with a UserWarning.
 
     Raises:
         ValueError: correction is negative or no int.
@@ -196,15 +199,13 @@ def variance(*, correction: int = 1) -> Reducer:
 
     def add(acc: _Spread, grads: PerSample) -> _Spread:
         more = len(grads.losses)
-        mean = _tree.map(lambda total: total / more, grads.weighted_sum())
+        mean = grads.mean()
         own = _Spread(acc.params, more, mean, grads.sum_of_squares(mean))
         return acc.merged(own) if acc.count else own
 
     def finish(acc: _Spread) -> Tree:
-        freedom = max(acc.count - correction, 0)
-        return _tree.map(
-            lambda s, p: (s / freedom if freedom else s * nan).to(p.dtype), acc.squares, acc.params
-        )
+        freedom = _degrees_of_freedom(acc.count, correction)
+        return _tree.map(lambda s, p: (s / freedom).to(p.dtype), acc.squares, acc.params)
 
     return Reducer(_Spread, add, finish, entries=False)
 
@@ -396,6 +397,27 @@ class _Spread:
         return _Spread(
             self.params, count, _tree.map(partial(torch.lerp, weight=share), self.mean, other.mean), squares
         )
+
+
+def _degrees_of_freedom(count: int, correction: int) -> float:
+    """B − c; where that leaves a variance undefined NaN, with a warning at the line that asked for it."""
+    if count > correction:
+        return count - correction
+    warnings.warn(
+        f"the batch has {'one sample' if count == 1 else f'{count} samples'}, too few for a variance: "
+        f"statistics of it are NaN; take at least {correction + 1}",
+        stacklevel=_callers_level(),
+    )
+    return nan
+
+
+def _callers_level() -> int:
+    """How far up the stack, from who asks, the first line outside of gdfunc and torch is."""
+    libraries = str(Path(__file__).parent), str(Path(torch.__file__).parent)
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_code.co_filename.startswith(libraries):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _listed(quantity: Callable[[PerSample], Tree]) -> Reducer:

@@ -12,8 +12,6 @@ of them follow for every step:
 A single sample has no variance: whatever rests on one is NaN then, and a warning says so.
 """
 
-import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -29,7 +27,7 @@ from ._reductions import reduce_per_sample
 from ._sampling import take
 from ._scan import scan
 from ._tree import Tree
-from .reducers import Reducer
+from .reducers import Reducer, _degrees_of_freedom
 
 
 class Spread(NamedTuple):
@@ -80,7 +78,7 @@ def spread() -> Reducer:
     def finish(acc: _Around) -> Spread:
         length = _tree.norm(acc.mean)
         dots = acc.listed(lambda grads: grads.dots(_unit(acc.mean, length)))
-        freedom = acc.freedom().to(length)
+        freedom = _degrees_of_freedom(acc.count, 1)
         return Spread(
             size=torch.full_like(length, acc.count),
             loss=acc.losses.to(length.dtype) / acc.count,
@@ -111,16 +109,15 @@ def gsnr() -> Reducer:
     """
     mean, variance = reducers.mean(), reducers.variance()
 
-    def init(params: Tree) -> tuple[int, Any, Any]:
+    def init(params: Tree) -> tuple[Any, Any]:
         wide = _tree.map(lambda p: p.to(torch.promote_types(p.dtype, torch.float32)), params)
-        return 0, mean.init(wide), variance.init(wide)
+        return mean.init(wide), variance.init(wide)
 
-    def add(acc: tuple[int, Any, Any], grads: PerSample) -> tuple[int, Any, Any]:
-        return acc[0] + len(grads.losses), mean.add(acc[1], grads), variance.add(acc[2], grads)
+    def add(acc: tuple[Any, Any], grads: PerSample) -> tuple[Any, Any]:
+        return mean.add(acc[0], grads), variance.add(acc[1], grads)
 
-    def finish(acc: tuple[int, Any, Any]) -> Tree:
-        _warn_of_one(acc[0])
-        return _tree.map(lambda m, v: m.square() / v, mean.finish(acc[1]), variance.finish(acc[2]))
+    def finish(acc: tuple[Any, Any]) -> Tree:
+        return _tree.map(lambda m, v: m.square() / v, mean.finish(acc[0]), variance.finish(acc[1]))
 
     return Reducer(init, add, finish, entries=False)
 
@@ -423,7 +420,8 @@ def influence(
         lr: the learning rate at these, a number, 0-d, or [T].
         data: the samples to trace, tensors or arrays [n, ...].
         target: what the effect is measured on: one sample or more, [m, ...]; the loss is their mean.
-        index: the plan int64 [T, B] of the steps on the path; None: every sample counts everywhere.
+        index: the plan int64 [T, B] of the steps on the path; None: every sample counts everywhere. A
+            Poisson plan is none: private steps clip, and divide by a constant.
         chunk_size: as in `reduce_per_sample`.
 
     Returns:
@@ -531,7 +529,7 @@ class _Around:
     @staticmethod
     def add(acc: "_Around | None", grads: PerSample) -> "_Around":
         more = len(grads.losses)
-        mean = _tree.map(lambda total: total / more, grads.weighted_sum())
+        mean = grads.mean()
         squares = _total(grads.sum_of_squares(mean))
         losses = grads.losses.sum()
         if acc is None:
@@ -546,18 +544,6 @@ class _Around:
         """What there is one of for each sample, now that the mean is known."""
         chunks: Sequence[PerSample] = (*(again() for again in self.last.earlier), self.last)
         return torch.cat([quantity(chunk) for chunk in chunks])
-
-    def freedom(self) -> Tensor:
-        _warn_of_one(self.count)
-        return torch.tensor(self.count - 1.0 if self.count > 1 else math.nan)
-
-
-def _warn_of_one(count: int) -> None:
-    if count == 1:
-        warnings.warn(
-            "the batch has one sample, which has no variance: statistics of it are NaN; take at least 2",
-            stacklevel=2,
-        )
 
 
 def _total(tree: Tree) -> Tensor:

@@ -8,8 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.func import grad, jvp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import gdfunc as gd
+from gdfunc import _per_sample
+from gdfunc._reductions import _patterns
 
 from .references import fingerprint, linear_data, linear_loss, normal, storages
 
@@ -87,6 +90,23 @@ CASES = {
     "linear at many places": (of_module(lambda: nn.Linear(5, 4), (6, 5)), set()),
     "conv1d": (of_module(lambda: nn.Conv1d(8, 12, 3, padding=1, stride=2), (8, 3)), {"weight"}),
     "conv1d over many": (of_module(lambda: nn.Conv1d(2, 3, 3), (2, 9)), set()),
+    "conv2d over many": (
+        of_module(lambda: nn.Conv2d(4, 6, (3, 2), 2, 1, (1, 2), groups=2), (4, 7, 8)),
+        set(),
+    ),
+    "conv1d over many, same": (
+        of_module(lambda: nn.Conv1d(2, 3, 4, padding="same", dilation=2), (2, 9)),
+        set(),
+    ),
+    "conv2d over many, circular": (
+        of_module(lambda: nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), (2, 5, 6)),
+        set(),
+    ),
+    "conv3d over many": (of_module(lambda: nn.Conv3d(1, 2, 2), (1, 3, 4, 3)), set()),
+    "transposed conv2d over many": (
+        of_module(lambda: nn.ConvTranspose2d(2, 4, 3, 2, 1, 1, groups=2), (2, 4, 3)),
+        set(),
+    ),
     "conv2d": (
         of_module(lambda: nn.Conv2d(6, 8, (3, 2), padding=(1, 0), dilation=(2, 1), bias=False), (6, 3, 3)),
         {"weight"},
@@ -115,6 +135,7 @@ CASES = {
     "attention": (of_function(attention, {"qkv": (16, 48), "out": (16, 16)}, (3, 16)), {"qkv", "out"}),
     "embedding": (of_module(lambda: nn.Sequential(nn.Embedding(30, 4, padding_idx=7)), ()), set()),
     "table": (of_function(lambda p, i: p["t"][i - 9], {"t": (30, 4)}, words(30, 4)), {"t"}),
+    "few rows": (of_function(lambda p, i: p["t"][i], {"t": (4, 3)}, words(4, 6)), set()),
     "selected rows": (
         of_function(
             lambda p, i: p["t"].index_select(0, i.flatten())[None], {"t": (30, 2, 3)}, words(30, 4)
@@ -170,6 +191,12 @@ CASES["embedding"] = (
     {"t"},
 )
 LOSSES = {name: case for name, (case, _) in CASES.items()}
+PRODUCTS = {  # of what are the factors found, but not kept
+    "linear at many places": {"weight"},
+    **{name: {"weight"} for name in CASES if "conv" in name and "over many" in name},
+    "few rows": {"t"},
+    "product of weights": {"a", "b"},
+}
 
 
 def materialised(loss_fn, params, batch):
@@ -265,8 +292,9 @@ def test_each_leaf_takes_the_way_it_should(name):
     (loss_fn, params, data), expected = CASES[name]
     ways = gd.explain_per_sample(loss_fn)(params, data(2))
     assert list(ways) == [f"params['{leaf}']" for leaf in params]
-    assert {path[8:-2] for path, way in ways.items() if way.startswith("factors: ")} == expected, ways
-    assert all(way.startswith(("factors: ", "direct: ")) for way in ways.values())
+    for kind, leaves in (("factors: ", expected), ("products: ", PRODUCTS.get(name, set()))):
+        assert {path[8:-2] for path, way in ways.items() if way.startswith(kind)} == leaves, ways
+    assert all(way.startswith(("factors: ", "products: ", "direct: ")) for way in ways.values())
 
 
 @st.composite
@@ -353,6 +381,29 @@ def test_the_mean_is_the_batch_gradient():
     close({"grads": results, "loss": losses.mean()}, {"grads": grads, "loss": loss}, 1e-12)
 
 
+@pytest.mark.parametrize("name", ["linear at two places", "conv1d over many", "table"])
+def test_a_reduction_writes_nothing_in_place(name):
+    """Or a loop that is to be compiled could not have it in what it records."""
+    loss_fn, params, data = LOSSES[name]
+    reduce = gd.reduce_per_sample(loss_fn, every_reducer(params, 3)[0], chunk_size=2)
+    graph = make_fx(lambda params, batch: reduce(params, batch))(params, data(3)).graph
+    called = [node.target for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
+    assert called
+    assert not [op for op in called if op._schema.is_mutable]
+
+
+def test_windows_are_made_of_a_few_samples_at_a_time(monkeypatch):
+    loss_fn, params, data = LOSSES["conv1d over many"]
+    expected, _ = gd.reduce_per_sample(loss_fn, R.norms(), chunk_size=None)(params, data(5))
+    monkeypatch.setattr(_per_sample, "_MANY", 100)
+    seen = []
+    windows = _patterns._windows
+    monkeypatch.setattr(_patterns, "_windows", lambda x, *a: seen.append(len(x)) or windows(x, *a))
+    found, _ = gd.reduce_per_sample(loss_fn, R.norms(), chunk_size=None)(params, data(5))
+    assert seen == [1] * 5
+    torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)
+
+
 def test_a_reducer_of_ones_own_sees_every_sample_once():
     loss_fn, params, data = LOSSES["linear at many places"]
     batch = data(7)
@@ -380,7 +431,8 @@ def test_a_tree_of_reducers_gives_a_tree_of_results():
 
 
 @pytest.mark.parametrize(
-    "name", ["linear", "conv2d", "table", "attention", "linear at two places", "scalars"]
+    "name",
+    ["linear", "conv2d", "conv1d over many", "table", "attention", "linear at two places", "scalars"],
 )
 class TestTransformations:
     """A reduction is a pure function: torch.func goes through it."""
@@ -540,7 +592,9 @@ def test_whatever_is_finite_is_clipped_to_the_norm(dtype, size, positions):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e308])
-@pytest.mark.parametrize("name", ["linear", "linear at two places", "conv2d", "scalars"])
+@pytest.mark.parametrize(
+    "name", ["linear", "linear at two places", "conv2d", "conv1d over many", "scalars"]
+)
 def test_samples_that_are_not_finite_add_exactly_nothing_when_asked(name, bad):
     loss_fn, params, data = LOSSES[name]
 
@@ -586,7 +640,9 @@ def test_the_norm_has_a_derivative_where_it_is_zero():
 
 def test_the_variance_of_a_single_sample():
     loss_fn, params, data = LOSSES["scalars"]
-    unbiased, _ = gd.reduce_per_sample(loss_fn, R.variance())(params, data(1))
+    with pytest.warns(UserWarning, match="one sample, too few .* take at least 2") as caught:
+        unbiased, _ = gd.reduce_per_sample(loss_fn, R.variance())(params, data(1))
+    assert [warning.filename for warning in caught] == [__file__]
     biased, _ = gd.reduce_per_sample(loss_fn, R.variance(correction=0))(params, data(1))
     assert unbiased["a"].isnan()
     assert biased["a"] == 0

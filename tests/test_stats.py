@@ -129,8 +129,9 @@ def test_two_batches_must_differ(sizes):
 def test_one_sample_gives_nan_and_a_warning():
     batch = linear_data(6, 1, 3)
     reduced = gd.reduce_per_sample(linear_loss, S.spread())
-    with pytest.warns(UserWarning, match="one sample, which has no variance"):
+    with pytest.warns(UserWarning, match="one sample, too few for a variance") as caught:
         spread, _ = reduced(PARAMS, batch)
+    assert [warning.filename for warning in caught] == [__file__]
     for value in (
         spread.variance,
         spread.along,
@@ -143,8 +144,9 @@ def test_one_sample_gives_nan_and_a_warning():
         assert value.isnan()
     assert spread.squared_norm > 0
     assert not any(f(spread).passed for f in (S.norm_test, S.inner_product_test, S.orthogonality_test))
-    with pytest.warns(UserWarning, match="one sample"):
+    with pytest.warns(UserWarning, match="one sample") as caught:
         ratios, _ = gd.reduce_per_sample(linear_loss, S.gsnr())(PARAMS, batch)
+    assert [warning.filename for warning in caught] == [__file__]
     assert ratios["w"].isnan().all()
     cosines, _ = gd.reduce_per_sample(linear_loss, S.cosines())(PARAMS, batch)
     close(cosines, [1.0])

@@ -20,7 +20,8 @@ Terms = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 class Use(NamedTuple):
     """One use of a weight: gradient = Σₜ leftₜ rightₜᵀ, `left, right = terms(activation, error)`.
 
-    The terms are [G, T, I] and [G, T, O]; for rows of a table they are indices [T] and [T, D].
+    Given those of B samples, the terms are [B, G, T, I] and [B, G, T, O]; for rows of a table they are
+    indices [B, T] and [B, T, D].
     """
 
     output: fx.Node
@@ -114,8 +115,8 @@ def _product(node: fx.Node, operand: fx.Node, layout: Layout) -> Use | None:
 
     def terms(x: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
         if operand is first:
-            x, e = (e[None], x[None]) if x.ndim == 1 else (e.mT, x.mT)
-        left, right = (term if term.ndim == 3 else term[None] for term in (x, e))
+            x, e = (e[:, None], x[:, None]) if x.ndim == 2 else (e.mT, x.mT)
+        left, right = (term if term.ndim == 4 else term[:, None] for term in (x, e))
         return (right, left) if swap else (left, right)
 
     shape = (groups, columns, rows) if swap else (groups, rows, columns)
@@ -141,9 +142,9 @@ def _convolution(node: fx.Node, operand: fx.Node, layout: Layout) -> Use | None:
 
     def terms(x: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
         windowed, plain = (e, x) if transposed else (x, e)
-        plain = plain.unflatten(1, (groups, -1)).movedim(1, 0).movedim(2, -1)  # [g, N, *S, O]
+        plain = plain.unflatten(2, (groups, -1)).movedim(2, 1).movedim(3, -1)  # [B, g, N, *S, O]
         right = _windows(windowed, kernel, stride, padding, dilation, spatial, groups)
-        return plain.flatten(1, -2), right
+        return plain.flatten(2, -2), right
 
     channels = operand.meta["val"].shape
     shape = groups, channels[0] // groups, math.prod(channels[1:])
@@ -153,13 +154,14 @@ def _convolution(node: fx.Node, operand: fx.Node, layout: Layout) -> Use | None:
 def _windows(
     x: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any, spatial: Any, groups: int
 ) -> Tensor:
-    """What a convolution sees at each place: [N, C, *] -> [g, N·places, C/g·kernel]."""
+    """What a convolution sees at each place: [B, N, C, *] -> [B, g, N·places, C/g·kernel]."""
     x = torch.nn.functional.pad(x, [size for side in reversed(padding) for size in (side, side)])
-    for axis, (k, step, d, places) in enumerate(zip(kernel, stride, dilation, spatial, strict=True), 2):
+    for axis, (k, step, d, places) in enumerate(zip(kernel, stride, dilation, spatial, strict=True), 3):
         x = x.unfold(axis, d * (k - 1) + 1, step).narrow(axis, 0, places)[..., ::d]
-    n, dims = len(spatial), range(3, 3 + len(spatial))
-    x = x.unflatten(1, (groups, -1)).permute(1, 0, *dims, 2, *[axis + n for axis in dims])
-    return x.flatten(2 + n).flatten(1, 1 + n)
+    n, dims = len(spatial), range(4, 4 + len(spatial))
+    # Long rows of places copy faster than short ones of kernels.
+    x = x.unflatten(2, (groups, -1)).permute(0, 2, 3, *[axis + n for axis in dims], 1, *dims)
+    return x.flatten(3 + n).flatten(2, 2 + n).mT
 
 
 def _embedding(node: fx.Node, operand: fx.Node, layout: Layout) -> Use | None:
@@ -168,7 +170,7 @@ def _embedding(node: fx.Node, operand: fx.Node, layout: Layout) -> Use | None:
     padding, by_frequency, *_ = (*options, *defaults[len(options) :])
     if by_frequency:
         return None
-    return _rows(node, operand, layout, index, lambda flat, e: e * (flat != padding)[:, None])
+    return _rows(node, operand, layout, index, lambda flat, e: e * (flat != padding)[..., None])
 
 
 def _indexed(node: fx.Node, operand: fx.Node, layout: Layout) -> Use | None:
@@ -190,9 +192,8 @@ def _rows(
         return None
 
     def terms(index: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
-        flat = index.flatten()
-        e = e.reshape(len(flat), -1)
-        return flat.remainder(table.shape[0]), masked(flat, e)
+        flat = index.flatten(1)
+        return flat.remainder(table.shape[0]), masked(flat, e.reshape(*flat.shape, -1))
 
     shape = 1, table.shape[0], table[0].numel()
     return Use(node, index, terms, index.meta["val"].numel(), shape, layout, rows=True)

@@ -1,4 +1,4 @@
-"""What runs for every sample: the loss's graph with a tap behind each weight that is never expanded.
+"""What runs for every sample: the loss's graph with a tap behind each weight that enters a product.
 
 A tap is a zero added to an operation's result: the derivative with respect to it is the error that
 back-propagation has there. Each sample is a vmapped program of its own, so that nothing is taken for
@@ -14,14 +14,23 @@ from torch.func import grad_and_value, vmap
 
 from .. import _tree
 from .._gradients import LossFn, check_dependence, check_loss, checked, sample_loss
-from .._per_sample import Dense, Leaf, Outer, Rows
+from .._per_sample import Dense, Leaf, Outer, Rows, at_once
 from .._scan._fingerprint import fingerprint
 from .._scan._trace import trace
 from .._tree import Tree
 from ._patterns import Use, find_uses
 
 Leaves = Sequence[Tensor]
-Way = list[Use] | str  # the uses of a weight; or why it is differentiated as it is
+
+
+class Uses(NamedTuple):
+    """The uses of a weight, and whether the factors they give are kept, or only their products."""
+
+    uses: list[Use]
+    kept: bool
+
+
+Way = Uses | str  # or why a leaf is differentiated as it is
 
 
 class Program(NamedTuple):
@@ -38,7 +47,7 @@ class Program(NamedTuple):
     def sample_bytes(self, leaves: Leaves) -> int:
         """How large the gradients of one sample are in this form."""
         return sum(
-            leaf.element_size() * (leaf.numel() if isinstance(way, str) else sum(map(_entries, way)))
+            leaf.element_size() * (_entries(way) if isinstance(way, Uses) and way.kept else leaf.numel())
             for leaf, way in zip(leaves, self.ways, strict=True)
         )
 
@@ -62,7 +71,7 @@ def direct(loss_fn: LossFn, params: Tree, batch: Tree, why: str) -> Program:
 
 
 def tapped(loss_fn: LossFn, params: Tree, batch: Tree) -> Program:
-    """Find the weights that need no gradient of their own; if there are none, go the direct way."""
+    """Find the weights whose gradients are products of factors; if there are none, go the direct way."""
     f = "one sample", loss_fn  # not to be taken for the same function as a scan's body
     read = fingerprint(f)
     if read.key is None:
@@ -86,7 +95,7 @@ def tapped(loss_fn: LossFn, params: Tree, batch: Tree) -> Program:
     if "taps" not in kept:
         kept["taps"] = _tap(traced.body.graph, len(traced.body.consts), len(traced.body.carry))
     graph, ways = kept["taps"]
-    if not any(isinstance(way, list) for way in ways):
+    if not any(isinstance(way, Uses) for way in ways):
         return direct(loss_fn, params, batch, "")._replace(ways=ways)
     return Program(ways, _runner(graph, ways, traced.closed_over))
 
@@ -122,28 +131,25 @@ def _tap(traced: fx.GraphModule, consts: int, leaves: int) -> tuple[fx.GraphModu
 
 
 def _way(leaf: fx.Node) -> Way:
-    """The uses of a leaf, if their factors are smaller than the leaf, and so their products are cheaper."""
+    """The uses of a leaf; their factors, if these are smaller than the leaf and so cheaper to reduce."""
     uses = find_uses(leaf)
     if isinstance(uses, str):
         return f"enters through {uses}"
     positions, (_, rows, columns) = sum(use.positions for use in uses), uses[0].shape
     size = 2 * positions  # products of factors are taken in float64
     smaller = size < rows if uses[0].rows else size * (rows + columns) < rows * columns
-    return uses if smaller else "is no larger than its factors"
+    return Uses(uses, smaller)
 
 
-def _entries(use: Use) -> int:
-    groups, rows, columns = use.shape
-    return groups * use.positions * (columns + (1 if use.rows else rows))
-
-
-def _uses(ways: list[Way]) -> list[Use]:
-    return [use for way in ways if isinstance(way, list) for use in way]
+def _entries(way: Uses) -> int:
+    """How many entries the factors of one sample have."""
+    groups, rows, columns = way.uses[0].shape
+    return groups * sum(use.positions for use in way.uses) * (columns + (1 if way.uses[0].rows else rows))
 
 
 def _runner(graph: fx.GraphModule, ways: list[Way], consts: Leaves) -> Callable[..., Any]:
+    tapped = [isinstance(way, Uses) for way in ways]
     outputs = [use.output.meta["val"] for use in _uses(ways)]
-    tapped = [isinstance(way, list) for way in ways]
 
     def run(leaves: Leaves, samples: Leaves, randomness: str) -> tuple[Tensor, list[Leaf]]:
         def one(*sample: Tensor) -> tuple[Tensor, list[Tensor], list[tuple[Tensor, Tensor]]]:
@@ -154,16 +160,17 @@ def _runner(graph: fx.GraphModule, ways: list[Way], consts: Leaves) -> Callable[
                 return check_dependence(value), activations
 
             moving = [leaf for leaf, way in zip(leaves, tapped, strict=True) if not way]
-            taps = [torch.zeros(val.shape, dtype=val.dtype, device=val.device) for val in outputs]
+            taps = [
+                torch.zeros((), dtype=val.dtype, device=val.device).expand(val.shape) for val in outputs
+            ]
             (grads, errors), (value, activations) = grad_and_value(loss, (0, 1), has_aux=True)(moving, taps)
-            uses = zip(_uses(ways), activations, errors, strict=True)
-            return value, grads, [use.terms(activation, error) for use, activation, error in uses]
+            return value, grads, list(zip(activations, errors, strict=True))
 
-        losses, grads, terms = vmap(one, randomness=randomness)(*samples)
-        dense, factors = iter(grads), iter(terms)
+        losses, grads, pairs = vmap(one, randomness=randomness)(*samples)
+        dense, met = iter(grads), iter(pairs)
         return losses, [
-            _factored(way, [next(factors) for _ in way], leaf.shape)
-            if isinstance(way, list)
+            _met(way, [next(met) for _ in way.uses], leaf.shape)
+            if isinstance(way, Uses)
             else Dense(next(dense))
             for way, leaf in zip(ways, leaves, strict=True)
         ]
@@ -171,9 +178,23 @@ def _runner(graph: fx.GraphModule, ways: list[Way], consts: Leaves) -> Callable[
     return run
 
 
-def _factored(uses: list[Use], terms: list[tuple[Tensor, Tensor]], shape: torch.Size) -> Leaf:
-    """The gradients of a leaf: the terms of all its uses in one sum."""
+def _uses(ways: list[Way]) -> list[Use]:
+    return [use for way in ways if isinstance(way, Uses) for use in way.uses]
+
+
+def _met(way: Uses, pairs: list[tuple[Tensor, Tensor]], shape: torch.Size) -> Leaf:
+    """The gradients of a leaf from the activations and errors at its uses."""
+    if way.kept:
+        return _factored(way.uses, pairs, shape)
+    few = at_once(_entries(way), len(pairs[0][0]))
+    parts = zip(*[zip(a.split(few), e.split(few), strict=True) for a, e in pairs], strict=True)
+    return Dense(_tree.cat([_factored(way.uses, list(part), shape).dense() for part in parts]))
+
+
+def _factored(uses: list[Use], pairs: list[tuple[Tensor, Tensor]], shape: torch.Size) -> Outer | Rows:
+    """The terms of all uses in one sum."""
     use = uses[0]
+    terms = [use.terms(*pair) for use, pair in zip(uses, pairs, strict=True)]
     axis = 1 if use.rows else 2
     left, right = (torch.cat(side, axis) if len(uses) > 1 else side[0] for side in zip(*terms, strict=True))
     return Rows(left, right, shape) if use.rows else Outer(left, right, use.layout)

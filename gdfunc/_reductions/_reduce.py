@@ -40,7 +40,8 @@ def reduce_per_sample(
     The [B, ...] of `per_sample_grad` is never there: chunks of it are folded into accumulators. Of weights
     that the loss multiplies with, convolves with, or looks up rows in, no gradient is made at all where
     their norms and sums follow from smaller factors, the activations and the errors that back-propagation
-    finds. The rest is differentiated as it is; `explain_per_sample` tells which leaf goes which way.
+    finds; where these are not smaller, they are multiplied out. The rest is differentiated as it is;
+    `explain_per_sample` tells which leaf goes which way.
 
     Args:
         loss_fn: as in `batch_grad`; it meets each sample as a batch of one.
@@ -133,8 +134,9 @@ def explain_per_sample(loss_fn: LossFn) -> Callable[[Tree, Tree], dict[str, str]
         loss_fn: as in `reduce_per_sample`.
 
     Returns:
-        `(params, batch) -> ways`: for the path of each leaf, `"factors: …"` where no gradient is made and
-        the operations that the leaf enters through, or `"direct: …"` and the reason.
+        `(params, batch) -> ways`: for the path of each leaf, `"factors: …"` where no gradient is made, or
+        `"products: …"` where factors are multiplied out, and the operations that the leaf enters through;
+        or `"direct: …"` and the reason.
 
     Raises:
         TypeError, ValueError: as in `batch_grad`.
@@ -155,7 +157,9 @@ def explain_per_sample(loss_fn: LossFn) -> Callable[[Tree, Tree], dict[str, str]
         check_samples(batch, check_params(params), params)
         ways = tapped(loss_fn, params, batch).ways
         told = [
-            f"direct: {way}" if isinstance(way, str) else "factors: " + ", ".join(use.name for use in way)
+            f"direct: {way}"
+            if isinstance(way, str)
+            else f"{'factors' if way.kept else 'products'}: {', '.join(use.name for use in way.uses)}"
             for way in ways
         ]
         return dict(zip([path for path, _ in _tree.named_leaves(params, "params")], told, strict=True))

@@ -15,11 +15,12 @@ slow for the full size of W1-W3 runs fewer steps: times are per step, and the ta
 C beside it that was written by hand (by_hand.c). W2 is run with plain gradients, with per-sample gradients
 that are averaged in each step, and with Adam, whose denormal numbers JAX flushes to zero and gdfunc only if
 it is asked to: so it is there twice. W3 is run once more on all cores, by all contenders. W5 has a plain
-batch gradient beside it, which is less work: its ratio tells what clipping costs. W6 is the derivative of a
-run's final loss in lr, also counted in runs of the same contender. W7 counts what a package imports lazily,
-on first use. W8 is W1-W5 on a GPU, if there is one. W9 repeats W1-W4 at growing sizes, each contender until
-it takes too long; rows in MB tell how far the process grows during a run, results included (on Linux). A
-ratio above 1: gdfunc is faster, or takes less memory.
+batch gradient beside it, which is less work: its ratio tells what clipping costs; its streamed statistics
+are also counted in what the norms alone take on the same backend. W6 is the derivative of a run's final
+loss in lr, also counted in runs of the same contender. W7 counts what a package imports lazily, on first
+use. W8 is W1-W5 on a GPU, if there is one. W9 repeats W1-W4 at growing sizes, each contender until it takes
+too long; rows in MB tell how far the process grows during a run, results included (on Linux). A ratio above
+1: gdfunc is faster, or takes less memory.
 """
 
 import csv
@@ -357,6 +358,18 @@ def test_on_all_cores(report, task):
     rows, left_out = json.loads(done.stdout.splitlines()[-1])
     report.rows += rows
     report.left_out |= dict.fromkeys(left_out)
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_W5_streamed_statistics(report, model):
+    """What reductions over entries cost: against that of the norms alone."""
+    problem, values = workloads.per_sample(model, 128), {}
+    for reducer in ("norms", "mean", "second_moment", "variance"):
+        name = f"W5 streamed statistics, {model}, {reducer}"
+        taken = contest(report, name, problem, workloads.statistics(problem, reducer), (128, 128))
+        values = values or taken
+        times = {ours: measured([took / values[ours]], 128) for ours, took in taken.items()}
+        report.add(name, "norms", times)
 
 
 @pytest.mark.parametrize("task", ["W1 regression", "W2 digits"])

@@ -199,7 +199,7 @@ def hypergradients(problem: Problem, mode: str) -> dict[str, Run]:
 
 
 def gradient_run(problem: Problem) -> Callable[[str, int], dict[str, Tensor]]:
-    """`gd.per_sample_grad` or what W5 makes of it; a backend other than eager runs a scan of one step."""
+    """`gd.per_sample_grad` or what W5 makes of it."""
     gradients = gd.per_sample_grad(problem.loss_fn)
     if problem.clip is not None:
         total = gd.reduce_per_sample(
@@ -210,6 +210,26 @@ def gradient_run(problem: Problem) -> Callable[[str, int], dict[str, Tensor]]:
         if problem.clip is None:
             return gradients(params, batch)[0]
         return {name: leaf / len(batch[0]) for name, leaf in total(params, batch)[0].items()}
+
+    return one_step(problem, once)
+
+
+def statistics(problem: Problem, reducer: str) -> dict[str, Run]:
+    """A streamed reduction of W4's gradients on each backend."""
+    reduced = gd.reduce_per_sample(
+        problem.loss_fn, {reducer: getattr(gd.reducers, reducer)()}, chunk_size=None
+    )
+
+    def once(params: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        result = reduced(params, batch)[0]
+        return result[reducer] if isinstance(result[reducer], dict) else result
+
+    run = one_step(problem, once)
+    return {f"gdfunc {backend}": partial(run, backend) for backend in backends(problem.device)}
+
+
+def one_step(problem: Problem, once: Callable[..., dict[str, Tensor]]) -> Callable[[str, int], Any]:
+    """A function of a batch; on a backend other than eager it runs in a scan of one step."""
 
     def run(backend: str, size: int) -> dict[str, Tensor]:
         batch = tuple(leaf[:size] for leaf in problem.data)
