@@ -4,7 +4,7 @@ import types
 
 import pytest
 import torch
-from hypothesis import Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import grad, jvp, vmap
 
@@ -135,10 +135,36 @@ def test_a_traced_scan_is_the_loop_for_any_body(program, transformation, length,
     agrees(program, transformation, length, seed, checkpoint=every)
 
 
-@settings(max_examples=settings.default.max_examples // 3, phases=[Phase.explicit, Phase.generate])
-@bodies
-def test_a_native_scan_is_the_loop_for_any_body(program, transformation, length, every, seed):
-    agrees(program, transformation, length, seed, backend="native", checkpoint=every if every > 3 else None)
+def test_forward_over_reverse_where_some_of_the_carry_has_no_tangent():
+    def run(scan, a):
+        (a, b), ys = scan(
+            lambda c, x: ((c[0].sin(), c[1].cos() * x[0]), c[1]), (a, normal(1, 2)), normal(2, 3, 2)
+        )
+        return a.sin().sum() + b.sum() + ys.sum()
+
+    a = normal(0, 4)
+    got, expected = (
+        jvp(grad(lambda a: run(scan, a)), (a,), (a.cos(),))[1]  # noqa: B023
+        for scan in (lambda f, init, xs: gd.scan(f, init, xs, backend="native"), loop)
+    )
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("options", [{"checkpoint": 1}, {"backend": "native"}])
+def test_what_is_a_view_alone_need_not_be_one_under_vmap(options):
+    kernel, xs = normal(0, 3, 2, 2, 2), normal(1, 2, 2, 2, 4, 3)
+
+    def run(scan, k):
+        return scan(
+            lambda c, x: (torch.nn.functional.conv2d(x, c).flatten().cumsum(0).tanh().sum() * c, c), k, xs
+        )[1]
+
+    kernels = torch.stack([kernel, kernel + 0.1])
+    got, expected = (
+        vmap(lambda k: run(scan, k))(kernels)  # noqa: B023
+        for scan in (lambda f, init, xs: gd.scan(f, init, xs, **options), loop)
+    )
+    torch.testing.assert_close(got, expected)
 
 
 # A trace is for one state of Python.

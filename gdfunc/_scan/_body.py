@@ -48,7 +48,7 @@ class Body:
     """
 
     def __init__(self, graph: fx.GraphModule, consts: Avals, carry: Avals, x: Avals) -> None:
-        self.graph, self.consts, self.carry, self.x = graph, consts, carry, x
+        self.graph, self.consts, self.carry, self.x = _with_reshapes(graph), consts, carry, x
         results = list(next(iter(reversed(graph.graph.nodes))).args[0])
         self.y: Avals = tuple(Aval.of(node.meta["val"]) for node in results[len(carry) :])
         self.number = next(_numbers)
@@ -87,6 +87,15 @@ class Body:
 
 
 _numbers = count()
+
+
+def _with_reshapes(graph: fx.GraphModule) -> fx.GraphModule:
+    """Reshape where the trace could take a view: under vmap the tensor may lie otherwise in memory."""
+    for node in graph.graph.nodes:
+        if node.target is torch.ops.aten.view.default:
+            node.target = torch.ops.aten.reshape.default
+    graph.recompile()
+    return graph
 
 
 def _sources(graph: fx.GraphModule, results: list[fx.Node]) -> list[int]:

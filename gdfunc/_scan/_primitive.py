@@ -112,7 +112,14 @@ class _Scan(torch.autograd.Function):
         of_consts, of_init, of_xs = (list(islice(given, sum(part))) for part in body.split(inputs))
         pushed = replace(loop, body=_pushed(body, inputs, y), keeps=False)
         moved = pushed([*consts, *of_consts], [*init, *of_init], [*xs, *of_xs])[len(init) :]
-        return tuple(_spread(moved, (*carry, *y)))
+        results = (*body.carry, *[aval.with_axis(loop.length) for aval in body.y])
+        # Under a gradient, torch 2.13 fails at the next function if a floating result has no tangent.
+        return tuple(
+            torch.zeros(aval.shape, dtype=aval.dtype, device=aval.device)
+            if tangent is None and aval.dtype.is_floating_point
+            else tangent
+            for tangent, aval in zip(_spread(moved, (*carry, *y)), results, strict=True)
+        )
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:

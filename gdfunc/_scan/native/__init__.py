@@ -2,15 +2,16 @@
 
 Its stages, in the order in which they run:
 
-    _trace        the body in few and simple operations
-    _operators    each operation as an expression of elements; a pointwise one is a line in a table
-    _index        where elements lie: linear in loop counters, through views
-    _kernel       one nest of loops, with each statement where what it needs is known
-    _tensor       tensors as functions of a point, and the moment when one is stored
-    _reduction    sums and other reductions
-    _contraction  sums of products, by tiles that stay in registers
-    _program      the step, the loop around it, and where all tensors lie
-    _build        the compiler
+    _trace           the body in few and simple operations
+    _decompositions  what compound ones are made of, where torch does not say: convolutions, pooling
+    _operators       each operation as an expression of elements; a pointwise one is a line in a table
+    _index           where elements lie: linear in loop counters, through views
+    _kernel          one nest of loops, with each statement where what it needs is known
+    _tensor          tensors as functions of a point, and the moment when one is stored
+    _reduction       sums and other reductions
+    _contraction     sums of products, by tiles that stay in registers
+    _program         the step, the loop around it, and where all tensors lie
+    _build           the compiler
 
 Nothing is fused across stored tensors, and nothing is approximated: the same operations as torch's, in
 another order only where a sum has one. Denormal numbers are kept, or flushed to zero where the calling
@@ -20,7 +21,12 @@ refused before anything is compiled.
 gcc and clang on x86-64 are tested, zig's clang too; AArch64 and macOS are written for, and untested.
 
 To add a pointwise operator, write its line in `_operators.POINTWISE` (`PREDICATES` if its result is bool)
-and its name in the tables of `tests/test_native.py`, which compare it with torch's.
+and its row in a table of `tests/test_native.py`, which compares it with torch's: one line each, as
+
+    "hypot": "hypot{f}({0}, {1})",
+
+does, which calls the C library's function for the dtype. The name is that of aten's or prims' operator, and
+a refusal says it.
 """
 
 import ctypes

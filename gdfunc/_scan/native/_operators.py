@@ -3,6 +3,7 @@
 A new pointwise operator is a line in POINTWISE or PREDICATES; any other is a function under `lowers`.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from math import prod
@@ -57,11 +58,18 @@ POINTWISE = {
     "sinh": "sinh{f}({0})",
     "cosh": "cosh{f}({0})",
     "tanh": "tanh{f}({0})",
+    "asinh": "asinh{f}({0})",
+    "acosh": "acosh{f}({0})",
+    "atanh": "atanh{f}({0})",
+    "lgamma": "lgamma{f}({0})",
     "erf": "erf{f}({0})",
     "erfc": "erfc{f}({0})",
     "atan2": "atan2{f}({0}, {1})",
     "hypot": "hypot{f}({0}, {1})",
     "copysign": "copysign{f}({0}, {1})",
+    "nextafter": "nextafter{f}({0}, {1})",
+    "fmod": "fmod{f}({0}, {1})",
+    "pow": "pow{f}({0}, {1})",
     "floor": "floor{f}({0})",
     "ceil": "ceil{f}({0})",
     "trunc": "trunc{f}({0})",
@@ -72,13 +80,13 @@ POINTWISE = {
     "div": "{0} / {1}",
     "maximum": "({0} > {1}) | ({0} != {0}) ? {0} : {1}",
     "minimum": "({0} < {1}) | ({0} != {0}) ? {0} : {1}",
+    "fmax": "({0} > {1}) | ({1} != {1}) ? {0} : {1}",
+    "fmin": "({0} < {1}) | ({1} != {1}) ? {0} : {1}",
     "bitwise_and": "{0} & {1}",
     "bitwise_or": "{0} | {1}",
     "bitwise_xor": "{0} ^ {1}",
 }
-FLOAT_ONLY = {"reciprocal", "div", "floor", "ceil", "trunc", "round"} | {
-    name for name, template in POINTWISE.items() if "{f}(" in template
-}
+ROUNDING = {"floor", "ceil", "trunc", "round"}  # which leave integers as they are
 ARITHMETIC = {"neg", "abs", "sign", "add", "sub", "relu"}  # which C does otherwise on bool
 
 # The values are of the dtype that torch compares in; the result is bool.
@@ -91,6 +99,7 @@ PREDICATES = {
     "ge": "{0} >= {1}",
     "isnan": "{0} != {0}",
     "isinf": "({0} == __builtin_inf()) | ({0} == -__builtin_inf())",
+    "signbit": "__builtin_signbit((double){0}) != 0",
     "logical_not": "{0} == 0",
     "logical_and": "({0} != 0) & ({1} != 0)",
     "logical_or": "({0} != 0) | ({1} != 0)",
@@ -103,6 +112,12 @@ LONGEST_TABLE = 4096  # elements of a constant that is written into the code
 def name_of(target: Any) -> str:
     """An operator's name in its schema: add for aten's, prims::add for another's; else nothing."""
     return target._schema.name.removeprefix("aten::") if isinstance(target, torch._ops.OpOverload) else ""
+
+
+def functions() -> dict[str, int]:
+    """The functions of C that the table calls, and how many numbers each takes."""
+    calls = [(re.search(r"(\w+)\{f\}\(", template), template) for template in POINTWISE.values()]
+    return {call[1]: 1 + ("{1}" in template) for call, template in calls if call}
 
 
 class Call:
@@ -166,16 +181,17 @@ def lower(call: Call) -> Any:
 
 def _operands(call: Call) -> list[Any]:
     """The arguments of an operator that has nothing but operands."""
-    extra = {"rounding_mode", "decimals"} & call.arguments.keys()
-    if any(call[name] for name in extra):
-        raise call.refuse("with " + " and ".join(sorted(extra)))
-    return [value for name, value in call.arguments.items() if name not in extra]
+    if call.arguments.get("decimals"):
+        raise call.refuse("with decimals")
+    return [value for name, value in call.arguments.items() if name != "decimals"]
 
 
 def pointwise(call: Call, template: str, *values: Any) -> Lazy:
     """An expression whose values and result have the result's dtype."""
     name = call.name.removeprefix("prims::")
-    if name in FLOAT_ONLY and not call.dtype.is_floating_point:
+    if name in ROUNDING and not call.dtype.is_floating_point:
+        return call.tensor(values[0])
+    if "{f}(" in template and not call.dtype.is_floating_point:
         raise call.refuse("of integers")
     if name in ARITHMETIC and call.dtype is torch.bool:
         raise call.refuse("of bool")
@@ -245,26 +261,27 @@ def _pow(call: Call) -> Lazy:
         raise call.refuse("of integers")
     if not isinstance(exponent, Lazy) and exponent in roots:
         return pointwise(call, roots[exponent], base)
-    return pointwise(call, "pow{f}({0}, {1})", base, exponent)
+    return pointwise(call, POINTWISE["pow"], base, exponent)
 
 
-@lowers("remainder", "fmod", "floor_divide")
-def _remainder(call: Call) -> Lazy:
-    if call.dtype.is_floating_point and call.name == "fmod":
-        return pointwise(call, "fmod{f}({0}, {1})", call["self"], call["other"])
-    if call.dtype.is_floating_point and call.name == "remainder":
-        rest = pointwise(call, "fmod{f}({0}, {1})", call["self"], call["other"])
-        return pointwise(
-            call, "{0} != 0 && (({1} < 0) != ({0} < 0)) ? {0} + {1} : {0}", rest, call["other"]
-        )
-    if call.dtype.is_floating_point or isinstance(call["other"], Lazy) or call["other"] <= 0:
+@lowers("remainder", "fmod", "floor_divide", "div")
+def _divide(call: Call) -> Lazy:
+    left, right = call["self"], call["other"]
+    name = call.arguments.get("rounding_mode") or call.name
+    if call.dtype.is_floating_point and name in ("div", "fmod"):
+        return pointwise(call, POINTWISE[name], left, right)
+    if call.dtype.is_floating_point and name == "remainder":
+        rest = pointwise(call, POINTWISE["fmod"], left, right)
+        return pointwise(call, "{0} != 0 && (({1} < 0) != ({0} < 0)) ? {0} + {1} : {0}", rest, right)
+    if call.dtype.is_floating_point or isinstance(right, Lazy) or right <= 0:
         raise call.refuse("but of integers by a number above 0")
-    floored = {
-        "remainder": "({0} % {1} + {1}) % {1}",
+    floor = "{0} / {1} - ({0} % {1} < 0)"
+    templates = {
+        "remainder": "{0} % {1} + ({0} % {1} < 0 ? {1} : 0)",
         "fmod": "{0} % {1}",
-        "floor_divide": "{0} / {1} - ({0} % {1} < 0)",
+        "trunc": "{0} / {1}",
     }
-    return pointwise(call, floored[call.name], call["self"], call["other"])
+    return pointwise(call, templates.get(name, floor), left, right)
 
 
 @lowers("bitwise_not")
@@ -303,8 +320,9 @@ def _copy(call: Call) -> Lazy:
 
 # Made of numbers.
 
-FILLED = {"zeros": 0, "zeros_like": 0, "new_zeros": 0, "ones": 1, "ones_like": 1, "new_ones": 1}
-FILLED |= {"empty": 0, "empty_like": 0, "new_empty": 0, "empty_strided": 0, "new_empty_strided": 0}
+ZEROS = ("zeros", "zeros_like", "new_zeros", "_efficientzerotensor")
+ANYTHING = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided")
+FILLED = dict.fromkeys((*ZEROS, *ANYTHING), 0) | dict.fromkeys(("ones", "ones_like", "new_ones"), 1)
 
 
 @lowers(*FILLED)
@@ -368,6 +386,12 @@ def _along(tensor: Lazy, dim: int, shape: Sequence[int], move: Callable[[Index],
     return View(tensor, shape, lambda point: (*point[:dim], move(point[dim]), *point[dim + 1 :]))
 
 
+def _cut(tensor: Lazy, dim: int, start: int, extent: int) -> View:
+    """Some of the elements along an axis."""
+    shape = (*tensor.shape[:dim], extent, *tensor.shape[dim + 1 :])
+    return _along(tensor, dim, shape, lambda index: index + start)
+
+
 def _first(start: int | None, extent: int) -> int:
     start = start or 0
     return min(max(start + extent if start < 0 else start, 0), extent)
@@ -379,6 +403,17 @@ def _slice(call: Call) -> Lazy:
     dim = call["dim"] % len(tensor.shape)
     start = _first(call["start"], tensor.shape[dim])
     return _along(tensor, dim, call.shape, lambda index: index * step + start)
+
+
+@lowers("unfold")
+def _unfold(call: Call) -> Lazy:
+    tensor, step = call["self"], call["step"]
+    dim = call["dimension"] % max(len(tensor.shape), 1)
+
+    def remap(point: Point) -> Point:
+        return (*point[:dim], point[dim] * step + point[-1], *point[dim + 1 : -1]) if tensor.shape else ()
+
+    return View(tensor, call.shape, remap)
 
 
 @lowers("select")
@@ -432,7 +467,7 @@ def _split(call: Call) -> list[Lazy]:
     def part(shape: Shape, start: int) -> Lazy:
         if call.name == "unbind":
             return View(tensor, shape, lambda point: (*point[:dim], Index(start), *point[dim:]))
-        return _along(tensor, dim, shape, lambda index: index + start)
+        return _cut(tensor, dim, start, shape[dim])
 
     return [part(tuple(value.shape), start) for value, start in zip(call.value, [0, *ends], strict=False)]
 
@@ -470,13 +505,14 @@ def _select_scatter(call: Call) -> Lazy:
 @lowers("constant_pad_nd")
 def _pad(call: Call) -> Lazy:
     tensor, pads = call["self"], call["pad"]
-    if min(pads, default=0) < 0:
-        raise call.refuse("with negative padding")
     for at in range(len(pads) // 2):
         dim, before, after = len(tensor.shape) - 1 - at, pads[2 * at], pads[2 * at + 1]
-        shape = (*tensor.shape[:dim], before + tensor.shape[dim] + after, *tensor.shape[dim + 1 :])
-        base = constant(call["value"], shape, call.dtype)
-        tensor = Written(call.block, shape, [(dim, before, 1, tensor)], base)
+        tensor = _cut(tensor, dim, max(-before, 0), tensor.shape[dim] + min(before, 0) + min(after, 0))
+        if max(before, after) > 0:
+            extent = max(before, 0) + tensor.shape[dim] + max(after, 0)
+            shape = (*tensor.shape[:dim], extent, *tensor.shape[dim + 1 :])
+            base = constant(call["value"], shape, call.dtype)
+            tensor = Written(call.block, shape, [(dim, max(before, 0), 1, tensor)], base)
     return tensor
 
 
@@ -629,24 +665,14 @@ def _dims(tensor: Lazy, dims: Any) -> list[int]:
     return sorted({dim % max(len(tensor.shape), 1) for dim in dims if tensor.shape})
 
 
-LONG = 1024  # numbers whose sum in float32 would not be good enough
-
-
 def reduce(call: Call, source: Lazy, dims: Any, kind: str, shape: Shape) -> Lazy:
     """A reduction with the shape of the result, in which reduced axes may be kept with extent 1."""
     dims = _dims(source, dims)
-    if kind in ("max", "min") and not prod(source.shape):
+    if kind in ("max", "min") and not prod(source.shape[dim] for dim in dims):
         raise call.refuse("of nothing")
-    dtype = source.dtype
     if all(source.shape[dim] == 1 for dim in dims):
         return reshape(source, shape)
-    if (
-        dtype is torch.float32
-        and kind in ("sum", "prod")
-        and prod(source.shape[dim] for dim in dims) > LONG
-    ):
-        source = cast(source, torch.float64)
-    return cast(reshape(Reduced(call.block, source, dims, kind), shape), dtype)
+    return reshape(Reduced(call.block, source, dims, kind), shape)
 
 
 @lowers("sum", "prod", "amax", "amin", "any", "all")
@@ -690,18 +716,16 @@ def _argmax(call: Call) -> Lazy:
     return reshape(found, call.shape)
 
 
-@lowers("cumsum")
-def _cumsum(call: Call) -> Lazy:
-    tensor = cast(call["self"], call.dtype)
-    return Cumulated(call.block, tensor, call["dim"] % len(tensor.shape)) if tensor.shape else tensor
+@lowers("cumsum", "cumprod")
+def _cumulated(call: Call) -> Lazy:
+    tensor, kind = cast(call["self"], call.dtype), call.name.removeprefix("cum")
+    return Cumulated(call.block, tensor, call["dim"] % len(tensor.shape), kind) if tensor.shape else tensor
 
 
 @lowers("mm", "bmm")
 def _mm(call: Call) -> Lazy:
     """The sum of a product: if it is large enough, a contraction."""
     left, right = call["self"], call["mat2"]
-    if not call.dtype.is_floating_point:
-        raise call.refuse("of integers")
     *batch, rows, columns = call.shape
     if left.shape[-1] == 1:
         return pointwise(call, PRODUCT, left, right)

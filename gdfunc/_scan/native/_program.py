@@ -13,7 +13,7 @@ from .._body import Aval, Body
 from . import _operators
 from ._contraction import transposition, vector
 from ._kernel import C_TYPES
-from ._operators import RESHAPES, Call, name_of
+from ._operators import RESHAPES, Call, functions, name_of
 from ._tensor import Block, Kept, Lazy, Memory, Stored, Unsupported, View, fill
 from ._trace import operations
 
@@ -326,9 +326,10 @@ def _row(block: Block, memory: Memory, row: str, const: str) -> Memory:
     return Memory(name, shape, memory.dtype)
 
 
-_ONE = "exp exp2 expm1 log log1p log2 log10 sin cos tan asin acos atan sinh cosh tanh erf erfc"
-_TWO = "pow atan2 hypot"
-_PLAIN_ONE, _PLAIN_TWO = "sqrt floor ceil trunc rint", "fmod copysign"
+# Those of the C library that it has for whole vectors too.
+_VECTORISED = {"exp", "exp2", "expm1", "log", "log1p", "log2", "log10", "sin", "cos", "tan", "asin", "acos"}
+_VECTORISED |= {"atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "erfc", "pow", "atan2"}
+_VECTORISED |= {"hypot"}
 
 
 def _prelude() -> list[str]:
@@ -354,11 +355,7 @@ def _prelude() -> list[str]:
             f"typedef {c_type} vector_{c_type} "
             f"__attribute__((vector_size({vector()[0]}), aligned({4 if suffix else 8}), may_alias));"
         )
-        for names, arguments, kind in (
-            (_ONE, c_type, "MATH"),
-            (_TWO, f"{c_type}, {c_type}", "MATH"),
-            (_PLAIN_ONE, c_type, "__attribute__((const))"),
-            (_PLAIN_TWO, f"{c_type}, {c_type}", "__attribute__((const))"),
-        ):
-            lines += [f"{kind} {c_type} {name}{suffix}({arguments});" for name in names.split()]
+        for name, takes in functions().items():
+            kind = "MATH" if name in _VECTORISED else "__attribute__((const))"
+            lines.append(f"{kind} {c_type} {name}{suffix}({', '.join([c_type] * takes)});")
     return lines

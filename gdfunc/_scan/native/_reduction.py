@@ -1,6 +1,7 @@
 """Sums and other reductions: one accumulator, or a row of them where rows are what lies together."""
 
 from collections.abc import Sequence
+from copy import copy
 from math import inf, nan, prod
 from typing import Any, NamedTuple
 
@@ -9,7 +10,9 @@ import torch
 from . import _contraction
 from ._index import Index, Point, ravel, strides_of
 from ._kernel import C_TYPES, Kernel, NotFlat, over
-from ._tensor import Block, Formula, Lazy, Map, Memory, Stored, View, fill, literal
+from ._tensor import Block, Formula, Lazy, Map, Memory, Stored, View, cast, fill, literal
+
+LONG = 1024  # numbers whose sum in float32 would not be good enough
 
 
 class Kind(NamedTuple):
@@ -89,6 +92,8 @@ class Reduced(Stored):
             )
             if done is not None:
                 return done
+        if self.dtype is torch.float32 and self.kind in ("sum", "prod") and prod(self.extents) > LONG:
+            return self._wide()
         out = self.out()
         if not prod(self.extents):
             first = KINDS[self.kind].first(self.dtype)
@@ -97,6 +102,14 @@ class Reduced(Stored):
             self._by_rows(out)
         else:
             self._one_by_one(out)
+        return out
+
+    def _wide(self) -> Memory:
+        """The same in double precision, rounded at the end."""
+        wide = copy(self)
+        wide.dtype, wide.target, wide.source = torch.float64, None, cast(self.source, torch.float64)
+        out = self.out()
+        fill(self.block, out, cast(wide, self.dtype))
         return out
 
     def _rows_lie_together(self) -> bool:
@@ -196,21 +209,21 @@ class Extremum(Stored):
 
 
 class Cumulated(Stored):
-    """The sums of all values up to each, along one axis."""
+    """The reductions of all values up to each, along one axis."""
 
-    def __init__(self, block: Block, source: Lazy, dim: int) -> None:
+    def __init__(self, block: Block, source: Lazy, dim: int, kind: str) -> None:
         super().__init__(block, source.shape, source.dtype)
-        self.source, self.dim = source, dim
+        self.source, self.dim, self.kind = source, dim, KINDS[kind]
 
     def emit(self) -> Memory:
         out = self.out()
         loops, point = over(self.shape, flat=False)
         last = [var for var in loops if self.shape[self.dim] != 1 and point[self.dim].factor(var)]
         kernel = Kernel([*[var for var in loops if var not in last], *last])
-        kind = "double" if self.dtype.is_floating_point else "int64_t"  # as torch does
-        kernel.before[len(loops) - len(last)].append(f"{kind} a = 0;")
+        wide = torch.float64 if self.dtype.is_floating_point else torch.int64  # as torch does
+        kernel.before[len(loops) - len(last)].append(f"{C_TYPES[wide]} a = {self.kind.first(wide)};")
         value = self.source.at(kernel, point)
-        kernel.before[-1].append(f"a += {value};")
+        kernel.before[-1].append(f"a = {self.kind.step.format(a='a', v=value)};")
         kernel.store(out.pointer, out.place(point), f"({C_TYPES[self.dtype]})a")
         self.block.add(kernel, parallel=False)
         return out

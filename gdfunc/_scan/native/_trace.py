@@ -5,13 +5,13 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
+from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.func import functionalize
 
 from .._body import Aval, Body, trace_flat
+from ._decompositions import OWN
 from ._operators import COVERED, name_of
-
-aten = torch.ops.aten
 
 
 def operations(body: Body) -> fx.GraphModule:
@@ -32,31 +32,20 @@ def _rewrites() -> dict[Any, Callable[..., Any]]:
     from torch._decomp import core_aten_decompositions, decomposition_table
 
     known = {**decomposition_table, **core_aten_decompositions()}
-    own = {aten.addmm.default: _addmm, aten.var.correction: _var, aten.var_mean.correction: _var_mean}
-    return own | {
-        operator: rewrite
+    return {
+        operator: _if_possible(rewrite)
         for operator, rewrite in known.items()
-        if isinstance(operator, torch._ops.OpOverload)
-        and name_of(operator) not in COVERED
-        and operator not in own
-    }
+        if isinstance(operator, torch._ops.OpOverload) and name_of(operator) not in COVERED
+    } | OWN
 
 
-def _addmm(bias: Tensor, a: Tensor, b: Tensor, beta: Any = 1, alpha: Any = 1) -> Tensor:
-    total = a @ b if alpha == 1 else alpha * (a @ b)
-    return total + bias if beta == 1 else total + beta * bias
+def _if_possible(rewrite: Callable[..., Any]) -> Callable[..., Any]:
+    """Leave an operator as it is, to be refused by its name, if its rewriting asks for a tensor's value."""
 
+    def rewritten(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return rewrite(*args, **kwargs)
+        except DataDependentOutputException:
+            return NotImplemented
 
-def _var(x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Tensor:
-    return _var_mean(x, dim, correction=correction, keepdim=keepdim)[0]
-
-
-def _var_mean(
-    x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False
-) -> tuple[Tensor, Tensor]:
-    dims = list(range(x.ndim)) if dim is None or dim == [] else dim
-    mean = x.mean(dims, keepdim=True)
-    count = x.numel() // max(mean.numel(), 1)
-    rest = max(count - (1 if correction is None else correction), 0)
-    total = (x - mean).square().sum(dims, keepdim=keepdim)
-    return total / rest, mean if keepdim else x.mean(dims)
+    return rewritten

@@ -1,0 +1,332 @@
+"""Operators as compositions of simpler ones, where torch has no such decomposition or a less exact one.
+
+Convolutions and pooling all take the same windows of a tensor: as views, of which nothing is stored. With
+stride s, padding p and dilation d,
+
+    window[…, o, k] = x[…, o · s + k · d − p]
+
+and a convolution is a sum of products of windows and kernels, which is a contraction like any other.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from itertools import repeat
+from math import inf, pi, prod, sqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+aten = torch.ops.aten
+Numbers = Sequence[int]
+Axes = tuple[Numbers, Numbers, Numbers, Numbers, Numbers]  # places, size, stride, padding, dilation
+
+
+def _for_axes(n: int, *numbers: Numbers) -> Iterator[Numbers]:
+    """One number for all axes means that for each."""
+    return ([*each] * n if len(each) == 1 else [*each] for each in numbers)
+
+
+def _windows(
+    x: Tensor,
+    places: Numbers,
+    size: Numbers,
+    stride: Numbers,
+    padding: Numbers,
+    dilation: Numbers,
+    fill: float = 0,
+) -> Tensor:
+    """So many windows along the last axes: [..., *places, *size]."""
+    first = x.ndim - len(size)
+    pads: list[int] = []
+    for extent, *axis in zip(x.shape[first:], places, size, stride, padding, dilation, strict=True):
+        place, taps, step, before, gap = axis
+        pads = [before, (place - 1) * step + (taps - 1) * gap + 1 - before - extent, *pads]
+    x = pad(x, pads, value=fill)
+    for dim, (taps, step, gap) in enumerate(zip(size, stride, dilation, strict=True), first):
+        x = x.unfold(dim, (taps - 1) * gap + 1, step)[..., ::gap]
+    return x
+
+
+def _back(
+    y: Tensor, extents: Numbers, size: Numbers, stride: Numbers, padding: Numbers, dilation: Numbers
+) -> Tensor:
+    """The transpose of windows: y[..., o] at [..., i, k] where i = o · s + k · d − p, else 0."""
+    first, n = y.ndim - len(size), len(size)
+    for dim, step in enumerate(stride, first):
+        y = pad(y.movedim(dim, -1)[..., None], (0, step - 1)).flatten(-2).movedim(-1, dim)
+    before = [gap * (taps - 1) - old for gap, taps, old in zip(dilation, size, padding, strict=True)]
+    return _windows(y, extents, size, [1] * n, before, dilation).flip(list(range(-n, 0)))
+
+
+def _convolve(windows: Tensor, weight: Tensor, is_back: bool, groups: int) -> Tensor:
+    """Sum the products of windows [B, groups · C, *places, *size] and kernels, over C and size."""
+    n = weight.ndim - 2
+    kernels = weight.unflatten(0, (groups, -1))
+    kernels = kernels.transpose(1, 2) if is_back else kernels
+    kernels = kernels.reshape(*kernels.shape[:3], *repeat(1, n), *kernels.shape[3:])
+    products = windows.unflatten(1, (groups, -1))[:, :, None] * kernels
+    return products.sum([3, *range(-n, 0)]).flatten(1, 2)
+
+
+def _convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Numbers,
+    padding: Numbers,
+    dilation: Numbers,
+    transposed: bool,
+    output_padding: Numbers,
+    groups: int,
+) -> Tensor:
+    size, n = weight.shape[2:], weight.ndim - 2
+    stride, padding, dilation, output_padding = _for_axes(n, stride, padding, dilation, output_padding)
+    axes = zip(x.shape[2:], size, stride, padding, dilation, output_padding, strict=True)
+    if transposed:
+        places = [(extent - 1) * s - 2 * p + d * (k - 1) + 1 + more for extent, k, s, p, d, more in axes]
+    else:
+        places = [(extent + 2 * p - d * (k - 1) - 1) // s + 1 for extent, k, s, p, d, _ in axes]
+    windows = (_back if transposed else _windows)(x, places, size, stride, padding, dilation)
+    out = _convolve(windows, weight, transposed, groups)
+    return out if bias is None else out + bias.reshape(-1, *repeat(1, n))
+
+
+def _convolution_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias_sizes: Numbers | None,
+    stride: Numbers,
+    padding: Numbers,
+    dilation: Numbers,
+    transposed: bool,
+    output_padding: Numbers,
+    groups: int,
+    mask: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    size, n = weight.shape[2:], weight.ndim - 2
+    stride, padding, dilation = _for_axes(n, stride, padding, dilation)
+    of_x = (_windows if transposed else _back)(grad, x.shape[2:], size, stride, padding, dilation)
+    seen, by = (grad, x) if transposed else (x, grad)
+    windows = _windows(seen, by.shape[2:], size, stride, padding, dilation).unflatten(1, (groups, -1))
+    by = by.unflatten(1, (groups, -1)).reshape(len(by), groups, -1, 1, *by.shape[2:], *repeat(1, n))
+    of_weight = (windows[:, :, None] * by).sum([0, *range(4, 4 + n)]).flatten(0, 1)
+    found = _convolve(of_x, weight, not transposed, groups), of_weight, grad.sum([0, *range(2, 2 + n)])
+    return tuple(each if wanted else None for each, wanted in zip(found, mask, strict=True))
+
+
+def _pooling(
+    x: Tensor, size: Numbers, stride: Numbers, padding: Numbers, dilation: Numbers, ceil_mode: bool, n: int
+) -> Axes:
+    """The places of the windows, and their numbers for each of the n axes."""
+    size, stride, padding, dilation = _for_axes(n, size, stride or size, padding, dilation)
+    places = []
+    for extent, k, s, p, d in zip(x.shape[-n:], size, stride, padding, dilation, strict=True):
+        place = (extent + 2 * p - d * (k - 1) - 1 + (s - 1 if ceil_mode else 0)) // s + 1
+        places.append(place - (ceil_mode and (place - 1) * s >= extent + p))
+    return places, size, stride, padding, dilation
+
+
+def _max_pool(n: int) -> Callable[..., Any]:
+    def max_pool(
+        x: Tensor,
+        size: Numbers,
+        stride: Numbers = (),
+        padding: Numbers = (0,),
+        dilation: Numbers = (1,),
+        ceil_mode: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        axes = _pooling(x, size, stride, padding, dilation, ceil_mode, n)
+        windows = _windows(x, *axes, fill=-inf).flatten(-n)
+        values = windows.amax(-1)
+        # As in torch, the place is that of the last NaN, else of the first largest; padding is none.
+        numbers = torch.arange(prod(x.shape[-n:])).reshape(x.shape[-n:])
+        at = _windows(numbers, *axes, fill=-1).flatten(-n)
+        first = torch.where((windows == values[..., None]) & (at >= 0), at, numbers.numel()).amin(-1)
+        last = torch.where(windows.isnan(), at, -1).amax(-1)
+        return values, torch.where(last < 0, first, last)
+
+    return max_pool
+
+
+def _max_pool_backward(n: int) -> Callable[..., Tensor]:
+    def max_pool_backward(grad: Tensor, x: Tensor, *how: Any) -> Tensor:
+        *_, at = how
+        return (
+            torch.zeros_like(x)
+            .flatten(-n)
+            .scatter_add(-1, at.flatten(-n), grad.flatten(-n))
+            .reshape(x.shape)
+        )
+
+    return max_pool_backward
+
+
+def _counts(x: Tensor, axes: Axes, include_pad: bool, divisor: int | None, n: int) -> Any:
+    """By what the sum over each window is divided: the elements in it that count."""
+    places, size, stride, padding, dilation = axes
+    if divisor:
+        return divisor
+    ones = x.new_ones(x.shape[-n:])
+    if include_pad:
+        ones, padding = pad(ones, [p for p in reversed(padding) for _ in range(2)], value=1), [0] * n
+    return _windows(ones, places, size, stride, padding, dilation).sum(list(range(-n, 0)))
+
+
+def _avg_pool(n: int) -> Callable[..., Tensor]:
+    def avg_pool(
+        x: Tensor,
+        size: Numbers,
+        stride: Numbers = (),
+        padding: Numbers = (0,),
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> Tensor:
+        axes = _pooling(x, size, stride, padding, (1,), ceil_mode, n)
+        total = _windows(x, *axes).sum(list(range(-n, 0)))
+        return total / _counts(x, axes, count_include_pad, divisor_override, n)
+
+    return avg_pool
+
+
+def _avg_pool_backward(n: int) -> Callable[..., Tensor]:
+    def avg_pool_backward(
+        grad: Tensor,
+        x: Tensor,
+        size: Numbers,
+        stride: Numbers,
+        padding: Numbers,
+        ceil_mode: bool,
+        count_include_pad: bool,
+        divisor_override: int | None,
+    ) -> Tensor:
+        axes = _pooling(x, size, stride, padding, (1,), ceil_mode, n)
+        share = grad / _counts(x, axes, count_include_pad, divisor_override, n)
+        return _back(share, x.shape[-n:], *axes[1:]).sum(list(range(-n, 0)))
+
+    return avg_pool_backward
+
+
+def _adaptive_avg_pool2d_backward(grad: Tensor, x: Tensor) -> Tensor:
+    """All windows are alike, or it is refused."""
+    extents, places = x.shape[-2:], grad.shape[-2:]
+    if any(extent % place for extent, place in zip(extents, places, strict=True)):
+        return NotImplemented
+    size = [extent // place for extent, place in zip(extents, places, strict=True)]
+    return _back(grad / prod(size), extents, size, size, [0, 0], [1, 1]).sum([-1, -2])
+
+
+def _erfinv(y: Tensor) -> Tensor:
+    """Solve erf(x) = y by two steps of Halley's method, of which each triples the digits.
+
+    They start from S. Winitzki's "A handy approximation for the error function and its inverse" (2008),
+    which has 3 digits, written so that nothing cancels. Next to 1, erfc knows what erf has lost.
+    """
+    size, a = y.abs(), 0.147
+    tail = torch.log1p(-size * size)
+    middle = 2 / (pi * a) + tail / 2
+    x = torch.sqrt((-tail / a) / (torch.sqrt(middle * middle - tail / a) + middle))
+    for _ in range(2):
+        error = torch.where(size < 0.5, torch.erf(x) - size, (1 - size) - torch.erfc(x))
+        newton = error / (2 / sqrt(pi) * torch.exp(-x * x))
+        x = x - newton / (1 + x * newton)
+    x = torch.where(size == 1, inf, x)
+    return torch.copysign(x, y)
+
+
+def _sort(
+    x: Tensor, dim: int = -1, descending: bool = False, *, stable: Any = True
+) -> tuple[Tensor, Tensor]:
+    """Put each element where it belongs: the number of those before it. NaN is the largest."""
+    rows = x.movedim(dim, -1)
+    left, right = rows[..., :, None], rows[..., None, :]
+    low, high = (right, left) if descending else (left, right)
+    before, after = ((a < b) | (b.isnan() & ~a.isnan()) for a, b in ((low, high), (high, low)))
+    number = torch.arange(rows.shape[-1])
+    rank = (before | (~after & (number[:, None] < number))).sum(-2)
+    at = torch.zeros_like(rank).scatter(-1, rank, number.expand(rank.shape))
+    return rows.gather(-1, at).movedim(-1, dim), at.movedim(-1, dim)
+
+
+def _diagonal_scatter(x: Tensor, source: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
+    """Elements of a diagonal are one row and one column apart."""
+    rows = x.movedim((dim1, dim2), (-2, -1))
+    width, count = rows.shape[-1], source.shape[-1]
+    start = offset if offset >= 0 else -offset * width
+    flat = rows.flatten(-2).slice_scatter(source, -1, start, start + count * (width + 1), width + 1)
+    return flat.reshape(rows.shape).movedim((-2, -1), (dim1, dim2))
+
+
+def _group_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    n: int,
+    c: int,
+    area: int,
+    groups: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = x.reshape(n, groups, c // groups * area)
+    var, mean = torch.var_mean(rows, -1, correction=0, keepdim=True)
+    scale = torch.rsqrt(var + eps)
+    out = ((rows - mean) * scale).reshape(n, c, area)
+    out = out if weight is None else out * weight[:, None]
+    out = out if bias is None else out + bias[:, None]
+    return out.reshape(x.shape), mean[..., 0], scale[..., 0]
+
+
+def _addmm(bias: Tensor, a: Tensor, b: Tensor, beta: Any = 1, alpha: Any = 1) -> Tensor:
+    total = a @ b if alpha == 1 else alpha * (a @ b)
+    return total + bias if beta == 1 else total + beta * bias
+
+
+def _var(x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Tensor:
+    return _var_mean(x, dim, correction=correction, keepdim=keepdim)[0]
+
+
+def _var_mean(
+    x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False
+) -> tuple[Tensor, Tensor]:
+    dims = list(range(x.ndim)) if dim is None or dim == [] else dim
+    mean = x.mean(dims, keepdim=True)
+    count = x.numel() // max(mean.numel(), 1)
+    rest = max(count - (1 if correction is None else correction), 0)
+    total = (x - mean).square().sum(dims, keepdim=keepdim)
+    return total / rest, mean if keepdim else x.mean(dims)
+
+
+def _of_floats(rewrite: Callable[..., Any]) -> Callable[..., Any]:
+    """Leave the operator of integers as it is, to be refused by its name."""
+
+    @wraps(rewrite)
+    def rewritten(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return rewrite(x, *args, **kwargs) if x.is_floating_point() else NotImplemented
+
+    return rewritten
+
+
+_ANY = {aten.addmm.default: _addmm, aten.diagonal_scatter.default: _diagonal_scatter}
+_FLOATING: dict[Any, Callable[..., Any]] = {
+    aten.var.correction: _var,
+    aten.var_mean.correction: _var_mean,
+    aten.native_group_norm.default: _group_norm,
+    aten.erfinv.default: _erfinv,
+    aten.sort.default: _sort,
+    aten.sort.stable: _sort,
+    aten.convolution.default: _convolution,
+    aten.convolution_backward.default: _convolution_backward,
+    aten.max_pool2d_with_indices.default: _max_pool(2),
+    aten.max_pool3d_with_indices.default: _max_pool(3),
+    aten.max_pool2d_with_indices_backward.default: _max_pool_backward(2),
+    aten.max_pool3d_with_indices_backward.default: _max_pool_backward(3),
+    aten.avg_pool2d.default: _avg_pool(2),
+    aten.avg_pool3d.default: _avg_pool(3),
+    aten.avg_pool2d_backward.default: _avg_pool_backward(2),
+    aten.avg_pool3d_backward.default: _avg_pool_backward(3),
+    aten._adaptive_avg_pool2d_backward.default: _adaptive_avg_pool2d_backward,
+}
+OWN = _ANY | {operator: _of_floats(rewrite) for operator, rewrite in _FLOATING.items()}
