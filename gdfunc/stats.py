@@ -13,7 +13,6 @@ A single sample has no variance: whatever rests on one is NaN then, and a warnin
 """
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from . import _tree, reducers
-from ._errors import check_int, check_scalar
+from ._errors import check_int, check_scalar, warn
 from ._gradients import LossFn, batch_grad
 from ._per_sample import PerSample
 from ._reductions import reduce_per_sample
@@ -554,10 +553,7 @@ class _Around:
 
 def _warn_of_one(count: int) -> None:
     if count == 1:
-        warnings.warn(
-            "the batch has one sample, which has no variance: statistics of it are NaN; take at least 2",
-            stacklevel=2,
-        )
+        warn("the batch has one sample, which has no variance: statistics of it are NaN; take at least 2")
 
 
 def _total(tree: Tree) -> Tensor:
