@@ -1,7 +1,11 @@
 """The few exceptions of gdfunc's own, and checks of single arguments at the door."""
 
 import math
+import os
+import sys
+import warnings
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -131,3 +135,16 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
 def missing_extra(what: str, package: str, extra: str) -> ModuleNotFoundError:
     """Build the error that names the extra which brings a missing package."""
     return ModuleNotFoundError(f"{what} needs {package}: pip install 'gdfunc[{extra}]'")
+
+
+def warn(message: str) -> None:
+    """Warn at the user's line that led here."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and is_ours(frame.f_code.co_filename):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level)
+
+
+def is_ours(filename: str) -> bool:
+    """Tell whether a file belongs to this library or to torch."""
+    return filename.startswith(tuple(f"{Path(file).parent}{os.sep}" for file in (__file__, torch.__file__)))

@@ -13,12 +13,14 @@ References:
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
+from math import nan
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from . import _tree
+from ._errors import warn
 from ._tree import Tree
 
 _MANY = 2**21  # entries that are small beside the rest of a chunk
@@ -281,6 +283,17 @@ class PerSample:
 def at_once(entries: int, size: int) -> int:
     """How many of so many samples to take at a time, where each needs so many entries for a moment."""
     return max(_MANY // entries, -(-size // _PARTS))
+
+
+def degrees_of_freedom(count: int, correction: int) -> float:
+    """B − c; where that leaves a variance undefined NaN, with a warning."""
+    if count > correction:
+        return count - correction
+    warn(
+        f"the batch has {'one sample' if count == 1 else f'{count} samples'}, too few for a variance: "
+        f"statistics of it are NaN; take at least {correction + 1}"
+    )
+    return nan
 
 
 def _around(squares: Tensor, mean: Tensor, count: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from functools import partial, reduce
 from types import SimpleNamespace
@@ -13,17 +12,18 @@ import torch
 from torch import Tensor
 
 from . import _tree
-from ._errors import NonFiniteError, TrainingInterrupted, check_choice, check_int
+from ._errors import NonFiniteError, TrainingInterrupted, check_choice, check_int, warn
 from ._gradients import check_batch, check_params
 from ._progress import Progress, reporter
 from ._sampling import take
-from ._scan._scan import check_checkpoint, fold, settle
+from ._scan._scan import check_checkpoint, fold, is_readable, read_once, settle, within
 from ._step import Step, check_lr, check_pair, params_of
 from ._stopping import Stop, Watched, is_finite, stopping, watch
 from ._through import asked
 from ._tree import Tree
 
 _SEGMENT_SECONDS = 0.1  # how long segments should take: Ctrl-C, progress and stop wait for their end
+_CAUTIOUS = 1e8  # entries of the parameters times entries of a batch that a compiled loop does in a second
 _GRAIN = 4  # blocks: segments of a compiled loop are whole multiples, so that each block always runs alike
 
 
@@ -183,7 +183,7 @@ def train(
     kept_blocks = None if kept_every is None else -(-kept_every // every)
     cut = 0 if through.last is None else max(len(index) - through.last, 0) // every * every
     backend = settle(backend, len(index))
-    fold_segment = partial(fold, backend=backend, settled=True)
+    fold_settled = partial(fold, backend=backend, settled=True)
     if stop is not None and not callable(stop):
         raise TypeError(f"stop must be a function (carry, loss) -> 0-d bool; got {stop!r}")
     run_step, first_carry = (step, init) if stop is None else (stopping(step, stop), watch(init))
@@ -215,16 +215,18 @@ def train(
         finite = _tree.map(lambda flag: flag[None], finite)
         if len(rows[0]) > 1:
             rest = _tree.map(lambda leaf: leaf[1:], rows)
-            carry, (_, others) = fold_segment(lambda carry, x: advance(carry, x[0], x[1], {}), carry, rest)
+            carry, (_, others) = fold_settled(lambda carry, x: advance(carry, x[0], x[1], {}), carry, rest)
             finite = _tree.map(lambda *flags: torch.cat(flags), finite, others)
         return carry, (records, finite)
+
+    read = read_once(block)  # here, and not in each segment
 
     def run(carry: Any, first: int, last: int) -> tuple[Any, tuple[Tree, Tree]]:
         """Run the steps first … last−1: a scan over their blocks."""
         size = max(1, min(every, last - first))
         count = (last - first) // size
         rows = _tree.map(lambda leaf: leaf[first:last].reshape(count, size, *leaf.shape[1:]), plan)
-        return fold_segment(block, carry, rows, checkpoint=kept_blocks)
+        return fold_settled(block, carry, rows, checkpoint=kept_blocks, read=read)
 
     def extend(finished: _Finished, last: int) -> tuple[_Finished, Tensor | None]:
         """Go on to step `last`; also tell, step by step, what was finite."""
@@ -233,7 +235,11 @@ def train(
 
     grain = 1 if backend == "eager" else _GRAIN
     grain = -(-(kept_blocks or 1) // grain) * grain  # every segment keeps a carry
-    finished, blocks = _Finished(0, first_carry, ()), 1 if grain == 1 else 4 * grain
+    row = sum(math.prod(leaf.shape[1:]) for leaf in _tree.leaves(data))
+    work = sum(leaf.numel() for leaf in leaves) * max(index.shape[1] * row, 1) * _tree.members()
+    finished, blocks = _Finished(0, first_carry, ()), _first_blocks(work * every, grain)
+    if within.get() is not None:  # a trace has one loop, whatever the clock says
+        blocks = max(len(index), 1)
     with reporter(progress, len(index), "step") as report:
         try:
             while finished.step < len(index) or not finished.records:
@@ -312,6 +318,14 @@ def _segment_end(first: int, blocks: int, every: int, total: int, grain: int) ->
     return whole if whole - last < grain * every else last
 
 
+def _first_blocks(work: int, grain: int) -> int:
+    """Guess from the size of a block how many take no longer than a segment may, and be cautious."""
+    if grain == 1:
+        return 1
+    guess = int(_SEGMENT_SECONDS * _CAUTIOUS / work)
+    return min(max(guess // grain, 4), 256) * grain
+
+
 def _next_blocks(blocks: int, seconds: float, grain: int) -> int:
     """Let segments grow to about 0.1 s. Where they end is of no matter to the result."""
     growth = min(64.0, _SEGMENT_SECONDS / max(seconds, 1e-9))
@@ -367,8 +381,7 @@ def _check_index(index: Any, samples: int | None, params: Tree) -> Tensor:
     if index.ndim != 2:
         raise ValueError(f"index must be [T, B], a batch a row; got shape {tuple(index.shape)}")
     # Read only where it costs nothing; elsewhere torch finds what is too large.
-    readable = index.device.type == "cpu" and not _tree.is_transformed(index) and index.numel()
-    if readable and samples is not None:
+    if is_readable(index) and index.numel() and samples is not None:
         low, high = (int(end) for end in torch.aminmax(index))
         if low < 0 or high >= samples:
             raise IndexError(f"index goes from {low} to {high}, but data has samples 0 to {samples - 1}")
@@ -382,8 +395,8 @@ def _check_lrs(lr: Any, steps: int, params: Tree) -> Tensor:
     if callable(lr):
         raise TypeError(f"lr is a function; pass its values, one a step: schedule(torch.arange({steps}))")
     lr = torch.as_tensor(lr) if isinstance(lr, np.ndarray | list | tuple) else lr
-    readable = isinstance(lr, Tensor) and lr.device.type == "cpu" and not _tree.is_transformed(lr)
-    if readable and not lr.is_complex() and not (lr.isfinite() & (lr >= 0)).all():
+    readable = isinstance(lr, Tensor) and is_readable(lr) and not lr.is_complex()
+    if readable and not (lr.isfinite() & (lr >= 0)).all():
         raise ValueError(f"lr must be finite and >= 0 in every step; got {lr}")
     if isinstance(lr, Tensor) and lr.ndim:
         if lr.shape != (steps,) or lr.is_complex():
@@ -397,15 +410,14 @@ def _check_lrs(lr: Any, steps: int, params: Tree) -> Tensor:
 
 
 def _warn_of_half(params: Tree) -> None:
-    for path, leaf in _tree.named_leaves(params, "params"):
+    for position, leaf in enumerate(_tree.leaves(params)):
         if torch.finfo(leaf.dtype).bits < 32:
+            path = _tree.named_leaves(params, "params")[position][0]
             digits = -math.log2(torch.finfo(leaf.dtype).eps)
-            warnings.warn(
+            warn(
                 f"{path} is {str(leaf.dtype).removeprefix('torch.')}: a step below 2^-{digits + 1:.0f} "
                 f"of a weight is rounded away, and training stalls; keep the parameters in float32 and "
-                f"evaluate the loss narrowly: gd.low_precision(loss_fn, {leaf.dtype})",
-                UserWarning,
-                stacklevel=3,
+                f"evaluate the loss narrowly: gd.low_precision(loss_fn, {leaf.dtype})"
             )
             return
 

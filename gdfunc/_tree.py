@@ -4,45 +4,101 @@ The only module that knows torch's pytree. `None` is an empty node, as in JAX: e
 keeps it and hands it to no callback.
 """
 
-from collections.abc import Callable, Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import combinations, pairwise
-from typing import Any, NamedTuple, TypeVar
+from math import prod
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.utils._pytree as _pytree
 from torch import Tensor
+from torch._functorch.pyfunctorch import VmapInterpreter, retrieve_all_functorch_interpreters
 
 Tree = Any
 _Class = TypeVar("_Class", bound=type)
 
 
-class Structure(NamedTuple):
-    """What is left of a tree without its leaves: torch's spec, and which of its slots are filled."""
-
-    spec: Any
-    filled: tuple[bool, ...]
+# What is left of a tree without its leaves: for a node its kind, what it needs to be made again, and its
+# parts. Plain tuples, because they are made, compared and hashed on every call of a compiled loop.
+Structure = Any
+_LEAF = "leaf"
 
 
 def flatten(tree: Tree) -> tuple[list[Any], Structure]:
     """Split a tree into its leaves and its structure."""
-    slots, spec = _pytree.tree_flatten(tree)
-    filled = tuple([slot is not None for slot in slots])
-    return (slots if all(filled) else [slot for slot in slots if slot is not None]), Structure(spec, filled)
+    found: list[Any] = []
+    return found, _split(tree, found)
 
 
-def unflatten(structure: Structure, leaves: Sequence[Any]) -> Tree:
+def _split(tree: Tree, found: list[Any]) -> Structure:
+    """Add the leaves to those found; return the rest."""
+    if tree is None:
+        return None
+    node = _opened(tree)
+    if node is None:
+        found.append(tree)
+        return _LEAF
+    kind, context, children = node
+    return kind, context, tuple([_split(child, found) for child in children])
+
+
+def _opened(tree: Tree) -> tuple[type, Any, Iterable[Any]] | None:
+    """A node's kind, what it needs to be made again, and its children; None for a leaf."""
+    kind = type(tree)
+    if kind is dict:
+        return kind, tuple(tree), tree.values()
+    if kind is tuple or kind is list or (issubclass(kind, tuple) and _is_named(kind)):
+        return kind, None, tree
+    registered = _pytree.SUPPORTED_NODES.get(kind)
+    if registered is None:
+        return None
+    children, context = registered.flatten_fn(tree)
+    return kind, _Context(context), children
+
+
+class _Context:
+    """What a registered class needs to make a node again; it can be compared, but need not have a hash."""
+
+    def __init__(self, it: Any) -> None:
+        self.it = it
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Context) and bool(self.it == other.it)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@lru_cache(4096)
+def _is_named(kind: type) -> bool:
+    return _pytree.is_namedtuple_class(kind)
+
+
+def unflatten(structure: Structure, leaves: Iterable[Any]) -> Tree:
     """Put leaves back into a structure: the inverse of `flatten`."""
-    if all(structure.filled):
-        return _pytree.tree_unflatten(leaves, structure.spec)
-    remaining = iter(leaves)
-    slots = [next(remaining) if filled else None for filled in structure.filled]
-    return _pytree.tree_unflatten(slots, structure.spec)
+    return _joined(structure, iter(leaves))
+
+
+def _joined(structure: Structure, leaves: Iterator[Any]) -> Tree:
+    if structure is None:
+        return None
+    if structure is _LEAF:
+        return next(leaves)
+    kind, context, parts = structure
+    children = [_joined(part, leaves) for part in parts]
+    if kind is dict:
+        return dict(zip(context, children, strict=True))
+    if context is None:
+        return kind(children) if kind is tuple or kind is list else kind(*children)
+    return _pytree.SUPPORTED_NODES[kind].unflatten_fn(children, context.it)
 
 
 def leaves(tree: Tree) -> list[Any]:
     """List the leaves of a tree."""
-    return [slot for slot in _pytree.tree_leaves(tree) if slot is not None]
+    return flatten(tree)[0]
 
 
 def tensors(tree: Tree) -> list[Tensor]:
@@ -52,7 +108,8 @@ def tensors(tree: Tree) -> list[Tensor]:
 
 def slots(tree: Tree) -> list[Any]:
     """List the leaves of a tree and the Nones among them."""
-    return _pytree.tree_leaves(tree)
+    node = None if tree is None else _opened(tree)
+    return [tree] if node is None else [slot for child in node[2] for slot in slots(child)]
 
 
 def slot_path(tree: Tree, name: str, position: int) -> str:
@@ -74,15 +131,39 @@ def match(structure: Structure, tree: Tree) -> list[Any] | None:
     found, own = flatten(tree)
     if own == structure:
         return found
-    try:
-        slots = structure.spec.flatten_up_to(tree)
-    except ValueError:
-        return None
-    ordered = [slot for slot in slots if slot is not None]
-    # flatten_up_to stops at the slots: one that holds a whole subtree is not among the leaves.
-    whole = {id(slot) for slot in ordered} == {id(leaf) for leaf in found}
-    filled = tuple(slot is not None for slot in slots)
-    return ordered if whole and filled == structure.filled else None
+    ordered: list[Any] = []
+    return ordered if _follow(structure, tree, ordered) else None
+
+
+def _follow(structure: Structure, tree: Tree, found: list[Any]) -> bool:
+    """Add the leaves to those found, as long as the tree has this structure."""
+    if tree is None or structure is None:
+        return tree is structure
+    node = _opened(tree)
+    if node is None or structure is _LEAF:
+        found.append(tree)
+        return node is None and structure is _LEAF
+    kind, context, parts = structure
+    own_kind, own_context, children = node
+    if {kind, own_kind} <= _DICTS:
+        keys = _keys(kind, context)
+        if set(keys) != set(tree):
+            return False
+        children = [tree[key] for key in keys]
+    elif (own_kind, own_context) != (kind, context):
+        return False
+    children = list(children)
+    same = len(children) == len(parts)
+    return same and all(_follow(part, child, found) for part, child in zip(parts, children, strict=True))
+
+
+_DICTS = {dict, OrderedDict, defaultdict}
+
+
+def _keys(kind: type, context: Any) -> Sequence[Any]:
+    if kind is dict:
+        return context
+    return context.it[1] if kind is defaultdict else context.it
 
 
 def check_structure(tree: Tree, reference: Tree, name: str, reference_name: str) -> list[Any]:
@@ -122,7 +203,10 @@ def map(f: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
         ValueError: the trees differ in structure.
     """
     first, structure = flatten(tree)
-    others = [check_structure(other, tree, f"trees[{i}]", "trees[0]") for i, other in enumerate(rest, 1)]
+    others = [
+        match(structure, other) or check_structure(other, tree, f"trees[{i}]", "trees[0]")
+        for i, other in enumerate(rest, 1)
+    ]
     return unflatten(structure, [f(*group) for group in zip(first, *others, strict=True)])
 
 
@@ -132,8 +216,8 @@ def where(condition: Tensor, yes: Tree, no: Tree) -> Tree:
 
 
 def cat(trees: Sequence[Tree]) -> Tree:
-    """Concatenate trees of one structure leaf by leaf along the leading axis."""
-    return map(lambda *group: torch.cat(group), *trees)
+    """Concatenate trees of one structure leaf by leaf along the leading axis; one alone stays as it is."""
+    return map(lambda *group: torch.cat(group), *trees) if len(trees) > 1 else trees[0]
 
 
 def clone(tree: Tree) -> Tree:
@@ -175,6 +259,12 @@ def as_tensors(tree: Tree) -> Tree:
 def is_transformed(leaf: Tensor) -> bool:
     """Tell whether a grad, jvp or vmap under way has wrapped this tensor."""
     return torch._C._functorch.is_functorch_wrapped_tensor(leaf)
+
+
+def members() -> int:
+    """How many calls the vmaps under way stand for."""
+    levels = retrieve_all_functorch_interpreters()
+    return prod(level.batch_size() for level in levels if isinstance(level, VmapInterpreter))
 
 
 def unwrap(tree: Tree) -> Tree:

@@ -1,12 +1,8 @@
 """What to make of per-sample gradients as they stream by; see `reduce_per_sample`."""
 
-import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from math import nan
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +10,7 @@ from torch import Tensor
 
 from . import _tree
 from ._errors import check_choice, check_int, check_scalar
-from ._per_sample import PerSample
+from ._per_sample import PerSample, degrees_of_freedom
 from ._tree import Tree
 
 
@@ -204,7 +200,7 @@ def variance(*, correction: int = 1) -> Reducer:
         return acc.merged(own) if acc.count else own
 
     def finish(acc: _Spread) -> Tree:
-        freedom = _degrees_of_freedom(acc.count, correction)
+        freedom = degrees_of_freedom(acc.count, correction)
         return _tree.map(lambda s, p: (s / freedom).to(p.dtype), acc.squares, acc.params)
 
     return Reducer(_Spread, add, finish, entries=False)
@@ -397,27 +393,6 @@ class _Spread:
         return _Spread(
             self.params, count, _tree.map(partial(torch.lerp, weight=share), self.mean, other.mean), squares
         )
-
-
-def _degrees_of_freedom(count: int, correction: int) -> float:
-    """B − c; where that leaves a variance undefined NaN, with a warning at the line that asked for it."""
-    if count > correction:
-        return count - correction
-    warnings.warn(
-        f"the batch has {'one sample' if count == 1 else f'{count} samples'}, too few for a variance: "
-        f"statistics of it are NaN; take at least {correction + 1}",
-        stacklevel=_callers_level(),
-    )
-    return nan
-
-
-def _callers_level() -> int:
-    """How far up the stack, from who asks, the first line outside of gdfunc and torch is."""
-    libraries = str(Path(__file__).parent), str(Path(torch.__file__).parent)
-    frame, level = sys._getframe(1), 1
-    while frame.f_back and frame.f_code.co_filename.startswith(libraries):
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 def _listed(quantity: Callable[[PerSample], Tree]) -> Reducer:

@@ -22,12 +22,12 @@ from torch import Tensor
 from . import _tree, reducers
 from ._errors import check_int, check_scalar
 from ._gradients import LossFn, batch_grad
-from ._per_sample import PerSample
+from ._per_sample import PerSample, degrees_of_freedom
 from ._reductions import reduce_per_sample
 from ._sampling import take
 from ._scan import scan
 from ._tree import Tree
-from .reducers import Reducer, _degrees_of_freedom
+from .reducers import Reducer
 
 
 class Spread(NamedTuple):
@@ -78,7 +78,7 @@ def spread() -> Reducer:
     def finish(acc: _Around) -> Spread:
         length = _tree.norm(acc.mean)
         dots = acc.listed(lambda grads: grads.dots(_unit(acc.mean, length)))
-        freedom = _degrees_of_freedom(acc.count, 1)
+        freedom = degrees_of_freedom(acc.count, 1)
         return Spread(
             size=torch.full_like(length, acc.count),
             loss=acc.losses.to(length.dtype) / acc.count,

@@ -13,6 +13,7 @@ from torch.func import grad, vmap
 
 import gdfunc as gd
 from gdfunc import _through, _tree
+from gdfunc._scan import _trace
 from gdfunc._sweep._memory import Memory
 
 from .references import fingerprint, linear_data, linear_loss, normal, storages
@@ -394,6 +395,88 @@ def test_a_run_inside_a_scan_of_runs():
         assert_close(result.value, value, 1e-12)
         lr = lr - 0.01 * result.grads
     assert_close(final, lr, 1e-12)
+
+
+# Traced.
+
+
+@pytest.mark.parametrize("backend", ["native", "auto"])
+@pytest.mark.parametrize("mode", [*EXACT, "truncated"])
+def test_a_traced_run_has_the_same_derivatives(mode, backend):
+    run, point = make_run("mlp", every=2)
+    options = {"last": 5} if mode == "truncated" else {}
+    expected, got = (
+        gd.hypergrad(with_aux(run), ["lr", "momentum"], mode=mode, has_aux=True, backend=name, **options)(
+            **point
+        )
+        for name in ("eager", backend)
+    )
+    assert_close(got, expected, 1e-9)
+
+
+def with_aux(run):
+    def run_with_aux(**point):
+        value = run(**point)
+        return value, {"twice": 2 * value}
+
+    return run_with_aux
+
+
+def test_a_traced_run_is_called_again_after_a_change_of_python_and_sees_tensors_change(monkeypatch):
+    records, record = [], _trace._record
+    monkeypatch.setattr(_trace, "_record", lambda *args: records.append(None) or record(*args))
+    scale, target, index = [1.0], torch.tensor(2.0), gd.full_batch(1, 40)
+
+    def run(lr):
+        step = gd.make_step(lambda w, _: scale[0] * (w - target) ** 2)
+        return gd.train(step, torch.tensor(0.0), None, index, lr)[0] ** 2
+
+    def repeat(*, is_new):
+        del records[:]
+        expected, got = (gd.hypergrad(run, backend=name)(0.01).grads for name in ("eager", "native"))
+        assert_close(got, expected, 1e-4)
+        assert bool(records) == is_new
+
+    repeat(is_new=True)
+    repeat(is_new=False)
+    target.mul_(3)
+    repeat(is_new=False)
+    scale[0] = 2.0
+    repeat(is_new=True)
+
+
+def test_traced_hypergradients_are_swept_and_differentiated():
+    run, point = make_run("regression")
+    lrs = torch.tensor([0.01, 0.05], dtype=torch.float64)
+
+    def slope(lr, backend):
+        return gd.hypergrad(run, "lr", backend=backend)(**(point | {"lr": lr})).grads
+
+    for transform in (vmap, grad, lambda f: vmap(grad(f))):
+        at = lrs if transform is not grad else lrs[0]
+        expected, got = (transform(partial(slope, backend=name))(at) for name in ("eager", "native"))
+        assert_close(got, expected, 1e-8)
+
+
+def test_a_run_inside_a_compiled_loop_goes_back_as_far_as_is_asked():
+    """What a trace found of it without being asked is not what it does when asked."""
+    run, point = make_run("regression")
+    rest = {name: value for name, value in point.items() if name != "lr"}
+
+    def once(lr):
+        return gd.scan(lambda c, x: (c, run(lr=lr, **rest)), None, length=1, backend="native")[1][0]
+
+    for mode, options in (("reverse", {}), ("truncated", {"last": 3}), ("checkpoint", {}), ("reverse", {})):
+        got, expected = (
+            gd.hypergrad(f, mode=mode, **options)(point["lr"])
+            for f in (once, lambda lr: run(lr=lr, **rest))
+        )
+        assert_close(got, expected, 1e-9)
+
+
+def test_implicit_is_not_traced():
+    with pytest.raises(ValueError, match="mode='implicit' iterates in Python, with backend='eager'"):
+        gd.hypergrad(lambda lr: lr, mode="implicit", backend="native")
 
 
 # Memory.

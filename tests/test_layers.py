@@ -9,10 +9,10 @@ import gdfunc
 
 PACKAGE = Path(gdfunc.__file__).parent
 RANKS = {
-    0: {"_tree", "_errors", "_progress", "random"},
+    0: {"_tree", "_errors", "_progress", "_through", "random"},
     1: {"_sampling", "_gradients", "_transforms", "_schedules", "_scan", "problems"}
     | {"_per_sample", "reducers", "_reductions"},
-    2: {"_step", "_stopping", "_through", "_curvature"},
+    2: {"_step", "_stopping", "_curvature"},
     3: {"_train", "_methods", "_sweep", "_hypergradient", "modules", "stats", "privacy"},
     4: {"checkpoint", "distributed", "plot", "testing"},
 }

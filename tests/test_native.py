@@ -10,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -20,7 +21,7 @@ from torch import nn
 
 import gdfunc as gd
 from gdfunc._errors import BackendError
-from gdfunc._scan import _auto, native
+from gdfunc._scan import _auto, _body, _trace, native
 
 from .test_conformance import TABLE
 
@@ -758,6 +759,67 @@ def test_segments_and_threads_do_not_show(monkeypatch):
     with ThreadPoolExecutor(4) as pool:
         again = list(pool.map(run, [*starts, *starts]))
     assert all(a[0].equal(b[0]) and a[1].equal(b[1]) for a, b in zip(again, [*whole, *whole], strict=True))
+
+
+def test_threads_trace_and_compile_side_by_side(monkeypatch):
+    """torch's tracer patches what all threads share, and fell over its own feet."""
+    monkeypatch.setattr(_trace, "_recipes", _trace._Recent())
+    monkeypatch.setattr(_trace, "_bodies", _trace._Recent())
+    xs, start = tame(0, (50, 3), torch.float64), tame(1, (3,), torch.float64)
+
+    def slope(number, backend="native"):
+        def f(c, x):
+            return torch.sin(0.5 * c + number * x), None
+
+        return torch.func.grad(lambda c: gd.scan(f, c, xs, backend=backend)[0].sum())(start)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            got = list(pool.map(slope, range(12)))
+    finally:
+        sys.setswitchinterval(before)
+    for number, leaf in enumerate(got):
+        torch.testing.assert_close(leaf, slope(number, "eager"), rtol=1e-10, atol=1e-12)
+
+
+def test_another_number_of_members_traces_and_compiles_nothing(monkeypatch):
+    xs, starts = tame(0, (20, 3), torch.float64), tame(1, (7, 3), torch.float64)
+    run = lambda start: gd.scan(descend, start, xs, backend="native")[0]  # noqa: E731
+    cases = {
+        "values": torch.func.vmap(run),
+        "gradients": torch.func.vmap(torch.func.grad(lambda start: run(start).sum())),
+    }
+    for case in cases.values():
+        case(starts[:2])
+    monkeypatch.setattr(_body, "trace_flat", None)
+    monkeypatch.setattr(native, "build", None)
+    for case in cases.values():
+        torch.testing.assert_close(case(starts), torch.stack([case(row[None])[0] for row in starts]))
+
+
+@pytest.mark.parametrize("seconds", [1e-7, 1e-3, 1.0])
+@pytest.mark.parametrize("members", [1, 3])
+def test_segments_of_the_loop_take_50_ms_and_the_next_call_knows(members, seconds, monkeypatch):
+    now, segments = [0.0], []
+
+    def run(first, last, start, end, *rest):
+        segments.append(end - start)
+        now[0] += seconds * (end - start) * (last - first)
+        return -1
+
+    monkeypatch.setattr(native, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    loop = object.__new__(native._Function)
+    loop.library, loop.scratch, loop.pace = SimpleNamespace(run=run), 1, 0.0
+    length, most = 10**6 if seconds < 1e-3 else 200, max(1, int(0.05 / (seconds * members) * (1 + 1e-9)))
+    for first in (1, min(most, length)):
+        del segments[:]
+        loop([0], (None, None), members, length)
+        assert sum(segments) == length
+        assert segments[0] in (first, first - 1)
+        assert max(segments) <= most
 
 
 def test_lengths_and_numbers_in_tensors_compile_nothing(monkeypatch):

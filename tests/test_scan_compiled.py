@@ -11,7 +11,7 @@ import sys
 
 import pytest
 import torch
-from torch.func import grad, vmap
+from torch.func import grad, jvp, vmap
 
 import gdfunc as gd
 from gdfunc._errors import BackendError
@@ -126,6 +126,9 @@ def test_checkpoints_under_a_compiled_backend():
     assert_agrees(grad(lambda p: value(inductor, p, checkpoint=2))(xs[0]), expected)
 
 
+TRACED = [{"backend": "inductor"}, {"backend": "native"}, {"checkpoint": 1}]
+
+
 # What upstream gets wrong.
 
 
@@ -164,6 +167,44 @@ def test_a_scan_within_a_compiled_one_is_compiled_with_it():
         ]
     finally:
         _scan.within.reset(token)
+
+
+@pytest.mark.parametrize("options", TRACED)
+def test_a_scan_within_that_is_given_only_what_is_closed_over(options):
+    """It ran in the trace, on tensors without values: native crashed, others kept the first result."""
+    start, rows = normal(0, 3), normal(1, 17, 3)
+
+    def f(c, x):
+        inner, _ = gd.scan(lambda s, row: (s + 0.1 * torch.sin(row), None), start, rows)
+        return c + inner, None
+
+    for _ in range(2):
+        expected = gd.scan(f, normal(2, 3), length=2)
+        assert_agrees(gd.scan(f, normal(2, 3), length=2, **options), expected)
+        start.mul_(3)
+
+
+@pytest.mark.parametrize("options", TRACED)
+def test_a_scan_within_beside_an_assignment(options):
+    """What writes assignments as pure operations has no rule for a primitive of one's own."""
+    rows = normal(1, 17, 3)
+
+    def f(c, x):
+        c = c.clone()
+        c[0] = x
+        inner, _ = gd.scan(lambda s, row: (s + 0.1 * torch.sin(row * s), None), c, rows)
+        inner[1] = c[0]
+        return inner, inner.sum()
+
+    def value(c, **options):
+        carry, ys = gd.scan(f, c, normal(3, 4), **options)
+        return carry.square().sum() + ys.sum()
+
+    for transform in (lambda v: v, grad, lambda v: lambda c: jvp(v, (c,), (c,))):
+        expected, got = (
+            transform(functools.partial(value, **given))(normal(2, 3)) for given in ({}, options)
+        )
+        assert_agrees(got, expected)
 
 
 def test_153679_two_chained_scans_and_the_gradient_of_the_first_layer():
@@ -309,7 +350,6 @@ def by_a_closed_over_value(c, x):
 
 
 ONE = torch.tensor(1.0)
-TRACED = [{"backend": "inductor"}, {"backend": "native"}, {"checkpoint": 1}]
 
 
 @pytest.mark.parametrize("options", TRACED)

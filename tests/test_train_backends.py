@@ -18,7 +18,7 @@ from torch.func import grad, jvp, vmap
 
 import gdfunc as gd
 from gdfunc._scan import _auto, _inductor, _trace, native
-from gdfunc._train import _GRAIN, _next_blocks, _segment_end
+from gdfunc._train import _GRAIN, _first_blocks, _next_blocks, _segment_end
 
 from .references import fingerprint, linear_data, linear_loss, normal, relative_error, storages
 
@@ -326,6 +326,16 @@ def test_segments_grow_towards_a_tenth_of_a_second(multiple, seconds, grain):
     assert after + grain > min(64 * blocks, blocks * 0.1 / max(seconds, 1e-9)) * (1 - 1e-12)
 
 
+@given(st.integers(1, 10**12), st.integers(1, 50))
+def test_the_first_segment_is_cautious(work, multiple):
+    grain = multiple * _GRAIN
+    blocks = _first_blocks(work, grain)
+    assert blocks % grain == 0
+    assert 4 * grain <= blocks <= 256 * grain
+    assert blocks == 4 * grain or work * blocks <= 0.1 * 1e8
+    assert _first_blocks(work, 1) == 1
+
+
 @pytest.mark.parametrize(
     ("backend", "seconds_a_step", "longest"),
     [("inductor", 1.0, 4), ("inductor", 1e-3, 100), ("eager", 1.0, 1)],
@@ -348,6 +358,7 @@ def test_a_slow_step_makes_short_segments(monkeypatch, backend, seconds_a_step, 
 
     monkeypatch.setattr("gdfunc._train._segment_end", segment_end)
     monkeypatch.setattr("gdfunc._train.time", types.SimpleNamespace(perf_counter=clock))
+    monkeypatch.setattr("gdfunc._train._CAUTIOUS", 1.0)
     run(400, backend=backend, progress=lambda done, steps: ends.append(done))
     lengths = [last - first for first, last in pairwise(ends)]
     assert sum(lengths) == 400
@@ -512,7 +523,7 @@ def ran(monkeypatch):
 
 
 def test_auto_is_eager_for_a_short_run_and_compiled_for_a_long_one(ran, monkeypatch):
-    for steps, at_once in [(9_999, []), (10_000, [16])]:
+    for steps, at_once in [(9_999, []), (10_000, [1024])]:
         with pytest.raises(gd.TrainingInterrupted):
             run(steps, backend="auto", progress=ctrl_c(1))
         assert ran == at_once
@@ -538,6 +549,7 @@ def test_auto_says_once_that_it_steps_back_and_an_explicit_backend_refuses(monke
     with pytest.warns(UserWarning, match=f"backend='auto' steps back: {reason}") as told:
         assert_same_bits(run(step=step, backend="auto"), expected)
     assert len(told) == 1
+    assert told[0].filename == __file__
     assert_same_bits(run(step=step, backend="auto"), expected)
     with pytest.raises(gd.BackendError, match=f"^{reason}"):
         run(step=step)

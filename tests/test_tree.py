@@ -1,13 +1,15 @@
 """Trees: None is an empty node, dicts may order their keys otherwise, paths read like Python."""
 
+from collections import OrderedDict, defaultdict
 from typing import NamedTuple
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.func import grad
+from torch.func import grad, vmap
 
+import gdfunc as gd
 from gdfunc import _tree
 
 from .references import normal
@@ -39,6 +41,52 @@ def test_flatten_and_unflatten_are_inverse(tree):
     assert same == structure
     assert all(a is b for a, b in zip(again, leaves, strict=True))
     assert len(_tree.named_leaves(tree, "t")) == len(leaves)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        OrderedDict(b=torch.zeros(1), a=[torch.ones(1), None]),
+        defaultdict(list, b=torch.zeros(1), a=(torch.ones(1),)),
+        gd.Trajectory(step=torch.zeros(1), loss={"a": torch.ones(1)}),
+        torch.max(torch.ones(2, 2), 0),
+    ],
+)
+def test_other_containers_are_nodes_too(tree):
+    leaves, structure = _tree.flatten([tree])
+    (again,) = _tree.unflatten(structure, leaves)
+    assert type(again) is type(tree)
+    assert hash(structure) == hash(_tree.flatten([again])[1])
+    assert _tree.flatten([again])[1] == structure != _tree.flatten([tree, tree])[1]
+    assert all(a is b for a, b in zip(_tree.leaves(again), leaves, strict=True))
+    assert getattr(again, "default_factory", None) is getattr(tree, "default_factory", None)
+
+
+def test_dicts_of_all_kinds_match_whatever_the_order_of_their_keys():
+    plain, ordered = {"a": 1, "b": (2, None)}, OrderedDict(b=(2, None), a=1)
+    for first, second in [(plain, ordered), (ordered, plain), (plain, defaultdict(int, ordered))]:
+        assert _tree.match(_tree.flatten(first)[1], second) == _tree.leaves(first)
+    for other in ({"a": 1}, {"a": 1, "b": (2, 3)}, {"a": 1, "b": [2, None]}, {"a": (1,), "b": (2, None)}):
+        assert _tree.match(_tree.flatten(ordered)[1], other) is None
+    first, second = gd.Trajectory(step=1, loss=2), gd.Trajectory(step=1, lr=2)
+    assert _tree.match(_tree.flatten(first)[1], second) is None
+
+
+def test_slots_are_leaves_and_nones():
+    assert _tree.slots({"a": None, "b": [1, (None, Pair(2, None))]}) == [None, 1, None, 2, None]
+
+
+def test_members_are_counted_over_all_vmaps():
+    counted = []
+
+    def f(x):
+        counted.append(_tree.members())
+        return x.sum()
+
+    vmap(vmap(f))(torch.ones(3, 4))
+    vmap(grad(f))(torch.ones(3, 4))
+    f(torch.ones(3))
+    assert counted == [12, 3, 1]
 
 
 @given(trees)

@@ -1,10 +1,8 @@
 """The backend that chooses: the fastest that can run this body on this device."""
 
-import warnings
-
 from torch import Tensor
 
-from .._errors import BackendError
+from .._errors import BackendError, warn
 from . import _cudagraph, _inductor, _replay, native
 from ._body import Body
 from ._primitive import Leaves
@@ -28,4 +26,4 @@ def step_back(error: BackendError) -> None:
     """Say once why the fastest backend is not the one that runs."""
     if str(error) not in _told:
         _told.add(str(error))
-        warnings.warn(f"backend='auto' steps back: {error}", UserWarning, stacklevel=2)
+        warn(f"backend='auto' steps back: {error}")

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from itertools import count
+from threading import RLock
 from typing import Any, NamedTuple
 
 import torch
@@ -47,14 +49,19 @@ class Body:
     Bodies compare by identity. What was derived from one, and what a backend made of it, is kept with it.
     """
 
+    members: Members | None = None
+
     def __init__(self, graph: fx.GraphModule, consts: Avals, carry: Avals, x: Avals) -> None:
-        self.graph, self.consts, self.carry, self.x = _with_reshapes(graph), consts, carry, x
+        graph = _with_reshapes(graph)
         results = list(next(iter(reversed(graph.graph.nodes))).args[0])
-        self.y: Avals = tuple(Aval.of(node.meta["val"]) for node in results[len(carry) :])
+        y = tuple(Aval.of(node.meta["val"]) for node in results[len(carry) :])
+        self._enter(consts, carry, x, y, _sources(graph, results))
+        self.graph = graph
+
+    def _enter(self, consts: Avals, carry: Avals, x: Avals, y: Avals, sources: list[int]) -> None:
+        self.consts, self.carry, self.x, self.y, self._sources = consts, carry, x, y, sources
         self.number = next(_numbers)
         self.kept: dict[Any, Any] = {}
-        self.members: Members | None = None
-        self._sources = _sources(graph, results)
 
     @property
     def has_loops(self) -> bool:
@@ -86,7 +93,26 @@ class Body:
             carry = new
 
 
+class BatchedBody(Body):
+    """vmap of a body; it is not traced for a backend that takes the members one by one."""
+
+    def __init__(self, function: Callable[..., Any], members: Members) -> None:
+        def avals(leaves: Avals, flags: Sequence[bool]) -> Avals:
+            pairs = zip(leaves, flags, strict=True)
+            return tuple(aval.with_axis(members.size) if flag else aval for aval, flag in pairs)
+
+        base = members.body
+        inputs = base.split(avals((*base.consts, *base.carry, *base.x), members.inputs))
+        self._enter(*inputs, avals(base.y, members.results[len(base.carry) :]), base._sources)
+        self.members, self._function = members, function
+
+    @cached_property
+    def graph(self) -> fx.GraphModule:  # type: ignore[override]
+        return _with_reshapes(trace_flat(self._function, (*self.consts, *self.carry, *self.x)))
+
+
 _numbers = count()
+_tracing = RLock()  # torch.fx patches what all threads share
 
 
 def _with_reshapes(graph: fx.GraphModule) -> fx.GraphModule:
@@ -135,7 +161,7 @@ def prune(graph: fx.GraphModule) -> fx.GraphModule:
 @contextmanager
 def clean_room(shapes: ShapeEnv | None = None) -> Iterator[FakeTensorMode]:
     """Leave all transformations and modes under way, for one in which tensors have no values."""
-    with ExitStack() as stack:
+    with _tracing, ExitStack() as stack:
         stack.enter_context(_no_function_modes())
         stack.enter_context(_disable_current_modes())
         stack.enter_context(temporarily_clear_interpreter_stack())

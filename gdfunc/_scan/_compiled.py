@@ -2,12 +2,16 @@
 
 from collections.abc import Callable
 
+from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
 from .. import _tree
 from .._tree import Tree
 from . import _auto, _cudagraph, _inductor, _replay, native
 from ._auto import step_back as step_back
 from ._primitive import Loop, Runner, checkpointed
-from ._scan import within
+from ._scan import Read, within
 from ._trace import trace
 
 RUNNERS: dict[str, Runner] = {
@@ -29,16 +33,24 @@ def run(
     unroll: int,
     backend: str,
     checkpoint: int | None,
+    read: Read | None,
 ) -> tuple[Tree, Tree]:
     """Trace the user's function, with the checks around it, and run the loop over what was traced."""
     token = within.set(backend)
     try:
-        traced = trace(f, body, init, xs)
+        traced = trace(f, body, init, xs, read and read())
     finally:
         within.reset(token)
     carry, structure = _tree.flatten(init)
     loop = Loop(traced.body, length, RUNNERS[backend], reverse, unroll)
-    tensors = traced.closed_over, carry, _tree.leaves(xs)
+    tensors = [traced.closed_over, carry, _tree.leaves(xs)]
+    if get_proxy_mode() is not None:
+        tensors = [[_shown(leaf) for leaf in leaves] for leaves in tensors]
     results = loop(*tensors) if checkpoint is None else checkpointed(loop, checkpoint, *tensors)
     ys = results[len(carry) :]
     return _tree.unflatten(structure, results[: len(carry)]), _tree.unflatten(traced.y_structure, ys)
+
+
+def _shown(leaf: Tensor) -> Tensor:
+    """Let the trace under way find a tensor from outside of it: it sees what an operation is given."""
+    return leaf if is_fake(leaf) else leaf.view_as(leaf)

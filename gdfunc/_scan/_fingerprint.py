@@ -49,10 +49,10 @@ Reader = Callable[[Any], Reading]
 def fingerprint(f: Any) -> Fingerprint:
     """Read everything that a function can reach; equal keys list their tensors in the same order."""
     key, readable = _settings(), True
-    objects: list[Any] = []  # all stay here to the end, lest a new one get the id of one that is gone
-    numbers: dict[int, int] = {}
+    objects: list[Any] = [f]  # all stay here to the end, lest a new one get the id of one that is gone
+    numbers: dict[int, int] = {id(f): 0}
     tensors: list[Tensor] = []
-    names: dict[str, None] = {}
+    functions: list[types.FunctionType] = []
     modules: list[types.ModuleType] = []
     told: set[tuple[int, str]] = set()
 
@@ -64,42 +64,52 @@ def fingerprint(f: Any) -> Fingerprint:
             elif kind in _BITS:
                 key.extend((kind, _BITS[kind](part)))
             else:
-                number = numbers.get(id(part))
-                if number is None:
-                    number = numbers[id(part)] = len(objects)
+                number = numbers.setdefault(id(part), len(objects))
+                if number == len(objects):
                     objects.append(part)
                 key.append(number)
 
-    position = 0
     with torch._C.DisableTorchFunction():  # modes and subclasses are not to see this
-        refer((f,))
-        while position < len(objects):
-            x = objects[position]
-            position += 1
+        for x in objects:  # which grow on the way
             kind: Any = type(x)
             read = _reader(kind)
             head, parts = read(x)
             readable = readable and head is not None
             key.extend((kind, head))
             refer(parts)
-            if read is _tensor:
+            if read is _function:
+                functions.append(x)
+            elif read is _tensor:
                 tensors.append(x)
-            elif read is _function:
-                names |= _named(x)[0]
             elif read is _module and not _is_library(vars(x).get("__name__")):
                 modules.append(x)
-            if position == len(objects):  # of a module counts what the functions met so far name
+            if modules and x is objects[-1]:  # of a module counts what the functions met so far name
+                names = {name: None for function in functions for name in _named(function)[0]}
                 for i, module in enumerate(modules):
                     for name in [name for name in names if name in vars(module) and (i, name) not in told]:
                         told.add((i, name))
                         key.extend((i, name))
                         refer((vars(module)[name],))
-    whole = tuple(key)
     try:
-        hash(whole)
-    except TypeError:  # a symbolic shape, say
-        readable = False
-    return Fingerprint(whole if readable else None, tensors)
+        return Fingerprint(_Key(key) if readable else None, tensors)
+    except TypeError:  # a symbolic shape, say, has no hash
+        return Fingerprint(None, tensors)
+
+
+class _Key:
+    """A long tuple whose hash is computed once."""
+
+    __slots__ = ("hash", "parts")
+
+    def __init__(self, parts: Iterable[Any]) -> None:
+        self.parts = tuple(parts)
+        self.hash = hash(self.parts)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self.hash == other.hash and self.parts == other.parts
+
+    def __hash__(self) -> int:
+        return self.hash
 
 
 class _Same:
@@ -153,13 +163,18 @@ def _named(f: types.FunctionType) -> tuple[dict[str, None], list[str]]:
 
 def _function(f: types.FunctionType) -> Reading:
     """Read code, defaults, attributes, cells, and the globals and imports that the code names."""
+    own: list[Any] = [f.__defaults__, f.__kwdefaults__, f.__dict__ or None]
+    bare = own == [None, None, None]
+    own = [] if bare else own
+    own += [_try(_content, cell) for cell in f.__closure__ or ()]
     names, imports = _named(f)
+    if not names and not imports:
+        return (f.__code__, bare), own
     scope = f.__globals__
     found = tuple([name for name in names if name in scope])
-    cells = [_try(_content, cell) for cell in f.__closure__ or ()]
-    paths = [_try(resolve_name, name, scope.get("__package__")) for name in imports]
-    own = f.__defaults__, f.__kwdefaults__, f.__dict__ or None
-    return (f.__code__, found), (*own, *cells, *[scope[x] for x in found], *map(sys.modules.get, paths))
+    own += [scope[name] for name in found]
+    own += [sys.modules.get(_try(resolve_name, name, scope.get("__package__"))) for name in imports]
+    return (f.__code__, bare, found), own
 
 
 def _builtin(f: Any) -> Reading:

@@ -15,12 +15,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import FunctionalizeInterpreter, retrieve_all_functorch_interpreters
 from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctorchFunctionalizeAPI
+from torch.autograd import forward_ad
 from torch.func import jvp, vjp, vmap
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, track_tensor_tree
 
 from .. import _tree
-from ._body import Avals, Body, Members, stand_in
+from ._body import Avals, BatchedBody, Body, Members, stand_in
 
 Flags = tuple[bool, ...]
 Leaves = Sequence[Tensor]
@@ -42,9 +45,21 @@ class Loop:
     def __call__(self, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
         """Run the loop: `[*carry, *ys]`."""
         loop, tensors = self, (*consts, *init, *xs)
+        if _is_plain(tensors):
+            return list(_Scan.forward(self, *tensors))
+        innermost = retrieve_all_functorch_interpreters()[-1:]
+        if innermost and isinstance(innermost[0], FunctionalizeInterpreter):
+            return self._below(FunctorchFunctionalizeAPI(innermost[0]), consts, init, xs)
         if not self.keeps and any(map(_may_be_differentiated, tensors)):
             loop = replace(self, body=_keeping(self.body), keeps=True)
         return list(_Scan.apply(loop, *tensors)[: len(init) + len(self.body.y)])
+
+    def _below(self, level: FunctorchFunctionalizeAPI, *tensors: Leaves) -> list[Tensor]:
+        """Run under a level of `functionalize`, for which autograd.Function has no rule: a loop is pure."""
+        given: Any = level.unwrap_tensors(tensors)  # type: ignore[arg-type]
+        with level.redispatch_to_next():
+            results: Any = self(*given)
+        return list(level.wrap_tensors(results))
 
 
 def checkpointed(loop: Loop, every: int, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
@@ -175,6 +190,12 @@ def _as_node(loop: Loop, tensors: Leaves) -> list[Tensor]:
 in_trace: ContextVar[Callable[[Loop, Leaves], list[Tensor]]] = ContextVar("in_trace", default=_as_node)
 
 
+def _is_plain(tensors: Leaves) -> bool:
+    """Tell that no derivative is asked for, and no transformation under way: no rule applies."""
+    inside = torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    return not inside and not any(leaf.requires_grad for leaf in tensors)
+
+
 def _may_be_differentiated(leaf: Tensor) -> bool:
     """Tell whether autograd, or a grad of torch.func at any level, follows this tensor."""
     while not leaf.requires_grad and _tree.is_transformed(leaf):
@@ -235,13 +256,10 @@ def _batched(body: Body, size: int, inputs: Flags, results: Flags) -> Body:
         members = vmap(lambda *leaves: tuple(body.graph(*leaves)), in_dims, out_dims)  # type: ignore[arg-type]
         return list(members(*tensors))
 
-    avals = (*body.consts, *body.carry, *body.x)
-    consts, carry, x = body.split(
-        [aval.with_axis(size) if flag else aval for aval, flag in zip(avals, inputs, strict=True)]
-    )
-    batched = body.derive(("batched", size, inputs), function, consts, carry, x)
-    batched.members = Members(body, size, inputs, results)
-    return batched
+    key = "batched", size, inputs
+    if key not in body.kept:
+        body.kept[key] = BatchedBody(function, Members(body, size, inputs, results))
+    return body.kept[key]
 
 
 def _pushed(body: Body, inputs: Flags, y: Flags) -> Body:

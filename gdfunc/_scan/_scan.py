@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from contextvars import ContextVar
+from functools import cache
 from typing import Any, NoReturn
 
 import torch
@@ -14,6 +15,7 @@ from .._tree import Tree
 from . import _eager
 
 Body = Callable[[Tree, Tree], tuple[Tree, Tree]]
+Read = Callable[[], Any]
 BACKENDS = ("eager", "native", "inductor", "cudagraph", "auto")
 _LAID_OUT = 16  # steps: a longer loop stays a loop where the body of another is traced
 _WORTH_COMPILING = 10_000  # steps: what fewer take from Python, 0.3 ms each, is less than a compilation
@@ -110,13 +112,13 @@ def fold(
     backend: str = "eager",
     checkpoint: int | str | None = None,
     settled: bool = False,
+    read: Read | None = None,
 ) -> tuple[Tree, Tree]:
-    """`scan`; for a segment of a longer run, whose backend is settled."""
+    """`scan`; for a segment of a longer run, whose backend is settled, and whose f was read before."""
     check_int("unroll", unroll, 1)
     check_choice("backend", backend, BACKENDS)
     xs = _tree.as_tensors(xs)
-    for path, leaf in _tree.named_leaves(init, "init"):
-        check_tensor(leaf, path)
+    check_tensors(init, "init")
     length = _length(xs, length)
     every = check_checkpoint(checkpoint, length)
     body = _checked(f, init)
@@ -132,7 +134,7 @@ def fold(
         from . import _compiled  # brings in the tracer and its hundreds of modules
 
         try:
-            return _compiled.run(f, body, init, xs, length, reverse, unroll, backend, every)
+            return _compiled.run(f, body, init, xs, length, reverse, unroll, backend, every, read)
         except BackendError as error:
             if backend != "auto" or every is not None:
                 raise
@@ -143,6 +145,23 @@ def fold(
     steps = range(length - 1, -1, -1) if reverse else range(length)
     carry, ys = _eager.run(body, init, xs, steps)
     return _tree.clone(carry), _stack(ys)
+
+
+def is_readable(leaf: Tensor) -> bool:
+    """Tell whether a tensor has a value, and one that is at hand: no transformation, trace or GPU."""
+    return leaf.device.type == "cpu" and not _tree.is_transformed(leaf) and within.get() is None
+
+
+def read_once(f: Body) -> Read:
+    """Give what tells all that f can reach, and reads it when first asked, if ever."""
+
+    @cache
+    def read() -> Any:
+        from ._fingerprint import fingerprint  # for a trace only, as the tracer
+
+        return fingerprint(f)
+
+    return read
 
 
 def settle(backend: str, steps: int) -> str:
@@ -165,9 +184,12 @@ def _length(xs: Tree, length: int | None) -> int:
     """The number of steps, on which all leaves of xs and `length` must agree."""
     if length is not None:
         length = check_int("length", length, 0)
+    check_tensors(xs, "xs")
+    sizes = {len(leaf) if leaf.ndim else -1 for leaf in _tree.leaves(xs)}
+    if len(sizes) == 1 and min(sizes) >= 0 and length in (None, *sizes):
+        return sizes.pop()
     source = "length"
     for path, leaf in _tree.named_leaves(xs, "xs"):
-        check_tensor(leaf, path)
         if not leaf.ndim:
             raise ValueError(f"{path} is 0-d; scan goes over dim 0 of every leaf of xs")
         if length is None:
@@ -185,7 +207,7 @@ def _length(xs: Tree, length: int | None) -> int:
 def _checked(f: Body, init: Tree) -> Body:
     """Check in every step that the body returns a pair whose carry is like init."""
 
-    check = like(init)
+    check = cache(lambda: like(init))  # a function that was traced before is not called
 
     def body(carry: Tree, x: Tree) -> tuple[Tree, Tree]:
         given = _tree.leaves((carry, x))
@@ -195,7 +217,7 @@ def _checked(f: Body, init: Tree) -> Body:
             raise ValueError("f wrote into its carry or x; it must return new tensors instead")
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(f"f must return a pair (carry, y); got {type(result).__name__}")
-        return check(result[0]), result[1]
+        return check()(result[0]), result[1]
 
     return body
 
@@ -245,6 +267,12 @@ def _refuse(leaf: Any, reference: Any, path: str) -> NoReturn:
 def _describe(leaf: Tensor) -> str:
     dtype = str(leaf.dtype).removeprefix("torch.")
     return f"{dtype} {tuple(leaf.shape)} on {leaf.device}"
+
+
+def check_tensors(tree: Tree, name: str) -> None:
+    if not all(isinstance(leaf, Tensor) for leaf in _tree.leaves(tree)):
+        for path, leaf in _tree.named_leaves(tree, name):
+            check_tensor(leaf, path)
 
 
 def check_tensor(leaf: Any, path: str) -> None:

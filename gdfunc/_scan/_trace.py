@@ -6,7 +6,6 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +21,8 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
 
 from .. import _tree
-from .._errors import BackendError
+from .._errors import BackendError, is_ours
+from .._through import asked
 from .._tree import Tree
 from ._body import Aval, Avals, Body, clean_room, prune, record, stand_in, trace_flat
 from ._fingerprint import Fingerprint, fingerprint
@@ -50,10 +50,12 @@ class _Recipe(NamedTuple):
 class _Recent(OrderedDict[Any, Any]):
     """A dict that forgets what was not used for longest."""
 
-    def get(self, key: Any, default: Any = None) -> Any:
-        if key in self:
+    def find(self, key: Any) -> Any:
+        try:
             self.move_to_end(key)
-        return super().get(key, default)
+            return self[key]
+        except KeyError:
+            return None
 
     def __setitem__(self, key: Any, value: Any) -> None:
         super().__setitem__(key, value)
@@ -76,9 +78,10 @@ def trace(
     rows, x_structure = _tree.flatten(xs)
     carry_avals = tuple(Aval.of(leaf) for leaf in carry)
     x_avals = tuple(Aval.of(leaf)._replace(shape=tuple(leaf.shape[1:])) for leaf in rows)
-    print_of_f = print_of_f or fingerprint(f)
-    key = (within.get(), print_of_f.key, carry_structure, x_structure, carry_avals, x_avals)
-    recipe = _recipes.get(key) if print_of_f.key is not None else None
+    print_of_f, through = print_of_f or fingerprint(f), asked()
+    key = (within.get(), through, print_of_f.key, carry_structure, x_structure, carry_avals, x_avals)
+    lasting = print_of_f.key is not None and through.fixed_point is None
+    recipe = _recipes.find(key) if lasting else None
     if recipe is None:
         graph, lift, y_structure = _record(body, carry_structure, carry_avals, x_structure, x_avals)
         originals = _lift_attributes(graph, lift)
@@ -88,7 +91,7 @@ def trace(
         closed_over = [places.get(id(leaf), leaf) for leaf in originals]
         recipe = _Recipe(shared, closed_over, y_structure)
         hidden = [leaf for leaf in closed_over if isinstance(leaf, Tensor) and id(leaf) in lift.known]
-        if print_of_f.key is not None and not hidden:
+        if lasting and not hidden:
             _recipes[key] = recipe
     tensors = [print_of_f.tensors[at] if isinstance(at, int) else at for at in recipe.closed_over]
     return Traced(recipe.body, tensors, recipe.y_structure)
@@ -158,9 +161,8 @@ def _depth() -> int:
 
 def _users_line(error: BaseException) -> str:
     """The last line outside of torch and gdfunc that an error went through."""
-    libraries = [str(Path(torch.__file__).parent), str(Path(__file__).parents[1])]
     frames = traceback.extract_tb(error.__traceback__)
-    outside = [frame for frame in frames if not frame.filename.startswith(tuple(libraries))]
+    outside = [frame for frame in frames if not is_ours(frame.filename)]
     frame = (outside or frames)[-1]
     text = linecache.getline(frame.filename, frame.lineno or 0).strip()
     return f"{frame.filename}:{frame.lineno}: `{text}`"
@@ -321,7 +323,7 @@ _ASSIGNMENTS: dict[Any, Callable[..., Any]] = {
 def _shared(graph: fx.GraphModule, consts: Avals, carry: Avals, x: Avals) -> Body:
     """The body of this graph: the one that an equal graph had before, with what was compiled of it."""
     key = (graph.code, consts, carry, x)
-    body = _bodies.get(key)
+    body = _bodies.find(key)
     if body is None:
         body = _bodies[key] = Body(graph, consts, carry, x)
     return body

@@ -188,12 +188,17 @@ def final_loss(problem: Problem, backend: str, steps: int) -> Callable[[Tensor],
 
 
 def hypergradients(problem: Problem, mode: str) -> dict[str, Run]:
-    """The derivative of that loss on each backend, or with mode `"value"` the loss itself."""
+    """The derivative of that loss on each backend, or with mode `"value"` the loss itself.
+
+    Natively the derivative is traced as a whole, as JAX's is.
+    """
     lr = torch.tensor(problem.lr)
 
     def run(backend: str, steps: int) -> Tensor:
         f = final_loss(problem, backend, steps)
-        return f(lr) if mode == "value" else gd.hypergrad(f, mode=mode)(lr).grads
+        if mode == "value":
+            return f(lr)
+        return gd.hypergrad(f, mode=mode, backend="native" if backend == "native" else "eager")(lr).grads
 
     return {f"gdfunc {backend}": partial(run, backend) for backend in backends(problem.device)}
 

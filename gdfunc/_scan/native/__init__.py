@@ -32,18 +32,18 @@ a refusal says it.
 import ctypes
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from math import prod
 from threading import RLock
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._body import Avals, Body, Members
-from .._primitive import Flags, Leaves
+from .._body import Body, Members
+from .._primitive import Leaves
 from ._build import build
 from ._program import LONG, write
 from ._tensor import Unsupported as Unsupported
@@ -59,49 +59,52 @@ def run(body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, unrol
         BackendError: the body has an operation that is not covered, or it cannot be compiled.
         IndexError: a step uses an index that is out of range.
     """
-    members = body.members or Members(body, 1, (False,) * (len(consts) + len(init) + len(xs)), ())
-    base, size = members.body, members.size
-    of_consts, of_carry, of_xs = base.split(members.inputs)
-    of_y = members.results[len(init) :] or (False,) * len(base.y)
-    loop = _compiled(base)
-
-    def each(leaf: Tensor, is_each: bool) -> Tensor:
-        """A copy for each member."""
-        leaf = leaf if is_each else leaf.expand(size, *leaf.shape)
-        return leaf.clone(memory_format=torch.contiguous_format)
-
-    def places(leaves: Leaves, avals: Avals, flags: Flags, moves: bool) -> Iterator[_Place]:
-        for leaf, aval, is_each in zip(leaves, avals, flags, strict=True):
-            alone = prod(aval.shape) * aval.dtype.itemsize
-            step = alone * (size if is_each else 1) if moves else 0
-            yield _Place(leaf.data_ptr(), alone if is_each else 0, step)
-
-    def one(leaf: Tensor, is_each: bool, dim: int) -> Tensor:
-        """The result of the first member, where all members have the same."""
-        if is_each:
-            return leaf
-        return leaf.squeeze(dim) if size == 1 else leaf.select(dim, 0).clone()
-
-    consts, xs = ([leaf.resolve_neg() for leaf in leaves] for leaves in (consts, xs))
-    carry = [each(leaf.resolve_neg(), is_each) for leaf, is_each in zip(init, of_carry, strict=True)]
-    ys = [torch.empty((length, size, *aval.shape), dtype=aval.dtype) for aval in base.y]
-    table = [
-        *places(consts, base.consts, of_consts, False),
-        *places(carry, base.carry, (True,) * len(carry), False),
-        *places(xs, base.x, of_xs, True),
-        *places(ys, base.y, (True,) * len(ys), True),
+    layout = body.kept.get("layout") or body.kept.setdefault("layout", _Layout(body))
+    members, size = layout.members, layout.members.size
+    loop = _compiled(members.body)
+    consts, init, xs = ([leaf.resolve_neg() for leaf in leaves] for leaves in (consts, init, xs))
+    carry = [
+        leaf.expand(shape).clone(memory_format=torch.contiguous_format)
+        for leaf, shape in zip(init, layout.carry, strict=True)
     ]
-    loop(table, size, length)
-    last = [one(leaf, is_each, 0) for leaf, is_each in zip(carry, of_carry, strict=True)]
-    return [*last, *[one(leaf, is_each, 1) for leaf, is_each in zip(ys, of_y, strict=True)]]
+    ys = [torch.empty((length, *shape), dtype=dtype) for shape, dtype in layout.ys]
+    starts = [leaf.data_ptr() for leaf in (*consts, *carry, *xs, *ys)]
+    loop(starts, layout.strides, size, length)
+    if body.members is None:
+        return [*carry, *ys]
+    results = zip([*carry, *ys], layout.dims, members.results, strict=True)
+    # Where all members have the same result, that of the first is it.
+    return [leaf if is_each else leaf.select(dim, 0).clone() for leaf, dim, is_each in results]
 
 
-class _Place(NamedTuple):
-    """Where a tensor begins, and how many bytes on it is for the next member and in the next step."""
+class _Layout:
+    """Where members and steps lie in the tensors of a loop: the same in each of its runs."""
 
-    start: int
-    member: int
-    step: int
+    def __init__(self, body: Body) -> None:
+        inputs = len(body.consts) + len(body.carry) + len(body.x)
+        self.members = body.members or Members(body, 1, (False,) * inputs, ())
+        base, size = self.members.body, self.members.size
+        each = () if body.members is None else (size,)
+        self.carry = [(*each, *aval.shape) for aval in base.carry]
+        self.ys = [((*each, *aval.shape), aval.dtype) for aval in base.y]
+        self.dims = [0] * len(base.carry) + [1] * len(base.y)
+        of_consts, _, of_xs = base.split(self.members.inputs)
+        member, step = [], []
+        for avals, flags, moves in (
+            (base.consts, of_consts, False),
+            (base.carry, (True,) * len(base.carry), False),
+            (base.x, of_xs, True),
+            (base.y, (True,) * len(base.y), True),
+        ):
+            for aval, is_each in zip(avals, flags, strict=True):
+                alone = prod(aval.shape) * aval.dtype.itemsize
+                member.append(alone if is_each else 0)
+                step.append(alone * (size if is_each else 1) if moves else 0)
+        self.strides = _column(member), _column(step)
+
+
+def _column(numbers: Sequence[int]) -> Any:
+    return (ctypes.c_int64 * len(numbers))(*numbers)
 
 
 class _Function:
@@ -111,21 +114,21 @@ class _Function:
         self.library = library
         self.scratch = ctypes.c_int64.in_dll(library, "scratch_size").value
         self.rounds = ctypes.c_int64.in_dll(library, "step_rounds").value
+        self.pace = 0.0  # steps of a member in a second, as last measured: at least so many
         number = ctypes.c_int64
         library.run.argtypes = [number] * 4 + [ctypes.c_void_p] * 5
         library.run.restype = number
 
-    def __call__(self, table: list[_Place], size: int, length: int) -> None:
+    def __call__(self, starts: list[int], strides: tuple[Any, Any], size: int, length: int) -> None:
         """Run all members, a share of them on each thread; all stop when one does.
 
         Only a thread that waits hears of Ctrl-C: a step that may take long has another thread run it.
         """
-        columns = [[getattr(place, name) for place in table] for name in _Place._fields]
-        tables = [(ctypes.c_int64 * len(table))(*column) for column in columns]
-        shares, stop = min(size, torch.get_num_threads()), ctypes.c_int()
-        bounds = [size * share // shares for share in range(shares + 1)]
+        tables, stop = (_column(starts), *strides), ctypes.c_int()
+        shares = min(size, torch.get_num_threads())
         if shares == 1 and self.rounds * size < LONG:
             return self._share(tables, 0, size, length, stop)
+        bounds = [size * share // shares for share in range(shares + 1)]
         with ThreadPoolExecutor(
             shares, initializer=torch.set_flush_denormal, initargs=(_flushes(),)
         ) as threads:
@@ -139,17 +142,20 @@ class _Function:
                 stop.value = 1
                 raise
 
-    def _share(self, tables: list[Any], first: int, last: int, length: int, stop: ctypes.c_int) -> None:
+    def _share(
+        self, tables: tuple[Any, ...], first: int, last: int, length: int, stop: ctypes.c_int
+    ) -> None:
         """Run some members, segment after segment: between two of them Python hears of Ctrl-C."""
         scratch = torch.zeros(self.scratch, dtype=torch.uint8)
-        start, steps = 0, 1
+        start, members = 0, last - first
         while start < length and not stop.value:
-            end, began = min(start + steps, length), time.perf_counter()
+            end = min(start + max(1, int(self.pace * _SEGMENT_SECONDS / members)), length)
+            began = time.perf_counter()
             bad = self.library.run(first, last, start, end, *tables, scratch.data_ptr(), ctypes.byref(stop))
             if bad >= 0:
                 raise IndexError(f"an index is out of range in step {bad} of the loop")
-            seconds = max(time.perf_counter() - began, 1e-9)
-            start, steps = end, max(1, int(steps * min(8.0, _SEGMENT_SECONDS / seconds)))
+            self.pace = (end - start) * members / max(time.perf_counter() - began, 1e-9)
+            start = end
 
 
 def _flushes() -> bool:
