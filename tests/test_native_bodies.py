@@ -442,7 +442,11 @@ LAYERS = {
         lambda p, x: F.max_pool1d(x[:, None], 2, 1, padding=1)[:, 0],
         width + 1,
     ),
-    "group norm": plain(lambda x: F.group_norm(x[:, :, None], 1, eps=0.1)[:, :, 0]),
+    "group norm": lambda width: (
+        {},
+        lambda p, x: F.group_norm(F.pad(x, (0, 1), value=0.5)[:, :, None], 1, eps=0.1)[:, :, 0],
+        width + 1,
+    ),
     "normalised": plain(
         lambda x: (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + 0.1).sqrt()
     ),
@@ -507,10 +511,8 @@ GRADIENTS = {
     "largest": by_leaf(lambda leaf: leaf.amax(0)),
     "curved": curved,
 }
-# Signs of gradients that are zero but for rounding are of no meaning.
-SMOOTH = sorted(
-    name for name, row in TABLE.items() if not row.matrices and name not in ("sign", "lion", "rprop")
-)
+# Signs of gradients that are zero but for rounding are of no meaning; masks are for the table's own trees.
+SMOOTH = sorted(set(TABLE) - {"sign", "lion", "rprop", "muon", "masked", "partition"})
 
 
 class Training:
@@ -518,20 +520,19 @@ class Training:
 
     def __init__(self, layers, loss, gradients, transformation, batch_size, width, seed):
         self.names = layers, loss, gradients, transformation, batch_size, width, seed
-        # The table's transformations know leaves below "w", "m" and "s".
-        params, applied, numbers = {"w": {}, "m": {}, "s": {}}, [], count(seed)
+        params, applied, numbers = {}, [], count(seed)
         for n, name in enumerate([*layers, "linear 3"]):
             shapes, apply, width = LAYERS[name](width)
-            applied.append(("wms"[n % 3], n, apply))
-            params["wms"[n % 3]][n] = {
+            applied.append(apply)
+            params[n] = {
                 key: normal(next(numbers), *shape) / max(shape[0], 1) ** 0.5
                 for key, shape in shapes.items()
             }
 
         def loss_fn(params, batch):
             x, y = batch
-            for group, n, apply in applied:
-                x = apply(params[group][n], x)
+            for n, apply in enumerate(applied):
+                x = apply(params[n], x)
             return LOSSES[loss](x, y)
 
         row = TABLE[transformation]
