@@ -532,19 +532,20 @@ SMOOTH = {
     name: f for name, f in (FUNCTIONS | EXACT | CANCELLING).items() if takes(f) == 1 and name != "lgamma"
 }
 SMOOTH = {name: f for name, f in SMOOTH.items() if f(torch.ones(1)).is_floating_point()}
+del SMOOTH["huber"]  # torch has no forward mode of its gradient
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMOOTH)
 def test_derivatives_of_functions_of_one_number(name):
     def total(a):
-        return (SMOOTH[name](a) * torch.arange(1, 1 + a.numel()).to(a.dtype)).sum()
+        return (SMOOTH[name](a) * torch.linspace(0.5, 1, len(a), dtype=a.dtype)).sum()
 
     slope = torch.func.grad(total)
     functions = {
         "gradient": slope,
         "tangent": lambda a: torch.func.jvp(SMOOTH[name], (a,), (a.cos(),))[1],
-        "second": torch.func.grad(lambda a: slope(a).sin().sum()),
+        "second": torch.func.grad(lambda a: slope(a).square().sum()),
         "curvature": lambda a: torch.func.jvp(slope, (a,), (a.cos(),))[1],
         "many": lambda a: torch.func.vmap(slope)(torch.stack([a, a * 0.5])),
     }
