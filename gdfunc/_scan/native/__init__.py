@@ -20,6 +20,13 @@ refused before anything is compiled.
 
 gcc and clang on x86-64 are tested, zig's clang too; AArch64 and macOS are written for, and untested.
 
+CUDA is not written. `_trace`, `_operators`, `_index` and `_tensor` would serve it as they are. A block of
+threads would take the place of a member, and the whole loop over time would stay inside one launch: in
+`_kernel` the outer loops of a nest become one that the block's threads share, with a barrier where a kernel
+reads what another has stored; `_reduction` ends in shuffles, `_contraction` in tiles of shared memory;
+`_program` puts carry and scratch there if they fit; and `_build` gives the text to NVRTC through torch. It
+would pay for sweeps of a hundred members and more: a single run would wait at barriers.
+
 To add a pointwise operator, write its line in `_operators.POINTWISE` (`PREDICATES` if its result is bool)
 and its row in a table of `tests/test_native.py`, which compares it with torch's: one line each, as
 
