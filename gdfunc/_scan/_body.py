@@ -148,7 +148,12 @@ def trace_flat(
 def record(function: Callable[..., Any], rewrites: dict[Any, Callable[..., Any]] | None = None) -> Any:
     """Give what runs a function and writes down its operations, the cut of a gradient included."""
     # Without a table, make_fx of torch 2.15 makes of detach an alias, which cuts nothing.
-    return make_fx(function, rewrites or {})
+    return make_fx(function, {torch.ops.aten._efficientzerotensor.default: _zeros, **(rewrites or {})})
+
+
+def _zeros(size: Any, *, dtype: Any = None, device: Any = None, **_: Any) -> torch.Tensor:
+    """Give the zeros of forward mode a memory."""
+    return torch.zeros(size, dtype=dtype, device=device)
 
 
 def prune(graph: fx.GraphModule) -> fx.GraphModule:
