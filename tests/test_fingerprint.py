@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import functools
 import gc
+import os
 import random
 import sys
 import threading
@@ -916,6 +917,28 @@ UNREADABLE = {
 @pytest.mark.parametrize("wrap", [reader, lambda x: [Model(x), 1], lambda x: type("Holder", (), {"x": x})])
 def test_one_thing_that_cannot_be_read_gives_no_key(name, wrap):
     assert key(wrap(UNREADABLE[name]())) is None
+
+
+RATE = 1.0
+BY_NAME = {
+    "globals": lambda x: x * globals()["RATE"],
+    "eval": lambda x: x * eval("RATE"),
+    "environment": lambda x: x * float(os.environ["GDFUNC_RATE"]),
+    "environment, within": lambda x: (lambda y: y * float(os.getenv("GDFUNC_RATE")))(x),
+}
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_what_is_read_by_a_name_made_at_run_time_is_never_stale(name, monkeypatch):
+    def run():
+        return gd.scan(lambda c, x: (c, BY_NAME[name](x)), torch.ones(2), torch.ones(3), backend="native")[
+            1
+        ]
+
+    for rate in (1.0, 5.0):
+        monkeypatch.setitem(globals(), "RATE", rate)
+        monkeypatch.setenv("GDFUNC_RATE", str(rate))
+        assert run().tolist() == [rate] * 3
 
 
 # Key equality is deep equality.

@@ -53,9 +53,11 @@ def compiler(tmp_path, monkeypatch):
 def test_compilers_agree_with_eager(name, monkeypatch):
     if not (find_spec(name) if name == "ziglang" else which(name)):
         pytest.skip(f"{name} is not installed")
-    monkeypatch.setenv("CC", name)
     if name == "ziglang":
+        monkeypatch.delenv("CC", raising=False)
         monkeypatch.setenv("PATH", "/nonexistent")
+    else:
+        monkeypatch.setenv("CC", name)
     monkeypatch.setattr(
         native, "_compiled", lambda body: native._Function(native.build(native.write(body)))
     )
@@ -137,6 +139,14 @@ def test_the_compiler_may_be_named_with_arguments(cache, monkeypatch):
     monkeypatch.setenv("CC", " ".join([*_build._compiler()[0], "-DNUMBER=6"]))
     _build._compiler.cache_clear()
     assert _build.build(C.format("NUMBER")).answer() == 6
+
+
+@pytest.mark.parametrize("name", ["/nonexistent", "false", "false --flag"])
+def test_a_compiler_that_is_asked_for_and_does_not_work_is_not_replaced(name, monkeypatch):
+    monkeypatch.setenv("CC", name)
+    _build._compiler.cache_clear()
+    with pytest.raises(BackendError, match=f"CC={name} is no C compiler that works"):
+        _build._compiler()
 
 
 def test_a_directory_that_cannot_be_written_is_refused(cache):

@@ -66,6 +66,7 @@ _VIEWS = {
     aten.permute.default,
     aten.view.default,
     aten._unsafe_view.default,
+    aten.reshape.default,
     aten.unsqueeze.default,
     aten.squeeze.dim,
     aten.squeeze.dims,

@@ -156,6 +156,16 @@ def _names(code: types.CodeType) -> tuple[dict[str, None], list[str]]:
     return names, [name for name in imports if name]
 
 
+@functools.lru_cache(4096)
+def _reads_by_name(code: types.CodeType) -> bool:
+    """Tell whether a code, or one within it, may read globals or the environment by names of its making."""
+    steps = {(step.opname, step.argval) for step in dis.get_instructions(code)}
+    called = {name for opname, name in steps if opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    if called & {"globals", "vars", "locals", "eval", "exec"} or {"environ", "getenv"} & {*code.co_names}:
+        return True
+    return any(_reads_by_name(inner) for inner in code.co_consts if isinstance(inner, types.CodeType))
+
+
 def _named(f: types.FunctionType) -> tuple[dict[str, None], list[str]]:
     """List the names and imports of a function; by its globals, since decorators copy `__module__`."""
     return ({}, []) if _is_library(f.__globals__.get("__name__")) else _names(f.__code__)
@@ -171,6 +181,8 @@ def _function(f: types.FunctionType) -> Reading:
     if not names and not imports:
         return (f.__code__, bare), own
     scope = f.__globals__
+    if _reads_by_name(f.__code__):
+        return None, ()
     found = tuple([name for name in names if name in scope])
     own += [scope[name] for name in found]
     own += [sys.modules.get(_try(resolve_name, name, scope.get("__package__"))) for name in imports]

@@ -27,13 +27,14 @@ reads what another has stored; `_reduction` ends in shuffles, `_contraction` in 
 `_program` puts carry and scratch there if they fit; and `_build` gives the text to NVRTC through torch. It
 would pay for sweeps of a hundred members and more: a single run would wait at barriers.
 
-To add a pointwise operator, write its line in `_operators.POINTWISE` (`PREDICATES` if its result is bool)
-and its row in a table of `tests/test_native.py`, which compares it with torch's: one line each, as
+To add a pointwise operator, write its line in `_operators.POINTWISE` (`PREDICATES` if its result is bool),
 
     "hypot": "hypot{f}({0}, {1})",
 
-does, which calls the C library's function for the dtype. The name is that of aten's or prims' operator, and
-a refusal says it.
+under the name that aten has for it, or prims, without the prefix: a refusal says it. It is tested by its
+name in a table of `tests/test_native.py`: `FUNCTIONS` where the C library computes, to a few units in the
+last place, `EXACT` where all bits are torch's. Where the library has the function for whole vectors, its
+name in `_program._VECTORISED` makes it fast.
 """
 
 import ctypes

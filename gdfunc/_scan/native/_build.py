@@ -97,14 +97,19 @@ def _compiler() -> tuple[list[str], str]:
             "backend='native' is written for Linux and macOS, not for Windows; use backend='inductor' or "
             "'eager', or Linux on Windows (WSL)"
         )
-    named = [shlex.split(os.environ.get("CC", "")), ["cc"], ["gcc"], ["clang"]]
-    found = [command for command in named if command and shutil.which(command[0])]
-    if find_spec("ziglang"):
+    asked = shlex.split(os.environ.get("CC", ""))
+    named = [asked] if asked else [["cc"], ["gcc"], ["clang"]]
+    found = [command for command in named if shutil.which(command[0])]
+    if not asked and find_spec("ziglang"):
         found.append([sys.executable, "-m", "ziglang", "cc"])
     for command in found:
         done = _run([*command, *_flags(), "-dM", "-E", "-x", "c", os.devnull])
         if done.returncode == 0:
             return command, done.stdout
+    if asked:
+        raise BackendError(
+            f"CC={shlex.join(asked)} is no C compiler that works here: name another, or none"
+        )
     raise BackendError(
         "backend='native' needs a C compiler, and none was found: install gcc or clang (Debian: "
         "apt install gcc; macOS: xcode-select --install; elsewhere: pip install 'gdfunc[native]'), or name "

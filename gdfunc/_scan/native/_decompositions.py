@@ -309,14 +309,17 @@ def _of_floats(rewrite: Callable[..., Any]) -> Callable[..., Any]:
     return rewritten
 
 
-_ANY = {aten.addmm.default: _addmm, aten.diagonal_scatter.default: _diagonal_scatter}
+_ANY = {
+    aten.addmm.default: _addmm,
+    aten.diagonal_scatter.default: _diagonal_scatter,
+    aten.sort.default: _sort,
+    aten.sort.stable: _sort,
+}
 _FLOATING: dict[Any, Callable[..., Any]] = {
     aten.var.correction: _var,
     aten.var_mean.correction: _var_mean,
     aten.native_group_norm.default: _group_norm,
     aten.erfinv.default: _erfinv,
-    aten.sort.default: _sort,
-    aten.sort.stable: _sort,
     aten.convolution.default: _convolution,
     aten.convolution_backward.default: _convolution_backward,
     aten.max_pool2d_with_indices.default: _max_pool(2),

@@ -274,7 +274,7 @@ def _divide(call: Call) -> Lazy:
         rest = pointwise(call, POINTWISE["fmod"], left, right)
         return pointwise(call, "{0} != 0 && (({1} < 0) != ({0} < 0)) ? {0} + {1} : {0}", rest, right)
     if call.dtype.is_floating_point or isinstance(right, Lazy) or right <= 0:
-        raise call.refuse("but of integers by a number above 0")
+        raise call.refuse("other than of integers by a positive number")
     floor = "{0} / {1} - ({0} % {1} < 0)"
     templates = {
         "remainder": "{0} % {1} + ({0} % {1} < 0 ? {1} : 0)",
@@ -710,7 +710,7 @@ def _max(call: Call) -> Any:
 @lowers("argmax", "argmin")
 def _argmax(call: Call) -> Lazy:
     tensor = call["self"]
-    if not prod(tensor.shape):
+    if not prod(tensor.shape[dim] for dim in _dims(tensor, call["dim"])):
         raise call.refuse("of nothing")
     found = Extremum(call.block, tensor, _dims(tensor, call["dim"]), call.name == "argmax")
     return reshape(found, call.shape)
