@@ -317,8 +317,9 @@ def test_runs_are_vmapped_over_keys_and_noise():
         torch.testing.assert_close(got, run(key, noise_multiplier=sigma), rtol=1e-12, atol=1e-14)
 
 
-def test_a_compiled_run_is_the_run():
-    torch.testing.assert_close(run(KEY, "inductor"), run(KEY), rtol=1e-9, atol=1e-12)
+@pytest.mark.parametrize("backend", ["native", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_run_is_the_run(backend):
+    torch.testing.assert_close(run(KEY, backend), run(KEY), rtol=1e-9, atol=1e-12)
 
 
 def test_nothing_is_written_and_nothing_shared():

@@ -126,7 +126,11 @@ def test_checkpoints_under_a_compiled_backend():
     assert_agrees(grad(lambda p: value(inductor, p, checkpoint=2))(xs[0]), expected)
 
 
-TRACED = [{"backend": "inductor"}, {"backend": "native"}, {"checkpoint": 1}]
+TRACED = [
+    pytest.param({"backend": "inductor"}, marks=pytest.mark.slow),
+    {"backend": "native"},
+    {"checkpoint": 1},
+]
 
 
 # What upstream gets wrong.

@@ -159,11 +159,16 @@ def _names(code: types.CodeType) -> tuple[dict[str, None], list[str]]:
 @functools.lru_cache(4096)
 def _reads_by_name(code: types.CodeType) -> bool:
     """Tell whether a code, or one within it, may read globals or the environment by names of its making."""
-    steps = {(step.opname, step.argval) for step in dis.get_instructions(code)}
-    called = {name for opname, name in steps if opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-    if called & {"globals", "vars", "locals", "eval", "exec"} or {"environ", "getenv"} & {*code.co_names}:
+    if {"environ", "getenv"} & {*code.co_names}:
         return True
+    if _BY_NAME & {*code.co_names}:  # as a global, or else an attribute of that name
+        steps = dis.get_instructions(code)
+        if any(step.argval in _BY_NAME and step.opname in ("LOAD_GLOBAL", "LOAD_NAME") for step in steps):
+            return True
     return any(_reads_by_name(inner) for inner in code.co_consts if isinstance(inner, types.CodeType))
+
+
+_BY_NAME = {"globals", "vars", "locals", "eval", "exec"}
 
 
 def _named(f: types.FunctionType) -> tuple[dict[str, None], list[str]]:
