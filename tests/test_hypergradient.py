@@ -400,8 +400,9 @@ def test_a_run_inside_a_scan_of_runs():
 # Traced.
 
 
-@pytest.mark.parametrize("backend", ["native", "auto"])
-@pytest.mark.parametrize("mode", [*EXACT, "truncated"])
+@pytest.mark.parametrize(
+    ("mode", "backend"), [*[(mode, "native") for mode in (*EXACT, "truncated")], ("reverse", "auto")]
+)
 def test_a_traced_run_has_the_same_derivatives(mode, backend):
     run, point = make_run("mlp", every=2, backend="native")
     options = {"last": 5} if mode == "truncated" else {}
