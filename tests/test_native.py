@@ -116,6 +116,12 @@ CANCELLING = {  # next to zero only to a share of what was subtracted
     "huber": lambda a: torch.nn.functional.huber_loss(a, a * 0, reduction="none"),
     "smooth l1": lambda a: torch.nn.functional.smooth_l1_loss(a, a * 0, reduction="none"),
 }
+
+
+def outer(a, b):
+    return a[:, None] * 3 @ b[None]
+
+
 INTEGER = {
     "add": lambda a, b: a + b,
     "mul": lambda a, b: a * b,
@@ -137,7 +143,7 @@ INTEGER = {
     "floor": lambda a, b: a.floor() + a.round(),
     "cumprod": lambda a, b: a.flatten().cumprod(0),
     "sort": lambda a, b: tuple(a.flatten()[:50].sort(stable=True)),
-    "matmul": lambda a, b: a.reshape(-1, 1) * 3 @ b.reshape(1, -1) @ a.reshape(-1, 1),
+    "matmul": lambda a, b: outer(a.flatten()[:50], b.flatten()[:50]) @ a.flatten()[:50, None],
     "signbit": lambda a, b: a.signbit(),
     "square": lambda a, b: a**2,
     "true division": lambda a, b: a / b,
@@ -727,7 +733,8 @@ def test_what_is_not_covered_is_refused_by_name(name, monkeypatch):
 def test_no_compiler_is_one_clear_sentence(monkeypatch):
     native._build._compiler.cache_clear()
     monkeypatch.setenv("PATH", "/nonexistent")
-    monkeypatch.setenv("CC", "/nonexistent/cc")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(native._build, "find_spec", lambda name: None)
     with pytest.raises(BackendError, match="needs a C compiler, and none was found: install gcc or clang"):
         gd.scan(lambda c, x: (c * 1.2345, None), ONE, length=2, backend="native")
     monkeypatch.undo()
