@@ -217,9 +217,8 @@ def _step(
         if key is not None:
             same[key] = tensor
     pairs = list(zip(results, targets, strict=True))
-    for node, target in (
-        pairs[len(carry) :] + pairs[: len(carry)]
-    ):  # what reads the carry before what replaces it
+    # What reads the carry goes before what replaces it.
+    for node, target in pairs[len(carry) :] + pairs[: len(carry)]:
         if target is not None:
             tensor = known[node]
             source = tensor.memory() if isinstance(tensor, Stored) else tensor
