@@ -525,6 +525,22 @@ def test_convolutions_and_pooling(name):
     assert_close(got, expected, 64, torch.tensor(50.0).double(), signs=False)
 
 
+def test_forward_mode_of_the_gradients_of_samples():
+    """Its zeros lie in memory as other tensors do, of which a loop in C knows nothing."""
+
+    def f(w, x):
+        g = torch.func.vmap(torch.func.grad(lambda w, x: torch.tanh(w @ x).sum()), (None, 0))(w, x)
+        return w - g.mean(0), g.sum()
+
+    w, xs = tame(0, (3, 2), torch.float64), tame(1, (4, 5, 2), torch.float64)
+    moved = (
+        torch.func.jvp(lambda w: gd.scan(f, w, xs, backend=backend), (w,), (w.cos(),))[1]
+        for backend in ("native", "eager")
+    )
+    for got, expected in zip(*moved, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", WINDOWS)
@@ -946,12 +962,13 @@ def test_training_is_that_of_eager():
                 assert torch.allclose(left, right, rtol=1e-9, atol=1e-11)
 
 
-def test_auto_takes_the_native_loop(monkeypatch):
+@pytest.mark.parametrize(("ranks", "steps"), [("_QUICK", 1_000), ("_QUICK", 9_999), ("_RANKED", 10_000)])
+def test_auto_takes_the_native_loop(ranks, steps, monkeypatch):
     ran, run = [], native.run
-    monkeypatch.setattr(_auto, "_RANKED", {"cpu": (lambda *a: ran.append(a[4]) or run(*a),)})
-    xs = tame(0, (10_000, 3), torch.float64)
+    monkeypatch.setattr(_auto, ranks, {"cpu": (lambda *a: ran.append(a[4]) or run(*a),)})
+    xs = tame(0, (steps, 3), torch.float64)
     gd.scan(descend, xs[0], xs, backend="auto")
-    assert ran == [10_000]
+    assert ran == [steps]
 
 
 SANITIZED = """

@@ -575,9 +575,9 @@ def test_auto_is_eager_for_few_steps_and_compiled_for_many(compilations, monkeyp
     monkeypatch.setitem(_auto._RANKED, "cpu", (lambda *a: ran.append(a[4]) or _inductor.run(*a),))
     xs = normal(0, 10_000, 3) * 0.1
     p = normal(1, 3)
-    short, _ = gd.scan(descend, p, xs[:-1], backend="auto")
+    short, _ = gd.scan(descend, p, xs[:999], backend="auto")
     assert (ran, compilations) == ([], [])
-    assert_same_bits(short, gd.scan(descend, p, xs[:-1])[0])
+    assert_same_bits(short, gd.scan(descend, p, xs[:999])[0])
     long = gd.scan(descend, p, xs, backend="auto", unroll=2)
     assert ran == [10_000]
     assert_agrees(long, gd.scan(descend, p, xs))

@@ -523,11 +523,12 @@ def ran(monkeypatch):
 
 
 def test_auto_is_eager_for_a_short_run_and_compiled_for_a_long_one(ran, monkeypatch):
-    for steps, at_once in [(9_999, []), (10_000, [1024])]:
+    for steps, at_once in [(999, []), (9_999, []), (10_000, [1024])]:
         with pytest.raises(gd.TrainingInterrupted):
             run(steps, backend="auto", progress=ctrl_c(1))
         assert ran == at_once
     ran.clear()
+    monkeypatch.setattr("gdfunc._scan._scan._WORTH_C", 40)
     monkeypatch.setattr("gdfunc._scan._scan._WORTH_COMPILING", 40)
     assert_same_bits(run(39, backend="auto"), run(39, backend="eager"))
     assert ran == []
@@ -553,6 +554,24 @@ def test_auto_says_once_that_it_steps_back_and_an_explicit_backend_refuses(monke
     assert_same_bits(run(step=step, backend="auto"), expected)
     with pytest.raises(gd.BackendError, match=f"^{reason}"):
         run(step=step)
+
+
+def test_auto_is_native_for_a_run_of_middle_length_and_else_takes_no_slow_compiler(ran, monkeypatch):
+    native_ran, run_natively = [], native.run
+    watched = lambda *loop: native_ran.append(loop[4]) or run_natively(*loop)  # noqa: E731
+    monkeypatch.setattr(_auto, "_QUICK", {"cpu": (watched,)})
+    monkeypatch.setattr(_auto, "_told", set())
+    assert_agrees(run(1_000, backend="auto"), run(1_000, backend="eager"), INIT)
+    assert (ran, sum(native_ran)) == ([], 1_000)
+
+    def loss_fn(params, batch):
+        return linear_loss(params, batch) + params["w"].flatten().median() ** 2
+
+    step = gd.make_step(loss_fn)
+    with pytest.warns(UserWarning, match="steps back: backend='native' does not cover aten.median"):
+        got = run(1_000, step=step, backend="auto")
+    assert_agrees(got, run(1_000, step=step, backend="eager"), INIT)
+    assert ran == []
 
 
 @pytest.mark.usefixtures("nothing_compiled")

@@ -1,20 +1,42 @@
 """The backend that chooses: the fastest that can run this body on this device."""
 
+from collections.abc import Mapping, Sequence
+
 from torch import Tensor
 
 from .._errors import BackendError, warn
 from . import _cudagraph, _inductor, _replay, native
 from ._body import Body
-from ._primitive import Leaves
+from ._primitive import Leaves, Runner
 
 _RANKED = {"cuda": (_cudagraph.run, _inductor.run), "cpu": (native.run, _inductor.run)}
+_QUICK = {"cpu": (native.run,)}  # compiled within a second
 _told: set[str] = set()
 
 
 def run(body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, unroll: int = 1) -> list[Tensor]:
     """Try the backends from the fastest on; the last resort replays the graph from Python."""
+    return _run_first(_RANKED, body, consts, init, xs, length, unroll)
+
+
+def run_brief(
+    body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, unroll: int = 1
+) -> list[Tensor]:
+    """Do so for a run of few steps, with the backends that compile quickly."""
+    return _run_first(_QUICK, body, consts, init, xs, length, unroll)
+
+
+def _run_first(
+    ranked: Mapping[str, Sequence[Runner]],
+    body: Body,
+    consts: Leaves,
+    init: Leaves,
+    xs: Leaves,
+    length: int,
+    unroll: int,
+) -> list[Tensor]:
     device = next((aval.device.type for aval in (*body.carry, *body.x, *body.consts)), "cpu")
-    for runner in _RANKED.get(device, ()):
+    for runner in ranked.get(device, ()):
         try:
             return runner(body, consts, init, xs, length, unroll)
         except BackendError as error:

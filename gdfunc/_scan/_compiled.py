@@ -20,6 +20,7 @@ RUNNERS: dict[str, Runner] = {
     "inductor": _inductor.run,
     "cudagraph": _cudagraph.run,
     "auto": _auto.run,
+    "brief": _auto.run_brief,
 }
 
 

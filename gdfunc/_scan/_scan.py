@@ -18,7 +18,7 @@ Body = Callable[[Tree, Tree], tuple[Tree, Tree]]
 Read = Callable[[], Any]
 BACKENDS = ("eager", "native", "inductor", "cudagraph", "auto")
 _LAID_OUT = 16  # steps: a longer loop stays a loop where the body of another is traced
-_WORTH_COMPILING = 10_000  # steps: what fewer take from Python, 0.3 ms each, is less than a compilation
+_WORTH_C, _WORTH_COMPILING = 1_000, 10_000  # steps: fewer, at 1 ms each from Python, end before a compiler
 
 within: ContextVar[str | None] = ContextVar("within", default=None)  # the backend whose trace is under way
 
@@ -71,8 +71,9 @@ def scan(
             shared among torch's threads, and `torch.set_flush_denormal(True)` beforehand holds in all of
             them (averages that decay, such as Adam's, become slow denormal numbers). `"inductor"`:
             compiled to C++ on a CPU, to GPU kernels on CUDA; takes seconds the first time. `"cudagraph"`:
-            recorded and replayed on CUDA. `"auto"`: eager for fewer than 10,000 steps, else the fastest
-            that can run this f on this device; when one cannot, a warning says why.
+            recorded and replayed on CUDA. `"auto"`: eager for fewer than 1,000 steps, native for up to
+            10,000 on a CPU, else the fastest that can run this f on this device; when one cannot, a
+            warning says why.
         checkpoint: k keeps only every k-th carry for the backward pass, which computes those between
             again: memory O(T/k + k) in place of O(T). `"sqrt"` takes k = √T. It traces f, also in eager;
             Inductor compiles its loops within loops anew for each k and remainder.
@@ -116,17 +117,15 @@ def fold(
 ) -> tuple[Tree, Tree]:
     """`scan`; for a segment of a longer run, whose backend is settled, and whose f was read before."""
     check_int("unroll", unroll, 1)
-    check_choice("backend", backend, BACKENDS)
     xs = _tree.as_tensors(xs)
     check_tensors(init, "init")
     length = _length(xs, length)
+    backend = backend if settled else settle(backend, length)
     every = check_checkpoint(checkpoint, length)
     body = _checked(f, init)
     if length == 0:
         _, y = body(init, _tree.map(lambda leaf: leaf.new_zeros(leaf.shape[1:]), xs))
         return _tree.clone(init), _tree.map(lambda leaf: leaf[:0].clone(), _stack([y]))
-    if not settled:
-        backend = settle(backend, length)
     # Step by step it would be in the graph of the outer loop as often, and take minutes to compile.
     nested = within.get() if backend == "eager" and length > _LAID_OUT else None
     backend = nested or backend
@@ -136,7 +135,7 @@ def fold(
         try:
             return _compiled.run(f, body, init, xs, length, reverse, unroll, backend, every, read)
         except BackendError as error:
-            if backend != "auto" or every is not None:
+            if backend not in ("auto", "brief") or every is not None:
                 raise
             _compiled.step_back(error)
         except RuntimeError:
@@ -165,8 +164,10 @@ def read_once(f: Body) -> Read:
 
 
 def settle(backend: str, steps: int) -> str:
-    """Let `"auto"` be eager for a run that is over before it is compiled."""
-    return "eager" if backend == "auto" and steps < _WORTH_COMPILING else backend
+    """Let `"auto"` be eager for a run that no compilation pays for, brief for one that no slow one does."""
+    if check_choice("backend", backend, BACKENDS) != "auto" or steps >= _WORTH_COMPILING:
+        return backend
+    return "brief" if steps >= _WORTH_C else "eager"
 
 
 def check_checkpoint(checkpoint: Any, length: int) -> int | None:

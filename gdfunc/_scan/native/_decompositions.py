@@ -299,6 +299,11 @@ def _var_mean(
     return total / rest, mean if keepdim else x.mean(dims)
 
 
+def _zeros_for(tangent: Tensor, primal: Tensor, *, self_num_batch_dims: int = 0) -> Tensor:
+    """Give the zeros of forward mode that lie in memory as their primal does, which is no matter here."""
+    return primal.new_zeros((*tangent.shape[:self_num_batch_dims], *primal.shape))
+
+
 def _of_floats(rewrite: Callable[..., Any]) -> Callable[..., Any]:
     """Leave the operator of integers as it is, to be refused by its name."""
 
@@ -314,6 +319,7 @@ _ANY = {
     aten.diagonal_scatter.default: _diagonal_scatter,
     aten.sort.default: _sort,
     aten.sort.stable: _sort,
+    aten._new_zeros_with_same_feature_meta.default: _zeros_for,
 }
 _FLOATING: dict[Any, Callable[..., Any]] = {
     aten.var.correction: _var,
