@@ -864,6 +864,15 @@ def test_depth_and_sharing_are_no_trouble():
     assert key(reader(shared)) not in (key(reader(shared[0])), None)
 
 
+def test_an_assert_in_a_test_does_not_lead_into_pytest():
+    def f(x):
+        assert x > 0
+        return x
+
+    assert "@pytest_ar" in f.__code__.co_names
+    assert len(key(f).parts) < 20
+
+
 def test_an_empty_cell_differs_from_a_full_one():
     def make(value, fill):
         if fill:

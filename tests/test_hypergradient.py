@@ -140,11 +140,10 @@ def test_every_exact_mode_is_the_derivative(model, name, measured):
         assert (result.aux, result.residual, result.remaining) == ((), (), ())
 
 
-@pytest.mark.parametrize(
-    "mode", ["reverse", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("checkpoint", "forward"))]
-)
-def test_a_compiled_run_has_the_same_derivatives(mode):
-    run, point = make_run("regression", backend="inductor")
+@pytest.mark.parametrize("backend", ["native", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mode", EXACT)
+def test_a_compiled_run_has_the_same_derivatives(mode, backend):
+    run, point = make_run("regression", backend=backend)
     eager, _ = make_run("regression")
     names = ["lr", "lrs", "weights"]
     compiled = gd.hypergrad(run, names, mode=mode)(**point)
@@ -183,8 +182,8 @@ def test_on_a_quadratic_it_is_the_derivative_of_a_matrix_power(steps, lr, seed, 
     ("last", "every", "backend"),
     [
         *((last, every, "eager") for last in (1, 4, 8) for every in (1, 4)),
-        (4, 1, "inductor"),
-        pytest.param(8, 4, "inductor", marks=pytest.mark.slow),
+        *((last, every, "native") for last, every in ((4, 1), (8, 4))),
+        *(pytest.param(*case, "inductor", marks=pytest.mark.slow) for case in ((4, 1), (8, 4))),
     ],
 )
 def test_truncated_is_the_derivative_of_the_last_steps_alone(last, backend, every):

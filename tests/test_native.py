@@ -18,6 +18,7 @@ import torch
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import gdfunc as gd
 from gdfunc._errors import BackendError
@@ -533,11 +534,11 @@ def test_forward_mode_of_the_gradients_of_samples():
         return w - g.mean(0), g.sum()
 
     w, xs = tame(0, (3, 2), torch.float64), tame(1, (4, 5, 2), torch.float64)
-    moved = (
-        torch.func.jvp(lambda w: gd.scan(f, w, xs, backend=backend), (w,), (w.cos(),))[1]
-        for backend in ("native", "eager")
-    )
-    for got, expected in zip(*moved, strict=True):
+
+    def moved(backend):
+        return torch.func.jvp(lambda w: gd.scan(f, w, xs, backend=backend), (w,), (w.cos(),))[1]
+
+    for got, expected in zip(moved("native"), moved("eager"), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -606,6 +607,49 @@ def test_convolutions_of_any_geometry(data, n, transposed, dtype):
     with quick():
         got, expected = both(derivatives(f) | second_derivatives(f), x, w)
     assert_close(got, expected, 256, torch.tensor(200.0).double(), signs=False)
+
+
+ATTENTION = {
+    "plain": {},
+    "causal": {"is_causal": True},
+    "masked": {"attn_mask": torch.tensor([[True] * 4, [False] * 4, [True, False] * 2])},
+    "biased": {"attn_mask": torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(3, 4)},
+    "scaled": {"scale": 0.3},
+    "grouped": {"enable_gqa": True},
+}
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention_of_four_axes_and_its_derivatives(name):
+    q = tame(0, (2, 4, 3, 5), torch.float64)
+    k, v = (tame(seed, (2, 2 if name == "grouped" else 4, 4, 5), torch.float64) for seed in (1, 2))
+
+    def total(q, k, v, backend):
+        def f(c, x):
+            return c, functional.scaled_dot_product_attention(
+                q * x, k, v * x, **ATTENTION[name]
+            ).sin().sum()
+
+        return gd.scan(f, (), torch.linspace(0.5, 1, 3, dtype=torch.float64), backend=backend)[1].sum()
+
+    def slopes(q, k, v, backend):
+        return torch.func.grad(total, (0, 1, 2))(q, k, v, backend)
+
+    def curved(q, k, v, backend):
+        return torch.func.grad(lambda q: slopes(q, k, v, backend)[1].square().sum())(q)
+
+    for f in (total, slopes, curved):
+        with sdpa_kernel(SDPBackend.MATH):  # torch's fused attention has no second derivative
+            expected = f(q, k, v, "eager")
+        torch.testing.assert_close(f(q, k, v, "native"), expected, rtol=1e-9, atol=1e-11, equal_nan=True)
+
+
+def test_attention_with_dropout_is_refused():
+    def f(c, x):
+        return c, functional.scaled_dot_product_attention(c, c, c, dropout_p=0.5)
+
+    with pytest.raises(BackendError, match="draws from torch's generator"):
+        gd.scan(f, torch.eye(3)[None, None], length=2, backend="native")
 
 
 @few
@@ -1123,7 +1167,17 @@ NETWORKS = {
     "binary": (lambda: [nn.Linear(6, 8), nn.SiLU(), nn.Linear(8, 3)], bce),
     "pooled": (lambda: [nn.MaxPool1d(2), nn.Linear(3, 3)], nn.functional.mse_loss),
     "robust": (lambda: [nn.Linear(6, 8), nn.Softplus(), nn.Linear(8, 3)], nn.functional.huber_loss),
+    "transformer": (lambda: [Fold(), encoder(), nn.Flatten(), nn.Linear(6, 3)], nn.functional.mse_loss),
 }
+
+
+def encoder():
+    return nn.TransformerEncoderLayer(2, 2, 4, dropout=0.0, batch_first=True)
+
+
+class Fold(nn.Module):
+    def forward(self, x):
+        return x.unflatten(-1, (3, 2))
 
 
 class Round(nn.Module):

@@ -20,8 +20,16 @@ from gdfunc._scan import _auto, _inductor, _scan, _trace, native
 from .references import fingerprint, normal, storages
 from .test_scan import BACKENDS, DEVICES, assert_agrees, assert_same_bits, descent, loop, needs_cuda, total
 
-EACH = [pytest.param(name, marks=needs_cuda if name == "cudagraph" else ()) for name in BACKENDS]
+MARKS = {"cudagraph": needs_cuda}
+EACH = [pytest.param(name, marks=MARKS.get(name, ())) for name in BACKENDS]
+EACH_BUT_INDUCTOR = [
+    pytest.param(name, marks=(MARKS | {"inductor": pytest.mark.slow}).get(name, ())) for name in BACKENDS
+]
 inductor = functools.partial(gd.scan, backend="inductor", unroll=2)
+in_c = functools.partial(gd.scan, backend="native")
+compiled = pytest.mark.parametrize(
+    "scan", [pytest.param(in_c, id="native"), pytest.param(inductor, id="inductor", marks=pytest.mark.slow)]
+)
 
 
 def scan_of(backend):
@@ -63,7 +71,7 @@ def test_any_number_of_steps(backend):
             assert carry.tolist() == [1, 1, 1]
 
 
-@pytest.mark.parametrize("backend", EACH)
+@pytest.mark.parametrize("backend", EACH_BUT_INDUCTOR)
 def test_without_xs_without_carry_and_without_both(backend):
     scan, device = scan_of(backend)
     start, closed_over = torch.tensor([1, 2], device=device), normal(0, 2, 3).to(device)
@@ -115,7 +123,8 @@ def test_outputs_are_the_callers_own_and_inputs_are_left_alone(backend, steps):
     assert after == before
 
 
-def test_checkpoints_under_a_compiled_backend():
+@compiled
+def test_checkpoints_under_a_compiled_backend(scan):
     xs = normal(0, 5, 3)
 
     def value(scan, p, **options):
@@ -123,7 +132,7 @@ def test_checkpoints_under_a_compiled_backend():
         return carry.square().sum() + ys.sum()
 
     expected = grad(lambda p: value(loop, p))(xs[0])
-    assert_agrees(grad(lambda p: value(inductor, p, checkpoint=2))(xs[0]), expected)
+    assert_agrees(grad(lambda p: value(scan, p, checkpoint=2))(xs[0]), expected)
 
 
 TRACED = [
@@ -211,7 +220,8 @@ def test_a_scan_within_beside_an_assignment(options):
         assert_agrees(got, expected)
 
 
-def test_153679_two_chained_scans_and_the_gradient_of_the_first_layer():
+@compiled
+def test_153679_two_chained_scans_and_the_gradient_of_the_first_layer(scan):
     first, second, xs = normal(0, 3, 3), normal(1, 3, 3), normal(2, 4, 3)
 
     def through(scan, first, second):
@@ -226,11 +236,12 @@ def test_153679_two_chained_scans_and_the_gradient_of_the_first_layer():
         return [leaf.grad for leaf in leaves]
 
     expected = by_autograd(loop)
-    assert_agrees(by_autograd(inductor), expected)
-    assert_agrees(list(grad(functools.partial(through, inductor), (0, 1))(first, second)), expected)
+    assert_agrees(by_autograd(scan), expected)
+    assert_agrees(list(grad(functools.partial(through, scan), (0, 1))(first, second)), expected)
 
 
-def test_184528_the_gradient_of_what_is_closed_over_when_the_carry_requires_none():
+@compiled
+def test_184528_the_gradient_of_what_is_closed_over_when_the_carry_requires_none(scan):
     matrix, xs, start = normal(0, 3, 3), normal(1, 4, 3), normal(2, 3)
 
     def slope(scan):
@@ -241,18 +252,19 @@ def test_184528_the_gradient_of_what_is_closed_over_when_the_carry_requires_none
         assert not start.requires_grad
         return leaf.grad
 
-    assert_agrees(slope(inductor), slope(loop))
+    assert_agrees(slope(scan), slope(loop))
 
 
+@compiled
 @pytest.mark.parametrize("members", [2, 3])
-def test_195324_a_shared_init_under_vmap(members):
+def test_195324_a_shared_init_under_vmap(members, scan):
     rates, start, xs = normal(0, members), normal(1, 2), normal(2, 4)
 
     def run(scan, rate):
         return scan(lambda w, x: (w - rate * torch.cos(w * x), w), start, xs)
 
     rows = [run(loop, rate) for rate in rates]
-    carry, ys = vmap(functools.partial(run, inductor))(rates)
+    carry, ys = vmap(functools.partial(run, scan))(rates)
     assert_agrees((carry, ys), tuple(torch.stack(column) for column in zip(*rows, strict=True)))
 
 

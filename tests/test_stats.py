@@ -280,7 +280,7 @@ def recorded(backend="eager", lr=0.1):
     )[1]
 
 
-@pytest.mark.parametrize("backend", ["eager", "inductor"])
+@pytest.mark.parametrize("backend", ["eager", "native", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_a_run_records_its_spread(backend):
     trajectory = recorded(backend)
     spread = trajectory.spread

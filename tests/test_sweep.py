@@ -597,8 +597,9 @@ def test_derivatives_go_through_padding_and_autograd():
     assert abs(float(expected)) > 1e-3
 
 
-def test_a_compiled_loop_is_swept():
-    def descend(lr, backend="inductor"):
+@pytest.mark.parametrize("backend", ["native", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_loop_is_swept(backend):
+    def descend(lr, backend=backend):
         step = gd.make_step(lambda w, batch: (w * w).sum())
         return gd.train(step, START["w"] + 1, None, gd.full_batch(1, 4), lr, backend=backend)
 

@@ -1,6 +1,6 @@
 """Runs of a compiled backend: the numbers of the Python loop, compiled once, watched, stopped, resumed.
 
-Compilations take seconds: most tests share one body. Which test compiles it is of no matter.
+Compilations by Inductor take seconds: most tests share one body. Which test compiles it is of no matter.
 """
 
 import gc
@@ -57,6 +57,9 @@ def assert_agrees(got, expected, start, tolerance=1e-9):
     assert error < tolerance * path
     for a, b in zip(gd._tree.leaves(trajectory), gd._tree.leaves(expected_trajectory), strict=True):
         torch.testing.assert_close(a, b, rtol=100 * tolerance, atol=tolerance)
+
+
+compiled = pytest.mark.parametrize("backend", ["native", pytest.param("inductor", marks=pytest.mark.slow)])
 
 
 # The same numbers.
@@ -118,16 +121,17 @@ MODELS = {
 }
 
 
+@compiled
 @pytest.mark.parametrize("model", sorted(MODELS))
-def test_a_compiled_run_is_the_run_in_python(model):
+def test_a_compiled_run_is_the_run_in_python(model, backend):
     loss_fn, params, data, transform, lr = MODELS[model]
     lrs = gd.cosine_annealing(lr, 200)(torch.arange(200))
     step, init = gd.make_transform_step(loss_fn, transform), gd.init_state(transform, params)
     record = RECORD if params is INIT else ("loss", "lr", "grad_norm")
     arguments = {"lr": lrs, "init": init, "data": data, "step": step, "record": record}
-    compiled = run(200, **arguments)
-    assert_agrees(compiled, run(200, backend="eager", **arguments), init)
-    assert_same_bits(run(200, **arguments), compiled)
+    got = run(200, backend=backend, **arguments)
+    assert_agrees(got, run(200, backend="eager", **arguments), init)
+    assert_same_bits(run(200, backend=backend, **arguments), got)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 8, 9, 130])
@@ -171,17 +175,18 @@ def test_requires_grad_parameters_retain_no_graph():
 # A thinned run that may stop: the threshold is a tensor that `stop` closes over, and so part of no code.
 
 
-def thinned(threshold, lr=0.05, backend="inductor", steps=31, init=INIT):
+def thinned(threshold, backend, lr=0.05, steps=31, init=INIT):
     threshold = torch.as_tensor(threshold, dtype=torch.float64)
     return run(
         steps, lr, init, backend=backend, every=7, record="loss", stop=lambda carry, loss: loss < threshold
     )
 
 
+@compiled
 @pytest.mark.parametrize("threshold", [-1.0, 1e9, 0.7, 0.1])
-def test_a_thinned_run_stops_where_it_does_in_python(threshold):
-    expected = thinned(threshold, backend="eager")
-    assert_agrees(thinned(threshold), expected, INIT)
+def test_a_thinned_run_stops_where_it_does_in_python(threshold, backend):
+    expected = thinned(threshold, "eager")
+    assert_agrees(thinned(threshold, backend), expected, INIT)
     if threshold < 0:
         plain = run(31, backend="eager", every=7, record="loss")
         assert_same_bits((expected[0], expected[1].loss), (plain[0], plain[1].loss))
@@ -190,24 +195,26 @@ def test_a_thinned_run_stops_where_it_does_in_python(threshold):
     assert expected[1].steps == (below[0] + 1 if below else 31)
 
 
-def test_a_diverging_run_ends_before_its_first_loss_that_is_not_finite():
-    final, trajectory = thinned(0.0, lr=1e20)
+@compiled
+def test_a_diverging_run_ends_before_its_first_loss_that_is_not_finite(backend):
+    final, trajectory = thinned(0.0, backend, lr=1e20)
     assert trajectory.diverged
     assert 0 < trajectory.steps < 31
     assert all(leaf.isfinite().all() for leaf in final.values())
-    assert_agrees((final, trajectory), thinned(0.0, lr=1e20, backend="eager"), INIT)
+    assert_agrees((final, trajectory), thinned(0.0, "eager", lr=1e20), INIT)
 
 
 # Derivatives and sweeps. There are as many members as features: pytorch#195324 is silent then.
 
 
-def test_each_member_of_a_compiled_sweep_ends_for_itself():
+@compiled
+def test_each_member_of_a_compiled_sweep_ends_for_itself(backend):
     lrs = torch.tensor([0.001, 0.1, 1e30], dtype=torch.float64)
 
     def member(lr, backend):
         return run(40, lr, backend=backend, record=("loss", "params"), stop=lambda carry, loss: loss < 0.05)
 
-    final, trajectory = vmap(lambda lr: member(lr, "inductor"))(lrs)
+    final, trajectory = vmap(lambda lr: member(lr, backend))(lrs)
     expected, whole = vmap(lambda lr: member(lr, "eager"))(lrs)
     assert trajectory.steps.tolist() == whole.steps.tolist()
     assert trajectory.diverged.tolist() == [False, False, True]
@@ -224,8 +231,9 @@ def test_each_member_of_a_compiled_sweep_ends_for_itself():
     torch.testing.assert_close(final, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_derivatives_by_lr_start_and_data_go_through_a_compiled_run():
-    def final_loss(lr, init, data, backend="inductor"):
+@compiled
+def test_derivatives_by_lr_start_and_data_go_through_a_compiled_run(backend):
+    def final_loss(lr, init, data, backend=backend):
         return linear_loss(run(40, lr, init, data, backend=backend)[0], DATA)
 
     def by_loop(*args):
@@ -267,7 +275,7 @@ def test_another_lr_seed_data_step_or_length_compiles_nothing(counted, monkeypat
         return gd.make_step(lambda params, batch: linear_loss(params, batch))
 
     run(40)
-    thinned(1.0)
+    thinned(1.0, "inductor")
     counted.update(_record=0, _compile=0)
     run(40, lr=0.01)
     run(40, lr=torch.tensor(0.01))
@@ -280,8 +288,8 @@ def test_another_lr_seed_data_step_or_length_compiles_nothing(counted, monkeypat
     monkeypatch.setattr("gdfunc._train._SEGMENT_SECONDS", 0.0)
     run(50)
     run(51, progress=lambda done, steps: None)
-    thinned(0.5)
-    thinned(0.1, lr=0.02, steps=28)
+    thinned(0.5, "inductor")
+    thinned(0.1, "inductor", lr=0.02, steps=28)
     assert counted == {"_record": 0, "_compile": 0}
     for _ in range(3):
         run(40, step=step_made_anew())
@@ -489,21 +497,22 @@ def test_an_interrupted_sweep_keeps_every_member(monkeypatch):
     assert stopped.state["w"][2].equal(final["w"][2])
 
 
-def test_a_nan_in_a_compiled_run_is_reported_as_in_python():
+@compiled
+def test_a_nan_in_a_compiled_run_is_reported_as_in_python(backend):
     bad, index = 13, plan(40)
     x, y = (leaf.clone() for leaf in DATA)
     y[11] = float("nan")
     index[:bad] %= 11
     index[bad, 2] = 11
     caught = {}
-    for backend in ("eager", "inductor"):
+    for name in ("eager", backend):
         with pytest.raises(gd.NonFiniteError, match=f"loss is not finite after step {bad}") as raised:
-            run(index=index, data=(x, y), backend=backend, check_finite="loss")
-        caught[backend] = raised.value
+            run(index=index, data=(x, y), backend=name, check_finite="loss")
+        caught[name] = raised.value
         assert (raised.value.step, raised.value.leaf) == (bad, "loss")
         assert raised.value.trajectory.step.tolist() == list(range(bad))
-    compiled, python = ((caught[name].state, caught[name].trajectory) for name in ("inductor", "eager"))
-    assert_agrees(compiled, python, INIT)
+    got, python = ((caught[name].state, caught[name].trajectory) for name in (backend, "eager"))
+    assert_agrees(got, python, INIT)
 
 
 # The backend that chooses.

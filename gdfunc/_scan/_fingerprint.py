@@ -4,11 +4,12 @@ A trace is good for as long as nothing that the function read has changed: a num
 global, an attribute, an entry of a dict. So all the Python state in its reach is read anew on every call.
 That state is a graph. Each object gets a number when it is first met, and the key tells of one after the
 other what it is by value and what its parts are: constants as they are, other objects by number. So cycles
-end, and aliases count. What cannot be read reliably (an iterator, a lock) makes the key None.
+end, and aliases count. What cannot be read reliably (an iterator, a lock, what is found by `globals()`,
+`eval` or `os.environ`) makes the key None.
 
-Out of sight are: the inside of libraries (torch, NumPy, gdfunc, the standard library), such as their random
-generators and `os.environ`; builtins; clocks and files; the contents of a `functools.cache`; and what is
-named at run time only (`getattr` on a module, `globals()`, `eval`).
+Out of sight are: the inside of libraries (torch, NumPy, gdfunc, pytest, the standard library), such as
+their random generators; builtins; clocks and files; the contents of a `functools.cache`; and what
+`getattr` finds in a module.
 """
 
 import dis
@@ -138,7 +139,7 @@ def _is_library(module: Any) -> bool:
     standard = os.path.dirname(os.__file__)
     file = getattr(sys.modules.get(root), "__file__", None) or standard
     in_standard = root in sys.stdlib_module_names and file.startswith(standard)
-    return in_standard or root in {"torch", "numpy", "gdfunc"}
+    return in_standard or root in {"torch", "numpy", "gdfunc", "_pytest"}  # an assert in a test names pytest
 
 
 @functools.lru_cache(4096)

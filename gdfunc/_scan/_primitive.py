@@ -174,10 +174,10 @@ def _as_node(loop: Loop, tensors: Leaves) -> list[Tensor]:
         return loop(*loop.body.split(tensors))
 
     # The name stands for the loop where graphs are compared.
-    runner = loop.runner.__module__.rpartition(".")[2], loop.runner.__name__
+    backend = loop.runner.__module__.rpartition(".")[2]
     numbers = loop.body.number, loop.length, loop.unroll, int(loop.reverse), int(loop.keeps)
     nested_scan.loop = loop  # type: ignore[attr-defined]
-    nested_scan.__name__ = "_".join(["scan", *runner, *map(str, numbers)])
+    nested_scan.__name__ = "_".join(["scan", backend, *map(str, numbers)])
     mode = next(leaf.fake_mode for leaf in tensors if isinstance(leaf, FakeTensor))
     avals = (*loop.body.carry, *[aval.with_axis(loop.length) for aval in loop.body.y])
     results = [stand_in(mode, aval) for aval in avals]

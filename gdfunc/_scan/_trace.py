@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.func import functionalize
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from .. import _tree
@@ -107,7 +108,7 @@ def _record(
     """Run the body once on tensors without values, and write down its operations."""
     depth = _depth()
     structures: list[_tree.Structure] = []
-    with clean_room() as mode, _silence():
+    with clean_room() as mode, _silence(), sdpa_kernel(SDPBackend.MATH):  # which has all derivatives
         lift = _Lift(mode, depth)
 
         def flat(*leaves: Tensor) -> list[Tensor]:
