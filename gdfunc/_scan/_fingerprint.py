@@ -139,7 +139,7 @@ def _is_library(module: Any) -> bool:
     standard = os.path.dirname(os.__file__)
     file = getattr(sys.modules.get(root), "__file__", None) or standard
     in_standard = root in sys.stdlib_module_names and file.startswith(standard)
-    return in_standard or root in {"torch", "numpy", "gdfunc", "_pytest"}  # an assert in a test names pytest
+    return in_standard or root in {"torch", "numpy", "gdfunc", "_pytest"}  # named by an assert in a test
 
 
 @functools.lru_cache(4096)
