@@ -245,7 +245,7 @@ OPERATIONS = {
     "flagged": lambda a, b, k, f: torch.where(f.flag, a, like(b, a.shape)),
     "detach": pair(lambda a, b: a.detach() * b),
     "inner grad": pair(lambda a, b: grad(lambda z: (z * b).sin().sum())(a)),
-    "inner jvp": pair(lambda a, b: jvp(lambda z: torch.tanh(z) * b, (a,), (b,))[1]),
+    "inner jvp": pair(lambda a, b: jvp(lambda z: torch.tanh(z) * b, (a.clone(),), (b,))[1]),
     "inner vmap": lambda a, b, k, f: vmap(lambda row: (row.sin() * b.sum()).cumsum(0).tanh())(matrix(a)),
     "per sample": lambda a, b, k, f: vmap(grad(lambda w, x: torch.tanh(w @ x).sum()), (None, 0))(
         like(b, (3, matrix(a).shape[1])), matrix(a)

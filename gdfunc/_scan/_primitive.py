@@ -14,7 +14,7 @@ from itertools import compress, islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch._functorch.pyfunctorch import FunctionalizeInterpreter, retrieve_all_functorch_interpreters
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctorchFunctionalizeAPI
@@ -229,12 +229,15 @@ def _spread(leaves: Iterable[Tensor], flags: Sequence[bool]) -> list[Tensor | No
 
 
 def _keeping(body: Body) -> Body:
-    """The body that also gives the carry it was given, as the last of its y's."""
-
-    def function(*inputs: Tensor) -> list[Tensor]:
-        return [*body.graph(*inputs), *body.split(inputs)[1]]
-
-    return body.derive("keeping", function, body.consts, body.carry, body.x)
+    """The body that also gives the carry it was given, as the last of its y's: nothing new to trace."""
+    if "keeping" not in body.kept:
+        graph, copies = fx.Graph(), dict[fx.Node, Any]()
+        results: Any = graph.graph_copy(body.graph.graph, copies)
+        inputs = [copies[node] for node in body.graph.graph.nodes if node.op == "placeholder"]
+        graph.output([*results, *body.split(inputs)[1]])
+        kept = fx.GraphModule(body.graph, graph)
+        body.kept["keeping"] = Body(kept, body.consts, body.carry, body.x)
+    return body.kept["keeping"]
 
 
 def _repeated(loop: Loop, steps: int) -> Body:
