@@ -43,7 +43,7 @@ class Index:
     def high(self) -> int:
         return self.constant + sum(max(0, factor * (var.extent - 1)) for var, factor in self.terms)
 
-    def factor(self, var: Var) -> int:
+    def factor(self, var: Var | Part) -> int:
         return dict(self.terms).get(var, 0)
 
     def __add__(self, other: "Index | int") -> "Index":

@@ -12,9 +12,10 @@ from torch import fx
 from .._body import Aval, Body
 from . import _operators
 from ._contraction import transposition, vector
-from ._kernel import C_TYPES
+from ._index import strides_of
+from ._kernel import C_TYPES, over
 from ._operators import RESHAPES, Call, functions, name_of
-from ._tensor import Block, Kept, Lazy, Memory, Stored, Unsupported, View, fill
+from ._tensor import Block, Kept, Lazy, Memory, Stored, Unsupported, View, address, fill
 from ._trace import operations
 
 _MOST_WORK = 6e6  # rounds of loops in a step: with more, libraries that divide it into blocks are faster
@@ -283,18 +284,21 @@ def _loop(block: Block, loop: Any, tensors: Sequence[Lazy]) -> list[Lazy]:
     graph = operations(body)
     inner = Block([], block.fields, block.functions, block.names)
     t = f"t{next(block.names)}"
-    consts, init, xs = body.split([_memory(block, tensor) for tensor in tensors])
+    consts, init, xs = body.split(tensors)
     still = _still(body, graph)
-    now = [leaf if i in still else block.scratch(leaf.shape, leaf.dtype) for i, leaf in enumerate(init)]
+    now = [
+        _memory(block, leaf) if i in still else block.scratch(leaf.shape, leaf.dtype)
+        for i, leaf in enumerate(init)
+    ]
     for i, leaf in enumerate(init):
         if i not in still:
             fill(block, now[i], leaf)
     ys = [block.scratch((loop.length, *aval.shape), aval.dtype) for aval in body.y]
     row = f"({loop.length - 1} - {t})" if loop.reverse else t
-    x = [_row(inner, leaf, row, "const ") for leaf in xs]
+    x = [_row(inner, _memory(block, leaf, free=1), row, "const ") for leaf in xs]
     y = [_row(inner, leaf, row, "") for leaf in ys]
     after = [None if i in still else block.scratch(leaf.shape, leaf.dtype) for i, leaf in enumerate(init)]
-    _step(inner, graph, [*consts, *now, *x], after, y)
+    _step(inner, graph, [*[_memory(block, leaf) for leaf in consts], *now, *x], after, y)
     for old, new in zip(now, after, strict=True):
         if new is not None and not _overwrites(inner.lines, old.pointer, new.pointer, old.pointer):
             size = prod(new.shape) * new.dtype.itemsize
@@ -308,12 +312,19 @@ def _loop(block: Block, loop: Any, tensors: Sequence[Lazy]) -> list[Lazy]:
     return [*now, *ys]
 
 
-def _memory(block: Block, tensor: Lazy) -> Memory:
-    """The tensor in memory of its own, contiguous."""
-    if isinstance(tensor, Stored):
-        tensor = tensor.memory()
-    if isinstance(tensor, Memory) and Memory("", tensor.shape, tensor.dtype).strides == tensor.strides:
-        return tensor
+def _memory(block: Block, tensor: Lazy, free: int = 0) -> Memory:
+    """The tensor where it lies, if that is contiguous but for the first axes; else in memory of its own."""
+    base = tensor
+    while isinstance(base, View):
+        base = base.source
+    if isinstance(base, (Memory, Stored)):
+        loops, point = over(tensor.shape, flat=False)
+        memory, place = address(block, tensor, point)
+        strides = [sum(place.factor(var) for var, _ in index.terms) for index in point]
+        shape = tensor.shape[free:]
+        dense = zip(shape, strides[free:], strides_of(shape), strict=True)
+        if {var for var, _ in place.terms} <= {*loops} and all(n == 1 or a == b for n, a, b in dense):
+            return Memory(memory.pointer, tensor.shape, tensor.dtype, strides, place.constant)
     return Kept(block, tensor).memory()
 
 
@@ -321,7 +332,7 @@ def _row(block: Block, memory: Memory, row: str, const: str) -> Memory:
     """One step's part of a tensor of x's or y's."""
     shape, name = memory.shape[1:], f"r{next(block.names)}"
     kind = f"{const}{C_TYPES[memory.dtype]} *"
-    block.lines.append(f"{kind}{name} = {memory.pointer} + {memory.start} + {row} * {prod(shape)};")
+    block.lines.append(f"{kind}{name} = {memory.pointer} + {memory.start} + {row} * {memory.strides[0]};")
     return Memory(name, shape, memory.dtype)
 
 
