@@ -237,6 +237,19 @@ def _erfinv(y: Tensor) -> Tensor:
     return torch.copysign(x, y)
 
 
+def _along(rewrite: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a tensor without axes one, for the time being."""
+
+    @wraps(rewrite)
+    def rewritten(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if x.ndim:
+            return rewrite(x, *args, **kwargs)
+        return tuple(each.reshape(()) for each in rewrite(x[None], *args, **kwargs))
+
+    return rewritten
+
+
+@_along
 def _sort(
     x: Tensor, dim: int = -1, descending: bool = False, *, stable: Any = True
 ) -> tuple[Tensor, Tensor]:
@@ -249,6 +262,34 @@ def _sort(
     rank = (before | (~after & (number[:, None] < number))).sum(-2)
     at = torch.zeros_like(rank).scatter(-1, rank, number.expand(rank.shape))
     return rows.gather(-1, at).movedim(-1, dim), at.movedim(-1, dim)
+
+
+@_along
+def _topk(
+    x: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
+) -> tuple[Tensor, Tensor]:
+    values, at = _sort(x, dim, largest)
+    return values.narrow(dim, 0, k), at.narrow(dim, 0, k)
+
+
+@_along
+def _kthvalue(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    values, at = _sort(x, dim)
+    found = values.narrow(dim, k - 1, 1), at.narrow(dim, k - 1, 1)
+    return found if keepdim else (found[0].squeeze(dim), found[1].squeeze(dim))
+
+
+@_along
+def _median(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    """The lower one of two in the middle; of what has a NaN, its first NaN."""
+    value, at = _kthvalue(x, (x.shape[dim] + 1) // 2, dim, keepdim)
+    bad = x.isnan()
+    value = torch.where(bad.any(dim, keepdim), torch.nan, value) if x.is_floating_point() else value
+    return value, torch.where(bad.any(dim, keepdim), bad.long().argmax(dim, keepdim), at)
+
+
+def _median_of_all(x: Tensor) -> Tensor:
+    return _median(x.flatten(), 0)[0]
 
 
 def _diagonal_scatter(x: Tensor, source: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
@@ -319,6 +360,10 @@ _ANY = {
     aten.diagonal_scatter.default: _diagonal_scatter,
     aten.sort.default: _sort,
     aten.sort.stable: _sort,
+    aten.topk.default: _topk,
+    aten.kthvalue.default: _kthvalue,
+    aten.median.dim: _median,
+    aten.median.default: _median_of_all,
     aten._new_zeros_with_same_feature_meta.default: _zeros_for,
 }
 _FLOATING: dict[Any, Callable[..., Any]] = {
