@@ -723,6 +723,39 @@ def test_picking_and_placing(rows, columns, dtype, seed):
     assert_close(got, expected, 16, scale=torch.tensor(10.0).double())
 
 
+BYTES = torch.tensor([[2, 4], [0, 255]], dtype=torch.uint8)
+ZEROS = torch.tensor([[0.0, -0.0, math.nan, 1.0]])
+EDGES = {
+    "any of bytes": (lambda x: x.any(), BYTES),
+    "all of bytes": (lambda x: x.all(), BYTES),
+    "any of one byte": (lambda x: x[:1].any(0), BYTES),
+    "any along no axis": (lambda x: torch.any(x, dim=()), BYTES > 2),
+    "all along no axis": (lambda x: torch.all(x, dim=()), BYTES),
+    "arange by floats": (lambda x: x.sum() + torch.arange(0.7, 5, 1.5, dtype=torch.int64), BYTES),
+    "addmm without its bias": (lambda x: torch.addmm(x[2], x[None, 3:], x[None, 3:].mT, beta=0), ZEROS),
+    "clamp at 0": (lambda x: 1 / x.clamp(min=0.0), ZEROS),
+    "clamp at -0": (lambda x: 1 / x.clamp(max=-0.0), ZEROS),
+    "fmax of zeros": (lambda x: 1 / torch.fmax(x, -x), ZEROS),
+    "fmin of zeros": (lambda x: 1 / torch.fmin(x, -x), ZEROS),
+    "division by 127": (lambda x: x // 127, BYTES.to(torch.int8)),
+}
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_the_ends_of_dtypes_and_both_zeros(name):
+    f, xs = EDGES[name]
+    got, expected = (gd.scan(lambda c, x: (c, f(x)), (), xs, backend=b)[1] for b in ("native", "eager"))
+    torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("length", [511, 513, 5000, 60_000])
+def test_long_contractions_are_as_exact_as_those_of_torch(length):
+    """One number that takes in all products of a tenth loses a thousandth of them."""
+    a, b = torch.full((1, 4, length), 1.0), torch.full((length, 16), 0.1)
+    _, got = gd.scan(lambda c, x: (c, x @ b), (), a, backend="native")
+    torch.testing.assert_close(got, torch.full_like(got, 0.1 * length), rtol=1e-5, atol=0)
+
+
 def assigned(a):
     a = a.clone()
     a[0] = a[1] * 2
@@ -779,6 +812,7 @@ REFUSED = {
     "aten.fmod.Tensor|aten.remainder.Tensor": lambda c: c.long() % (c.long() + 1),
     "aten.pow.Tensor_Tensor": lambda c: c.long() ** c.long(),
     "aten.pow.Tensor_Scalar": lambda c: c.long() ** 5,
+    "aten.floor_divide": lambda c: c.to(torch.uint8) // 256,  # which is 0 there
     "aten.div.Tensor_mode": lambda c: c.div(0.3, rounding_mode="floor"),
     "complex": lambda c: torch.fft.fft(c).real,
     "bfloat16 tensors": lambda c: c.bfloat16().float(),

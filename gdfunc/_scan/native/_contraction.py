@@ -21,6 +21,7 @@ _WORTH_IT = 256  # multiplications
 _NARROWEST = 4  # columns
 _VECTORS = {"AVX512": (64, 24), "AVX2": (32, 12)}  # bytes of a vector, accumulators that stay in registers
 _MOST_ACROSS = 4  # vectors of a tile, side by side
+_PART = 256  # products that one number takes in before it is added to the sum of such parts
 
 
 def vector() -> tuple[int, int]:
@@ -166,18 +167,23 @@ def _write(
     to = " + ".join(f"{stride} * {var.name}" for var, stride in strides.items())
     tiles: list[str] = []
     u, v = row.name, column.name
+    in_parts = prod(var.extent for var in sums) > 2 * _PART
     for first, last, rows in _blocks(row.extent, down):
         grid = list(product(range(rows), range(across)))
+        parts = [f"s{i}_{j} += c{i}_{j}; c{i}_{j} = ({kind}){{0}};" for i, j in grid]
         tiles += [
             f"for (int64_t {u} = {first}; {u} < {last}; {u} += {rows})",
             f"for (int64_t {v} = 0; {v} < {vectors * lanes}; {v} += {across * lanes}) {{",
-            *[f"{kind} c{i}_{j} = {{0}};" for i, j in grid],
+            *[f"{kind} c{i}_{j} = {{0}}, s{i}_{j} = {{0}};" for i, j in grid],
+            "int count = 0;",
             *[_loop(var.name, var.extent) for var in sums],
             *[f"const {kind} b{j} = *(const {kind} *)(b + {b.at()} + {j * lanes});" for j in range(across)],
             *[f"const {scalar} a{i} = a[{a.at()} + {i * a.index.factor(row)}];" for i in range(rows)],
             *[f"c{i}_{j} += a{i} * b{j};" for i, j in grid],
+            *([f"if (++count == {_PART}) {{ count = 0;", *parts, "}"] if in_parts else []),
             *["}"] * len(sums),
-            *[f"*({kind} *)(out + {to} + {i * strides[row] + j * lanes}) = c{i}_{j};" for i, j in grid],
+            *parts,
+            *[f"*({kind} *)(out + {to} + {i * strides[row] + j * lanes}) = s{i}_{j};" for i, j in grid],
             "}",
         ]
     name = f"contract_{len(block.functions)}"

@@ -289,7 +289,7 @@ def _median(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]
 
 
 def _median_of_all(x: Tensor) -> Tensor:
-    return _median(x.flatten(), 0)[0]
+    return _median(x.flatten(), 0)[0] if x.numel() else NotImplemented
 
 
 def _diagonal_scatter(x: Tensor, source: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
@@ -322,6 +322,8 @@ def _group_norm(
 
 def _addmm(bias: Tensor, a: Tensor, b: Tensor, beta: Any = 1, alpha: Any = 1) -> Tensor:
     total = a @ b if alpha == 1 else alpha * (a @ b)
+    if beta == 0:  # no NaN of it is seen
+        return total
     return total + bias if beta == 1 else total + beta * bias
 
 

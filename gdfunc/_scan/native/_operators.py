@@ -80,8 +80,8 @@ POINTWISE = {
     "div": "{0} / {1}",
     "maximum": "({0} > {1}) | ({0} != {0}) ? {0} : {1}",
     "minimum": "({0} < {1}) | ({0} != {0}) ? {0} : {1}",
-    "fmax": "({0} > {1}) | ({1} != {1}) ? {0} : {1}",
-    "fmin": "({0} < {1}) | ({1} != {1}) ? {0} : {1}",
+    "fmax": "({0} >= {1}) | ({1} != {1}) ? {0} : {1}",
+    "fmin": "({0} <= {1}) | ({1} != {1}) ? {0} : {1}",
     "bitwise_and": "{0} & {1}",
     "bitwise_or": "{0} | {1}",
     "bitwise_xor": "{0} ^ {1}",
@@ -246,7 +246,9 @@ def _clamp(call: Call) -> Lazy:
     result = call["self"]
     for bound, name in (("min", "maximum"), ("max", "minimum")):
         if call.arguments.get(bound) is not None:
-            result = pointwise(call, POINTWISE[name], result, call[bound])
+            result = pointwise(
+                call, POINTWISE[name], call[bound], result
+            )  # of equals, as 0 and -0, the last
     return call.tensor(result)
 
 
@@ -273,8 +275,12 @@ def _divide(call: Call) -> Lazy:
     if call.dtype.is_floating_point and name == "remainder":
         rest = pointwise(call, POINTWISE["fmod"], left, right)
         return pointwise(call, "{0} != 0 && (({1} < 0) != ({0} < 0)) ? {0} + {1} : {0}", rest, right)
-    if call.dtype.is_floating_point or isinstance(right, Lazy) or right <= 0:
-        raise call.refuse("other than of integers by a positive number")
+    if (
+        call.dtype.is_floating_point
+        or isinstance(right, Lazy)
+        or not 0 < right <= torch.iinfo(call.dtype).max
+    ):
+        raise call.refuse("other than of integers by a positive number that the dtype has")
     floor = "{0} / {1} - ({0} % {1} < 0)"
     templates = {
         "remainder": "{0} % {1} + ({0} % {1} < 0 ? {1} : 0)",
@@ -338,9 +344,9 @@ def _full(call: Call) -> Lazy:
 
 @lowers("arange")
 def _arange(call: Call) -> Lazy:
-    first, step = call.arguments.get("start", 0), call.arguments.get("step", 1)
     if call.dtype.is_floating_point:
         return _table(call)
+    first, step = int(call.arguments.get("start", 0)), int(call.arguments.get("step", 1))
 
     def at(kernel: Kernel, point: Point) -> str:
         text, names = kernel.place(point[0] * step + first)
@@ -675,11 +681,18 @@ def reduce(call: Call, source: Lazy, dims: Any, kind: str, shape: Shape) -> Lazy
     return reshape(Reduced(call.block, source, dims, kind), shape)
 
 
-@lowers("sum", "prod", "amax", "amin", "any", "all")
+@lowers("sum", "prod", "amax", "amin")
 def _reduce(call: Call) -> Lazy:
-    kind = call.name.removeprefix("a") if call.name in ("amax", "amin") else call.name
     source = cast(call["self"], call.dtype)
-    return reduce(call, source, call.arguments.get("dim"), kind, call.shape)
+    return reduce(call, source, call.arguments.get("dim"), call.name.removeprefix("a"), call.shape)
+
+
+@lowers("any", "all")
+def _any(call: Call) -> Lazy:
+    flags, dim = cast(call["self"], torch.bool), call.arguments.get("dim")
+    if dim != []:  # of no axes, which is not of all here
+        flags = reduce(call, flags, dim, call.name, call.shape)
+    return cast(flags, call.dtype)
 
 
 @lowers("mean")
