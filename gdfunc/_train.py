@@ -328,7 +328,7 @@ def _first_blocks(work: int, grain: int) -> int:
 
 def _next_blocks(blocks: int, seconds: float, grain: int) -> int:
     """Let segments grow to about 0.1 s. Where they end is of no matter to the result."""
-    growth = min(64.0, _SEGMENT_SECONDS / max(seconds, 1e-9))
+    growth = min(1024.0, _SEGMENT_SECONDS / max(seconds, 1e-9))
     return max(grain, int(blocks * growth) // grain * grain)
 
 

@@ -329,9 +329,9 @@ def test_segments_grow_towards_a_tenth_of_a_second(multiple, seconds, grain):
     blocks = multiple * grain
     after = _next_blocks(blocks, seconds, grain)
     assert after % grain == 0
-    assert grain <= after <= 64 * blocks
+    assert grain <= after <= 1024 * blocks
     assert after <= max(grain, blocks * 0.1 / max(seconds, 1e-9) * (1 + 1e-12))
-    assert after + grain > min(64 * blocks, blocks * 0.1 / max(seconds, 1e-9)) * (1 - 1e-12)
+    assert after + grain > min(1024 * blocks, blocks * 0.1 / max(seconds, 1e-9)) * (1 - 1e-12)
 
 
 @given(st.integers(1, 10**12), st.integers(1, 50))
