@@ -206,7 +206,7 @@ ORDERED = {
     "topk": lambda a: (a + 0.0).topk(1 + a.shape[0] // 2, 0).values,
     "topk, smallest": lambda a: (a + 0.0).topk(1, largest=False).values,
     "kthvalue": lambda a: (a + 0.0).kthvalue(1 + a.shape[1] // 3, 1).values,
-    "median": lambda a: (a + 0.0).median(),
+    "median": lambda a: (a + 0.0).flatten()[:50].median(),
     "median of an axis": lambda a: (a + 0.0).median(1, keepdim=True).values,
     "median of a number": lambda a: tuple(a.amax().median(0)),
     "max_pool": lambda a: torch.nn.functional.max_pool1d(a, 2, 1, 1, return_indices=True),
