@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import functools
 import gc
+import importlib
 import os
 import random
 import sys
@@ -862,6 +863,38 @@ def test_depth_and_sharing_are_no_trouble():
         shared = (shared, shared)
     assert key(reader(deep)) not in (key(reader(deep[0])), None)
     assert key(reader(shared)) not in (key(reader(shared[0])), None)
+
+
+def new_class():
+    cls = types.new_class("Settings", (), {}, lambda names: names.update(value=1))
+    return cls, lambda: cls.value
+
+
+def made_dataclass():
+    cls = dataclasses.make_dataclass("Settings", [("value", int, 1)])
+    return cls, lambda: cls.value
+
+
+@pytest.mark.parametrize("make", [new_class, made_dataclass])
+def test_a_class_that_only_says_that_it_is_a_librarys(make):
+    settings, f = make()
+    before = key(f)
+    settings.value = 2
+    assert key(f) != before
+
+
+class Making(types.ModuleType):
+    value = property(lambda self: self.hidden)
+
+
+def test_modules_that_make_attributes_when_asked_and_those_found_by_name_give_no_key(monkeypatch):
+    first, second = Making("first"), types.ModuleType("second")
+    second.__getattr__ = lambda name: 1
+    monkeypatch.setitem(sys.modules, "third", types.ModuleType("third"))
+    assert key(lambda: first.value) is None
+    assert key(lambda: second.value) is None
+    assert key(lambda: sys.modules["third"].value) is None
+    assert key(lambda: importlib.import_module("third").value) is None
 
 
 def test_an_assert_in_a_test_does_not_lead_into_pytest():

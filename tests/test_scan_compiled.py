@@ -1,5 +1,6 @@
 """What compiled loops promise beside their results: when they compile, what they own and refuse."""
 
+import copy
 import functools
 import inspect
 import linecache
@@ -9,6 +10,7 @@ import stat
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch.func import grad, jvp, vmap
@@ -449,6 +451,119 @@ def test_errors_of_the_users_own_pass_through(options):
         gd.scan(lambda c, x: c, ONE, torch.ones(2), **options)
     with pytest.raises(TypeError, match="y is float, not a Tensor"):
         gd.scan(lambda c, x: (c, 1.0), ONE, torch.ones(2), **options)
+
+
+TWO = torch.tensor(2.0, dtype=torch.float64)
+TALL = torch.arange(6.0, dtype=torch.float64).reshape(2, 3).T
+WEIGHT = torch.nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+
+
+def pulled(c):
+    values, pull = torch.func.vjp(lambda a: a**2 * TWO, c)
+    return pull(values)[0]
+
+
+FOLLOWED = {
+    "jacrev": lambda c: torch.func.jacrev(lambda a: a**2)(c).sum(),
+    "hessian": torch.func.hessian(lambda a: (TWO * a**3).sum()),
+    "vjp": pulled,
+    "vjp of rows": lambda c: vmap(lambda s: torch.func.vjp(lambda a: a * s * TWO, c)[1](c)[0])(c),
+    "a closed-over number and a constant": lambda c: (
+        c * (TWO * torch.tensor(0.5)) + torch.tensor(1.0) ** TWO
+    ),
+    "requires_grad": lambda c: c * (3 if WEIGHT.requires_grad else 1),
+    "strides": lambda c: c * TALL.stride(0) + TALL.is_contiguous(),
+    "data": lambda c: c * WEIGHT.data,
+    "a copy": lambda c: c * copy.deepcopy(TWO),
+    "an array": lambda c: c + torch.as_tensor(np.array([1.0, 2.0])),
+}
+
+
+@pytest.mark.parametrize("options", TRACED)
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_what_a_trace_follows(name, options):
+    f = FOLLOWED[name]
+    start = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    got, expected = (
+        gd.scan(lambda c, x: (torch.sin(c), f(c)), start, length=2, **how) for how in (options, {})
+    )
+    assert_agrees(got, expected)
+
+
+COUNT = torch.tensor(1)
+UNTRACEABLE = {
+    "f decides on the value of a tensor": lambda c: c[:COUNT].sum(),
+    "f reads .grad of a tensor": lambda c: c if WEIGHT.grad is None else WEIGHT.grad,
+    "f gives a tensor's memory away": lambda c: c * float(np.from_dlpack(TWO)),
+    r"f cannot be traced \(RuntimeError: The tensor has": lambda c: c + torch.tensor([TWO, TWO]),
+    r"f cannot be traced \(RuntimeError: .tolist": lambda c: c * TWO.tolist(),
+    r"f cannot be traced \(TypeError: unsupported format": lambda c: c * float(f"{TWO:.2f}"),
+    "f makes a tensor in a way that a trace cannot follow": lambda c: (
+        c + torch.rand(2, generator=torch.Generator().manual_seed(0))
+    ),
+}
+
+
+@pytest.mark.parametrize("options", TRACED)
+@pytest.mark.parametrize("reason", UNTRACEABLE)
+def test_what_a_trace_does_not_follow_is_refused(reason, options, monkeypatch):
+    f = UNTRACEABLE[reason]
+    start = torch.ones(2, dtype=torch.float64)
+    with pytest.raises(BackendError, match=reason):
+        gd.scan(lambda c, x: (c, f(c)), start, length=2, **options)
+    monkeypatch.setattr(_scan, "_WORTH_C", 2)
+    monkeypatch.setattr(_auto, "_told", set())
+    with pytest.warns(UserWarning, match=f"steps back: {reason}"):
+        got = gd.scan(lambda c, x: (c, f(c)), start, length=2, backend="auto")
+    assert_same_bits(got, gd.scan(lambda c, x: (c, f(c)), start, length=2))
+
+
+def test_a_constant_is_not_the_memory_of_an_array():
+    array = np.array([1.0, 2.0])
+
+    def f(c, x):
+        return c + torch.as_tensor(array), None
+
+    run = functools.partial(gd.scan, f, torch.zeros(2, dtype=torch.float64), length=1, backend="native")
+    run()
+    old, array = array, array.copy()
+    old[:] = 7
+    assert run()[0].tolist() == [1, 2]
+
+
+class Straight(torch.autograd.Function):
+    """Rounds, and takes the derivative of that for 1."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.round()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return cotangent
+
+
+@pytest.mark.parametrize("options", TRACED)
+def test_a_derivative_of_the_users_own_is_kept_within_f_and_refused_around_it(options):
+    def run(c, function=Straight.apply, **options):
+        def f(c, x):
+            return c - 0.1 * grad(lambda c: (function(c) ** 2).sum())(c), c
+
+        return gd.scan(f, c, length=3, **options)
+
+    start = torch.tensor([1.3, 0.7])
+    assert_agrees(run(start, **options), run(start))
+    for transform in (grad, lambda f: lambda c: jvp(f, (c,), (c,)), lambda f: vmap(grad(f))):
+        with pytest.raises(BackendError, match="f applies Straight, whose own derivative is lost"):
+            transform(lambda c: run(c, **options)[0].sum())(start)
+    slope = grad(lambda c: run(c, torch.round, **options)[0].sum())(start)
+    assert_agrees(slope, torch.ones(2))
 
 
 def test_vmaps_own_refusals_pass_through():

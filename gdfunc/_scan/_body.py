@@ -50,6 +50,7 @@ class Body:
     """
 
     members: Members | None = None
+    opaque: frozenset[str] = frozenset()  # functions whose own derivatives are not in the graph
 
     def __init__(self, graph: fx.GraphModule, consts: Avals, carry: Avals, x: Avals) -> None:
         graph = _with_reshapes(graph)
@@ -104,7 +105,7 @@ class BatchedBody(Body):
         base = members.body
         inputs = base.split(avals((*base.consts, *base.carry, *base.x), members.inputs))
         self._enter(*inputs, avals(base.y, members.results[len(base.carry) :]), base._sources)
-        self.members, self._function = members, function
+        self.members, self._function, self.opaque = members, function, base.opaque
 
     @cached_property
     def graph(self) -> fx.GraphModule:  # type: ignore[override]
@@ -112,7 +113,7 @@ class BatchedBody(Body):
 
 
 _numbers = count()
-_tracing = RLock()  # torch.fx patches what all threads share
+tracing = RLock()  # torch.fx patches what all threads share
 
 
 def _with_reshapes(graph: fx.GraphModule) -> fx.GraphModule:
@@ -166,7 +167,7 @@ def prune(graph: fx.GraphModule) -> fx.GraphModule:
 @contextmanager
 def clean_room(shapes: ShapeEnv | None = None) -> Iterator[FakeTensorMode]:
     """Leave all transformations and modes under way, for one in which tensors have no values."""
-    with _tracing, ExitStack() as stack:
+    with tracing, ExitStack() as stack:
         stack.enter_context(_no_function_modes())
         stack.enter_context(_disable_current_modes())
         stack.enter_context(temporarily_clear_interpreter_stack())

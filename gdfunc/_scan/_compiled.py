@@ -7,11 +7,12 @@ from torch._subclasses.fake_tensor import is_fake
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from .. import _tree
+from .._errors import BackendError
 from .._tree import Tree
 from . import _auto, _cudagraph, _inductor, _replay, native
 from ._auto import step_back as step_back
 from ._primitive import Loop, Runner, checkpointed
-from ._scan import Read, within
+from ._scan import Read, check_step, within
 from ._trace import trace
 
 RUNNERS: dict[str, Runner] = {
@@ -40,6 +41,15 @@ def run(
     token = within.set(backend)
     try:
         traced = trace(f, body, init, xs, read and read())
+    except (BackendError, ValueError):
+        raise
+    except Exception as error:
+        within.set(None)
+        check_step(body, init, xs)  # a mistake in f reads better on real tensors
+        raise BackendError(
+            f"f cannot be traced ({type(error).__name__}: {[*str(error).splitlines(), ''][0]}); "
+            f"use backend='eager' without checkpoint"
+        ) from error
     finally:
         within.reset(token)
     carry, structure = _tree.flatten(init)

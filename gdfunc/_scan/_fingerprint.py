@@ -5,7 +5,7 @@ global, an attribute, an entry of a dict. So all the Python state in its reach i
 That state is a graph. Each object gets a number when it is first met, and the key tells of one after the
 other what it is by value and what its parts are: constants as they are, other objects by number. So cycles
 end, and aliases count. What cannot be read reliably (an iterator, a lock, what is found by `globals()`,
-`eval` or `os.environ`) makes the key None.
+`eval`, `sys.modules` or `os.environ`, a module that makes attributes when asked) makes the key None.
 
 Out of sight are: the inside of libraries (torch, NumPy, gdfunc, pytest, the standard library), such as
 their random generators; builtins; clocks and files; the contents of a `functools.cache`; and what
@@ -142,6 +142,11 @@ def _is_library(module: Any) -> bool:
     return in_standard or root in {"torch", "numpy", "gdfunc", "_pytest"}  # named by an assert in a test
 
 
+def _is_librarys(cls: type) -> bool:
+    """Tell that a class belongs to a library; those made by `types.new_class` only say so."""
+    return _is_library(cls.__module__) and (cls.__module__ != "types" or cls in vars(types).values())
+
+
 @functools.lru_cache(4096)
 def _names(code: types.CodeType) -> tuple[dict[str, None], list[str]]:
     """List the names, of globals or attributes, and the modules imported, in a code and those within it."""
@@ -160,7 +165,7 @@ def _names(code: types.CodeType) -> tuple[dict[str, None], list[str]]:
 @functools.lru_cache(4096)
 def _reads_by_name(code: types.CodeType) -> bool:
     """Tell whether a code, or one within it, may read globals or the environment by names of its making."""
-    if {"environ", "getenv"} & {*code.co_names}:
+    if {"environ", "getenv", "import_module"} & {*code.co_names} or {"sys", "modules"} <= {*code.co_names}:
         return True
     if _BY_NAME & {*code.co_names}:  # as a global, or else an attribute of that name
         steps = dis.get_instructions(code)
@@ -203,7 +208,7 @@ def _builtin(f: Any) -> Reading:
 
 def _class(cls: type) -> Reading:
     """Read what a class of the user's and its bases define."""
-    if _is_library(cls.__module__):
+    if _is_librarys(cls):
         return _Same(cls), ()
     own = {k: v for k, v in vars(cls).items() if k not in ("__annotations__", "_abc_impl")}
     return (_Same(cls), len(cls.__mro__), *own), (type(cls), *cls.__mro__, *own.values())
@@ -256,8 +261,9 @@ def _same(x: Any) -> Reading:
 
 
 def _module(x: types.ModuleType) -> Reading:
-    """Take a module for itself; `fingerprint` reads what is named of it."""
-    return _Same(x), ()
+    """Take a module for itself; `fingerprint` reads what is named of it, if that is not made when asked."""
+    plain = type(x) is types.ModuleType and "__getattr__" not in vars(x)
+    return _Same(x) if plain or _is_library(vars(x).get("__name__")) else None, ()
 
 
 def _try(read: Callable[..., Any], *args: Any) -> Any:
@@ -285,7 +291,7 @@ def _reader(kind: type) -> Reader:
     inherited = next((_READERS[base] for base in kind.__mro__[:-1] if base in _READERS), None)
     slots = [v for cls in kind.__mro__ for v in vars(cls).values() if type(v) is types.MemberDescriptorType]
     opaque = not all(cls in _READERS or cls in _OPEN or _is_python(cls) for cls in kind.__mro__)
-    user, has_dict = () if _is_library(kind.__module__) else (kind,), bool(kind.__dictoffset__)
+    user, has_dict = () if _is_librarys(kind) else (kind,), bool(kind.__dictoffset__)
 
     def read(x: Any) -> Reading:
         head, parts = inherited(x) if inherited else ((), ())

@@ -23,6 +23,7 @@ from torch.func import jvp, vjp, vmap
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, track_tensor_tree
 
 from .. import _tree
+from .._errors import BackendError
 from ._body import Avals, BatchedBody, Body, Members, stand_in
 
 Flags = tuple[bool, ...]
@@ -205,6 +206,12 @@ def _may_be_differentiated(leaf: Tensor) -> bool:
 
 def _active(body: Body, given: Sequence[bool]) -> tuple[Flags, Flags, Flags]:
     """Which inputs, carries and y's have a derivative, if the flagged inputs have one."""
+    if body.opaque:
+        names = ", ".join(sorted(body.opaque))
+        raise BackendError(
+            f"f applies {names}, whose own derivative is lost where a traced loop is differentiated (not "
+            f"within f): use backend='eager' without checkpoint"
+        )
 
     def floating(flags: Sequence[bool], avals: Avals) -> Flags:
         return tuple(flag and aval.dtype.is_floating_point for flag, aval in zip(flags, avals, strict=True))
@@ -235,8 +242,8 @@ def _keeping(body: Body) -> Body:
         results: Any = graph.graph_copy(body.graph.graph, copies)
         inputs = [copies[node] for node in body.graph.graph.nodes if node.op == "placeholder"]
         graph.output([*results, *body.split(inputs)[1]])
-        kept = fx.GraphModule(body.graph, graph)
-        body.kept["keeping"] = Body(kept, body.consts, body.carry, body.x)
+        kept = Body(fx.GraphModule(body.graph, graph), body.consts, body.carry, body.x)
+        kept.opaque, body.kept["keeping"] = body.opaque, kept
     return body.kept["keeping"]
 
 

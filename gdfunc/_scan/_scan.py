@@ -138,9 +138,6 @@ def fold(
             if backend not in ("auto", "brief") or every is not None:
                 raise
             _compiled.step_back(error)
-        except RuntimeError:
-            body(init, _tree.map(lambda leaf: leaf[0], xs))  # a mistake in f reads better on real tensors
-            raise
     steps = range(length - 1, -1, -1) if reverse else range(length)
     carry, ys = _eager.run(body, init, xs, steps)
     return _tree.clone(carry), _stack(ys)
@@ -149,6 +146,11 @@ def fold(
 def is_readable(leaf: Tensor) -> bool:
     """Tell whether a tensor has a value, and one that is at hand: no transformation, trace or GPU."""
     return leaf.device.type == "cpu" and not _tree.is_transformed(leaf) and within.get() is None
+
+
+def check_step(body: Body, init: Tree, xs: Tree) -> None:
+    """Take the first step on its own, as if it were all, and forget the result."""
+    _stack([body(init, _tree.map(lambda leaf: leaf[0], xs))[1]])
 
 
 def read_once(f: Body) -> Read:

@@ -16,7 +16,9 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
+from torch.autograd.function import FunctionMeta
 from torch.func import functionalize
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, track_tensor_tree
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
@@ -25,7 +27,7 @@ from .. import _tree
 from .._errors import BackendError, is_ours
 from .._through import asked
 from .._tree import Tree
-from ._body import Aval, Avals, Body, clean_room, prune, record, stand_in, trace_flat
+from ._body import Aval, Avals, Body, clean_room, prune, record, stand_in, trace_flat, tracing
 from ._fingerprint import Fingerprint, fingerprint
 from ._scan import check_tensor, within
 
@@ -84,10 +86,11 @@ def trace(
     lasting = print_of_f.key is not None and through.fixed_point is None
     recipe = _recipes.find(key) if lasting else None
     if recipe is None:
-        graph, lift, y_structure = _record(body, carry_structure, carry_avals, x_structure, x_avals)
+        with _noted() as opaque:
+            graph, lift, y_structure = _record(body, carry_structure, carry_avals, x_structure, x_avals)
         originals = _lift_attributes(graph, lift)
         consts = tuple(Aval.of(leaf) for leaf in originals)
-        shared = _shared(_checked(graph, len(consts)), consts, carry_avals, x_avals)
+        shared = _shared(_checked(graph, len(consts)), consts, carry_avals, x_avals, frozenset(opaque))
         places = {id(leaf): place for place, leaf in enumerate(print_of_f.tensors)}
         closed_over = [places.get(id(leaf), leaf) for leaf in originals]
         recipe = _Recipe(shared, closed_over, y_structure)
@@ -182,11 +185,17 @@ class _Lift(TorchFunctionMode):
         self.known: dict[int, tuple[Tensor, Tensor]] = {}  # keeps the tensors, so that ids stay theirs
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _OF_THE_ORIGINAL:
+            return func(*args, **(kwargs or {}))
+        if func in _REFUSED:
+            raise BackendError(f"f {_REFUSED[func]}, which a compiled loop has not; use backend='eager'")
         args, kwargs = _tree.map(self.plain, (args, kwargs or {}))
-        if func is Tensor.__getitem__:
-            args = _without_scalars(*args)
+        if func in _COPIES:
+            func, args = _COPIES[func], args[:1]
+        elif func is Tensor.__getitem__:
+            args = _without_scalars(args[0], self.index(args[1]))
         elif func is Tensor.__setitem__:
-            args = args[0], _with_axes(args[1]), args[2]
+            args = args[0], _with_axes(self.index(args[1])), args[2]
         result = func(*args, **kwargs)
         # A graph has no grad mode: what no_grad cut must be cut in it.
         return result if torch.is_grad_enabled() else _tree.map(_cut, result)
@@ -202,8 +211,20 @@ class _Lift(TorchFunctionMode):
             self.known[id(leaf)] = leaf, found
         return self.known[id(leaf)][1]
 
+    def index(self, index: Any) -> Any:
+        """Put stand-ins into the slices of an index too: torch would read the values of tensors there."""
+        if isinstance(index, tuple):
+            return tuple(map(self.index, index))
+        if not isinstance(index, slice):
+            return index
+        return slice(*map(self.plain, (index.start, index.stop, index.step)))
+
     def _find(self, leaf: Tensor) -> Tensor:
         level = torch._C._functorch.maybe_get_level(leaf) if _tree.is_transformed(leaf) else 0
+        if level == _DEAD:  # what vjp leaves for the gradients that are asked of it later
+            inner = torch._C._functorch.get_unwrapped(leaf)
+            found = self.plain(inner)
+            return leaf if found is inner else found
         if level > self.depth:
             inner = torch._C._functorch.get_unwrapped(leaf)
             found = self.plain(inner)
@@ -215,7 +236,30 @@ class _Lift(TorchFunctionMode):
             return torch._C._functorch._add_batch_dim(found, axis, level)
         if isinstance(leaf, FakeTensor) and leaf.fake_mode is self.mode:
             return leaf
-        return stand_in(self.mode, Aval.of(leaf))
+        found = stand_in(self.mode, Aval.of(leaf))
+        _show(found)
+        return found
+
+
+_DEAD = -2  # the level of a wrapper whose transformation is over
+
+
+def _getter(name: str) -> Any:
+    return getattr(Tensor, name).__get__
+
+
+# What a stand-in has not, or otherwise.
+_OF_THE_ORIGINAL = {_getter("requires_grad"), _getter("is_leaf"), Tensor.stride, Tensor.is_contiguous}
+_COPIES = {_getter("data"): Tensor.detach, Tensor.__deepcopy__: Tensor.clone}
+_REFUSED = {_getter("grad"): "reads .grad of a tensor", Tensor.__dlpack__: "gives a tensor's memory away"}
+
+
+def _show(leaf: Tensor) -> None:
+    """Let the trace know that a tensor has no value, before it takes it for a constant."""
+    tracer: Any = get_proxy_mode().tracer  # type: ignore[union-attr]
+    name = f"outside_{len(vars(tracer.root))}"
+    setattr(tracer.root, name, leaf)
+    track_tensor_tree(leaf, tracer.create_proxy("get_attr", name, (), {}), constant=None, tracer=tracer)
 
 
 def _is_scalar_index(entry: Any) -> bool:
@@ -264,10 +308,19 @@ def _lift_attributes(graph: fx.GraphModule, lift: _Lift) -> list[Tensor]:
             continue
         value = getattr(graph, node.target)
         if id(value) not in inputs:
+            original = originals.get(id(value), value)
+            if original is value:  # a constant, whose memory may be that of an array of the user's
+                if isinstance(value, FakeTensor) or not isinstance(value, Tensor):
+                    raise BackendError(
+                        f"f makes a tensor in a way that a trace cannot follow, of a tensor or a generator "
+                        f"from outside ({type(value).__name__}); use backend='eager' without checkpoint"
+                    )
+                with torch._C._DisableFuncTorch():
+                    original = value.detach().clone()
             with graph.graph.inserting_before(first):
                 placeholder = graph.graph.placeholder(f"const_{len(inputs)}")
             placeholder.meta["val"] = value
-            inputs[id(value)] = placeholder, originals.get(id(value), value)
+            inputs[id(value)] = placeholder, original
         node.replace_all_uses_with(inputs[id(value)][0])
         graph.graph.erase_node(node)
     return [leaf for _, leaf in inputs.values()]
@@ -321,10 +374,29 @@ _ASSIGNMENTS: dict[Any, Callable[..., Any]] = {
 }
 
 
-def _shared(graph: fx.GraphModule, consts: Avals, carry: Avals, x: Avals) -> Body:
+def _shared(graph: fx.GraphModule, consts: Avals, carry: Avals, x: Avals, opaque: frozenset[str]) -> Body:
     """The body of this graph: the one that an equal graph had before, with what was compiled of it."""
-    key = (graph.code, consts, carry, x)
+    key = (graph.code, consts, carry, x, opaque)
     body = _bodies.find(key)
     if body is None:
         body = _bodies[key] = Body(graph, consts, carry, x)
+        body.opaque = opaque
     return body
+
+
+@contextmanager
+def _noted() -> Iterator[set[str]]:
+    """List the functions applied that have a derivative of their own: a graph has their values alone."""
+    applied: set[str] = set()
+
+    def noting(cls: Any, name: str) -> Any:
+        if name == "forward" and cls.__module__.partition(".")[0] not in ("torch", "gdfunc"):
+            applied.add(cls.__qualname__)
+        return type.__getattribute__(cls, name)
+
+    with tracing:
+        FunctionMeta.__getattribute__ = noting  # type: ignore[method-assign]
+        try:
+            yield applied
+        finally:
+            del FunctionMeta.__getattribute__
