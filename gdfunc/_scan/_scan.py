@@ -88,8 +88,11 @@ def scan(
             or y changes its structure, shape, dtype or device; f writes into what it is given.
         BackendError: (a RuntimeError) the backend cannot run f: f decides on the value of a tensor or
             draws from torch's generator, has an operation that native does not cover (which it names), or
-            there is no compiler, no CUDA device, no safe cache directory.
-        IndexError: a step uses an index that is out of range (native also names the step).
+            there is no compiler, no CUDA device, no safe cache directory. Also where a traced loop is
+            differentiated whose f applies a `torch.autograd.Function` of yours: a trace keeps its values,
+            not its own derivative (a gradient taken within f is right).
+        IndexError: a step uses an index that is out of range (native also names the step; in eager, where
+            some of torch's operators raise a RuntimeError, it is theirs).
 
     Example:
         >>> def f(total, x):
