@@ -22,6 +22,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, track_tensor_tree
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .. import _tree
 from .._errors import BackendError, is_ours
@@ -256,7 +257,10 @@ _REFUSED = {_getter("grad"): "reads .grad of a tensor", Tensor.__dlpack__: "give
 
 def _show(leaf: Tensor) -> None:
     """Let the trace know that a tensor has no value, before it takes it for a constant."""
-    tracer: Any = get_proxy_mode().tracer  # type: ignore[union-attr]
+    mode = get_proxy_mode()
+    if mode is None:  # within an operation, of which nothing is written down
+        return
+    tracer: Any = mode.tracer
     name = f"outside_{len(vars(tracer.root))}"
     setattr(tracer.root, name, leaf)
     track_tensor_tree(leaf, tracer.create_proxy("get_attr", name, (), {}), constant=None, tracer=tracer)
@@ -300,9 +304,10 @@ def _cut(leaf: Any) -> Any:
 
 def _lift_attributes(graph: fx.GraphModule, lift: _Lift) -> list[Tensor]:
     """Turn the tensors that a graph holds into inputs before the others; list the originals."""
+    graph.graph.eliminate_dead_code()
     originals = {id(found): leaf for leaf, found in lift.known.values()}
     inputs: dict[int, tuple[fx.Node, Tensor]] = {}
-    first = next(iter(graph.graph.nodes))
+    first = next(node for node in graph.graph.nodes if node.op != "get_attr")
     for node in list(graph.graph.nodes):
         if node.op != "get_attr":
             continue
@@ -315,8 +320,7 @@ def _lift_attributes(graph: fx.GraphModule, lift: _Lift) -> list[Tensor]:
                         f"f makes a tensor in a way that a trace cannot follow, of a tensor or a generator "
                         f"from outside ({type(value).__name__}); use backend='eager' without checkpoint"
                     )
-                with torch._C._DisableFuncTorch():
-                    original = value.detach().clone()
+                original = _own(value)
             with graph.graph.inserting_before(first):
                 placeholder = graph.graph.placeholder(f"const_{len(inputs)}")
             placeholder.meta["val"] = value
@@ -324,6 +328,12 @@ def _lift_attributes(graph: fx.GraphModule, lift: _Lift) -> list[Tensor]:
         node.replace_all_uses_with(inputs[id(value)][0])
         graph.graph.erase_node(node)
     return [leaf for _, leaf in inputs.values()]
+
+
+def _own(constant: Tensor) -> Tensor:
+    """Copy a tensor out of sight of all that is under way."""
+    with torch._C.DisableTorchFunction(), torch._C._DisableFuncTorch(), _disable_current_modes():
+        return constant.detach().clone()
 
 
 def _checked(graph: fx.GraphModule, consts: int) -> fx.GraphModule:
@@ -395,8 +405,9 @@ def _noted() -> Iterator[set[str]]:
         return type.__getattribute__(cls, name)
 
     with tracing:
+        before = FunctionMeta.__getattribute__  # that of a trace around this one, or of type
         FunctionMeta.__getattribute__ = noting  # type: ignore[method-assign]
         try:
             yield applied
         finally:
-            del FunctionMeta.__getattribute__
+            FunctionMeta.__getattribute__ = before  # type: ignore[method-assign]
