@@ -1,6 +1,7 @@
 """The backend that chooses: the fastest that can run this body on this device."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -26,22 +27,14 @@ def run_brief(
     return _run_first(_QUICK, body, consts, init, xs, length, unroll)
 
 
-def _run_first(
-    ranked: Mapping[str, Sequence[Runner]],
-    body: Body,
-    consts: Leaves,
-    init: Leaves,
-    xs: Leaves,
-    length: int,
-    unroll: int,
-) -> list[Tensor]:
+def _run_first(ranked: Mapping[str, Sequence[Runner]], body: Body, *rest: Any) -> list[Tensor]:
     device = next((aval.device.type for aval in (*body.carry, *body.x, *body.consts)), "cpu")
     for runner in ranked.get(device, ()):
         try:
-            return runner(body, consts, init, xs, length, unroll)
+            return runner(body, *rest)
         except BackendError as error:
             step_back(error)
-    return _replay.run(body, consts, init, xs, length)
+    return _replay.run(body, *rest)
 
 
 def step_back(error: BackendError) -> None:

@@ -85,7 +85,7 @@ def fingerprint(f: Any) -> Fingerprint:
             elif read is _module and not _is_library(vars(x).get("__name__")):
                 modules.append(x)
             if modules and x is objects[-1]:  # of a module counts what the functions met so far name
-                names = {name: None for function in functions for name in _named(function)[0]}
+                names = {name: None for function in functions for name in _named(function).names}
                 for i, module in enumerate(modules):
                     for name in [name for name in names if name in vars(module) and (i, name) not in told]:
                         told.add((i, name))
@@ -147,39 +147,43 @@ def _is_librarys(cls: type) -> bool:
     return _is_library(cls.__module__) and (cls.__module__ != "types" or cls in vars(types).values())
 
 
+class _Names(NamedTuple):
+    """What a code, and those within it, name: globals or attributes, and modules to import."""
+
+    names: dict[str, None]
+    imports: list[str]
+    more: bool  # whether they may read globals or the environment by names of their making
+
+
 @functools.lru_cache(4096)
-def _names(code: types.CodeType) -> tuple[dict[str, None], list[str]]:
-    """List the names, of globals or attributes, and the modules imported, in a code and those within it."""
+def _names(code: types.CodeType) -> _Names:
+    """Read off what a code names."""
     names, imports = dict.fromkeys(code.co_names), []
     steps = [step for step in dis.get_instructions(code) if step.opname != "EXTENDED_ARG"]
     for level, step in zip(steps, steps[2:], strict=False):
         if step.opname == "IMPORT_NAME":
             imports += ["." * level.argval + step.argval, step.argval.partition(".")[0]]
+    more = bool({"environ", "getenv", "import_module"} & {*names}) or {"sys", "modules"} <= {*names}
+    # As a global, not as an attribute of that name.
+    more |= any(step.opname in ("LOAD_GLOBAL", "LOAD_NAME") and step.argval in _BY_NAME for step in steps)
     for inner in code.co_consts:
         if isinstance(inner, types.CodeType):
-            names |= _names(inner)[0]
-            imports += _names(inner)[1]
-    return names, [name for name in imports if name]
-
-
-@functools.lru_cache(4096)
-def _reads_by_name(code: types.CodeType) -> bool:
-    """Tell whether a code, or one within it, may read globals or the environment by names of its making."""
-    if {"environ", "getenv", "import_module"} & {*code.co_names} or {"sys", "modules"} <= {*code.co_names}:
-        return True
-    if _BY_NAME & {*code.co_names}:  # as a global, or else an attribute of that name
-        steps = dis.get_instructions(code)
-        if any(step.argval in _BY_NAME and step.opname in ("LOAD_GLOBAL", "LOAD_NAME") for step in steps):
-            return True
-    return any(_reads_by_name(inner) for inner in code.co_consts if isinstance(inner, types.CodeType))
+            within = _names(inner)
+            names |= within.names
+            imports += within.imports
+            more |= within.more
+    return _Names(names, [name for name in imports if name], more)
 
 
 _BY_NAME = {"globals", "vars", "locals", "eval", "exec"}
 
 
-def _named(f: types.FunctionType) -> tuple[dict[str, None], list[str]]:
-    """List the names and imports of a function; by its globals, since decorators copy `__module__`."""
-    return ({}, []) if _is_library(f.__globals__.get("__name__")) else _names(f.__code__)
+def _named(f: types.FunctionType) -> _Names:
+    """Tell what a function names, unless it is a library's by its globals: decorators copy `__module__`."""
+    return _NONE if _is_library(f.__globals__.get("__name__")) else _names(f.__code__)
+
+
+_NONE = _Names({}, [], False)
 
 
 def _function(f: types.FunctionType) -> Reading:
@@ -188,11 +192,11 @@ def _function(f: types.FunctionType) -> Reading:
     bare = own == [None, None, None]
     own = [] if bare else own
     own += [_try(_content, cell) for cell in f.__closure__ or ()]
-    names, imports = _named(f)
+    names, imports, more = _named(f)
     if not names and not imports:
         return (f.__code__, bare), own
     scope = f.__globals__
-    if _reads_by_name(f.__code__):
+    if more:
         return None, ()
     found = tuple([name for name in names if name in scope])
     own += [scope[name] for name in found]

@@ -168,14 +168,16 @@ def _write(
     tiles: list[str] = []
     u, v = row.name, column.name
     in_parts = prod(var.extent for var in sums) > 2 * _PART
+    total = "s" if in_parts else "c"
     for first, last, rows in _blocks(row.extent, down):
         grid = list(product(range(rows), range(across)))
-        parts = [f"s{i}_{j} += c{i}_{j}; c{i}_{j} = ({kind}){{0}};" for i, j in grid]
+        parts = [f"s{i}_{j} += c{i}_{j}; c{i}_{j} = ({kind}){{0}};" for i, j in grid] if in_parts else []
         tiles += [
             f"for (int64_t {u} = {first}; {u} < {last}; {u} += {rows})",
             f"for (int64_t {v} = 0; {v} < {vectors * lanes}; {v} += {across * lanes}) {{",
-            *[f"{kind} c{i}_{j} = {{0}}, s{i}_{j} = {{0}};" for i, j in grid],
-            "int count = 0;",
+            *[f"{kind} c{i}_{j} = {{0}};" for i, j in grid],
+            *([f"{kind} s{i}_{j} = {{0}};" for i, j in grid] if in_parts else []),
+            "int count = 0;" if in_parts else "",
             *[_loop(var.name, var.extent) for var in sums],
             *[f"const {kind} b{j} = *(const {kind} *)(b + {b.at()} + {j * lanes});" for j in range(across)],
             *[f"const {scalar} a{i} = a[{a.at()} + {i * a.index.factor(row)}];" for i in range(rows)],
@@ -183,7 +185,10 @@ def _write(
             *([f"if (++count == {_PART}) {{ count = 0;", *parts, "}"] if in_parts else []),
             *["}"] * len(sums),
             *parts,
-            *[f"*({kind} *)(out + {to} + {i * strides[row] + j * lanes}) = s{i}_{j};" for i, j in grid],
+            *[
+                f"*({kind} *)(out + {to} + {i * strides[row] + j * lanes}) = {total}{i}_{j};"
+                for i, j in grid
+            ],
             "}",
         ]
     name = f"contract_{len(block.functions)}"

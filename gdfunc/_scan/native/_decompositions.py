@@ -283,9 +283,11 @@ def _kthvalue(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[
 def _median(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
     """The lower one of two in the middle; of what has a NaN, its first NaN."""
     value, at = _kthvalue(x, (x.shape[dim] + 1) // 2, dim, keepdim)
+    if not x.is_floating_point():
+        return value, at
     bad = x.isnan()
-    value = torch.where(bad.any(dim, keepdim), torch.nan, value) if x.is_floating_point() else value
-    return value, torch.where(bad.any(dim, keepdim), bad.long().argmax(dim, keepdim), at)
+    spoilt, first = bad.any(dim, keepdim), bad.long().argmax(dim, keepdim)
+    return torch.where(spoilt, torch.nan, value), torch.where(spoilt, first, at)
 
 
 def _median_of_all(x: Tensor) -> Tensor:

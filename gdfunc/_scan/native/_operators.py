@@ -246,9 +246,8 @@ def _clamp(call: Call) -> Lazy:
     result = call["self"]
     for bound, name in (("min", "maximum"), ("max", "minimum")):
         if call.arguments.get(bound) is not None:
-            result = pointwise(
-                call, POINTWISE[name], call[bound], result
-            )  # of equals, as 0 and -0, the last
+            # Of equals, as 0 and -0, it takes the last.
+            result = pointwise(call, POINTWISE[name], call[bound], result)
     return call.tensor(result)
 
 
@@ -275,11 +274,8 @@ def _divide(call: Call) -> Lazy:
     if call.dtype.is_floating_point and name == "remainder":
         rest = pointwise(call, POINTWISE["fmod"], left, right)
         return pointwise(call, "{0} != 0 && (({1} < 0) != ({0} < 0)) ? {0} + {1} : {0}", rest, right)
-    if (
-        call.dtype.is_floating_point
-        or isinstance(right, Lazy)
-        or not 0 < right <= torch.iinfo(call.dtype).max
-    ):
+    is_whole = not call.dtype.is_floating_point and not isinstance(right, Lazy)
+    if not is_whole or not 0 < right <= torch.iinfo(call.dtype).max:
         raise call.refuse("other than of integers by a positive number that the dtype has")
     floor = "{0} / {1} - ({0} % {1} < 0)"
     templates = {
