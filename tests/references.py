@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 Tree = Any
+
+COMPILED = ["native", pytest.param("inductor", marks=pytest.mark.slow)]  # backends; it takes seconds each
 
 
 def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:

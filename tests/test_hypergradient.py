@@ -16,7 +16,7 @@ from gdfunc import _through, _tree
 from gdfunc._scan import _trace
 from gdfunc._sweep._memory import Memory
 
-from .references import fingerprint, linear_data, linear_loss, normal, storages
+from .references import COMPILED, fingerprint, linear_data, linear_loss, normal, storages
 
 EXACT = ["reverse", "checkpoint", "forward"]
 
@@ -140,7 +140,7 @@ def test_every_exact_mode_is_the_derivative(model, name, measured):
         assert (result.aux, result.residual, result.remaining) == ((), (), ())
 
 
-@pytest.mark.parametrize("backend", ["native", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", COMPILED)
 @pytest.mark.parametrize("mode", EXACT)
 def test_a_compiled_run_has_the_same_derivatives(mode, backend):
     run, point = make_run("regression", backend=backend)

@@ -12,7 +12,7 @@ from torch.func import grad, jvp, vmap
 
 import gdfunc as gd
 
-from .references import fingerprint, normal, relative_error, storages
+from .references import COMPILED, fingerprint, normal, relative_error, storages
 
 
 class Tied(nn.Module):
@@ -511,7 +511,7 @@ def double_mlp():
     return make_mlp().double()
 
 
-@pytest.mark.parametrize("backend", ["eager", "native", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["eager", *COMPILED])
 def test_four_members_trained_at_once_are_four_single_runs(backend):
     """Each has initial values, a learning rate and an order of the data of its own."""
     init_keys, order_keys = gd.random.split(gd.random.key(2), 8).view(2, 4, 2)

@@ -11,7 +11,7 @@ from torch.func import grad, vmap
 
 import gdfunc as gd
 
-from .references import fingerprint, linear_data, linear_loss, normal, storages
+from .references import COMPILED, fingerprint, linear_data, linear_loss, normal, storages
 
 P = gd.privacy
 PARAMS = {"w": normal(0, 3), "b": normal(1, 1)[0]}
@@ -317,7 +317,7 @@ def test_runs_are_vmapped_over_keys_and_noise():
         torch.testing.assert_close(got, run(key, noise_multiplier=sigma), rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("backend", ["native", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", COMPILED)
 def test_a_compiled_run_is_the_run(backend):
     torch.testing.assert_close(run(KEY, backend), run(KEY), rtol=1e-9, atol=1e-12)
 

@@ -9,10 +9,13 @@ import re
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from torch.autograd.function import FunctionMeta
 from torch.func import grad, jvp, vmap
 
 import gdfunc as gd
@@ -24,7 +27,7 @@ from .test_scan import BACKENDS, DEVICES, assert_agrees, assert_same_bits, desce
 
 MARKS = {"cudagraph": needs_cuda}
 EACH = [pytest.param(name, marks=MARKS.get(name, ())) for name in BACKENDS]
-EACH_BUT_INDUCTOR = [
+EACH_INDUCTOR_SLOW = [
     pytest.param(name, marks=(MARKS | {"inductor": pytest.mark.slow}).get(name, ())) for name in BACKENDS
 ]
 inductor = functools.partial(gd.scan, backend="inductor", unroll=2)
@@ -73,7 +76,7 @@ def test_any_number_of_steps(backend):
             assert carry.tolist() == [1, 1, 1]
 
 
-@pytest.mark.parametrize("backend", EACH_BUT_INDUCTOR)
+@pytest.mark.parametrize("backend", EACH_INDUCTOR_SLOW)
 def test_without_xs_without_carry_and_without_both(backend):
     scan, device = scan_of(backend)
     start, closed_over = torch.tensor([1, 2], device=device), normal(0, 2, 3).to(device)
@@ -564,6 +567,20 @@ def test_a_derivative_of_the_users_own_is_kept_within_f_and_refused_around_it(op
             transform(lambda c: run(c, **options)[0].sum())(start)
     slope = grad(lambda c: run(c, torch.round, **options)[0].sum())(start)
     assert_agrees(slope, torch.ones(2))
+
+
+def test_what_another_thread_applies_during_a_trace_is_no_part_of_it():
+    def f(c, x):
+        with ThreadPoolExecutor(1) as another:
+            another.submit(Straight.apply, ONE).result()
+        return torch.sin(c), c
+
+    def final(c, **options):
+        return gd.scan(f, c, length=3, **options)[0].sum()
+
+    start = torch.tensor([1.3, 0.7])
+    assert_agrees(grad(partial(final, backend="native"))(start), grad(final)(start))
+    assert "__getattribute__" not in vars(FunctionMeta)
 
 
 def test_vmaps_own_refusals_pass_through():

@@ -10,7 +10,7 @@ from torch.func import grad, jvp, vmap
 
 import gdfunc as gd
 
-from .references import fingerprint, linear_data, linear_loss, normal, storages
+from .references import COMPILED, fingerprint, linear_data, linear_loss, normal, storages
 
 S = gd.stats
 PARAMS = {"w": normal(0, 3), "b": normal(1, 1)[0]}
@@ -280,7 +280,7 @@ def recorded(backend="eager", lr=0.1):
     )[1]
 
 
-@pytest.mark.parametrize("backend", ["eager", "native", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["eager", *COMPILED])
 def test_a_run_records_its_spread(backend):
     trajectory = recorded(backend)
     spread = trajectory.spread

@@ -17,7 +17,7 @@ import gdfunc as gd
 from gdfunc import _tree
 from gdfunc._sweep._memory import Memory
 
-from .references import fingerprint, linear_data, linear_loss, normal, storages
+from .references import COMPILED, fingerprint, linear_data, linear_loss, normal, storages
 from .test_conformance import NUMBERED, TABLE, start_of
 
 DATA = linear_data(0, 12, 3)
@@ -597,7 +597,7 @@ def test_derivatives_go_through_padding_and_autograd():
     assert abs(float(expected)) > 1e-3
 
 
-@pytest.mark.parametrize("backend", ["native", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", COMPILED)
 def test_a_compiled_loop_is_swept(backend):
     def descend(lr, backend=backend):
         step = gd.make_step(lambda w, batch: (w * w).sum())

@@ -20,7 +20,7 @@ import gdfunc as gd
 from gdfunc._scan import _auto, _inductor, _trace, native
 from gdfunc._train import _GRAIN, _first_blocks, _next_blocks, _segment_end
 
-from .references import fingerprint, linear_data, linear_loss, normal, relative_error, storages
+from .references import COMPILED, fingerprint, linear_data, linear_loss, normal, relative_error, storages
 
 KEY = gd.random.key(0)
 DATA = linear_data(0, 12, 3)
@@ -59,7 +59,7 @@ def assert_agrees(got, expected, start, tolerance=1e-9):
         torch.testing.assert_close(a, b, rtol=100 * tolerance, atol=tolerance)
 
 
-compiled = pytest.mark.parametrize("backend", ["native", pytest.param("inductor", marks=pytest.mark.slow)])
+compiled = pytest.mark.parametrize("backend", COMPILED)
 
 
 # The same numbers.

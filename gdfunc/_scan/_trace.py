@@ -6,6 +6,7 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any, NamedTuple
 
 import torch
@@ -398,16 +399,21 @@ def _shared(graph: fx.GraphModule, consts: Avals, carry: Avals, x: Avals, opaque
 def _noted() -> Iterator[set[str]]:
     """List the functions applied that have a derivative of their own: a graph has their values alone."""
     applied: set[str] = set()
+    thread = get_ident()
 
     def noting(cls: Any, name: str) -> Any:
-        if name == "forward" and cls.__module__.partition(".")[0] not in ("torch", "gdfunc"):
+        applies = name == "forward" and get_ident() == thread
+        if applies and cls.__module__.partition(".")[0] not in ("torch", "gdfunc"):
             applied.add(cls.__qualname__)
         return type.__getattribute__(cls, name)
 
     with tracing:
-        before = FunctionMeta.__getattribute__  # that of a trace around this one, or of type
+        around = vars(FunctionMeta).get("__getattribute__")  # that of a trace around this one
         FunctionMeta.__getattribute__ = noting  # type: ignore[method-assign]
         try:
             yield applied
         finally:
-            FunctionMeta.__getattribute__ = before  # type: ignore[method-assign]
+            if around:
+                FunctionMeta.__getattribute__ = around  # type: ignore[method-assign]
+            else:
+                del FunctionMeta.__getattribute__
