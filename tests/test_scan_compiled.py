@@ -439,6 +439,17 @@ def test_a_traced_body_that_writes_into_what_it_closes_over_is_refused(write, op
     assert not log.any()
 
 
+@pytest.mark.parametrize("options", TRACED)
+def test_a_module_that_updates_its_buffers_is_refused_and_keeps_them(options):
+    with torch.random.fork_rng():
+        norm = torch.nn.utils.parametrizations.spectral_norm(torch.nn.Linear(2, 2))
+    buffers = dict(norm.named_buffers())
+    with pytest.raises(ValueError, match="f wrote into a tensor it closes over"):
+        gd.scan(lambda c, x: (norm(c), None), torch.ones(2), length=2, **options)
+    assert len(buffers) == 2
+    assert all(buffer is buffers[name] for name, buffer in norm.named_buffers())
+
+
 @pytest.mark.parametrize("options", [{}, *TRACED, {"backend": "auto"}])
 def test_errors_of_the_users_own_pass_through(options):
     def mistaken(c, x):

@@ -199,6 +199,8 @@ class _Lift(TorchFunctionMode):
         elif func is Tensor.__setitem__:
             args = args[0], _with_axes(self.index(args[1])), args[2]
         result = func(*args, **kwargs)
+        if any(_tree.versions([found for _, found in self.known.values()])):
+            raise _wrote("a tensor it closes over")  # at once, lest f puts the stand-in into its place
         # A graph has no grad mode: what no_grad cut must be cut in it.
         return result if torch.is_grad_enabled() else _tree.map(_cut, result)
 
@@ -355,8 +357,12 @@ def _checked(graph: fx.GraphModule, consts: int) -> fx.GraphModule:
     for node in pure.graph.nodes:
         if node.target is torch.ops.aten.copy_.default and node.args[0] in inputs:
             what = "a tensor it closes over" if inputs.index(node.args[0]) < consts else "its carry or x"
-            raise ValueError(f"f wrote into {what}; it must return new tensors instead")
+            raise _wrote(what)
     return pure
+
+
+def _wrote(what: str) -> ValueError:
+    return ValueError(f"f wrote into {what}; it must return new tensors instead")
 
 
 def _copied(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
