@@ -49,6 +49,8 @@ def of_torch(names):
     return {name: getattr(torch, name) for name in names.split()}
 
 
+functional = nn.functional
+
 # Functions of the C library may be a few units in the last place off; all else has the same bits.
 FUNCTIONS = of_torch(
     "exp exp2 expm1 log log1p log2 log10 sin cos tan asin acos atan sinh cosh tanh erf erfc sigmoid "
@@ -355,6 +357,25 @@ def test_integers(shape, dtype, seed):
     assert_close(got, expected, 2)
 
 
+def test_numbers_become_bytes_modulo_256():
+    a = torch.tensor([2.0**31 + 5, 2.0**40 + 3, -(2.0**33) - 7, 300.7, -1.0], dtype=torch.float64)
+    got, expected = both({"byte": torch.Tensor.byte, "sum": lambda a: a.sum(dtype=torch.uint8)}, a)
+    assert_close(got, expected, 0)
+
+
+def test_nan_has_no_slope_of_zero():
+    a = torch.tensor([math.nan, 0.5, 0.0, 3.0, -3.0, 1.0], dtype=torch.float64)
+    losses = {
+        f"{loss.__name__}, {reduction}": torch.func.grad(
+            lambda a, loss=loss, reduction=reduction: loss(a, a * 0, reduction=reduction).sum()
+        )
+        for loss in (functional.smooth_l1_loss, functional.huber_loss, functional.l1_loss)
+        for reduction in ("none", "mean", "sum")
+    }
+    got, expected = both(losses, a)
+    assert_close(got, expected, 4, signs=False)
+
+
 @few
 @given(extents, extents, extents, dtypes, st.integers(0, 2**32))
 def test_reductions(rows, columns, depth, dtype, seed):
@@ -463,7 +484,6 @@ def test_inputs_may_lie_anyhow(one, two, three, rows, columns, dtype):
 
 # Convolutions and pooling: geometries, and all derivatives.
 
-functional = nn.functional
 WINDOWS = {
     "conv1d": (lambda x, w: functional.conv1d(x, w, stride=2, padding=2, dilation=2), (2, 3, 9), (4, 3, 3)),
     "conv2d": (lambda x, w: functional.conv2d(x, w, w[:, 0, 0, 0], padding=1), (2, 2, 6, 5), (5, 2, 3, 3)),
@@ -492,6 +512,7 @@ WINDOWS = {
         (1, 2, 3, 3, 4),
         (4,),
     ),
+    "of nothing": (lambda x, w: functional.conv1d(x[:0], w).sum() + w.sum(), (2, 3, 9), (4, 3, 3)),
     "adaptive": (lambda x, w: functional.adaptive_avg_pool2d(x * w, (3, 2)), (2, 2, 6, 4), (4,)),
     "group_norm": (lambda x, w: functional.group_norm(x, 2, w, w + 1), (2, 4, 3), (4,)),
 }
@@ -788,6 +809,8 @@ def test_a_bad_index_stops_the_loop_and_names_the_step(bad, length):
         lambda a, i: torch.nn.functional.embedding(i, a[:, None]),
         lambda a, i: torch.nn.functional.nll_loss(a.log_softmax(0)[None], i),
         lambda a, i: torch.where(i > 0, a[:1], a.gather(0, i)),
+        lambda a, i: a.index_copy(0, i, a[:1]),
+        lambda a, i: torch.nn.functional.one_hot(i, 4),
     ],
 )
 def test_what_torch_does_not_wrap_is_not_wrapped(pick):

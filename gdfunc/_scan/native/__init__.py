@@ -49,7 +49,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
+from ..._errors import BackendError
 from .._body import Body, Members
 from .._primitive import Leaves
 from ._build import build
@@ -75,7 +77,9 @@ def run(body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, unrol
         leaf.expand(shape).clone(memory_format=torch.contiguous_format)
         for leaf, shape in zip(init, layout.carry, strict=True)
     ]
-    ys = [torch.empty((length, *shape), dtype=dtype) for shape, dtype in layout.ys]
+    ys = [torch.empty((length, *shape), dtype=dtype, device="cpu") for shape, dtype in layout.ys]
+    if any(isinstance(leaf, FakeTensor) for leaf in (*consts, *carry, *xs, *ys)):
+        raise BackendError("a tensor has no value (FakeTensor), and a loop in C no use for it")
     starts = [leaf.data_ptr() for leaf in (*consts, *carry, *xs, *ys)]
     loop(starts, layout.strides, size, length)
     if body.members is None:
@@ -91,6 +95,8 @@ class _Layout:
     def __init__(self, body: Body) -> None:
         inputs = len(body.consts) + len(body.carry) + len(body.x)
         self.members = body.members or Members(body, 1, (False,) * inputs, ())
+        if not self.members.size:
+            raise Unsupported("a vmap of no members")
         base, size = self.members.body, self.members.size
         each = () if body.members is None else (size,)
         self.carry = [(*each, *aval.shape) for aval in base.carry]
@@ -154,7 +160,7 @@ class _Function:
         self, tables: tuple[Any, ...], first: int, last: int, length: int, stop: ctypes.c_int
     ) -> None:
         """Run some members, segment after segment: between two of them Python hears of Ctrl-C."""
-        scratch = torch.zeros(self.scratch, dtype=torch.uint8)
+        scratch = torch.zeros(self.scratch, dtype=torch.uint8, device="cpu")
         start, members = 0, last - first
         while start < length and not stop.value:
             end = min(start + max(1, int(self.pace * _SEGMENT_SECONDS / members)), length)

@@ -111,7 +111,8 @@ def _convolution_backward(
     of_x = (_windows if transposed else _back)(grad, x.shape[2:], size, stride, padding, dilation)
     seen, by = (grad, x) if transposed else (x, grad)
     windows = _windows(seen, by.shape[2:], size, stride, padding, dilation).unflatten(1, (groups, -1))
-    by = by.unflatten(1, (groups, -1)).reshape(len(by), groups, -1, 1, *by.shape[2:], *repeat(1, n))
+    each = by.shape[1] // groups
+    by = by.reshape(len(by), groups, each, 1, *by.shape[2:], *repeat(1, n))
     of_weight = (windows[:, :, None] * by).sum([0, *range(4, 4 + n)]).flatten(0, 1)
     found = _convolve(of_x, weight, not transposed, groups), of_weight, grad.sum([0, *range(2, 2 + n)])
     return tuple(each if wanted else None for each, wanted in zip(found, mask, strict=True))
@@ -303,6 +304,21 @@ def _diagonal_scatter(x: Tensor, source: Tensor, offset: int = 0, dim1: int = 0,
     return flat.reshape(rows.shape).movedim((-2, -1), (dim1, dim2))
 
 
+def _index_copy(x: Tensor, dim: int, at: Tensor, source: Tensor) -> Tensor:
+    """Here a negative index is a mistake."""
+    if not x.ndim:
+        return _index_copy(x[None], 0, at.reshape(1), source.reshape(1))[0]
+    rows = at.reshape([at.numel() if axis == dim % x.ndim else 1 for axis in range(x.ndim)])
+    return x.scatter(dim, rows.expand(source.shape), source)
+
+
+def _smooth_l1_backward(grad: Tensor, x: Tensor, target: Tensor, reduction: int, beta: float) -> Tensor:
+    """NaN has NaN for a slope, not 0."""
+    off = x - target
+    slope = torch.where(off >= beta, 1.0, torch.where(off <= -beta, -1.0, off / beta))
+    return slope * grad / (max(x.numel(), 1) if reduction == 1 else 1)
+
+
 def _group_norm(
     x: Tensor,
     weight: Tensor | None,
@@ -362,6 +378,7 @@ def _of_floats(rewrite: Callable[..., Any]) -> Callable[..., Any]:
 _ANY = {
     aten.addmm.default: _addmm,
     aten.diagonal_scatter.default: _diagonal_scatter,
+    aten.index_copy.default: _index_copy,
     aten.sort.default: _sort,
     aten.sort.stable: _sort,
     aten.topk.default: _topk,
@@ -374,6 +391,7 @@ _FLOATING: dict[Any, Callable[..., Any]] = {
     aten.var.correction: _var,
     aten.var_mean.correction: _var_mean,
     aten.native_group_norm.default: _group_norm,
+    aten.smooth_l1_loss_backward.default: _smooth_l1_backward,
     aten.erfinv.default: _erfinv,
     aten.convolution.default: _convolution,
     aten.convolution_backward.default: _convolution_backward,

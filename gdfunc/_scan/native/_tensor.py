@@ -116,6 +116,8 @@ def cast(tensor: Lazy, dtype: torch.dtype) -> Lazy:
     """The tensor with its elements converted."""
     if tensor.dtype == dtype:
         return tensor
+    if dtype is torch.uint8 and tensor.dtype.is_floating_point:  # modulo 256, as in torch
+        tensor = cast(tensor, torch.int64)
     return Map("{0} != 0" if dtype is torch.bool else "({t}){0}", [tensor], dtype)
 
 
