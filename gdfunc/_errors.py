@@ -49,6 +49,11 @@ class BackendError(GdfuncError, RuntimeError):
     """
 
 
+def untraceable(what: str) -> BackendError:
+    """What a trace cannot follow, and the way round."""
+    return BackendError(f"{what}: use backend='eager' without checkpoint")
+
+
 class TrainingInterrupted(KeyboardInterrupt):
     """Ctrl-C stopped a run; nothing that was finished is lost.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import _tree
-from ._errors import NonFiniteError, TrainingInterrupted, check_choice, check_int, warn
+from ._errors import BackendError, NonFiniteError, TrainingInterrupted, check_choice, check_int, warn
 from ._gradients import check_batch, check_params
 from ._progress import Progress, reporter
 from ._sampling import take
@@ -125,7 +125,8 @@ def train(
         backend: who runs the loop, `"eager"`, `"native"`, `"inductor"`, `"cudagraph"` or `"auto"`;
             see `scan`.
         progress: True for a bar (tqdm if installed, else a line on stderr), or a function that is called
-            with the finished steps and T after every segment, about ten times a second.
+            with the finished steps and T after every segment, about ten times a second. A compiled loop
+            sees no change that it makes to what the step reads.
         check_finite: `"loss"`, or `"all"` for the carry too, stops at the first NaN or infinity;
             `"off"` lets it spread. Reads values, so not under vmap, grad or jvp.
         stop: `(carry, loss) -> 0-d bool`, called with the carry after a step and the loss that the step
@@ -186,6 +187,11 @@ def train(
     fold_settled = partial(fold, backend=backend, settled=True)
     if stop is not None and not callable(stop):
         raise TypeError(f"stop must be a function (carry, loss) -> 0-d bool; got {stop!r}")
+    if within.get() is not None and (stop is not None or check_finite != "off"):
+        raise BackendError(
+            "a run whose end its values decide (stop=, check_finite=) cannot be traced as a whole: give "
+            "the backend to train, so that its loop alone is traced"
+        )
     run_step, first_carry = (step, init) if stop is None else (stopping(step, stop), watch(init))
 
     def last_step(carry: Any) -> Any:

@@ -96,6 +96,21 @@ def _joined(structure: Structure, leaves: Iterator[Any]) -> Tree:
     return _pytree.SUPPORTED_NODES[kind].unflatten_fn(children, context.it)
 
 
+def nodes(structure: Structure) -> list[tuple[Any, ...]]:
+    """List the nodes that are no plain tuples, lists or dicts of texts: each with its kind and context."""
+    if structure is None or structure is _LEAF:
+        return []
+    kind, context, parts = structure
+    found: list[tuple[Any, ...]] = [node for part in parts for node in nodes(part)]
+    if isinstance(context, _Context):
+        found.append((kind, context.it))
+    elif context is not None and set(map(type, context)) - {str}:
+        found.append((kind, *context))
+    elif kind not in (dict, tuple, list):
+        found.append((kind,))
+    return found
+
+
 def leaves(tree: Tree) -> list[Any]:
     """List the leaves of a tree."""
     return flatten(tree)[0]
@@ -261,6 +276,13 @@ def is_transformed(leaf: Tensor) -> bool:
     return torch._C._functorch.is_functorch_wrapped_tensor(leaf)
 
 
+def may_be_differentiated(leaf: Tensor) -> bool:
+    """Tell whether autograd, or a grad of torch.func at any level, follows this tensor."""
+    while not leaf.requires_grad and is_transformed(leaf):
+        leaf = torch._C._functorch.get_unwrapped(leaf)
+    return leaf.requires_grad
+
+
 def members() -> int:
     """How many calls the vmaps under way stand for."""
     levels = retrieve_all_functorch_interpreters()
@@ -296,7 +318,8 @@ def cut(tree: Tree) -> Tree:
 
 def storage(leaf: Tensor) -> int:
     """Identify the memory that a tensor is a view of."""
-    return leaf.untyped_storage()._cdata
+    with torch._C.DisableTorchFunction():  # a trace under way is not to see this
+        return leaf.untyped_storage()._cdata
 
 
 def overlap(leaves: Sequence[Tensor]) -> tuple[int, int] | None:
@@ -329,8 +352,9 @@ def _span(leaf: Tensor) -> tuple[int, int]:
 
 def _places(leaf: Tensor) -> set[int]:
     """The byte at which each entry of a tensor starts in its storage."""
-    count = leaf.untyped_storage().nbytes() // leaf.element_size()
-    entries = torch.arange(count).as_strided(leaf.shape, leaf.stride(), leaf.storage_offset())
+    entries = np.array(leaf.storage_offset())
+    for size, stride in zip(leaf.shape, leaf.stride(), strict=True):
+        entries = np.add.outer(entries, np.arange(size) * stride)
     return set((entries * leaf.element_size()).flatten().tolist())
 
 

@@ -776,8 +776,8 @@ def test_tensors_under_transformations_are_read_and_not_evaluated():
     vmap(f)(x)
     vmap(grad(f))(x)
     vmap(lambda row: jvp(f, (row,), (row,)))(x)
-    assert [tuple(tensor.shape) for _, (tensor,) in found] == [(4, 3), (4, 3), (3,), (3,), (3,)]
-    assert None not in [k for k, _ in found]
+    assert [tuple(tensor.shape) for _, (tensor,), _ in found] == [(4, 3), (4, 3), (3,), (3,), (3,)]
+    assert None not in [k for k, *_ in found]
 
 
 def test_fake_tensors_are_read():
@@ -962,20 +962,26 @@ def test_one_thing_that_cannot_be_read_gives_no_key(name, wrap):
 
 
 RATE = 1.0
+environment, system = os.getenv, sys
 BY_NAME = {
     "globals": lambda x: x * globals()["RATE"],
     "eval": lambda x: x * eval("RATE"),
     "environment": lambda x: x * float(os.environ["GDFUNC_RATE"]),
+    "by another name": lambda x: x * float(environment("GDFUNC_RATE")),
+    "a module among modules": lambda x: x * system.modules[__name__].RATE,
+    "an import": lambda x: x * __import__(__name__, fromlist=["RATE"]).RATE,
+    "globals of a function": lambda x: x * reader.__globals__["RATE"],
+    "a frame": lambda x: x * sys._getframe().f_globals["RATE"],
     "environment, within": lambda x: (lambda y: y * float(os.getenv("GDFUNC_RATE")))(x),
 }
 
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_what_is_read_by_a_name_made_at_run_time_is_never_stale(name, monkeypatch):
+    f = BY_NAME[name]
+
     def run():
-        return gd.scan(lambda c, x: (c, BY_NAME[name](x)), torch.ones(2), torch.ones(3), backend="native")[
-            1
-        ]
+        return gd.scan(lambda c, x: (c, f(x)), torch.ones(2), torch.ones(3), backend="native")[1]
 
     for rate in (1.0, 5.0):
         monkeypatch.setitem(globals(), "RATE", rate)

@@ -363,6 +363,9 @@ def table():
                 third = transformation == "grad of grad of grad" and program != "descent"
                 if third or (backend == "inductor" and (program, transformation) not in COMPILED):
                     marks.append(pytest.mark.slow)
+                if third and (backend, program) == ("inductor", "scan in scan"):
+                    twice = "Inductor's C++ declares a name twice"
+                    marks.append(pytest.mark.xfail(raises=gd.BackendError, strict=False, reason=twice))
                 yield pytest.param(backend, program, transformation, marks=marks)
 
 

@@ -508,7 +508,7 @@ COUNT = torch.tensor(1)
 UNTRACEABLE = {
     "f decides on the value of a tensor": lambda c: c[:COUNT].sum(),
     "f reads .grad of a tensor": lambda c: c if WEIGHT.grad is None else WEIGHT.grad,
-    "f gives a tensor's memory away": lambda c: c * float(np.from_dlpack(TWO)),
+    "f takes a tensor.s values out of torch": lambda c: c * float(np.from_dlpack(TWO)),
     r"f cannot be traced \(RuntimeError: The tensor has": lambda c: c + torch.tensor([TWO, TWO]),
     r"f cannot be traced \(RuntimeError: .tolist": lambda c: c * TWO.tolist(),
     r"f cannot be traced \(TypeError: unsupported format": lambda c: c * float(f"{TWO:.2f}"),

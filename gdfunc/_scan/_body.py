@@ -1,16 +1,19 @@
 """A scan's body as a graph over plain tensors: the one thing that a compiled backend receives."""
 
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from itertools import count
-from threading import RLock
+from types import FrameType
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, fx
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import _disable_current_modes
@@ -62,7 +65,14 @@ class Body:
     def _enter(self, consts: Avals, carry: Avals, x: Avals, y: Avals, sources: list[int]) -> None:
         self.consts, self.carry, self.x, self.y, self._sources = consts, carry, x, y, sources
         self.number = next(_numbers)
+        self.floats = torch.get_default_dtype()  # to which operations of integers go
         self.kept: dict[Any, Any] = {}
+
+    def as_traced(self) -> AbstractContextManager[None]:
+        """Let operations mean what they meant in the trace: its casts are in it, and its default dtype."""
+        changed = torch.get_default_dtype() != self.floats
+        cast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+        return _settings(self.floats) if changed or cast else _AS_IT_IS
 
     @property
     def has_loops(self) -> bool:
@@ -79,7 +89,8 @@ class Body:
     ) -> "Body":
         """Trace a function of this body's graph into a body of its own, once for each key."""
         if key not in self.kept:
-            self.kept[key] = Body(trace_flat(function, (*consts, *carry, *x)), consts, carry, x)
+            with self.as_traced():
+                self.kept[key] = Body(trace_flat(function, (*consts, *carry, *x)), consts, carry, x)
         return self.kept[key]
 
     def reached(self, inputs: Sequence[bool]) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
@@ -105,15 +116,29 @@ class BatchedBody(Body):
         base = members.body
         inputs = base.split(avals((*base.consts, *base.carry, *base.x), members.inputs))
         self._enter(*inputs, avals(base.y, members.results[len(base.carry) :]), base._sources)
-        self.members, self._function, self.opaque = members, function, base.opaque
+        self.members, self._function = members, function
+        self.opaque, self.floats = base.opaque, base.floats
 
     @cached_property
     def graph(self) -> fx.GraphModule:  # type: ignore[override]
-        return _with_reshapes(trace_flat(self._function, (*self.consts, *self.carry, *self.x)))
+        with self.as_traced():
+            return _with_reshapes(trace_flat(self._function, (*self.consts, *self.carry, *self.x)))
 
 
+@contextmanager
+def _settings(floats: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(floats)
+    try:
+        with torch._C._DisableAutocast():
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+_AS_IT_IS = nullcontext()
 _numbers = count()
-tracing = RLock()  # torch.fx patches what all threads share
+tracing = threading.RLock()  # torch.fx patches what all threads share
 
 
 def _with_reshapes(graph: fx.GraphModule) -> fx.GraphModule:
@@ -167,12 +192,47 @@ def prune(graph: fx.GraphModule) -> fx.GraphModule:
 @contextmanager
 def clean_room(shapes: ShapeEnv | None = None) -> Iterator[FakeTensorMode]:
     """Leave all transformations and modes under way, for one in which tensors have no values."""
-    with tracing, ExitStack() as stack:
+    with _uninterrupted(), tracing, ExitStack() as stack:
         stack.enter_context(_no_function_modes())
         stack.enter_context(_disable_current_modes())
         stack.enter_context(temporarily_clear_interpreter_stack())
         stack.enter_context(torch.enable_grad())
-        yield stack.enter_context(FakeTensorMode(shape_env=shapes))
+        stack.enter_context(torch.autograd.set_detect_anomaly(False))
+        mode = stack.enter_context(FakeTensorMode(shape_env=shapes))
+        stack.callback(_over.add, mode)
+        yield mode
+
+
+_over: WeakSet[FakeTensorMode] = WeakSet()
+
+
+def is_over(leaf: FakeTensor) -> bool:
+    """Tell whether a tensor without a value is left from a trace that is over."""
+    return leaf.fake_mode in _over
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let a first Ctrl-C wait for the end: torch's modes may not survive it. A second one does not wait."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    caught: list[tuple[int, FrameType | None]] = []
+
+    def wait(*what: Any) -> None:
+        if caught:
+            handler(*what)
+        caught.append(what)
+
+    signal.signal(signal.SIGINT, wait)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is wait:  # and not one that f has put there
+            signal.signal(signal.SIGINT, handler)
+        if caught:
+            handler(*caught[0])
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from torch._subclasses.fake_tensor import is_fake
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from .. import _tree
-from .._errors import BackendError
+from .._errors import BackendError, untraceable
 from .._tree import Tree
 from . import _auto, _cudagraph, _inductor, _replay, native
 from ._auto import step_back as step_back
@@ -46,9 +46,8 @@ def run(
     except Exception as error:
         within.set(None)
         check_step(body, init, xs)  # a mistake in f reads better on real tensors
-        raise BackendError(
-            f"f cannot be traced ({type(error).__name__}: {[*str(error).splitlines(), ''][0]}); "
-            f"use backend='eager' without checkpoint"
+        raise untraceable(
+            f"f cannot be traced ({type(error).__name__}: {[*str(error).splitlines(), ''][0]})"
         ) from error
     finally:
         within.reset(token)

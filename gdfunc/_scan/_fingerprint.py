@@ -15,6 +15,7 @@ their random generators; builtins; clocks and files; the contents of a `functool
 import dis
 import functools
 import hashlib
+import importlib
 import os
 import re
 import struct
@@ -40,6 +41,12 @@ class Fingerprint(NamedTuple):
 
     key: Hashable | None
     tensors: list[Tensor]
+    objects: list[Any]  # all that was read
+
+    @property
+    def size(self) -> int:
+        """About how many bytes the key takes."""
+        return 64 * len(self.key.parts) if isinstance(self.key, _Key) else 0
 
 
 # What an object is by value (None: there is no telling), and its parts.
@@ -82,19 +89,19 @@ def fingerprint(f: Any) -> Fingerprint:
                 functions.append(x)
             elif read is _tensor:
                 tensors.append(x)
-            elif read is _module and not _is_library(vars(x).get("__name__")):
+            elif read is _module and not is_library(vars(x).get("__name__")):
                 modules.append(x)
             if modules and x is objects[-1]:  # of a module counts what the functions met so far name
-                names = {name: None for function in functions for name in _named(function).names}
+                names = {name: None for function in functions for name in named(function).names}
                 for i, module in enumerate(modules):
                     for name in [name for name in names if name in vars(module) and (i, name) not in told]:
                         told.add((i, name))
                         key.extend((i, name))
                         refer((vars(module)[name],))
     try:
-        return Fingerprint(_Key(key) if readable else None, tensors)
+        return Fingerprint(_Key(key) if readable else None, tensors, objects)
     except TypeError:  # a symbolic shape, say, has no hash
-        return Fingerprint(None, tensors)
+        return Fingerprint(None, tensors, objects)
 
 
 class _Key:
@@ -133,7 +140,7 @@ def _settings() -> list[Any]:
 
 
 @functools.cache
-def _is_library(module: Any) -> bool:
+def is_library(module: Any) -> bool:
     """Tell by its name that a module does not change at run time; a script may shadow a standard one."""
     root = module.partition(".")[0] if isinstance(module, str) else ""
     standard = os.path.dirname(os.__file__)
@@ -142,9 +149,9 @@ def _is_library(module: Any) -> bool:
     return in_standard or root in {"torch", "numpy", "gdfunc", "_pytest"}  # named by an assert in a test
 
 
-def _is_librarys(cls: type) -> bool:
+def is_librarys(cls: type) -> bool:
     """Tell that a class belongs to a library; those made by `types.new_class` only say so."""
-    return _is_library(cls.__module__) and (cls.__module__ != "types" or cls in vars(types).values())
+    return is_library(cls.__module__) and (cls.__module__ != "types" or cls in vars(types).values())
 
 
 class _Names(NamedTuple):
@@ -163,7 +170,7 @@ def _names(code: types.CodeType) -> _Names:
     for level, step in zip(steps, steps[2:], strict=False):
         if step.opname == "IMPORT_NAME":
             imports += ["." * level.argval + step.argval, step.argval.partition(".")[0]]
-    more = bool({"environ", "getenv", "import_module"} & {*names}) or {"sys", "modules"} <= {*names}
+    more = not _INDIRECT.isdisjoint(names) or {"sys", "modules"} <= {*names}
     # As a global, not as an attribute of that name.
     more |= any(step.opname in ("LOAD_GLOBAL", "LOAD_NAME") and step.argval in _BY_NAME for step in steps)
     for inner in code.co_consts:
@@ -175,12 +182,14 @@ def _names(code: types.CodeType) -> _Names:
     return _Names(names, [name for name in imports if name], more)
 
 
-_BY_NAME = {"globals", "vars", "locals", "eval", "exec"}
+_BY_NAME = {"globals", "vars", "locals", "eval", "exec", "__import__"}
+_INDIRECT = {"environ", "getenv", "import_module", "_getframe", "currentframe", "f_globals", "__globals__"}
+_HIDDEN = {id(way) for way in (os.environ, os.getenv, importlib.import_module)}  # by whatever name
 
 
-def _named(f: types.FunctionType) -> _Names:
+def named(f: types.FunctionType) -> _Names:
     """Tell what a function names, unless it is a library's by its globals: decorators copy `__module__`."""
-    return _NONE if _is_library(f.__globals__.get("__name__")) else _names(f.__code__)
+    return _NONE if is_library(f.__globals__.get("__name__")) else _names(f.__code__)
 
 
 _NONE = _Names({}, [], False)
@@ -192,14 +201,17 @@ def _function(f: types.FunctionType) -> Reading:
     bare = own == [None, None, None]
     own = [] if bare else own
     own += [_try(_content, cell) for cell in f.__closure__ or ()]
-    names, imports, more = _named(f)
+    names, imports, more = named(f)
     if not names and not imports:
         return (f.__code__, bare), own
     scope = f.__globals__
     if more:
         return None, ()
     found = tuple([name for name in names if name in scope])
-    own += [scope[name] for name in found]
+    values = [scope[name] for name in found]
+    if not _HIDDEN.isdisjoint(map(id, values)) or ("modules" in names and id(sys) in map(id, values)):
+        return None, ()
+    own += values
     own += [sys.modules.get(_try(resolve_name, name, scope.get("__package__"))) for name in imports]
     return (f.__code__, bare, found), own
 
@@ -212,7 +224,7 @@ def _builtin(f: Any) -> Reading:
 
 def _class(cls: type) -> Reading:
     """Read what a class of the user's and its bases define."""
-    if _is_librarys(cls):
+    if is_librarys(cls):
         return _Same(cls), ()
     own = {k: v for k, v in vars(cls).items() if k not in ("__annotations__", "_abc_impl")}
     return (_Same(cls), len(cls.__mro__), *own), (type(cls), *cls.__mro__, *own.values())
@@ -222,7 +234,7 @@ def _tensor(x: Tensor) -> Reading:
     """Read all of a tensor but its values."""
     layout = x.stride() if x.layout is torch.strided else x.layout
     attributes = None if type(x) is FakeTensor else x.__dict__ or None
-    return (x.dtype, x.shape, layout, x.device, x.requires_grad), (type(x), attributes)
+    return (x.dtype, x.shape, layout, x.device, x.requires_grad, x.is_leaf), (type(x), attributes)
 
 
 def _array(x: Any) -> Reading:
@@ -267,7 +279,7 @@ def _same(x: Any) -> Reading:
 def _module(x: types.ModuleType) -> Reading:
     """Take a module for itself; `fingerprint` reads what is named of it, if that is not made when asked."""
     plain = type(x) is types.ModuleType and "__getattr__" not in vars(x)
-    return _Same(x) if plain or _is_library(vars(x).get("__name__")) else None, ()
+    return _Same(x) if plain or is_library(vars(x).get("__name__")) else None, ()
 
 
 def _try(read: Callable[..., Any], *args: Any) -> Any:
@@ -295,7 +307,7 @@ def _reader(kind: type) -> Reader:
     inherited = next((_READERS[base] for base in kind.__mro__[:-1] if base in _READERS), None)
     slots = [v for cls in kind.__mro__ for v in vars(cls).values() if type(v) is types.MemberDescriptorType]
     opaque = not all(cls in _READERS or cls in _OPEN or _is_python(cls) for cls in kind.__mro__)
-    user, has_dict = () if _is_librarys(kind) else (kind,), bool(kind.__dictoffset__)
+    user, has_dict = () if is_librarys(kind) else (kind,), bool(kind.__dictoffset__)
 
     def read(x: Any) -> Reading:
         head, parts = inherited(x) if inherited else ((), ())

@@ -20,10 +20,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctorchFunctionalizeAPI
 from torch.autograd import forward_ad
 from torch.func import jvp, vjp, vmap
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, track_tensor_tree
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, track_tensor_tree
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .. import _tree
-from .._errors import BackendError
+from .._errors import untraceable
 from ._body import Avals, BatchedBody, Body, Members, stand_in
 
 Flags = tuple[bool, ...]
@@ -51,7 +52,7 @@ class Loop:
         innermost = retrieve_all_functorch_interpreters()[-1:]
         if innermost and isinstance(innermost[0], FunctionalizeInterpreter):
             return self._below(FunctorchFunctionalizeAPI(innermost[0]), consts, init, xs)
-        if not self.keeps and any(map(_may_be_differentiated, tensors)):
+        if not self.keeps and any(map(_tree.may_be_differentiated, tensors)):
             loop = replace(self, body=_keeping(self.body), keeps=True)
         return list(_Scan.apply(loop, *tensors)[: len(init) + len(self.body.y)])
 
@@ -84,7 +85,8 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(loop: Loop, *tensors: Tensor) -> tuple[Tensor, ...]:
-        traced = get_proxy_mode() and any(isinstance(leaf, FakeTensor) for leaf in tensors)
+        mode = get_proxy_mode()
+        traced = mode and any(get_proxy_slot(leaf, mode.tracer, None) for leaf in tensors)
         return tuple((in_trace.get() if traced else run)(loop, tensors))
 
     @staticmethod
@@ -141,7 +143,8 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         loop, body = ctx.loop, ctx.loop.body
         inputs, carry, y = _active(body, ctx.needs_input_grad[1:])
-        tensors, kept = ctx.saved_tensors[: len(inputs)], ctx.saved_tensors[len(inputs) :]
+        saved = ctx.saved_tensors  # once: who checkpoints lets them be read once
+        tensors, kept = saved[: len(inputs)], saved[len(inputs) :]
         consts, init, xs = body.split(tensors)
         of_consts, _, of_xs = body.split(inputs)
         of_carry, of_y = cotangents[: len(init)], cotangents[len(init) :]
@@ -162,14 +165,18 @@ def run(loop: Loop, tensors: Leaves) -> list[Tensor]:
     consts, init, xs = loop.body.split([leaf.contiguous() for leaf in tensors])
     if loop.reverse:
         xs = tuple(leaf.flip(0) for leaf in xs)
-    results = loop.runner(loop.body, consts, init, xs, loop.length, loop.unroll)
+    with loop.body.as_traced():
+        results = loop.runner(loop.body, consts, init, xs, loop.length, loop.unroll)
     if loop.reverse:
         results[len(init) :] = [leaf.flip(0) for leaf in results[len(init) :]]
     return results
 
 
 def _as_node(loop: Loop, tensors: Leaves) -> list[Tensor]:
-    """Write a loop that is met in a trace into the graph, as a call of this primitive."""
+    """Write a loop that is met in a trace into the graph, as a call of this primitive.
+
+    The tensors of a trace have no values, but in that of `make_fx`, which runs what it writes down.
+    """
 
     def nested_scan(*tensors: Tensor) -> list[Tensor]:
         return loop(*loop.body.split(tensors))
@@ -179,9 +186,13 @@ def _as_node(loop: Loop, tensors: Leaves) -> list[Tensor]:
     numbers = loop.body.number, loop.length, loop.unroll, int(loop.reverse), int(loop.keeps)
     nested_scan.loop = loop  # type: ignore[attr-defined]
     nested_scan.__name__ = "_".join(["scan", backend, *map(str, numbers)])
-    mode = next(leaf.fake_mode for leaf in tensors if isinstance(leaf, FakeTensor))
-    avals = (*loop.body.carry, *[aval.with_axis(loop.length) for aval in loop.body.y])
-    results = [stand_in(mode, aval) for aval in avals]
+    mode = next((leaf.fake_mode for leaf in tensors if isinstance(leaf, FakeTensor)), None)
+    if mode is None:
+        with _disable_current_modes():
+            results = run(loop, tensors)
+    else:
+        avals = (*loop.body.carry, *[aval.with_axis(loop.length) for aval in loop.body.y])
+        results = [stand_in(mode, aval) for aval in avals]
     tracer: Any = get_proxy_mode().tracer  # type: ignore[union-attr]
     call = tracer.create_proxy("call_function", nested_scan, tuple(map(tracer.unwrap_proxy, tensors)), {})
     track_tensor_tree(results, call, constant=None, tracer=tracer)
@@ -197,20 +208,13 @@ def _is_plain(tensors: Leaves) -> bool:
     return not inside and not any(leaf.requires_grad for leaf in tensors)
 
 
-def _may_be_differentiated(leaf: Tensor) -> bool:
-    """Tell whether autograd, or a grad of torch.func at any level, follows this tensor."""
-    while not leaf.requires_grad and _tree.is_transformed(leaf):
-        leaf = torch._C._functorch.get_unwrapped(leaf)
-    return leaf.requires_grad
-
-
 def _active(body: Body, given: Sequence[bool]) -> tuple[Flags, Flags, Flags]:
     """Which inputs, carries and y's have a derivative, if the flagged inputs have one."""
     if body.opaque:
         names = ", ".join(sorted(body.opaque))
-        raise BackendError(
+        raise untraceable(
             f"f applies {names}, whose own derivative is lost where a traced loop is differentiated (not "
-            f"within f): use backend='eager' without checkpoint"
+            f"within f)"
         )
 
     def floating(flags: Sequence[bool], avals: Avals) -> Flags:
@@ -243,7 +247,7 @@ def _keeping(body: Body) -> Body:
         inputs = [copies[node] for node in body.graph.graph.nodes if node.op == "placeholder"]
         graph.output([*results, *body.split(inputs)[1]])
         kept = Body(fx.GraphModule(body.graph, graph), body.consts, body.carry, body.x)
-        kept.opaque, body.kept["keeping"] = body.opaque, kept
+        kept.opaque, kept.floats, body.kept["keeping"] = body.opaque, body.floats, kept
     return body.kept["keeping"]
 
 

@@ -49,7 +49,8 @@ def scan(
 
     A backend other than eager runs the loop outside Python. It traces f: runs it once on tensors without
     values and writes down its operations, those on tensors that f closes over included. Side effects of f
-    (a counter, a print) happen then, not in every step. Tensors may change their values, and lengths may
+    (a counter, a print) happen then, not in every step; a tensor that f keeps for later, in a table or an
+    attribute, is taken out again. Tensors may change their values, and lengths may
     change, without another compilation; another number in f, another shape, or another transformation
     around the scan is another loop. So keep numbers that you vary in 0-d tensors. A scan within f needs no
     backend of its own: it is compiled with the one around it. What is compiled is kept on disk, in `gdfunc`
@@ -89,8 +90,9 @@ def scan(
         BackendError: (a RuntimeError) the backend cannot run f: f decides on the value of a tensor or
             draws from torch's generator, has an operation that native does not cover (which it names), or
             there is no compiler, no CUDA device, no safe cache directory. Also where a traced loop is
-            differentiated whose f applies a `torch.autograd.Function` of yours: a trace keeps its values,
-            not its own derivative (a gradient taken within f is right).
+            differentiated whose f applies a `torch.autograd.Function` or an operator of yours, or writes
+            into a tensor under `torch.no_grad` or by way of `detach`: a trace keeps their values, not
+            their derivative (a gradient taken within f is right).
         IndexError: a step uses an index that is out of range (native also names the step; in eager, where
             some of torch's operators raise a RuntimeError, it is theirs).
 

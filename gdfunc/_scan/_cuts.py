@@ -1,0 +1,141 @@
+"""What no derivative goes through, told to a graph, which has no grad mode.
+
+Under `torch.no_grad` an operation has a value and no derivative: in a graph its result is detached. What
+a graph cannot say is that a tensor got other values and kept its derivative, as one that is written into
+under no_grad, or by way of a detached alias. The body is opaque then: it is not differentiated.
+"""
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import TransformType
+from torch._functorch import eager_transforms
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+
+from .. import _tree
+
+_WRITES = "an in-place operation under no_grad or on a detached tensor"
+_FORWARD = "a forward-mode derivative under no_grad"
+_DETACHES = {torch.detach, Tensor.detach, torch.ops.aten.detach, torch.ops.aten.detach.default}
+
+
+class Cuts:
+    """Calls torch's functions in a trace, and keeps account of what has no derivative."""
+
+    def __init__(self, opaque: set[str], depth: int) -> None:
+        self.opaque, self._depth = opaque, depth
+        # These keep the tensors, so that no other one gets their ids.
+        self._constants: dict[int, Tensor] = {}  # by memory: of what no derivative is known
+        self._aliases: dict[int, Tensor] = {}  # by id: of what may have a derivative, without it
+
+    def call(self, func: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, list[Tensor]]:
+        """Give the result, and which tensors the function wrote into."""
+        given = _tree.tensors((args, kwargs))
+        plain = [_unwrapped(leaf)[-1] for leaf in given]
+        before = _tree.versions(plain)
+        result = func(*args, **kwargs)
+        quiet = not torch.is_grad_enabled() or getattr(func, "__module__", None) == "torch.nn.init"
+        versions = zip(before, _tree.versions(plain), strict=True)
+        written = [leaf for leaf, (old, new) in zip(given, versions, strict=True) if old != new]
+        first = _tree.tensors(args[:1]) or given[:1]
+        targets = {id(leaf) for leaf in (*first, *_tree.tensors(kwargs.get("out")))}
+        for leaf in written:
+            if id(leaf) in targets:
+                self._write(leaf, quiet, [other for other in given if other is not leaf])
+        known = {id(leaf) for leaf in given}
+        if quiet or (func is torch.autograd.grad and not _creates_graph(*args[4:5], **kwargs)):
+            result = self.cut(result, known)
+        inert = quiet or _is_factory(func) or all(map(self._is_inert, given))
+        memories = {_memory(leaf): self._is_alias(leaf) for leaf in given}
+        for leaf in _tree.tensors(result):
+            at = _memory(leaf)
+            if id(leaf) in known:
+                continue
+            if at not in memories and inert:
+                self._constants[at] = leaf
+            elif at in memories and (quiet or func in _DETACHES or memories[at]):
+                self._aliases[id(leaf)] = leaf
+        return result, written
+
+    def _write(self, leaf: Tensor, quiet: bool, others: list[Tensor]) -> None:
+        if _memory(leaf) not in self._constants:
+            if quiet or self._is_alias(leaf):
+                self.opaque.add(_WRITES)
+        elif not quiet and not all(map(self._is_inert, others)):
+            del self._constants[_memory(leaf)]
+
+    def cut(self, result: Any, known: Collection[int] = ()) -> Any:
+        """Cut what is new; what a function was given and gives back is as before."""
+        within = retrieve_all_functorch_interpreters()[self._depth :]
+        if any(level.key() == TransformType.Jvp for level in within):  # which no_grad does not stop
+            self.opaque.add(_FORWARD)
+            return result
+        return _tree.map(lambda leaf: leaf if id(leaf) in known else _constant(leaf), result)
+
+    def _is_inert(self, leaf: Tensor) -> bool:
+        return self._is_alias(leaf) or _memory(leaf) in self._constants
+
+    def _is_alias(self, leaf: Tensor) -> bool:
+        return any(id(inner) in self._aliases for inner in _unwrapped(leaf))
+
+
+def _creates_graph(positional: bool = False, *, create_graph: bool = False, **_: Any) -> bool:
+    return positional or create_graph
+
+
+def _is_factory(func: Any) -> bool:
+    """Tell whether a function takes no more of a tensor than its shape."""
+    name = getattr(func, "__name__", "")
+    return name.endswith("_like") or name.startswith("new_")
+
+
+def _unwrapped(leaf: Tensor) -> list[Tensor]:
+    """List a tensor and what transformations have wrapped in it, the innermost last."""
+    found = [leaf]
+    while _tree.is_transformed(found[-1]):
+        found.append(torch._C._functorch.get_unwrapped(found[-1]))
+    return found
+
+
+def _memory(leaf: Tensor) -> int:
+    return _tree.storage(_unwrapped(leaf)[-1])
+
+
+def _constant(leaf: Any) -> Any:
+    differentiable = isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
+    return leaf.detach() if differentiable else leaf
+
+
+@contextmanager
+def replaced(owner: Any, name: str, new: Any) -> Iterator[None]:
+    """Let an attribute have another value for a while."""
+    before = vars(owner).get(name)
+    setattr(owner, name, new)
+    try:
+        yield
+    finally:
+        if before is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
+
+
+@contextmanager
+def gradients_cut(cuts: Cuts) -> Iterator[None]:
+    """Let what `torch.func` differentiates under no_grad be a constant in a graph too."""
+
+    def cutting(taken: Callable[..., Any]) -> Callable[..., Any]:
+        def impl(*args: Any, **kwargs: Any) -> Any:
+            result = taken(*args, **kwargs)
+            return result if torch.is_grad_enabled() else cuts.cut(result)
+
+        return impl
+
+    with ExitStack() as stack:
+        for name in ("grad_and_value_impl", "_vjp_with_argnums"):
+            new = cutting(getattr(eager_transforms, name))
+            stack.enter_context(replaced(eager_transforms, name, new))
+        yield

@@ -1,0 +1,136 @@
+"""The mode in which f runs in a trace: every call of torch goes through it, on stand-ins."""
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, track_tensor_tree
+from torch.nn import functional
+from torch.nn.parameter import Parameter
+from torch.overrides import TorchFunctionMode
+
+from .. import _tree
+from .._errors import BackendError, is_ours, untraceable
+from ._body import Aval, is_over, stand_in
+from ._cuts import Cuts
+from ._rewrites import getter, rewritten
+
+
+class Lift(TorchFunctionMode):
+    """Put a stand-in for every tensor that f uses but was neither given nor made.
+
+    A transformation inside f may have wrapped such a tensor before an operation shows it. Then the
+    stand-in is wrapped alike, and takes the wrapper's place in all that follows.
+    """
+
+    def __init__(self, mode: FakeTensorMode, depth: int, cuts: Cuts) -> None:
+        super().__init__()
+        self.mode, self.depth, self.cuts = mode, depth, cuts
+        self.asks = False  # whether f asks what autograd knows of a tensor that it was given, or made
+        self.outside: set[int] = set()  # the memory of the stand-ins
+        self.known: dict[int, tuple[Tensor, Tensor]] = {}  # keeps the tensors, so that ids stay theirs
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _OF_THE_ORIGINAL:
+            if func in _OF_AUTOGRAD and isinstance(args[0], FakeTensor) and not args[0].requires_grad:
+                # torch's modules ask for the sake of speed.
+                self.asks |= not is_ours(sys._getframe(1).f_code.co_filename)
+            return func(*args, **(kwargs or {}))
+        if func in _REFUSED:
+            raise untraceable(f"f {_REFUSED[func]}, which a compiled loop cannot")
+        args, kwargs = _tree.map(self.plain, (args, kwargs or {}))
+        func, args = rewritten(func, args, self.plain)
+        result, written = self.cuts.call(func, args, kwargs)
+        if any(_tree.storage(leaf) in self.outside for leaf in written if not _tree.is_transformed(leaf)):
+            raise wrote("a tensor it closes over")  # at once, lest f puts the stand-in into its place
+        return result
+
+    def plain(self, leaf: Any) -> Any:
+        """Give the stand-in of a leaf that needs one."""
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if id(leaf) not in self.known:
+            found = self._find(leaf)
+            if found is leaf:
+                return leaf
+            self.known[id(leaf)] = leaf, found
+        return self.known[id(leaf)][1]
+
+    def _find(self, leaf: Tensor) -> Tensor:
+        level = torch._C._functorch.maybe_get_level(leaf) if _tree.is_transformed(leaf) else 0
+        if level == _DEAD:  # what vjp leaves for the gradients that are asked of it later
+            inner = torch._C._functorch.get_unwrapped(leaf)
+            found = self.plain(inner)
+            return leaf if found is inner else found
+        if level > self.depth:
+            inner = torch._C._functorch.get_unwrapped(leaf)
+            found = self.plain(inner)
+            if found is inner:
+                return leaf
+            axis = torch._C._functorch.maybe_get_bdim(leaf)
+            if axis < 0:
+                return torch._C._functorch._wrap_for_grad(found, level)
+            return torch._C._functorch._add_batch_dim(found, axis, level)
+        if isinstance(leaf, FakeTensor) and leaf.fake_mode is self.mode:
+            return leaf
+        found = stand_in(self.mode, Aval.of(leaf))
+        self.outside.add(_tree.storage(found))
+        _show(found)
+        return found
+
+
+def check_plain(leaf: Tensor) -> None:
+    """Refuse what is no tensor of torch's own, or has no value any more."""
+    if type(leaf) is Tensor and leaf.layout is torch.strided:
+        return
+    if type(leaf) not in (Tensor, Parameter, FakeTensor):
+        raise untraceable(f"a {type(leaf).__name__} may have operations of its own")
+    if isinstance(leaf, FakeTensor) and is_over(leaf):
+        raise BackendError(
+            "a tensor has no value: it was made while a loop was traced, and kept where no pure function "
+            "would keep it; make it anew"
+        )
+    if leaf.layout is not torch.strided:
+        raise untraceable(f"a tensor of layout {leaf.layout} is not covered")
+
+
+def wrote(what: str) -> ValueError:
+    return ValueError(f"f wrote into {what}; it must return new tensors instead")
+
+
+_DEAD = -2  # the level of a wrapper whose transformation is over
+
+
+_OF_AUTOGRAD = {getter("requires_grad"), getter("is_leaf"), getter("grad_fn")}
+# What a stand-in has not, or otherwise.
+_OF_THE_ORIGINAL = {*_OF_AUTOGRAD, Tensor.stride, Tensor.is_contiguous}
+_REFUSED = {
+    getter("grad"): "reads .grad of a tensor",
+    **dict.fromkeys(
+        (Tensor.__dlpack__, Tensor.data_ptr, Tensor.untyped_storage, Tensor.apply_, Tensor.map_),
+        "takes a tensor's values out of torch",
+    ),
+    **dict.fromkeys(
+        (Tensor.detach_, torch.detach_, Tensor.data.__set__),  # type: ignore[attr-defined]
+        "detaches a tensor in place, or replaces its data",
+    ),
+    # torch's decomposition is wrong: it counts what comes after the first -1.
+    **dict.fromkeys(
+        (functional.multilabel_margin_loss, torch._C._nn.multilabel_margin_loss),
+        "applies multilabel_margin_loss",
+    ),
+    torch._assert_async: "applies _assert_async",
+}
+
+
+def _show(leaf: Tensor) -> None:
+    """Let the trace know that a tensor has no value, before it takes it for a constant."""
+    mode = get_proxy_mode()
+    if mode is None:  # within an operation, of which nothing is written down
+        return
+    tracer: Any = mode.tracer
+    name = f"outside_{len(vars(tracer.root))}"
+    setattr(tracer.root, name, leaf)
+    track_tensor_tree(leaf, tracer.create_proxy("get_attr", name, (), {}), constant=None, tracer=tracer)

@@ -1,0 +1,699 @@
+"""What a trace sees of f, what it must refuse, and that it leaves nothing behind."""
+
+import copy
+import functools
+import pickle
+import signal
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import torch.utils._pytree as pytree
+from torch import nn
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.func import grad, grad_and_value, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+import gdfunc as gd
+from gdfunc import BackendError
+from gdfunc._scan import _trace
+
+from .test_scan import assert_agrees
+from .test_scan_compiled import TRACED
+
+START = torch.tensor([1.0, 2.0], dtype=torch.float64)
+XS = torch.tensor([[0.3, -0.2], [0.5, 0.1], [-0.4, 0.7]], dtype=torch.float64)
+W = torch.tensor([0.3, -0.7], dtype=torch.float64)
+traced = pytest.mark.parametrize("options", TRACED)
+
+
+def final(f, w, init=START, **options):
+    return gd.scan(lambda c, x: (f(c, x, w), c), init, XS, **options)[0].sum()
+
+
+@traced
+def test_loops_within_write_into_what_they_made(options):
+    def inner(c, x):
+        total = torch.zeros_like(c)
+        total[0] = 3 * c[1]
+        total += x
+        return torch.sin(total), total.clamp_(-1, 1)
+
+    def f(c, x):
+        return gd.scan(inner, c, x * XS.repeat(7, 1))[0], c
+
+    assert_agrees(gd.scan(f, START, XS, **options), gd.scan(f, START, XS))
+
+
+# What f keeps for later has no value in a trace.
+
+
+class Rotary:
+    table: torch.Tensor | None = None
+
+    @functools.cached_property
+    def angles(self):
+        return torch.arange(2, dtype=torch.float64)
+
+    def lazy(self):
+        if self.table is None:
+            self.table = torch.arange(2, dtype=torch.float64)
+        return self.table
+
+
+def kept_in_a_dict():
+    table = {}
+
+    def f():
+        if "two" not in table:
+            table["two"] = torch.arange(2, dtype=torch.float64), None
+        return table["two"][0]
+
+    return f, lambda: table.values()
+
+
+def kept_in_a_list():
+    log = [1]
+
+    def f():
+        log.append(torch.arange(2, dtype=torch.float64))
+        return log[-1]
+
+    return f, lambda: log
+
+
+def kept_in_a_closure():
+    last = None
+
+    def f():
+        nonlocal last
+        last = torch.arange(2, dtype=torch.float64)
+        return last
+
+    return f, lambda: [last]
+
+
+def kept_in_a_global():
+    def f():
+        global LAST
+        LAST = torch.arange(2, dtype=torch.float64)
+        return LAST
+
+    return f, lambda: [globals().get("LAST")]
+
+
+def kept_by_a_property():
+    rotary = Rotary()
+    return lambda: rotary.angles, lambda: vars(rotary).values()
+
+
+def kept_in_an_attribute():
+    rotary = Rotary()
+    return rotary.lazy, lambda: vars(rotary).values()
+
+
+class Slotted:
+    __slots__ = ("table",)
+
+
+def kept_in_a_slot():
+    slotted = Slotted()
+
+    def f():
+        slotted.table = torch.arange(2, dtype=torch.float64)
+        return slotted.table
+
+    return f, lambda: [getattr(slotted, "table", None)]
+
+
+def kept_in_a_class():
+    class Holder:
+        table = None
+
+    def f():
+        Holder.table = torch.arange(2, dtype=torch.float64)
+        return Holder.table
+
+    return f, lambda: [Holder.table]
+
+
+def kept_by_an_endless_cache():
+    table = functools.cache(lambda: torch.arange(2, dtype=torch.float64))
+    return table, lambda: [table()]
+
+
+def kept_by_a_cache():
+    @functools.lru_cache
+    def table():
+        return torch.arange(2, dtype=torch.float64)
+
+    return table, lambda: [table()]
+
+
+@traced
+@pytest.mark.parametrize(
+    "kept",
+    [
+        kept_in_a_dict,
+        kept_in_a_list,
+        kept_in_a_closure,
+        kept_in_a_global,
+        kept_by_a_property,
+        kept_in_an_attribute,
+        kept_in_a_slot,
+        kept_in_a_class,
+        kept_by_a_cache,
+        kept_by_an_endless_cache,
+    ],
+)
+def test_what_f_keeps_is_put_back(kept, options):
+    table, everything = kept()
+
+    def f(c, x):
+        return torch.sin(c + table() * x), c
+
+    compiled = gd.scan(f, START, XS, **options)
+    assert not any(
+        isinstance(leaf, FakeTensor) for value in everything() for leaf in gd._tree.leaves(value)
+    )
+    expected = gd.scan(f, START, XS)
+    assert_agrees(compiled, expected)
+    assert_agrees(gd.scan(f, START, XS, **options), expected)
+
+
+class Own(dict):
+    """Its methods are not those that a trace is to call."""
+
+    def keys(self):
+        raise RuntimeError("keys")
+
+    __iter__ = items = values = keys
+
+    def __setitem__(self, key, value):
+        super().__setitem__(f"own {key}", value)
+
+
+@traced
+def test_what_f_reads_stays_the_same_object(options):
+    layers = functools.lru_cache(lambda name: [name])
+    layer, own, cyclic, deep = layers("old"), Own(rate=2.0), {}, []
+    cyclic["me"] = cyclic
+    for _ in range(60):
+        deep = [deep, deep]
+
+    def f(c, x):
+        assert layers("new") == ["new"]
+        own["kept"] = torch.sin(c)
+        return c * dict.get(own, "rate") + len(deep) + len(cyclic), c
+
+    compiled = gd.scan(f, START, XS, **options)
+    assert dict.__len__(own) == 1
+    assert layers("old") is layer
+    assert_agrees(compiled, gd.scan(f, START, XS))
+
+
+@traced
+def test_a_tensor_that_a_trace_left_elsewhere_is_no_input(options):
+    out = []
+
+    def smuggle(x):  # past everything that f can be seen to reach
+        torch.utils.gdfunc_left = x * 2
+        return x
+
+    gd.scan(lambda c, x: (smuggle(c), None), START, length=2, **options)
+    out.append(vars(torch.utils).pop("gdfunc_left"))
+    for f, init in ((lambda c, x: (c * out[0], None), START), (lambda c, x: (c * 2, None), out[0])):
+        with pytest.raises(BackendError, match="a tensor has no value"):
+            gd.scan(f, init, length=2, **options)
+
+
+@traced
+def test_ctrl_c_waits_for_the_end_of_a_trace(options):
+    seen = []
+
+    def f(c, x):
+        seen.append(1)
+        signal.raise_signal(signal.SIGINT)
+        seen.append(2)
+        if len(seen) > 2:
+            signal.raise_signal(signal.SIGINT)
+        return torch.sin(c), c
+
+    with pytest.raises(KeyboardInterrupt):
+        gd.scan(f, START, length=2, **options)
+    assert seen == [1, 2]
+    seen.append(3)
+    with pytest.raises(KeyboardInterrupt):  # the second in a trace
+        gd.scan(f, START * 1, XS, **options)
+    assert seen == [1, 2, 3, 1, 2]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    def own(signum, frame):
+        pass
+
+    def installs(c, x):
+        signal.signal(signal.SIGINT, own)
+        return torch.sin(c), c
+
+    try:
+        got = gd.scan(installs, START, length=2, **options)
+        assert signal.getsignal(signal.SIGINT) is own
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert_agrees(got, gd.scan(lambda c, x: (torch.sin(c), c), START, length=2))
+
+
+def test_traces_take_a_bounded_memory(monkeypatch):
+    """Of functions that each close over other numbers or arrays."""
+    monkeypatch.setattr(_trace, "_BYTES", 2**20)
+    monkeypatch.setattr(_trace, "_recipes", recipes := _trace._Recent())
+    for i in range(12):
+        many = [float(i)] * 3000, np.full(30_000, float(i))
+        gd.scan(lambda c, x, many=many: (c * many[0][0] + many[1][0], None), START, length=1, checkpoint=1)
+    assert 1 <= len(recipes._entries) <= 4
+    assert recipes._bytes <= 2**20
+
+
+# Derivatives.
+
+
+def complex_part(c, x, w):
+    t = c * w
+    with torch.no_grad():
+        z = torch.complex(t, t)
+    return t * z.real + x
+
+
+def quiet(function):
+    """f uses what the function makes of a tensor under no_grad."""
+
+    def f(c, x, w):
+        t = c * w
+        with torch.no_grad():
+            u = function(t)
+        return t * x + u
+
+    return f
+
+
+def counted(t):
+    """What comes up under no_grad may be written into."""
+    total = torch.zeros_like(t)
+    total += t
+    total[0] = 3.0
+    return total.mul_(2)
+
+
+def masked_quietly(c, x, w):
+    mask = torch.full((2, 2), -9.0, dtype=torch.float64)
+    with torch.no_grad():
+        mask.triu_(1)
+    return torch.softmax(mask + torch.outer(c, w), -1).sum(0)
+
+
+def averaged(c, x, w):
+    average, copy_ = torch.zeros_like(c), (c * w).detach().clone()
+    with torch.no_grad():
+        average.add_(c * w)
+        copy_.clamp_(-0.1, 0.1)
+    return c * w + average + copy_
+
+
+def with_itself(c, x, w):
+    t = c * w
+    t.add_(t.detach())
+    return t + x
+
+
+def with_new_parameters(c, x, w):
+    scale = torch.empty(2, dtype=torch.float64)
+    nn.init.constant_(scale, 0.5)
+    return nn.LayerNorm(2, dtype=torch.float64)(c * w) * scale + x
+
+
+def first_order(c, x, w):
+    q = c.detach().clone().requires_grad_()
+    (g,) = torch.autograd.grad(((q * w) ** 2).sum(), q)
+    (h,) = torch.autograd.grad(((q * w) ** 2).sum(), q, create_graph=True)
+    return c - 0.1 * g - 0.01 * h
+
+
+FOLLOWED = {
+    "a mask made in place": masked_quietly,
+    "averages": averaged,
+    "a sum with itself": with_itself,
+    "new parameters": with_new_parameters,
+    "gradients of autograd": first_order,
+    "a copy": lambda c, x, w: copy.deepcopy(w) * c + w * x,
+    "the value of vjp": quiet(lambda t: torch.func.vjp(lambda q: (q**3).sum(), t)[0]),
+    "the same again": quiet(lambda t: t.to(torch.float64)),
+    "contiguous": quiet(torch.Tensor.contiguous),
+    "dropout in eval": quiet(nn.Dropout().eval()),
+    "a view": quiet(lambda t: t.view(2)),
+    "a sum in place": quiet(counted),
+    "complex": complex_part,
+    "grad": quiet(grad(lambda q: (q**3).sum())),
+    "grad of what is outside": lambda c, x, w: c - 0.1 * quiet(grad(lambda q: (q**3 * w).sum()))(c, x, w),
+    "grad and value": quiet(lambda t: grad_and_value(lambda q: (q**3).sum())(t)[1]),
+    "an assignment by a mask": lambda c, x, w: masked(c * w, x),
+    "a write with a derivative": lambda c, x, w: (c * w).mul_(x).clamp_(-0.5, 0.5),
+}
+
+
+def masked(t, x):
+    rows = torch.stack([t, t * x])
+    rows[x > 0.2] = 0.5  # a row of two
+    rows[rows < 0] = x.sum()
+    return rows.sum(0)
+
+
+@traced
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_no_grad_within_f_cuts_what_it_cuts_in_eager(name, options):
+    if (name, options) == ("complex", {"backend": "native"}):
+        pytest.skip("native has no complex numbers")
+    w = W.clone().requires_grad_()
+    got, expected = (final(FOLLOWED[name], w, **how) for how in (options, {}))
+    assert_agrees(got, expected)
+    assert_agrees(*[torch.autograd.grad(end, w)[0] for end in (got, expected)])
+
+
+def written(change):
+    def f(c, x, w):
+        t = c * w + x
+        change(t)
+        return t
+
+    return f
+
+
+def clamped_quietly(t):
+    with torch.no_grad():
+        t.clamp_(-0.5, 0.5)
+
+
+def assigned_quietly(t):
+    with torch.no_grad():
+        t[0] = 7.0
+
+
+def constant_for_a_while(c, x, w):
+    with torch.no_grad():
+        b = torch.zeros_like(c)
+    b.add_(c * w)
+    with torch.no_grad():
+        b.mul_(3.0)
+    return b + x
+
+
+SILENT = {
+    "what was a constant": constant_for_a_while,
+    "rows of a detached alias": written(lambda t: vmap(lambda row: row.mul_(2))(t.detach())),
+    "under no_grad": written(clamped_quietly),
+    "an assignment": written(assigned_quietly),
+    "a detached alias": written(lambda t: t.detach().mul_(2)),
+    "a view of one": written(lambda t: t.detach()[1:].mul_(2)),
+    "data": written(lambda t: t.data.mul_(2)),
+    "an initial value": written(lambda t: nn.init.constant_(t, 2.0)),
+}
+
+
+@traced
+@pytest.mark.parametrize("name", SILENT)
+def test_a_write_past_autograd_has_its_value_and_no_derivative(name, options):
+    run = functools.partial(final, SILENT[name])
+    assert_agrees(run(W, **options), run(W))
+    with pytest.raises(BackendError, match="an in-place operation under no_grad or on a detached tensor"):
+        grad(lambda w: run(w, **options))(W)
+
+
+@traced
+@pytest.mark.parametrize("derivative", [torch.func.hessian, torch.func.jacfwd])
+def test_no_grad_does_not_stop_forward_mode_within_f(derivative, options):
+    def f(c, x, w):
+        with torch.no_grad():
+            slope = derivative(lambda q: (q**4 * w).sum())(c)
+        return c * w + 0.1 * slope.sum() + x
+
+    assert_agrees(final(f, W, **options), final(f, W))
+    with pytest.raises(BackendError, match="a forward-mode derivative under no_grad"):
+        grad(lambda w: final(f, w, **options))(W)
+
+
+@traced
+def test_an_operator_of_the_users_is_not_differentiated_as_a_graph(options):
+    with torch.library._scoped_library("gdfunc_tests", "FRAGMENT") as library:
+        library.define("square(Tensor x) -> Tensor")
+        library.impl("square", lambda x: x * x, "CompositeExplicitAutograd")
+        run = functools.partial(final, lambda c, x, w: torch.ops.gdfunc_tests.square(c * w) + x)
+        if options != {"backend": "native"}:  # which has no such operation
+            assert_agrees(run(W, **options), run(W))
+        with pytest.raises(BackendError, match=r"gdfunc_tests\.square"):
+            grad(lambda w: run(w, **options))(W)
+
+
+@traced
+def test_a_derivative_may_be_checkpointed_and_watched(options):
+    def slope(around):
+        w = W.clone().requires_grad_()
+        around(lambda w: final(lambda c, x, w: torch.tanh(c * w + x), w, **options), w).backward()
+        return w.grad
+
+    expected = grad(lambda w: final(lambda c, x, w: torch.tanh(c * w + x), w))(W)
+    assert_agrees(
+        slope(lambda f, w: torch.utils.checkpoint.checkpoint(f, w, use_reentrant=False)), expected
+    )
+    with torch.autograd.set_detect_anomaly(True):
+        assert_agrees(slope(lambda f, w: f(w)), expected)
+
+
+def test_a_run_that_stops_itself_is_not_traced_as_a_whole():
+    def run(lr, backend="eager"):
+        step = gd.make_step(lambda w, batch: (w**2).sum())
+        index = gd.full_batch(1, 5)
+        stop = lambda w, loss: loss < 0.1  # noqa: E731
+        return gd.train(step, START, None, index, lr, stop=stop, backend=backend)[0].sum()
+
+    lr = torch.tensor(0.1, dtype=torch.float64)
+    assert_agrees(
+        gd.hypergrad(functools.partial(run, backend="native"))(lr).grads, gd.hypergrad(run)(lr).grads
+    )
+    with pytest.raises(BackendError, match="cannot be traced as a whole: give the backend to train"):
+        gd.hypergrad(run, backend="native")(lr)
+
+
+# What may change between two calls.
+
+RATES = [0.1]
+
+
+class State(NamedTuple):
+    w: torch.Tensor
+
+    @property
+    def rate(self):
+        return RATES[0]
+
+
+class Node:
+    def __init__(self, w, conf):
+        self.w, self.conf = w, conf
+
+
+pytree.register_pytree_node(
+    Node, lambda node: ([node.w], node.conf), lambda leaves, conf: Node(*leaves, conf)
+)
+
+
+@traced
+def test_the_carrys_own_class_is_read(options):
+    def f(c, x):
+        return c._replace(w=c.w - c.rate * x), c.w
+
+    for rate in (0.1, 0.5):
+        RATES[0] = rate
+        assert_agrees(gd.scan(f, State(START), XS, **options)[0].w, gd.scan(f, State(START), XS)[0].w)
+    RATES[0] = 0.1
+
+
+@traced
+def test_what_a_node_is_made_again_from_is_read(options):
+    conf = [0.1]
+
+    def f(c, x):
+        return Node(c.w - c.conf[0] * x, c.conf), c.w
+
+    for rate in (0.1, 0.5):
+        conf[0] = rate
+        ends = [gd.scan(f, Node(START, conf), XS, **how)[0].w for how in (options, {})]
+        assert_agrees(*ends)
+
+
+@traced
+def test_equal_keys_of_other_types_are_others(options):
+    def f(c, x):
+        return c, torch.tensor(next(iter(c)))
+
+    for key in (1, 1.0, True):
+        got, expected = (gd.scan(f, {key: START}, length=2, **how)[1] for how in (options, {}))
+        assert got.dtype == expected.dtype
+
+
+@traced
+def test_the_default_dtype_of_the_trace_stays(options):
+    steps = torch.arange(1, 4)
+    w = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+
+    def run(**options):
+        return gd.scan(lambda c, x: (c + w * torch.sin(x * 0.1 + 0.01), x / 3), w * 0, steps, **options)
+
+    slopes = []
+    for how in (options, {}):
+        loss = run(**how)[0]
+        torch.set_default_dtype(torch.float64)
+        try:
+            slopes.append(torch.autograd.grad(loss, w)[0])
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert abs(slopes[0] - slopes[1]) < 1e-14
+    torch.set_default_dtype(torch.float64)
+    try:
+        (end, ys), (expected_end, expected) = run(**options), run()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert ys.dtype == expected.dtype == torch.float64
+    assert abs(end - expected_end) < 1e-14
+
+
+@pytest.mark.parametrize("options", [{"checkpoint": 2}, {"backend": "native"}])
+def test_a_backward_pass_under_autocast_has_the_casts_of_the_trace(options):
+    matrix = torch.linspace(-1, 1, 16).reshape(4, 4)
+
+    def slope(autocast, **options):
+        c = torch.ones(4, 4, requires_grad=True)
+        end = gd.scan(lambda c, x: (torch.tanh(c @ matrix), None), c, length=4, **options)[0].sum()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            end.backward()
+        return c.grad
+
+    expected = slope(False)
+    for autocast in (True, False):
+        torch.testing.assert_close(slope(autocast, **options), expected)
+
+
+# What no trace can answer.
+
+
+def detached(c):
+    t = c * 2
+    t.detach_()
+    return t
+
+
+def replaced(c):
+    t = c * 2
+    t.data = c
+    return t
+
+
+REFUSED = {
+    "detaches a tensor in place": detached,
+    "detaches a tensor in place, or replaces its data": replaced,
+    "takes a tensor's values out of torch": lambda c: c * pickle.loads(pickle.dumps(W)),
+    "values out of torch": lambda c: c + W.clone().apply_(lambda value: value + 1),
+    "applies multilabel_margin_loss": lambda c: functional.multilabel_margin_loss(c, torch.tensor([0, -1])),
+    "applies _assert_async": lambda c: (torch._assert_async(c[0] > 0), c)[1],
+    "a tensor of layout torch.sparse_coo": lambda c: c + EYE @ c,
+}
+EYE = torch.eye(2, dtype=torch.float64).to_sparse()
+
+
+@traced
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_a_trace_does_not_see_is_refused(reason, options):
+    with pytest.raises(BackendError, match=reason):
+        gd.scan(lambda c, x: (c, REFUSED[reason](c)), START, length=2, **options)
+
+
+@traced
+@pytest.mark.parametrize(
+    "asks", [lambda t: t.requires_grad, lambda t: not t.is_leaf, lambda t: t.grad_fn is not None]
+)
+def test_what_autograd_knows_is_told_where_it_knows_nothing(asks, options):
+    def f(c, x):
+        return c * (2 if asks(c * 1) else 3), None
+
+    assert_agrees(gd.scan(f, START, XS, **options), gd.scan(f, START, XS))
+
+    def run(c):
+        return gd.scan(f, c, XS, **options)[0].sum()
+
+    for asked in (lambda: run(START.clone().requires_grad_()), lambda: grad(run)(START)):
+        with pytest.raises(BackendError, match="asks what autograd knows"):
+            asked()
+    assert_agrees(gd.scan(f, START, XS, **options), gd.scan(f, START, XS))
+
+
+@traced
+def test_modules_of_torch_may_ask(options):
+    """For the sake of speed."""
+    with torch.random.fork_rng():
+        attention = nn.MultiheadAttention(2, 1, bias=False, dtype=torch.float64).eval()
+    for weight in attention.parameters():
+        nn.init.constant_(weight, 0.3)
+
+    def attend(c, x):
+        return attention(c, c, c, need_weights=False)[0], None
+
+    assert_agrees(gd.scan(attend, XS, length=2, **options), gd.scan(attend, XS, length=2))
+
+
+class Doubling(torch.Tensor):
+    pass
+
+
+class Cosine(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return (torch.cos if func is torch.sin else func)(*args, **(kwargs or {}))
+
+
+@traced
+def test_tensors_and_modes_of_the_users_own_are_refused(options):
+    def f(c, x):
+        return torch.sin(c), None
+
+    with pytest.raises(BackendError, match="a Doubling may have operations of its own"):
+        gd.scan(f, START.as_subclass(Doubling), length=2, **options)
+    with Cosine(), pytest.raises(BackendError, match="a Cosine is active"):
+        gd.scan(f, START, length=2, **options)
+
+
+@traced
+def test_the_default_device_is_that_of_new_tensors_alone(options):
+    with torch.device("meta"):
+        end, ys = gd.scan(lambda c, x: (torch.sin(c), c), START, length=2, **options)
+    assert_agrees((end, ys), gd.scan(lambda c, x: (torch.sin(c), c), START, length=2))
+    with torch.device("meta"), pytest.raises((BackendError, RuntimeError), match="meta"):
+        gd.scan(lambda c, x: (c + torch.ones(2), None), START, length=2, **options)
+
+
+def test_a_loop_in_c_needs_values_and_members():
+    with FakeTensorMode(), pytest.raises(BackendError, match="a tensor has no value"):
+        gd.scan(lambda c, x: (c * 2, None), torch.ones(2), length=2, backend="native")
+    with pytest.raises(BackendError, match="no members"):
+        vmap(lambda c: gd.scan(lambda c, x: (c * 2, None), c, length=2, backend="native")[0])(
+            torch.ones(0, 2)
+        )
+
+
+@traced
+@pytest.mark.parametrize("transform", [lambda run: run, grad])
+def test_make_fx_writes_a_loop_down(transform, options):
+    def run(c):
+        return final(lambda c, x, w: torch.tanh(c * w + x), W, c, **options)
+
+    graph = make_fx(transform(run))(START)
+    assert_agrees(graph(START + 1), transform(run)(START + 1))
