@@ -177,12 +177,12 @@ def training_run(problem: Problem) -> Callable[[str, int], Tensor]:
 
 def final_loss(problem: Problem, backend: str, steps: int) -> Callable[[Tensor], Tensor]:
     """W6: the loss on all data after a run, as a function of its learning rate."""
-    step = gd.make_step(problem.loss_fn)
+    loss_fn, init, data, index = problem.loss_fn, problem.params, problem.data, problem.index[:steps]
+    step = gd.make_step(loss_fn)
 
     def run(lr: Tensor) -> Tensor:
-        index = problem.index[:steps]
-        params, _ = gd.train(step, problem.params, problem.data, index, lr, backend=backend, record=())
-        return problem.loss_fn(params, problem.data)
+        params, _ = gd.train(step, init, data, index, lr, backend=backend, record=())
+        return loss_fn(params, data)
 
     return run
 
@@ -190,15 +190,20 @@ def final_loss(problem: Problem, backend: str, steps: int) -> Callable[[Tensor],
 def hypergradients(problem: Problem, mode: str) -> dict[str, Run]:
     """The derivative of that loss on each backend, or with mode `"value"` the loss itself.
 
-    Natively the derivative is traced as a whole, as JAX's is.
+    Natively the derivative is traced as a whole, as JAX's is; each function is made once, as JAX's is.
     """
     lr = torch.tensor(problem.lr)
 
-    def run(backend: str, steps: int) -> Tensor:
+    @cache
+    def made(backend: str, steps: int) -> Callable[[Tensor], Any]:
         f = final_loss(problem, backend, steps)
         if mode == "value":
-            return f(lr)
-        return gd.hypergrad(f, mode=mode, backend="native" if backend == "native" else "eager")(lr).grads
+            return f
+        return gd.hypergrad(f, mode=mode, backend="native" if backend == "native" else "eager")
+
+    def run(backend: str, steps: int) -> Tensor:
+        result = made(backend, steps)(lr)
+        return result if mode == "value" else result.grads
 
     return {f"gdfunc {backend}": partial(run, backend) for backend in backends(problem.device)}
 
