@@ -276,11 +276,17 @@ def is_transformed(leaf: Tensor) -> bool:
     return torch._C._functorch.is_functorch_wrapped_tensor(leaf)
 
 
+def layers(leaf: Tensor) -> list[Tensor]:
+    """List a tensor and what transformations have wrapped in it, the innermost last."""
+    found = [leaf]
+    while is_transformed(found[-1]):
+        found.append(torch._C._functorch.get_unwrapped(found[-1]))
+    return found
+
+
 def may_be_differentiated(leaf: Tensor) -> bool:
     """Tell whether autograd, or a grad of torch.func at any level, follows this tensor."""
-    while not leaf.requires_grad and is_transformed(leaf):
-        leaf = torch._C._functorch.get_unwrapped(leaf)
-    return leaf.requires_grad
+    return any(layer.requires_grad for layer in layers(leaf))
 
 
 def members() -> int:

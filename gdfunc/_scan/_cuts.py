@@ -34,7 +34,7 @@ class Cuts:
     def call(self, func: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, list[Tensor]]:
         """Give the result, and which tensors the function wrote into."""
         given = _tree.tensors((args, kwargs))
-        plain = [_unwrapped(leaf)[-1] for leaf in given]
+        plain = [_tree.layers(leaf)[-1] for leaf in given]
         before = _tree.versions(plain)
         result = func(*args, **kwargs)
         quiet = not torch.is_grad_enabled() or getattr(func, "__module__", None) == "torch.nn.init"
@@ -79,7 +79,7 @@ class Cuts:
         return self._is_alias(leaf) or _memory(leaf) in self._constants
 
     def _is_alias(self, leaf: Tensor) -> bool:
-        return any(id(inner) in self._aliases for inner in _unwrapped(leaf))
+        return any(id(inner) in self._aliases for inner in _tree.layers(leaf))
 
 
 def _creates_graph(positional: bool = False, *, create_graph: bool = False, **_: Any) -> bool:
@@ -92,16 +92,8 @@ def _is_factory(func: Any) -> bool:
     return name.endswith("_like") or name.startswith("new_")
 
 
-def _unwrapped(leaf: Tensor) -> list[Tensor]:
-    """List a tensor and what transformations have wrapped in it, the innermost last."""
-    found = [leaf]
-    while _tree.is_transformed(found[-1]):
-        found.append(torch._C._functorch.get_unwrapped(found[-1]))
-    return found
-
-
 def _memory(leaf: Tensor) -> int:
-    return _tree.storage(_unwrapped(leaf)[-1])
+    return _tree.storage(_tree.layers(leaf)[-1])
 
 
 def _constant(leaf: Any) -> Any:

@@ -298,6 +298,11 @@ def _is_python(cls: type) -> bool:
     return bool(on_heap) and not any(owner is cls for owner in owners)
 
 
+def slots(kind: type) -> list[types.MemberDescriptorType]:
+    """List the slots of a class and of what it inherits from."""
+    return [v for cls in kind.__mro__ for v in vars(cls).values() if type(v) is types.MemberDescriptorType]
+
+
 @functools.lru_cache(4096)
 def _reader(kind: type) -> Reader:
     """Find the reader of a class: its own, or one for its `__dict__`, its slots and what it inherits."""
@@ -305,14 +310,15 @@ def _reader(kind: type) -> Reader:
     if whole or (kind in _READERS and not kind.__dictoffset__):
         return _READERS[whole or kind]
     inherited = next((_READERS[base] for base in kind.__mro__[:-1] if base in _READERS), None)
-    slots = [v for cls in kind.__mro__ for v in vars(cls).values() if type(v) is types.MemberDescriptorType]
+    inside = slots(kind)
     opaque = not all(cls in _READERS or cls in _OPEN or _is_python(cls) for cls in kind.__mro__)
     user, has_dict = () if is_librarys(kind) else (kind,), bool(kind.__dictoffset__)
 
     def read(x: Any) -> Reading:
         head, parts = inherited(x) if inherited else ((), ())
         attributes = object.__getattribute__(x, "__dict__") or None if has_dict else None
-        return None if opaque else head, (*user, attributes, *[_try(s.__get__, x) for s in slots], *parts)
+        held = [_try(slot.__get__, x) for slot in inside]
+        return None if opaque else head, (*user, attributes, *held, *parts)
 
     return read
 

@@ -177,11 +177,15 @@ def _record(
 def _default_device() -> AbstractContextManager[Any]:
     """Give what makes new tensors in a trace where they are made now; refuse modes that it cannot see."""
     modes = [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]
-    theirs = [mode for mode in modes if type(mode).__module__.partition(".")[0] not in ("torch", "gdfunc")]
+    theirs = [mode for mode in modes if _is_theirs(type(mode))]
     if theirs:
         raise untraceable(f"a {type(theirs[0]).__name__} is active, of which a compiled loop knows nothing")
     device = torch.get_default_device()
     return nullcontext() if device.type == "cpu" else device
+
+
+def _is_theirs(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] not in ("torch", "gdfunc")
 
 
 @contextmanager
@@ -314,8 +318,7 @@ def _noted() -> Iterator[set[str]]:
     thread = get_ident()
 
     def noting(cls: Any, name: str) -> Any:
-        applies = name == "forward" and get_ident() == thread
-        if applies and cls.__module__.partition(".")[0] not in ("torch", "gdfunc"):
+        if name == "forward" and get_ident() == thread and _is_theirs(cls):
             applied.add(cls.__qualname__)
         return type.__getattribute__(cls, name)
 

@@ -8,17 +8,16 @@ import gc
 import types
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from typing import Any
 
 from torch._subclasses import FakeTensor
 
 from ._body import is_over
-from ._fingerprint import is_library, is_librarys, named
+from ._fingerprint import is_library, is_librarys, named, slots
 
 _CACHE = type(cache(len))
-_NOTHING = object()
 _DEEP = 3  # containers within one another
 Restore = Callable[[], None]
 
@@ -42,41 +41,61 @@ def _restorers(x: Any) -> Iterator[Restore]:
     elif isinstance(x, _CACHE):
         yield _of_cache(x)
     elif isinstance(x, types.FunctionType):
-        yield _of_dict(x.__globals__, named(x).names)
+        scope, names = x.__globals__, named(x).names
+        held = partial(_picked, scope.__getitem__, names)
+        yield _of_entries(held, scope.__setitem__, scope.__delitem__)
         for cell in x.__closure__ or ():
-            yield _of_place(*[partial(way, cell, "cell_contents") for way in (getattr, setattr, delattr)])
+            yield _of_attributes(cell, ["cell_contents"])
     elif isinstance(x, types.ModuleType):
         if not is_library(vars(x).get("__name__")):
             yield _of_dict(vars(x))
         return
     if isinstance(x, type):
         if not is_librarys(x):
-            yield _of_class(x)
+            yield _of_entries(
+                lambda: dict(vars(x)), partial(type.__setattr__, x), partial(type.__delattr__, x)
+            )
         return
     if type(x).__dictoffset__:
         yield _of_dict(object.__getattribute__(x, "__dict__"))
     if not is_librarys(type(x)):
-        for slot in [slot for cls in type(x).__mro__ for slot in vars(cls).values()]:
-            if isinstance(slot, types.MemberDescriptorType):
-                yield _of_place(*[partial(way, x) for way in (slot.__get__, slot.__set__, slot.__delete__)])
+        yield _of_attributes(x, [slot.__name__ for slot in slots(type(x))])
 
 
-def _of_dict(x: dict[Any, Any], names: Iterable[str] | None = None) -> Restore:
+def _of_dict(x: dict[Any, Any]) -> Restore:
     """By the methods of dict itself, which a subclass may override."""
     base = OrderedDict if isinstance(x, OrderedDict) else dict
+    return _of_entries(
+        lambda: dict(base.items(x)), partial(base.__setitem__, x), partial(base.__delitem__, x)
+    )
 
-    def content() -> dict[Any, Any]:
-        return dict(base.items(x)) if names is None else {name: x[name] for name in names if name in x}
 
-    before = content()
+def _of_attributes(x: Any, names: Iterable[str]) -> Restore:
+    held = partial(_picked, partial(object.__getattribute__, x), names)
+    return _of_entries(held, partial(object.__setattr__, x), partial(object.__delattr__, x))
+
+
+def _picked(get: Callable[[str], Any], names: Iterable[str]) -> dict[Any, Any]:
+    """What is there by these names: a global, a slot or a cell may be empty."""
+    found = {}
+    for name in names:
+        with suppress(KeyError, AttributeError, ValueError):
+            found[name] = get(name)
+    return found
+
+
+def _of_entries(
+    held: Callable[[], dict[Any, Any]], put: Callable[[Any, Any], None], drop: Callable[[Any], None]
+) -> Restore:
+    before = held()
 
     def restore() -> None:
-        for key, value in content().items():
+        for key, value in held().items():
             if _is_left(value):
                 if key in before:
-                    base.__setitem__(x, key, before[key])
+                    put(key, before[key])
                 else:
-                    base.__delitem__(x, key)
+                    drop(key)
 
     return restore
 
@@ -89,39 +108,6 @@ def _of_sequence(x: Any) -> Restore:
         if any(map(_is_left, base.__iter__(x))):
             base.clear(x)
             base.extend(x, before)
-
-    return restore
-
-
-def _of_class(x: type) -> Restore:
-    before = dict(vars(x))
-
-    def restore() -> None:
-        for name, value in list(vars(x).items()):
-            if _is_left(value):
-                if name in before:
-                    type.__setattr__(x, name, before[name])
-                else:
-                    type.__delattr__(x, name)
-
-    return restore
-
-
-def _of_place(get: Callable[[], Any], put: Callable[[Any], None], drop: Callable[[], None]) -> Restore:
-    def content() -> Any:
-        try:
-            return get()
-        except (ValueError, AttributeError):
-            return _NOTHING
-
-    before = content()
-
-    def restore() -> None:
-        if _is_left(content()):
-            if before is _NOTHING:
-                drop()
-            else:
-                put(before)
 
     return restore
 
