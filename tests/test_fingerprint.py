@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from torch.func import grad, jvp, vmap
 
 import gdfunc as gd
+from gdfunc._scan import _fingerprint
 from gdfunc._scan._fingerprint import fingerprint
 
 from .references import normal
@@ -39,12 +40,30 @@ SETTINGS.inner.depth = 3
 
 
 def key(f):
-    return fingerprint(f).key
+    """The key that a walk gives; what reads f with code of its own gives the same."""
+    walked, _ = _fingerprint._read(f, _fingerprint._settings())
+    for _ in range(3):  # the code is written at the second reading
+        found = fingerprint(f)
+        assert found.key == walked.key
+        if found.key is not None:
+            for a, b in ((found.tensors, walked.tensors), (found.objects, walked.objects)):
+                assert list(map(id, a)) == list(map(id, b))
+    return walked.key
 
 
 def reader(value):
     """A function with a value in its closure."""
     return lambda: value
+
+
+def attributed(x):
+    x.scale = 2.0
+    return x
+
+
+def with_keyword(f):
+    f.__kwdefaults__ = {"carry": 1}
+    return f
 
 
 class Model:
@@ -599,6 +618,12 @@ def test_an_attribute_of_a_module_counts_if_it_is_named(f, wrap, monkeypatch):
     assert key(wrap(f)) not in (before, None)
 
 
+def test_an_attribute_that_a_module_gets_later_counts(monkeypatch):
+    before = key(f := lambda: SETTINGS.absent)
+    monkeypatch.setattr(SETTINGS, "absent", 3.0, raising=False)
+    assert key(f) not in (before, None)
+
+
 def test_the_name_that_a_global_has_counts():
     f, g = (eval("lambda: left + right", {name: 1}) for name in ("left", "right"))
     assert f.__code__ == g.__code__
@@ -832,6 +857,113 @@ def test_nothing_is_run():
 
 
 # The shape of the graph.
+
+
+@pytest.fixture
+def no_walk(monkeypatch):
+    """From now on only what is read by code of its own can be read."""
+
+    def forbid():
+        monkeypatch.setattr(_fingerprint, "_read", lambda *_: pytest.fail("walked"))
+
+    return forbid
+
+
+@pytest.mark.parametrize("kind", [*sorted(CONTAINERS.keys() - {"unreadable"}), "model", "step"])
+def test_who_gave_a_key_twice_is_not_walked_over_again(kind, no_walk):
+    def make():
+        if kind == "step":
+            return training(0)
+        x = torch.ones(3)
+        return reader(Model(x, {"a": [x, 2.0], 1: x}) if kind == "model" else CONTAINERS[kind](x))
+
+    f, same = make(), make()
+    expected = key(f)
+    if key(same) != expected:  # a class is another one each time
+        same = f
+    no_walk()
+    assert fingerprint(f).key == fingerprint(same).key == expected is not None
+
+
+class Word(str):
+    __slots__ = ()
+
+
+def importing_a_library(carry):
+    import math
+
+    return carry * math.pi
+
+
+GRADS = torch.ones(2, requires_grad=True)
+BARE = "lambda carry: carry * abs"
+APART = {
+    "dtype": (torch.ones(2), torch.ones(2, dtype=torch.float64)),
+    "shape": (torch.ones(2), torch.ones(3)),
+    "strides": (torch.ones(2, 2), torch.ones(2, 2).T),
+    "layout": (torch.ones(()).expand(2, 2), torch.ones(2, 2).to_sparse()),
+    "device": (torch.ones(2), torch.ones(2, device="meta")),
+    "gradient": (torch.ones(2), GRADS),
+    "leaf": (GRADS, GRADS * 1),
+    "attribute": (torch.ones(2), attributed(torch.ones(2))),
+    "parameter": (torch.ones(2), torch.nn.Parameter(torch.ones(2), requires_grad=False)),
+    "keys": ({"a": 1}, {"b": 1}),
+    "order of keys": ({"a": 1, "b": 1}, {"b": 1, "a": 1}),
+    "kind of keys": ({"a": 1}, {Word("a"): 1}),
+    "one key": ({}, {"a": 1}),
+    "no key": ({"a": 1}, {}),
+    "length": ([1, 2], [1, 2, 3]),
+    "emptied": ([1], []),
+    "filled": ([], [1]),
+    "kind": ([1], (1,)),
+    "code": (eval(BARE), eval("lambda carry: carry + abs")),
+    "default": (eval(BARE), types.FunctionType(eval(BARE).__code__, {}, None, (1,))),
+    "keyword": (eval(BARE), with_keyword(eval(BARE))),
+    "global": (eval(BARE), eval(BARE, {"abs": 1})),
+    "other global": (eval(BARE, {"abs": 1}), eval(BARE, {"abs": 2})),
+    "no global": (eval(BARE, {"abs": 1}), eval(BARE, {})),
+    "of a library": (eval(BARE, {"abs": 1}), eval(BARE, {"abs": 1, "__name__": "torch"})),
+    "of a user": (eval(BARE, {"abs": 1, "__name__": "torch"}), eval(BARE, {"abs": 1})),
+}
+
+
+@pytest.mark.parametrize("name", APART)
+def test_what_a_walk_tells_apart_is_told_apart_without(name):
+    """`key` compares both."""
+    a, b = map(reader, APART[name])
+    assert key(a) != key(b)
+    assert key(a) != key(b)
+
+
+def test_a_function_that_imports_a_library_is_read():
+    assert key(importing_a_library) is not None
+
+
+def test_functions_of_one_code_take_turns_without_a_walk(no_walk):
+    functions = [reader([float(i), torch.ones(i)]) for i in range(4)]
+    keys = [key(f) for f in functions]
+    no_walk()
+    for _ in range(2):
+        assert [fingerprint(f).key for f in functions] == keys
+    assert len(set(keys)) == 4
+
+
+def test_what_reads_again_keeps_nothing_alive():
+    class Held:
+        pass
+
+    held = [Held(), Held()]
+    gone = [weakref.ref(each) for each in held]
+    key(f := reader([torch.ones(3), {"held": held}, reader(held)]))
+    del f, held
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]
+
+
+def test_code_is_not_written_for_what_is_long():
+    f = reader([[float(i)] for i in range(3000)])
+    assert key(f) == key(f) is not None
+    assert fingerprint(f).key.again is None
 
 
 def test_cycles_end():

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 import gdfunc as gd
 from gdfunc import BackendError
-from gdfunc._scan import _trace
+from gdfunc._scan import _recent, _trace
 
 from .test_scan import assert_agrees
 from .test_scan_compiled import TRACED
@@ -268,8 +268,8 @@ def test_ctrl_c_waits_for_the_end_of_a_trace(options):
 
 def test_traces_take_a_bounded_memory(monkeypatch):
     """Of functions that each close over other numbers or arrays."""
-    monkeypatch.setattr(_trace, "_BYTES", 2**20)
-    monkeypatch.setattr(_trace, "_recipes", recipes := _trace._Recent())
+    monkeypatch.setattr(_recent, "BYTES", 2**20)
+    monkeypatch.setattr(_trace, "_recipes", recipes := _recent.Recent())
     for i in range(12):
         many = [float(i)] * 3000, np.full(30_000, float(i))
         gd.scan(lambda c, x, many=many: (c * many[0][0] + many[1][0], None), START, length=1, checkpoint=1)

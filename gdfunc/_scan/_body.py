@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -27,8 +27,9 @@ class Aval(NamedTuple):
     device: torch.device
 
     @classmethod
-    def of(cls, leaf: Tensor) -> "Aval":
-        return cls(tuple(leaf.shape), leaf.dtype, leaf.device)
+    def of(cls, leaf: Tensor, first: int = 0) -> "Aval":
+        """Tell of a tensor, from some axis on."""
+        return cls(tuple(leaf.shape[first:]), leaf.dtype, leaf.device)
 
     def with_axis(self, size: Any) -> "Aval":
         return self._replace(shape=(size, *self.shape))
@@ -71,8 +72,7 @@ class Body:
     def as_traced(self) -> AbstractContextManager[None]:
         """Let operations mean what they meant in the trace: its casts are in it, and its default dtype."""
         changed = torch.get_default_dtype() != self.floats
-        cast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
-        return _settings(self.floats) if changed or cast else _AS_IT_IS
+        return _settings(self.floats) if changed or torch._C._is_any_autocast_enabled() else _AS_IT_IS
 
     @property
     def has_loops(self) -> bool:
@@ -175,6 +175,11 @@ def record(function: Callable[..., Any], rewrites: dict[Any, Callable[..., Any]]
     """Give what runs a function and writes down its operations, the cut of a gradient included."""
     # Without a table, make_fx of torch 2.15 makes of detach an alias, which cuts nothing.
     return make_fx(function, {torch.ops.aten._efficientzerotensor.default: _zeros, **(rewrites or {})})
+
+
+def proxy_mode() -> Any:
+    """Find the trace under way, if there is one."""
+    return get_proxy_mode() if torch._C._len_torch_dispatch_stack() else None
 
 
 def _zeros(size: Any, *, dtype: Any = None, device: Any = None, **_: Any) -> torch.Tensor:

@@ -3,7 +3,6 @@
 import linecache
 import logging
 import traceback
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import get_ident
@@ -29,12 +28,12 @@ from .._through import asked
 from .._tree import Tree
 from ._body import Aval, Avals, Body, clean_room, prune, record, stand_in, trace_flat, tracing
 from ._cuts import Cuts, gradients_cut, replaced
-from ._fingerprint import Fingerprint, fingerprint, is_librarys
+from ._fingerprint import Fingerprint, fingerprint
 from ._lift import Lift, check_plain, wrote
+from ._names import is_librarys
+from ._recent import Recent
 from ._scan import check_tensor, within
 from ._undo import undone
-
-_REMEMBERED, _BYTES = 512, 2**28  # traces or bodies, before the least recently used is forgotten
 
 
 class Traced(NamedTuple):
@@ -53,28 +52,7 @@ class _Recipe(NamedTuple):
     y_structure: _tree.Structure
 
 
-class _Recent:
-    """A dict that forgets what was not used for longest."""
-
-    def __init__(self) -> None:
-        self._entries: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
-        self._bytes = 0
-
-    def find(self, key: Any) -> Any:
-        try:
-            self._entries.move_to_end(key)
-            return self._entries[key][0]
-        except KeyError:
-            return None
-
-    def keep(self, key: Any, value: Any, size: int = 0) -> None:
-        self._entries[key] = value, size
-        self._bytes += size
-        while len(self._entries) > _REMEMBERED or (self._bytes > _BYTES and len(self._entries) > 1):
-            self._bytes -= self._entries.popitem(last=False)[1][1]
-
-
-_recipes, _bodies = _Recent(), _Recent()
+_recipes, _bodies = Recent(), Recent()
 
 
 def trace(
@@ -89,8 +67,8 @@ def trace(
     rows, x_structure = _tree.flatten(xs)
     for leaf in (*carry, *rows):
         check_plain(leaf)
-    carry_avals = tuple(Aval.of(leaf) for leaf in carry)
-    x_avals = tuple(Aval.of(leaf)._replace(shape=tuple(leaf.shape[1:])) for leaf in rows)
+    carry_avals = tuple([Aval.of(leaf) for leaf in carry])
+    x_avals = tuple([Aval.of(leaf, 1) for leaf in rows])
     print_of_f, through = print_of_f or fingerprint(f), asked()
     keys = print_of_f.key, _print_of_nodes(carry_structure, x_structure)
     key = (within.get(), through, *keys, carry_structure, x_structure, carry_avals, x_avals)

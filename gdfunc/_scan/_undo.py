@@ -15,7 +15,8 @@ from typing import Any
 from torch._subclasses import FakeTensor
 
 from ._body import is_over
-from ._fingerprint import is_library, is_librarys, named, slots
+from ._names import is_library, is_librarys, named
+from ._readers import slots
 
 _CACHE = type(cache(len))
 _DEEP = 3  # containers within one another
