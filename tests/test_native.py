@@ -1,5 +1,6 @@
 """The native backend against eager, operator by operator: shapes, dtypes, NaN, ∞, −0.0, empty axes."""
 
+import ctypes
 import math
 import os
 import shutil
@@ -22,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import gdfunc as gd
 from gdfunc._errors import BackendError
-from gdfunc._scan import _auto, _body, _trace, native
+from gdfunc._scan import _auto, _body, _recent, _trace, native
 
 from .test_conformance import TABLE
 
@@ -896,8 +897,8 @@ def test_segments_and_threads_do_not_show(monkeypatch):
 
 def test_threads_trace_and_compile_side_by_side(monkeypatch):
     """torch's tracer patches what all threads share, and fell over its own feet."""
-    monkeypatch.setattr(_trace, "_recipes", _trace._Recent())
-    monkeypatch.setattr(_trace, "_bodies", _trace._Recent())
+    monkeypatch.setattr(_trace, "_recipes", _recent.Recent())
+    monkeypatch.setattr(_trace, "_bodies", _recent.Recent())
     xs, start = tame(0, (50, 3), torch.float64), tame(1, (3,), torch.float64)
 
     def slope(number, backend="native"):
@@ -945,7 +946,8 @@ def test_segments_of_the_loop_take_50_ms_and_the_next_call_knows(members, second
     monkeypatch.setattr(native, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     loop = object.__new__(native._Function)
-    loop.library, loop.scratch, loop.rounds, loop.pace = SimpleNamespace(run=run), 1, 0, 0.0
+    loop.library, loop.scratch = SimpleNamespace(run=run), ctypes.c_char * 64
+    loop.rounds, loop.pace = 0, 0.0
     length, most = 10**6 if seconds < 1e-3 else 200, max(1, int(0.05 / (seconds * members) * (1 + 1e-9)))
     for first in (1, min(most, length)):
         del segments[:]

@@ -59,6 +59,7 @@ from ._program import LONG, write
 from ._tensor import Unsupported as Unsupported
 
 _SEGMENT_SECONDS = 0.05  # Ctrl-C waits for so long
+_ALIGNED = 64  # bytes: what C is told of the start of its memory
 _compiling = RLock()
 
 
@@ -71,17 +72,15 @@ def run(body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, unrol
     """
     layout = body.kept.get("layout") or body.kept.setdefault("layout", _Layout(body))
     members, size = layout.members, layout.members.size
-    loop = _compiled(members.body)
-    consts, init, xs = ([leaf.resolve_neg() for leaf in leaves] for leaves in (consts, init, xs))
     carry = [
-        leaf.expand(shape).clone(memory_format=torch.contiguous_format)
+        (leaf if leaf.shape == shape else leaf.expand(shape)).clone(memory_format=torch.contiguous_format)
         for leaf, shape in zip(init, layout.carry, strict=True)
     ]
     ys = [torch.empty((length, *shape), dtype=dtype, device="cpu") for shape, dtype in layout.ys]
-    if any(isinstance(leaf, FakeTensor) for leaf in (*consts, *carry, *xs, *ys)):
+    tensors = (*consts, *carry, *xs, *ys)
+    if FakeTensor in map(type, tensors):
         raise BackendError("a tensor has no value (FakeTensor), and a loop in C no use for it")
-    starts = [leaf.data_ptr() for leaf in (*consts, *carry, *xs, *ys)]
-    loop(starts, layout.strides, size, length)
+    layout.loop([leaf.data_ptr() for leaf in tensors], layout.strides, size, length)
     if body.members is None:
         return [*carry, *ys]
     results = zip([*carry, *ys], layout.dims, members.results, strict=True)
@@ -98,6 +97,7 @@ class _Layout:
         if not self.members.size:
             raise Unsupported("a vmap of no members")
         base, size = self.members.body, self.members.size
+        self.loop = _compiled(base)
         each = () if body.members is None else (size,)
         self.carry = [(*each, *aval.shape) for aval in base.carry]
         self.ys = [((*each, *aval.shape), aval.dtype) for aval in base.y]
@@ -126,7 +126,7 @@ class _Function:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
-        self.scratch = ctypes.c_int64.in_dll(library, "scratch_size").value
+        self.scratch = ctypes.c_char * (ctypes.c_int64.in_dll(library, "scratch_size").value + _ALIGNED)
         self.rounds = ctypes.c_int64.in_dll(library, "step_rounds").value
         self.pace = 0.0  # steps of a member in a second, as last measured: at least so many
         number = ctypes.c_int64
@@ -160,12 +160,13 @@ class _Function:
         self, tables: tuple[Any, ...], first: int, last: int, length: int, stop: ctypes.c_int
     ) -> None:
         """Run some members, segment after segment: between two of them Python hears of Ctrl-C."""
-        scratch = torch.zeros(self.scratch, dtype=torch.uint8, device="cpu")
+        memory = self.scratch()
+        scratch = -(-ctypes.addressof(memory) // _ALIGNED) * _ALIGNED
         start, members = 0, last - first
         while start < length and not stop.value:
             end = min(start + max(1, int(self.pace * _SEGMENT_SECONDS / members)), length)
             began = time.perf_counter()
-            bad = self.library.run(first, last, start, end, *tables, scratch.data_ptr(), ctypes.byref(stop))
+            bad = self.library.run(first, last, start, end, *tables, scratch, ctypes.byref(stop))
             if bad >= 0:
                 raise IndexError(f"an index is out of range in step {bad} of the loop")
             self.pace = (end - start) * members / max(time.perf_counter() - began, 1e-9)

@@ -1,7 +1,7 @@
 """A body as C: where its tensors lie, what a step writes, and the loop around the steps."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from operator import getitem
 from typing import Any
@@ -50,14 +50,18 @@ def write(body: Body) -> str:
     sizes = {i: prod(aval.shape) * aval.dtype.itemsize for i, aval in moving.items()}
     small = sum(sizes.values()) <= _BY_VALUE and _bytes(block) <= _ON_STACK
     if small:  # both are the compiler's to keep in registers
-        home = ["struct scratch local, *restrict w = &local;"]
+        near, home = {}, ["struct scratch local, *restrict w = &local;"]
         turn = ["struct carry *restrict now = w->carries, *restrict next = w->carries + 1;"]
         end, last = ["*now = *next;"], "w->carries"
     else:
         stays = {i for i in moving if _overwrites(block.lines, f"now->c{i}", f"next->c{i}", f"carry_{i}")}
         moving = {i: aval for i, aval in moving.items() if i not in stays}
+        near = _nearest(block)
         _share(block)
-        home = ["struct scratch *restrict w = (struct scratch *)memory;"]
+        home = [
+            "struct near local, *restrict v = &local;",
+            "struct scratch *restrict w = (struct scratch *)memory;",
+        ]
         turn = [
             "struct carry *restrict now = w->carries + ((t - t0) & 1);",
             "struct carry *restrict next = w->carries + (~(t - t0) & 1);",
@@ -67,14 +71,14 @@ def write(body: Body) -> str:
     carries = [
         f"{align}{C_TYPES[each.dtype]} c{i}[{max(prod(each.shape), 1)}];" for i, each in moving.items()
     ]
-    scratch = [f"_Alignas(64) {c_type} {name}[{count}];" for name, (c_type, count) in block.fields.items()]
     places = list(enumerate([*consts, *carry, *x, *y]))
     of_member, of_step = places[: len(consts) + len(carry)], places[len(consts) + len(carry) :]
     lines = [
         *block.functions,
         f"struct carry {{ {' '.join(carries) or 'char none;'} }};",
-        f"struct scratch {{ {' '.join(scratch)} struct carry carries[2]; }};",
-        "const int64_t scratch_size = sizeof(struct scratch);",
+        f"struct near {{ {_declared(near) or 'char none;'} }};",
+        f"struct scratch {{ {_declared(block.fields)} struct carry carries[2]; }};",
+        f"const int64_t scratch_size = {0 if small else 'sizeof(struct scratch)'};",
         f"const int64_t step_rounds = {int(block.work + block.nested)};",
         "int64_t run(int64_t n0, int64_t n1, int64_t t0, int64_t t1, char *const *place,",
         "            const int64_t *member, const int64_t *time, char *memory, const volatile int *stop) {",
@@ -105,6 +109,25 @@ def write(body: Body) -> str:
 
 def _bytes(block: Block) -> int:
     return sum(count * 8 for _, count in block.fields.values())
+
+
+def _declared(fields: Mapping[str, tuple[str, int]]) -> str:
+    return " ".join(f"_Alignas(64) {c_type} {name}[{count}];" for name, (c_type, count) in fields.items())
+
+
+def _nearest(block: Block) -> dict[str, tuple[str, int]]:
+    """Put the smallest tensors on the stack, for the compiler to keep in registers; give their fields."""
+    near: dict[str, tuple[str, int]] = {}
+    left = _ON_STACK
+    for name, (_, count) in sorted(block.fields.items(), key=lambda item: item[1][1]):
+        left -= count * 8
+        if left >= 0:
+            near[name] = block.fields.pop(name)
+    block.lines[:] = [
+        _SCRATCH.sub(lambda found: f"v->{found[1]}" if found[1] in near else found[0], line)
+        for line in block.lines
+    ]
+    return near
 
 
 def _numbered(lines: Sequence[str]) -> Iterator[tuple[int, str]]:
