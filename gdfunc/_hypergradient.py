@@ -11,7 +11,7 @@ from torch.func import grad_and_value, jvp, vjp, vmap
 
 from . import _tree
 from ._errors import check_choice, check_int, warn
-from ._scan._scan import BACKENDS, fold, is_readable
+from ._scan._scan import BACKENDS, call, is_readable
 from ._through import FixedPoint, Through, ask
 from ._tree import Tree
 
@@ -178,15 +178,10 @@ def hypergrad(
             )
             return _value(result, has_aux)
 
-        def once(carry: None, x: None) -> tuple[None, tuple[Any, ...]]:
-            return carry, differentiate(f, point)
-
-        if backend == "eager":
-            result = differentiate(f, point)
-        else:
-            _, rows = fold(once, None, length=1, backend=backend, settled=True)
-            result = _tree.map(lambda leaf: leaf[0], rows)
-        grads, value, aux, *report = _tree.unshare(result, _tree.tensors((args, kwargs, point)))
+        result = call(lambda: differentiate(f, point), backend)
+        if backend in ("eager", "auto"):  # a compiled loop gives new tensors
+            result = _tree.unshare(result, _tree.tensors((args, kwargs, point)))
+        grads, value, aux, *report = result
         if not several:
             grads = grads[0]
         else:
@@ -357,6 +352,8 @@ def _slot(run: Callable[..., Any], which: Slot, args: tuple[Any, ...], kwargs: d
 
 def _as_point(argument: Any, name: str) -> Tree:
     """The argument with floats as 0-d tensors, if all its leaves are float tensors."""
+    if isinstance(argument, Tensor) and argument.is_floating_point():
+        return argument
     if isinstance(argument, Real) and not isinstance(argument, bool):
         return torch.tensor(float(argument), dtype=torch.float64)
     argument = _tree.as_tensors(argument)

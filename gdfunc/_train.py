@@ -16,6 +16,7 @@ from ._errors import BackendError, NonFiniteError, TrainingInterrupted, check_ch
 from ._gradients import check_batch, check_params
 from ._progress import Progress, reporter
 from ._sampling import take
+from ._scan._recent import Recent
 from ._scan._scan import check_checkpoint, fold, is_readable, read_once, settle, within
 from ._step import Step, check_lr, check_pair, params_of
 from ._stopping import Stop, Watched, is_finite, stopping, watch
@@ -24,6 +25,7 @@ from ._tree import Tree
 
 _SEGMENT_SECONDS = 0.1  # how long segments should take: Ctrl-C, progress and stop wait for their end
 _CAUTIOUS = 1e8  # entries of the parameters times entries of a batch that a compiled loop does in a second
+_paces = Recent()  # how many blocks a segment of the same run had at last
 _GRAIN = 4  # blocks: segments of a compiled loop are whole multiples, so that each block always runs alike
 
 
@@ -231,7 +233,7 @@ def train(
         """Run the steps first … last−1: a scan over their blocks."""
         size = max(1, min(every, last - first))
         count = (last - first) // size
-        rows = _tree.map(lambda leaf: leaf[first:last].reshape(count, size, *leaf.shape[1:]), plan)
+        rows = tuple(leaf[first:last].reshape(count, size, *leaf.shape[1:]) for leaf in plan)
         return fold_settled(block, carry, rows, checkpoint=kept_blocks, read=read)
 
     def extend(finished: _Finished, last: int) -> tuple[_Finished, Tensor | None]:
@@ -243,9 +245,12 @@ def train(
     grain = -(-(kept_blocks or 1) // grain) * grain  # every segment keeps a carry
     row = sum(math.prod(leaf.shape[1:]) for leaf in _tree.leaves(data))
     work = sum(leaf.numel() for leaf in leaves) * max(index.shape[1] * row, 1) * _tree.members()
-    finished, blocks = _Finished(0, first_carry, ()), _first_blocks(work * every, grain)
+    finished, blocks, same_run = _Finished(0, first_carry, ()), _first_blocks(work * every, grain), None
     if within.get() is not None:  # a trace has one loop, whatever the clock says
         blocks = max(len(index), 1)
+    elif backend != "eager" and read().key is not None:
+        same_run = read().key, backend, work, every
+        blocks = _paces.find(same_run) or blocks
     with reporter(progress, len(index), "step") as report:
         try:
             while finished.step < len(index) or not finished.records:
@@ -254,6 +259,8 @@ def train(
                 started = time.perf_counter()
                 new, finite = extend(finished, last)
                 blocks = _next_blocks(blocks, time.perf_counter() - started, grain)
+                if same_run is not None:
+                    _paces.keep(same_run, blocks, read().size)
                 if finite is not None and not _read(finite.all()):
                     bad = finished.step + int(torch.nonzero(~finite.flatten())[0])
                     while finished.step < bad or not finished.records:

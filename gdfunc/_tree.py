@@ -101,7 +101,8 @@ def nodes(structure: Structure) -> list[tuple[Any, ...]]:
     if structure is None or structure is _LEAF:
         return []
     kind, context, parts = structure
-    found: list[tuple[Any, ...]] = [node for part in parts for node in nodes(part)]
+    inner = [part for part in parts if part is not _LEAF]
+    found: list[tuple[Any, ...]] = [node for part in inner for node in nodes(part)]
     if isinstance(context, _Context):
         found.append((kind, context.it))
     elif context is not None and set(map(type, context)) - {str}:
@@ -268,7 +269,7 @@ def as_tensors(tree: Tree) -> Tree:
             return leaf
         return torch.as_tensor(leaf if leaf.flags.writeable else leaf.copy())
 
-    return map(convert, tree)
+    return map(convert, tree) if any(isinstance(leaf, np.ndarray) for leaf in leaves(tree)) else tree
 
 
 def is_transformed(leaf: Tensor) -> bool:

@@ -20,7 +20,7 @@ from torch.func import grad, jvp, vmap
 
 import gdfunc as gd
 from gdfunc._errors import BackendError
-from gdfunc._scan import _auto, _inductor, _scan, _trace, native
+from gdfunc._scan import _auto, _inductor, _recent, _scan, _trace, native
 
 from .references import fingerprint, normal, storages
 from .test_scan import BACKENDS, DEVICES, assert_agrees, assert_same_bits, descent, loop, needs_cuda, total
@@ -762,6 +762,8 @@ def test_auto_steps_back_with_one_warning_where_compiling_fails(monkeypatch, tol
 
     monkeypatch.setattr(_inductor, "_compile", fail)
     monkeypatch.setattr(native, "_compiled", fail)
+    monkeypatch.setattr(_trace, "_recipes", _recent.Recent())
+    monkeypatch.setattr(_trace, "_bodies", _recent.Recent())
     w, p, xs = normal(0, 1)[0], normal(1, 3), normal(2, 4, 3)
     auto = functools.partial(gd.scan, backend="auto", unroll=3)
     with pytest.warns(UserWarning, match="auto' steps back: no such luck") as caught:

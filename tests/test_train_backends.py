@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch.func import grad, jvp, vmap
 
 import gdfunc as gd
-from gdfunc._scan import _auto, _inductor, _trace, native
+from gdfunc._scan import _auto, _inductor, _recent, _trace, native
 from gdfunc._train import _GRAIN, _first_blocks, _next_blocks, _segment_end
 
 from .references import COMPILED, fingerprint, linear_data, linear_loss, normal, relative_error, storages
@@ -400,6 +400,23 @@ def test_a_compiled_run_in_two_parts_is_the_run(cut):
 # Watching and stopping.
 
 
+def test_a_run_like_an_earlier_one_knows_how_long_its_segments_may_be(monkeypatch):
+    def segments(**options):
+        calls = []
+        run(50, progress=lambda done, steps: calls.append(done), **options)
+        return len(calls)
+
+    monkeypatch.setattr("gdfunc._train._paces", _recent.Recent())
+    monkeypatch.setattr("gdfunc._train._SEGMENT_SECONDS", 0.0)
+    assert segments(backend="native") == 9  # of which the first is a guess
+    assert segments(backend="native") == 12
+    monkeypatch.setattr("gdfunc._train._SEGMENT_SECONDS", 1e9)
+    assert segments(backend="native") == 2
+    assert segments(backend="native") == 1
+    monkeypatch.setattr("gdfunc._train._SEGMENT_SECONDS", 0.0)
+    assert segments(backend="native", step=gd.make_step(lambda w, batch: linear_loss(w, batch) / 2)) == 9
+
+
 def test_progress_of_a_compiled_run_is_told_after_every_segment(monkeypatch):
     monkeypatch.setattr("gdfunc._train._SEGMENT_SECONDS", 0.0)
     calls = []
@@ -407,10 +424,17 @@ def test_progress_of_a_compiled_run_is_told_after_every_segment(monkeypatch):
     assert calls == [(done, 50) for done in [*range(16, 45, 4), 50]]
 
 
+@pytest.fixture(autouse=True)
+def no_run_was_met_before(monkeypatch):
+    monkeypatch.setattr(
+        "gdfunc._train._paces", types.SimpleNamespace(find=lambda _: None, keep=lambda *_: None)
+    )
+
+
 @pytest.fixture
 def nothing_compiled(monkeypatch):
-    monkeypatch.setattr(_trace, "_recipes", _trace._Recent())
-    monkeypatch.setattr(_trace, "_bodies", _trace._Recent())
+    monkeypatch.setattr(_trace, "_recipes", _recent.Recent())
+    monkeypatch.setattr(_trace, "_bodies", _recent.Recent())
 
 
 @pytest.mark.usefixtures("nothing_compiled")

@@ -1,19 +1,20 @@
 """From a user's scan to the primitive and back: flat lists in, trees out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from .. import _tree
 from .._errors import BackendError, untraceable
 from .._tree import Tree
 from . import _auto, _cudagraph, _inductor, _replay, native
 from ._auto import step_back as step_back
+from ._body import proxy_mode
 from ._primitive import Loop, Runner, checkpointed
 from ._scan import Read, check_step, within
-from ._trace import trace
+from ._trace import Traced, trace
 
 RUNNERS: dict[str, Runner] = {
     "eager": _replay.run,
@@ -37,10 +38,35 @@ def run(
     checkpoint: int | None,
     read: Read | None,
 ) -> tuple[Tree, Tree]:
-    """Trace the user's function, with the checks around it, and run the loop over what was traced."""
+    """Run the loop over what was traced of the user's function."""
+    traced = _traced(f, body, init, xs, backend, read)
+    carry, structure = _tree.flatten(init)
+    loop = Loop(traced.body, length, RUNNERS[backend], reverse, unroll)
+    tensors = _shown(traced.closed_over, carry, _tree.leaves(xs))
+    results = loop(*tensors) if checkpoint is None else checkpointed(loop, checkpoint, *tensors)
+    ys = results[len(carry) :]
+    return _tree.unflatten(structure, results[: len(carry)]), _tree.unflatten(traced.y_structure, ys)
+
+
+def call(f: Callable[[], Tree], backend: str) -> Tree:
+    """Run a function of nothing, as the one step of a loop."""
+    traced = _traced(f, lambda carry, x: (carry, f()), None, None, backend)
+    ys = Loop(traced.body, 1, RUNNERS[backend])(*_shown(traced.closed_over, [], []))
+    return _tree.unflatten(traced.y_structure, [y.squeeze(0) for y in ys])
+
+
+def _traced(
+    f: Callable[..., Any],
+    body: Callable[..., tuple[Tree, Tree]],
+    init: Tree,
+    xs: Tree,
+    backend: str,
+    read: Read | None = None,
+) -> Traced:
+    """Trace the user's function, with the checks around it, within the trace of this backend."""
     token = within.set(backend)
     try:
-        traced = trace(f, body, init, xs, read and read())
+        return trace(f, body, init, xs, read and read())
     except (BackendError, ValueError):
         raise
     except Exception as error:
@@ -51,16 +77,10 @@ def run(
         ) from error
     finally:
         within.reset(token)
-    carry, structure = _tree.flatten(init)
-    loop = Loop(traced.body, length, RUNNERS[backend], reverse, unroll)
-    tensors = [traced.closed_over, carry, _tree.leaves(xs)]
-    if get_proxy_mode() is not None:
-        tensors = [[_shown(leaf) for leaf in leaves] for leaves in tensors]
-    results = loop(*tensors) if checkpoint is None else checkpointed(loop, checkpoint, *tensors)
-    ys = results[len(carry) :]
-    return _tree.unflatten(structure, results[: len(carry)]), _tree.unflatten(traced.y_structure, ys)
 
 
-def _shown(leaf: Tensor) -> Tensor:
-    """Let the trace under way find a tensor from outside of it: it sees what an operation is given."""
-    return leaf if is_fake(leaf) else leaf.view_as(leaf)
+def _shown(*tensors: list[Tensor]) -> Sequence[list[Tensor]]:
+    """Let a trace under way find tensors from outside of it: it sees what an operation is given."""
+    if proxy_mode() is None:
+        return tensors
+    return [[leaf if is_fake(leaf) else leaf.view_as(leaf) for leaf in leaves] for leaves in tensors]

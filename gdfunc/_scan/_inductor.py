@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import _tree
 from .._errors import BackendError
 from . import _replay
-from ._body import Body, clean_room, stand_in
+from ._body import Body, clean_room, proxy_mode, stand_in
 from ._cache import private_directory
 from ._primitive import Leaves, in_trace
 from ._primitive import run as run_loop
@@ -145,9 +145,8 @@ def _lowered(
 
 def _held(const: Tensor) -> Tensor:
     """Copy what is not an input: the code for a loop within a loop frees a view after its first step."""
-    from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-    mode: Any = get_proxy_mode()
+    mode = proxy_mode()
     return const if mode.tracer.unwrap_proxy(const).node.op == "placeholder" else const.clone()
 
 

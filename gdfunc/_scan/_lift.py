@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, track_tensor_tree
+from torch.fx.experimental.proxy_tensor import track_tensor_tree
 from torch.nn import functional
 from torch.nn.parameter import Parameter
 from torch.overrides import TorchFunctionMode
 
 from .. import _tree
 from .._errors import BackendError, is_ours, untraceable
-from ._body import Aval, is_over, stand_in
+from ._body import Aval, is_over, proxy_mode, stand_in
 from ._cuts import Cuts
 from ._rewrites import getter, rewritten
 
@@ -127,7 +127,7 @@ _REFUSED = {
 
 def _show(leaf: Tensor) -> None:
     """Let the trace know that a tensor has no value, before it takes it for a constant."""
-    mode = get_proxy_mode()
+    mode = proxy_mode()
     if mode is None:  # within an operation, of which nothing is written down
         return
     tracer: Any = mode.tracer

@@ -20,12 +20,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctorchFunctionalizeAPI
 from torch.autograd import forward_ad
 from torch.func import jvp, vjp, vmap
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, track_tensor_tree
+from torch.fx.experimental.proxy_tensor import get_proxy_slot, track_tensor_tree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .. import _tree
 from .._errors import untraceable
-from ._body import Avals, BatchedBody, Body, Members, stand_in
+from ._body import Avals, BatchedBody, Body, Members, proxy_mode, stand_in
 
 Flags = tuple[bool, ...]
 Leaves = Sequence[Tensor]
@@ -85,7 +85,7 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(loop: Loop, *tensors: Tensor) -> tuple[Tensor, ...]:
-        mode = get_proxy_mode()
+        mode = proxy_mode()
         traced = mode and any(get_proxy_slot(leaf, mode.tracer, None) for leaf in tensors)
         return tuple((in_trace.get() if traced else run)(loop, tensors))
 
@@ -162,7 +162,7 @@ class _Scan(torch.autograd.Function):
 
 def run(loop: Loop, tensors: Leaves) -> list[Tensor]:
     """Run a loop on plain tensors: what remains for a backend goes forward over contiguous ones."""
-    consts, init, xs = loop.body.split([leaf.contiguous() for leaf in tensors])
+    consts, init, xs = loop.body.split([leaf.contiguous().resolve_neg() for leaf in tensors])
     if loop.reverse:
         xs = tuple(leaf.flip(0) for leaf in xs)
     with loop.body.as_traced():
@@ -193,7 +193,7 @@ def _as_node(loop: Loop, tensors: Leaves) -> list[Tensor]:
     else:
         avals = (*loop.body.carry, *[aval.with_axis(loop.length) for aval in loop.body.y])
         results = [stand_in(mode, aval) for aval in avals]
-    tracer: Any = get_proxy_mode().tracer  # type: ignore[union-attr]
+    tracer: Any = proxy_mode().tracer
     call = tracer.create_proxy("call_function", nested_scan, tuple(map(tracer.unwrap_proxy, tensors)), {})
     track_tensor_tree(results, call, constant=None, tracer=tracer)
     return results
@@ -205,7 +205,7 @@ in_trace: ContextVar[Callable[[Loop, Leaves], list[Tensor]]] = ContextVar("in_tr
 def _is_plain(tensors: Leaves) -> bool:
     """Tell that no derivative is asked for, and no transformation under way: no rule applies."""
     inside = torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
-    return not inside and not any(leaf.requires_grad for leaf in tensors)
+    return not inside and True not in [leaf.requires_grad for leaf in tensors]
 
 
 def _active(body: Body, given: Sequence[bool]) -> tuple[Flags, Flags, Flags]:

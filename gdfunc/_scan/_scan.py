@@ -135,17 +135,35 @@ def fold(
     nested = within.get() if backend == "eager" and length > _LAID_OUT else None
     backend = nested or backend
     if backend != "eager" or every is not None or nested:
-        from . import _compiled  # brings in the tracer and its hundreds of modules
-
         try:
-            return _compiled.run(f, body, init, xs, length, reverse, unroll, backend, every, read)
+            return _compiled().run(f, body, init, xs, length, reverse, unroll, backend, every, read)
         except BackendError as error:
             if backend not in ("auto", "brief") or every is not None:
                 raise
-            _compiled.step_back(error)
+            _compiled().step_back(error)
     steps = range(length - 1, -1, -1) if reverse else range(length)
     carry, ys = _eager.run(body, init, xs, steps)
     return _tree.clone(carry), _stack(ys)
+
+
+def call(f: Callable[[], Tree], backend: str) -> Tree:
+    """`f()`; a backend other than eager takes it for the one step of a loop, and gives new tensors."""
+    if backend != "eager":
+        try:
+            return _compiled().call(f, backend)
+        except BackendError as error:
+            if backend != "auto":
+                raise
+            _compiled().step_back(error)
+    return f()
+
+
+@cache
+def _compiled() -> Any:
+    """Bring in the tracer, and its hundreds of modules, once it is needed."""
+    from . import _compiled
+
+    return _compiled
 
 
 def is_readable(leaf: Tensor) -> bool:
