@@ -53,6 +53,7 @@ pytestmark = [pytest.mark.benchmark, pytest.mark.filterwarnings("ignore")]  # th
 ROOT = Path(__file__).parents[2]
 REPEATS = 5
 SECONDS = 0.5  # how long one run may take before it is cut to the workload's least size
+SHORT = 1e-3  # seconds: such runs are timed ten in a row
 PATIENCE = 1.5  # seconds that a run of W9 may take before the contender is left out of larger sizes
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 PEAK = Path("/proc/self/clear_refs")  # a 5 written there lets the kernel count the peak anew
@@ -243,12 +244,19 @@ def ratio(peer: float, ours: float, unit: str) -> float | str:
 
 
 def seconds(run: Run, size: int) -> float:
+    """What a run takes; of short ones, what each of several in a row takes."""
     wait = torch.cuda.synchronize if torch.cuda.is_available() else (lambda: None)
-    wait()
-    started = time.perf_counter()
-    run(size)
-    wait()
-    return time.perf_counter() - started
+
+    def lasting(times: int) -> float:
+        wait()
+        started = time.perf_counter()
+        for _ in range(times):
+            run(size)
+        wait()
+        return (time.perf_counter() - started) / times
+
+    once = lasting(1)
+    return once if once > SHORT else lasting(10)
 
 
 def megabytes(run: Run, size: int) -> float:
