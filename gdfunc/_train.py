@@ -258,7 +258,8 @@ def train(
                 last = _segment_end(finished.step, blocks, every, goal, grain)
                 started = time.perf_counter()
                 new, finite = extend(finished, last)
-                blocks = _next_blocks(blocks, time.perf_counter() - started, grain)
+                taken = -(-(last - finished.step) // every)
+                blocks = _next_blocks(taken, time.perf_counter() - started, grain)
                 if same_run is not None:
                     _paces.keep(same_run, blocks, read().size)
                 if finite is not None and not _read(finite.all()):

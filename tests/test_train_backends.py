@@ -412,7 +412,8 @@ def test_a_run_like_an_earlier_one_knows_how_long_its_segments_may_be(monkeypatc
     assert segments(backend="native") == 12
     monkeypatch.setattr("gdfunc._train._SEGMENT_SECONDS", 1e9)
     assert segments(backend="native") == 2
-    assert segments(backend="native") == 1
+    for _ in range(200):  # what is known does not grow on and on
+        assert segments(backend="native") == 1
     monkeypatch.setattr("gdfunc._train._SEGMENT_SECONDS", 0.0)
     assert segments(backend="native", step=gd.make_step(lambda w, batch: linear_loss(w, batch) / 2)) == 9
 
