@@ -94,8 +94,8 @@ def hypergrad(
         backend: `"eager"` calls run each time. Another one takes run with its derivative for the one step
             of a `scan` on that backend: traced once, and repeated without Python for as long as shapes, T
             and all that run can reach but the values of tensors stay. With `"native"` short runs take a
-            fifteenth of the time. Side effects of run happen in the trace alone, values (of lr, say) are not
-            checked, and Ctrl-C waits for the end. Not for `"implicit"`.
+            fifteenth of the time. Side effects of run happen in the trace alone, values (of lr, say) are
+            not checked, and Ctrl-C waits for the end. Not for `"implicit"`.
 
     Returns:
         A function of run's arguments that gives a `Hypergradient`. Chosen arguments are trees of float

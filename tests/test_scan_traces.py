@@ -48,6 +48,27 @@ def test_loops_within_write_into_what_they_made(options):
     assert_agrees(gd.scan(f, START, XS, **options), gd.scan(f, START, XS))
 
 
+@traced
+@pytest.mark.parametrize("norm", [functional.batch_norm, functional.instance_norm])
+@pytest.mark.parametrize("used", [False, True])
+def test_running_statistics_are_updated_whether_the_output_is_used_or_not(norm, used, options):
+    """The operation does not say that it writes into them."""
+
+    def f(c, x):
+        mean, variance = c[0].clone(), c[1].clone()
+        train = {"training": True} if norm is functional.batch_norm else {"use_input_stats": True}
+        y = norm(x, mean, variance, momentum=0.3, **train)
+        return (mean, variance), (mean * 2, (y if used else x).sin().sum())
+
+    init = START, START.square()
+    xs = torch.linspace(-1, 2, 3 * 5 * 2 * 4, dtype=torch.float64).sin().reshape(3, 5, 2, 4)
+    assert_agrees(gd.scan(f, init, xs, **options), gd.scan(f, init, xs))
+    assert_agrees(
+        grad(lambda xs: gd.scan(f, init, xs, **options)[1][1].sum())(xs),
+        grad(lambda xs: gd.scan(f, init, xs)[1][1].sum())(xs),
+    )
+
+
 # What f keeps for later has no value in a trace.
 
 

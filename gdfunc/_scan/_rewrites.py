@@ -1,4 +1,4 @@
-"""Calls of torch that read the values of an index, or of a mask, in forms that read none."""
+"""Calls of torch in forms that a trace can follow: that read no value of an index, and hide no writing."""
 
 from collections.abc import Callable
 from typing import Any
@@ -90,3 +90,32 @@ def _one_hot(input: Tensor, num_classes: int = -1) -> Tensor:
     if num_classes < 1 or input.dtype != torch.int64:  # as many as there are: a value; or a mistake
         return functional.one_hot(input, num_classes)
     return input.new_zeros((*input.shape, num_classes)).scatter(-1, input[..., None], 1)
+
+
+def _showing(batch_norm: Any) -> Callable[..., Any]:
+    """Let a batch norm update running statistics in sight: the operation does not say that it writes."""
+
+    def shown(
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor | None,
+        variance: Tensor | None,
+        training: bool,
+        momentum: float,
+        eps: float,
+    ) -> Any:
+        if not training or mean is None or variance is None:
+            return NotImplemented
+        results = batch_norm(x, weight, bias, None, None, True, momentum, eps)
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        spread = x.detach().to(variance.dtype).var(axes, correction=1)
+        for running, now in ((mean, results[1].detach()), (variance, spread)):
+            running.copy_(momentum * now + (1 - momentum) * running)
+        return results
+
+    return shown
+
+
+_NORMS = torch.ops.aten.native_batch_norm, torch.ops.aten.cudnn_batch_norm, torch.ops.aten.miopen_batch_norm
+OPERATIONS = {norm.default: _showing(norm) for norm in _NORMS}  # for the table of a trace

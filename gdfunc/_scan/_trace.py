@@ -32,6 +32,7 @@ from ._fingerprint import Fingerprint, fingerprint
 from ._lift import Lift, check_plain, wrote
 from ._names import is_librarys
 from ._recent import Recent
+from ._rewrites import OPERATIONS
 from ._scan import check_tensor, within
 from ._undo import undone
 
@@ -138,7 +139,7 @@ def _record(
         for _ in range(depth):
             torch._C._functorch._vmap_increment_nesting(1, "same")
         try:
-            graph = record(flat)(*[stand_in(mode, aval) for aval in (*carry, *x)])
+            graph = record(flat, OPERATIONS)(*[stand_in(mode, aval) for aval in (*carry, *x)])
         except (*_NO_VALUES, RuntimeError) as error:
             if not isinstance(error, _NO_VALUES) and ".numpy()" not in str(error):
                 raise
