@@ -249,7 +249,7 @@ def train(
     if within.get() is not None:  # a trace has one loop, whatever the clock says
         blocks = max(len(index), 1)
     elif backend != "eager" and read().key is not None:
-        same_run = read().key, backend, work, every
+        same_run = read().key, backend, work, every, grain
         blocks = _paces.find(same_run) or blocks
     with reporter(progress, len(index), "step") as report:
         try:

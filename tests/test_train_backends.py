@@ -415,6 +415,9 @@ def test_a_run_like_an_earlier_one_knows_how_long_its_segments_may_be(monkeypatc
     for _ in range(200):  # what is known does not grow on and on
         assert segments(backend="native") == 1
     monkeypatch.setattr("gdfunc._train._SEGMENT_SECONDS", 0.0)
+    assert segments(backend="native") == 1
+    assert segments(backend="native", checkpoint=8) == 3  # of whole multiples of 8
+    assert segments(backend="native", checkpoint=8) == 6
     assert segments(backend="native", step=gd.make_step(lambda w, batch: linear_loss(w, batch) / 2)) == 9
 
 
