@@ -48,20 +48,17 @@ def write(body: Body) -> str:
         raise Unsupported(f"a step of {block.work:.1g} operations, where torch's own kernels are faster")
 
     sizes = {i: prod(aval.shape) * aval.dtype.itemsize for i, aval in moving.items()}
-    small = sum(sizes.values()) <= _BY_VALUE and _bytes(block) <= _ON_STACK
-    if small:  # both are the compiler's to keep in registers
-        near, home = {}, ["struct scratch local, *restrict w = &local;"]
+    near = _nearest(block)
+    small = sum(sizes.values()) <= _BY_VALUE and not block.fields
+    if small:  # all is the compiler's to keep in registers
+        home = "struct scratch here, *restrict w = &here;"
         turn = ["struct carry *restrict now = w->carries, *restrict next = w->carries + 1;"]
         end, last = ["*now = *next;"], "w->carries"
     else:
         stays = {i for i in moving if _overwrites(block.lines, f"now->c{i}", f"next->c{i}", f"carry_{i}")}
         moving = {i: aval for i, aval in moving.items() if i not in stays}
-        near = _nearest(block)
         _share(block)
-        home = [
-            "struct near local, *restrict v = &local;",
-            "struct scratch *restrict w = (struct scratch *)memory;",
-        ]
+        home = "struct scratch *restrict w = (struct scratch *)memory;"
         turn = [
             "struct carry *restrict now = w->carries + ((t - t0) & 1);",
             "struct carry *restrict next = w->carries + (~(t - t0) & 1);",
@@ -82,7 +79,8 @@ def write(body: Body) -> str:
         f"const int64_t step_rounds = {int(block.work + block.nested)};",
         "int64_t run(int64_t n0, int64_t n1, int64_t t0, int64_t t1, char *const *place,",
         "            const int64_t *member, const int64_t *time, char *memory, const volatile int *stop) {",
-        *home,
+        "struct near local, *restrict v = &local;",
+        home,
         "int bad = 0;",
         "for (int64_t n = n0; n < n1; n++) {",
         "if (*stop) return -1;",
@@ -105,10 +103,6 @@ def write(body: Body) -> str:
         (c_type, bits) for c_type, bits in (("float", 32), ("double", 64)) if f"transpose_{c_type}(" in text
     ]
     return "\n".join([*_prelude(), *[line for kind in kinds for line in transposition(*kind)], text])
-
-
-def _bytes(block: Block) -> int:
-    return sum(count * 8 for _, count in block.fields.values())
 
 
 def _declared(fields: Mapping[str, tuple[str, int]]) -> str:
