@@ -170,11 +170,15 @@ def hypergrad(
             for which, slot in zip(chosen, slots, strict=True)
         ]
 
+        # Without those that are chosen: another number is no other function.
+        others = [None if i in slots else arg for i, arg in enumerate(args)]
+        named = {name: None if name in slots else arg for name, arg in kwargs.items()}
+
         def f(point: list[Tree]) -> tuple[Tensor, Any]:
             given = dict(zip(slots, point, strict=True))
             result = run(
-                *(given.get(i, arg) for i, arg in enumerate(args)),
-                **{name: given.get(name, arg) for name, arg in kwargs.items()},
+                *(given.get(i, arg) for i, arg in enumerate(others)),
+                **{name: given.get(name, arg) for name, arg in named.items()},
             )
             return _value(result, has_aux)
 
@@ -185,8 +189,8 @@ def hypergrad(
         if not several:
             grads = grads[0]
         else:
-            named = all(isinstance(which, str) for which in chosen)
-            grads = dict(zip(chosen, grads, strict=True)) if named else tuple(grads)
+            by_name = all(isinstance(which, str) for which in chosen)
+            grads = dict(zip(chosen, grads, strict=True)) if by_name else tuple(grads)
         return Hypergradient(grads, value, aux, *report)
 
     return gradient

@@ -269,7 +269,7 @@ def as_tensors(tree: Tree) -> Tree:
             return leaf
         return torch.as_tensor(leaf if leaf.flags.writeable else leaf.copy())
 
-    return map(convert, tree) if any(isinstance(leaf, np.ndarray) for leaf in leaves(tree)) else tree
+    return map(convert, tree)
 
 
 def is_transformed(leaf: Tensor) -> bool:

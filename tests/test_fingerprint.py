@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from torch.func import grad, jvp, vmap
 
 import gdfunc as gd
-from gdfunc._scan import _fingerprint
+from gdfunc._scan import _fingerprint, _recent
 from gdfunc._scan._fingerprint import fingerprint
 
 from .references import normal
@@ -907,6 +907,8 @@ APART = {
     "leaf": (GRADS, GRADS * 1),
     "attribute": (torch.ones(2), attributed(torch.ones(2))),
     "parameter": (torch.ones(2), torch.nn.Parameter(torch.ones(2), requires_grad=False)),
+    "module": (functools, collections),
+    "class": (torch.nn.Linear, torch.nn.ReLU),
     "keys": ({"a": 1}, {"b": 1}),
     "order of keys": ({"a": 1, "b": 1}, {"b": 1, "a": 1}),
     "kind of keys": ({"a": 1}, {Word("a"): 1}),
@@ -933,6 +935,93 @@ def test_what_a_walk_tells_apart_is_told_apart_without(name):
     a, b = map(reader, APART[name])
     assert key(a) != key(b)
     assert key(a) != key(b)
+
+
+def renamed_module():
+    module = types.ModuleType("torch.made_up")
+    module.rate = 2.0
+
+    def change():
+        module.__name__, module.rate = "a_users", 3.0
+
+    return reader([module, lambda: module.rate]), change
+
+
+def renamed_class():
+    cls = type("Made", (), {"__module__": "torch.made_up", "rate": 2.0})
+
+    def change():
+        cls.__module__, cls.rate = "a_users", 3.0
+
+    return reader([cls]), change
+
+
+def unhidden():
+    copied = types.FunctionType(os.getenv.__code__, os.getenv.__globals__, "getenv", (None,))
+    held = [copied]
+    return reader(held), lambda: held.__setitem__(0, os.getenv)
+
+
+def in_an_alias():
+    cls = type("Made", (), {"rate": 2.0})
+    return reader([list[cls], cls | None]), lambda: setattr(cls, "rate", 3.0)
+
+
+@pytest.mark.parametrize("make", [renamed_module, renamed_class, unhidden, in_an_alias])
+def test_contrived_changes_count_too(make):
+    f, change = make()
+    before = key(f)
+    assert before is not None
+    change()
+    assert key(f) != before
+
+
+@pytest.mark.parametrize("way", [os.environ, os.getenv, sys.modules, globals, eval, exec, vars, __import__])
+@pytest.mark.parametrize("hold", [lambda way: way, lambda way: [way], Model])
+def test_ways_to_what_cannot_be_read_give_no_key_by_whatever_name(way, hold):
+    assert key(reader(hold(way))) is None
+    assert key(eval("lambda: other_name", {"other_name": way})) is None
+
+
+def test_builtins_by_the_name_of_their_module_give_no_key():
+    import builtins
+
+    assert key(lambda: builtins.globals()["SCALE"]) is None
+    assert key(lambda: builtins.abs(-SCALE)) is not None
+
+
+class Closed:
+    @property
+    def __dict__(self):
+        raise RuntimeError("not for you")
+
+
+class Unequal(type):
+    def __eq__(cls, other):
+        return cls is other
+
+    __hash__ = None
+
+
+def test_what_does_not_let_itself_be_read_gives_no_key():
+    layouts = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
+    for value in (Closed(), Unequal("Made", (), {})(), layouts):
+        found = fingerprint(reader([ONES, value]))
+        assert found.key is None
+        assert found.tensors[:1] == [ONES] or found.tensors == []
+
+
+def test_written_code_is_forgotten(monkeypatch):
+    monkeypatch.setattr(_recent, "BYTES", 2**18)
+    monkeypatch.setattr(_fingerprint, "_keys", _recent.Recent())
+    monkeypatch.setattr(_fingerprint, "_written", _recent.Recent())
+    kept = []
+    for i in range(40):
+        f = eval(f"lambda: [{i}, values]", {"values": [float(i)] * 100})
+        key(f)
+        kept.append(weakref.ref(fingerprint(f).key.again))
+    del f
+    assert 1 <= sum(ref() is not None for ref in kept) < 10
 
 
 def test_a_function_that_imports_a_library_is_read():

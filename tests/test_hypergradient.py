@@ -659,3 +659,33 @@ def test_a_checkpoint_of_the_users_own_stands(monkeypatch):
         assert set(seen) == {expected}
         seen.clear()
     assert math.isqrt(T - 1) + 1 == 4
+
+
+def test_another_number_traces_nothing(monkeypatch):
+    """It is an input, whether it is given as a float or as a tensor, by position or by name."""
+    traced, record = [], _trace._record
+    monkeypatch.setattr(_trace, "_record", lambda *args: traced.append(None) or record(*args))
+
+    def run(lr, momentum=0.5):
+        return (torch.full((2,), 3.0, dtype=torch.float64) * lr - momentum).square().sum()
+
+    by_place = gd.hypergrad(run, backend="native")
+    by_name = gd.hypergrad(run, ["momentum"], backend="native")
+    for lr in (0.1, 0.2, 0.3):
+        assert torch.allclose(by_place(lr).grads, torch.tensor(12 * (3 * lr - 0.5), dtype=torch.float64))
+        slope = by_name(0.1, momentum=lr).grads["momentum"]
+        assert torch.allclose(slope, torch.tensor(-4 * (0.3 - lr), dtype=torch.float64))
+    assert len(traced) == 2
+
+
+def test_a_run_that_takes_its_argument_apart_leaves_the_callers_whole():
+    options = {"lr": torch.tensor(0.1, dtype=torch.float64), "goal": torch.tensor(2.0, dtype=torch.float64)}
+
+    def run(options):
+        step = gd.make_step(lambda w, batch: (w - options["goal"]).square())
+        w, plan = torch.zeros((), dtype=torch.float64), torch.zeros(60, 0, dtype=torch.int64)
+        return gd.train(step, w, None, plan, options.pop("lr"))[0] * 3
+
+    found = gd.hypergrad(run)(options)
+    assert torch.allclose(found.grads["goal"], torch.tensor(3.0, dtype=torch.float64), atol=1e-3)
+    assert set(options) == {"lr", "goal"}

@@ -852,3 +852,18 @@ def test_a_trajectory_is_a_tree():
     assert doubled.params["w"].equal(2 * trajectory.params["w"])
     names = [path for path, _ in gd._tree.named_leaves(trajectory, "run")]
     assert names == ["run.step", "run.loss", "run.params['w']", "run.params['b']"]
+
+
+def test_a_container_that_changes_on_the_way_is_the_one_that_was_given():
+    x, y = DATA
+    data = {"x": x, "y": y}
+
+    def change(done, steps):
+        data["y"] = torch.zeros_like(y)
+
+    def run(data, **options):
+        step = gd.make_step(lambda params, batch: linear_loss(params, (batch["x"], batch["y"])))
+        return gd.train(step, INIT, data, gd.full_batch(len(x), steps=5), 0.1, **options)[0]
+
+    expected = run(data)
+    assert run(data, progress=change)["w"].equal(expected["w"])

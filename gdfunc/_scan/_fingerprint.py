@@ -8,8 +8,9 @@ end, and aliases count. What cannot be read reliably (an iterator, a lock, what 
 `eval`, `sys.modules` or `os.environ`, a module that makes attributes when asked) makes the key None.
 
 Out of sight are: the inside of libraries (torch, NumPy, gdfunc, pytest, the standard library), such as
-their random generators; builtins; clocks and files; the contents of a `functools.cache`; and what
-`getattr` finds in a module.
+their random generators; builtins; clocks and files; the contents of a `functools.cache`; what a name
+made at run time finds in a module (by `getattr`, `__dict__`, `attrgetter`); names and documentation of
+functions and classes; and of a tensor its offset, its hooks and whether it is a view.
 """
 
 import types
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ._names import is_library, named
-from ._readers import BITS, CONSTANTS, reader
+from ._readers import BITS, CONSTANTS, HIDDEN, reader
 from ._recent import Recent
 from ._reread import Rereader, rereader
 
@@ -42,6 +43,11 @@ class Key:
     def __hash__(self) -> int:
         return self.hash
 
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes, with code for it."""
+        return 256 * len(self.parts)
+
 
 class Fingerprint(NamedTuple):
     """A key that equals another one iff the computation is the same, and the tensors that this takes."""
@@ -53,7 +59,7 @@ class Fingerprint(NamedTuple):
     @property
     def size(self) -> int:
         """About how many bytes the key takes."""
-        return 64 * len(self.key.parts) if self.key else 0
+        return self.key.size if self.key else 0
 
 
 def fingerprint(f: Any) -> Fingerprint:
@@ -78,7 +84,8 @@ def fingerprint(f: Any) -> Fingerprint:
         return walked
     key.again = key.again or rereader(walked.objects, key.parts, ends)
     if key.again:
-        _written.keep(code, [key, *[other for other in tried if other is not key][: _TRIED - 1]])
+        tried = [key, *[other for other in tried if other is not key][: _TRIED - 1]]
+        _written.keep(code, tried, sum(other.size for other in tried))
     return walked._replace(key=key)
 
 
@@ -89,7 +96,6 @@ _keys, _written = Recent(), Recent()
 def _read(f: Any, settings: Hashable) -> tuple[Fingerprint, list[int]]:
     """Walk over all that can be reached; list where in the key each object ends, if it tells no more."""
     key: list[Any] = [settings]
-    readable = True
     ends: list[int] = []
     objects: list[Any] = [f]  # all stay here to the end, lest a new one get the id of one that is gone
     numbers: dict[int, int] = {id(f): 0}
@@ -111,10 +117,11 @@ def _read(f: Any, settings: Hashable) -> tuple[Fingerprint, list[int]]:
                     objects.append(part)
                 key.append(number)
 
-    with torch._C.DisableTorchFunction():  # modes and subclasses are not to see this
+    def walk() -> Key | None:
+        readable = True
         for x in objects:  # which grow on the way
             kind: Any = type(x)
-            head, parts = reader(kind)(x)
+            head, parts = (None, ()) if id(x) in HIDDEN else reader(kind)(x)
             readable = readable and head is not None
             key.extend((kind, head))
             refer(parts)
@@ -132,10 +139,14 @@ def _read(f: Any, settings: Hashable) -> tuple[Fingerprint, list[int]]:
                         told.add((i, name))
                         key.extend((i, name))
                         refer((vars(module)[name],))
-    try:
-        return Fingerprint(Key(key) if readable else None, tensors, objects), [] if modules else ends
-    except TypeError:  # a symbolic shape, say, has no hash
-        return Fingerprint(None, tensors, objects), []
+        return Key(key) if readable else None
+
+    with torch._C.DisableTorchFunction():  # modes and subclasses are not to see this
+        try:
+            whole = walk()
+        except Exception:  # there is what does not let itself be read, or, as a symbolic shape, has no hash
+            whole = None
+    return Fingerprint(whole, tensors, objects), [] if modules else ends
 
 
 def _settings() -> Hashable:

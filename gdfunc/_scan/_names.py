@@ -40,6 +40,7 @@ def names_in(code: types.CodeType) -> Names:
         if step.opname == "IMPORT_NAME":
             imports += ["." * level.argval + step.argval, step.argval.partition(".")[0]]
     more = not _INDIRECT.isdisjoint(names) or {"sys", "modules"} <= {*names}
+    more |= "builtins" in {*names, *code.co_freevars} and not _BY_NAME.isdisjoint(names)
     # As a global, not as an attribute of that name.
     more |= any(step.opname in ("LOAD_GLOBAL", "LOAD_NAME") and step.argval in _BY_NAME for step in steps)
     for inner in code.co_consts:

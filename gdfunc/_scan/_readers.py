@@ -56,7 +56,7 @@ def _function(f: types.FunctionType) -> Reading:
         return None, ()
     found = tuple([name for name in names if name in scope])
     values = [scope[name] for name in found]
-    if not _HIDDEN.isdisjoint(map(id, values)) or ("modules" in names and id(sys) in map(id, values)):
+    if "modules" in names and id(sys) in map(id, values):
         return None, ()
     own += values
     own += [sys.modules.get(_try(resolve_name, name, scope.get("__package__"))) for name in imports]
@@ -195,7 +195,9 @@ _READERS: dict[Any, Reader] = {
     **dict.fromkeys((UninitializedParameter, UninitializedBuffer), lambda x: (None, ())),
     **dict.fromkeys((types.BuiltinFunctionType, types.MethodWrapperType), _builtin),
     **dict.fromkeys((np.ndarray, np.generic), _array),
-    **dict.fromkeys((np.dtype, types.GenericAlias, types.UnionType), lambda x: (x, ())),
+    np.dtype: lambda x: (x, ()),
+    types.GenericAlias: lambda x: ((), (x.__origin__, x.__args__)),
+    types.UnionType: lambda x: ((), (x.__args__,)),
     Tensor: _tensor,
     type: _class,
     types.FunctionType: _function,
@@ -209,4 +211,6 @@ _WHOLE: list[Any] = [UninitializedParameter, UninitializedBuffer, Tensor, np.gen
 _WHOLE += [OperatorBase, OpOverloadPacket, type, types.FunctionType, types.ModuleType]
 _WHOLE += [functools.cached_property]
 
-_HIDDEN = {id(way) for way in (os.environ, os.getenv, importlib.import_module)}  # by whatever name
+# Ways to what cannot be read, by whatever name they are reached.
+HIDDEN = {id(way) for way in (os.environ, os.getenv, importlib.import_module, sys.modules, __import__)}
+HIDDEN |= {id(way) for way in (globals, locals, vars, eval, exec)}

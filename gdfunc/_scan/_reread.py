@@ -8,7 +8,7 @@ the same object. It keeps nothing alive that the key does not.
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from ._names import is_library, names_in
-from ._readers import BITS, Same, reader
+from ._readers import BITS, HIDDEN, Same, reader
 
 # Gives the tensors and all objects, in the order of the walk; None if something is not as it was.
 Rereader = Callable[[Any], tuple[list[Tensor], list[Any]] | None]
-_LONGEST = 4000  # entries of a key: Python takes 10 µs to compile the code for one
+_LONGEST = 1000  # entries of a key: Python takes 10 µs to compile the code for one
 
 
 def rereader(objects: Sequence[Any], key: Sequence[Any], ends: Sequence[int]) -> Rereader | None:
@@ -34,22 +34,24 @@ def rereader(objects: Sequence[Any], key: Sequence[Any], ends: Sequence[int]) ->
     code, names = _Code(), list[str]()
 
     def meet(way: str, number: int) -> None:
+        kind, value, *rest = told[number]
         if number < len(names):
             code.unless(f"{way} is {names[number]}")
-        elif isinstance(told[number][1], Same) and len(told[number]) == 2:  # nothing in it changes
-            names.append(code.constant(objects[number]))
+        elif isinstance(value, Same) and not rest and not issubclass(kind, (type, ModuleType)):
+            names.append(code.constant(objects[number]))  # nothing in it changes
             code.unless(f"{way} is {names[number]}")
         else:
             names.append(f"x{number}")
             code.lines.append(f"x{number} = {way}")
-            code.unless(f"type(x{number}) is {code.constant(told[number][0])}")
+            code.unless(f"type(x{number}) is {code.constant(kind)}")
 
     meet("x0", 0)
     for x, it, (kind, value, *rest) in zip(names, objects, told, strict=False):  # the names grow on the way
         if not x.startswith("x"):
             continue
         parts = list(_parts(rest))
-        ways = _WAYS[kind](code, x, it, value) if kind in _WAYS else None
+        ways_of = _module if issubclass(kind, ModuleType) else _WAYS.get(kind)
+        ways = ways_of(code, x, it, value) if ways_of else None
         if ways is None:
             code.lines.append(f"value, parts = {code.constant(reader(kind))}({x})")
             code.unless(f"value == {code.constant(value)}")
@@ -61,7 +63,8 @@ def rereader(objects: Sequence[Any], key: Sequence[Any], ends: Sequence[int]) ->
                 meet(way, part)
     tensors = [name for name, (kind, *_) in zip(names, told, strict=True) if issubclass(kind, Tensor)]
     code.lines.append(f"objects = [{', '.join(names)}]")
-    code.unless(f"len({{*map(id, objects)}}) == {len(objects)}")
+    code.lines.append("numbers = {*map(id, objects)}")
+    code.unless(f"len(numbers) == {len(objects)} and HIDDEN.isdisjoint(numbers)")
     return code.compiled(f"[{', '.join(tensors)}], objects")
 
 
@@ -77,7 +80,7 @@ class _Code:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self.constants: dict[str, Any] = {"is_library": is_library}
+        self.constants: dict[str, Any] = {"is_library": is_library, "HIDDEN": HIDDEN}
 
     def constant(self, value: Any) -> str:
         name = f"c{len(self.constants)}"
@@ -108,7 +111,7 @@ class _Code:
             f"        return None\n    return {result}\n"
         )
         exec(text, self.constants)
-        return self.constants["again"]
+        return self.constants.pop("again")  # lest they hold each other
 
 
 # For the kinds that are met most: test that the value is as it was, and list the ways to the parts.
@@ -160,8 +163,13 @@ def _dict(code: _Code, x: str, _: Any, value: Any) -> Ways:
     if not isinstance(value, tuple):  # keys of other kinds, which are parts
         return None
     if value:
-        code.unless(f"(*{x},) == {code.constant(value)} and {{*map(type, {x})}} == {{str}}")
+        code.unless(f"{{*map(type, {x})}} == {{str}} and (*{x},) == {code.constant(value)}")
     return code.unpacked(x, f"{x}.values()", len(value))
+
+
+def _module(code: _Code, x: str, it: Any, _: Any) -> Ways:
+    code.unless(f"{x} is {code.constant(it)} and is_library(vars({x}).get('__name__'))")  # as it was
+    return []
 
 
 _WAYS: dict[type, Callable[[_Code, str, Any, Any], Ways]] = {
