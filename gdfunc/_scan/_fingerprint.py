@@ -45,8 +45,8 @@ class Key:
 
     @property
     def size(self) -> int:
-        """About how many bytes it takes, with code for it."""
-        return 256 * len(self.parts)
+        """About how many bytes it takes, with the code for it."""
+        return (256 if self.again else 64) * len(self.parts)
 
 
 class Fingerprint(NamedTuple):
@@ -84,6 +84,7 @@ def fingerprint(f: Any) -> Fingerprint:
         return walked
     key.again = key.again or rereader(walked.objects, key.parts, ends)
     if key.again:
+        _keys.keep(key, key, key.size)
         tried = [key, *[other for other in tried if other is not key][: _TRIED - 1]]
         _written.keep(code, tried, sum(other.size for other in tried))
     return walked._replace(key=key)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import count
+from threading import RLock
 from typing import Any
 
 REMEMBERED, BYTES = 512, 2**28  # entries, before the least recently used is forgotten
@@ -19,7 +20,7 @@ class Recent:
 
     def __init__(self) -> None:
         self._entries: dict[Any, _Entry] = {}
-        self._bytes, self._clock = 0, count()
+        self._bytes, self._clock, self._keeping = 0, count(), RLock()
 
     def find(self, key: Any) -> Any:
         entry = self._entries.get(key)
@@ -29,12 +30,12 @@ class Recent:
         return entry.value
 
     def keep(self, key: Any, value: Any, size: int = 0) -> None:
-        self._forget(key)
-        self._entries[key] = _Entry(value, size, next(self._clock))
-        self._bytes += size
-        while len(self._entries) > REMEMBERED or (self._bytes > BYTES and len(self._entries) > 1):
-            entries = list(self._entries.items())  # at once: other threads keep things too
-            self._forget(min(entries, key=lambda item: item[1].used)[0])
+        with self._keeping:
+            self._forget(key)
+            self._entries[key] = _Entry(value, size, next(self._clock))
+            self._bytes += size
+            while len(self._entries) > REMEMBERED or (self._bytes > BYTES and len(self._entries) > 1):
+                self._forget(min(self._entries, key=lambda key: self._entries[key].used))
 
     def _forget(self, key: Any) -> None:
         entry = self._entries.pop(key, None)
