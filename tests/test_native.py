@@ -933,6 +933,18 @@ def test_another_number_of_members_traces_and_compiles_nothing(monkeypatch):
         torch.testing.assert_close(case(starts), torch.stack([case(row[None])[0] for row in starts]))
 
 
+@pytest.mark.parametrize("size", [1e-22, 1.0, 1e18, 1e25])
+def test_spreads_of_float32_overflow_and_vanish_no_sooner_than_torchs(size):
+    xs = tame(0, (3, 50, 4), torch.float32) * size
+
+    def f(c, x):
+        return c, (x.var(0), x.std(0, correction=0), x.std())
+
+    got, expected = (gd.scan(f, xs[0], xs, backend=backend)[1] for backend in ("native", "eager"))
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("seconds", [1e-7, 1e-3, 1.0])
 @pytest.mark.parametrize("members", [1, 3])
 def test_segments_of_the_loop_take_50_ms_and_the_next_call_knows(members, seconds, monkeypatch):

@@ -345,8 +345,13 @@ def _addmm(bias: Tensor, a: Tensor, b: Tensor, beta: Any = 1, alpha: Any = 1) ->
     return total + bias if beta == 1 else total + beta * bias
 
 
-def _var(x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Tensor:
-    return _var_mean(x, dim, correction=correction, keepdim=keepdim)[0]
+def _var(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Sum in float64, as torch does here, though not within its norms."""
+    return _var_mean(x.double(), *args, **kwargs)[0].to(x.dtype)
+
+
+def _std(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return _var_mean(x.double(), *args, **kwargs)[0].sqrt().to(x.dtype)
 
 
 def _var_mean(
@@ -388,6 +393,7 @@ _ANY = {
     aten._new_zeros_with_same_feature_meta.default: _zeros_for,
 }
 _FLOATING: dict[Any, Callable[..., Any]] = {
+    aten.std.correction: _std,
     aten.var.correction: _var,
     aten.var_mean.correction: _var_mean,
     aten.native_group_norm.default: _group_norm,
