@@ -933,6 +933,30 @@ def test_another_number_of_members_traces_and_compiles_nothing(monkeypatch):
         torch.testing.assert_close(case(starts), torch.stack([case(row[None])[0] for row in starts]))
 
 
+@pytest.mark.parametrize("exponent", [True, False])
+def test_a_bool_to_the_power_of_a_bool_is_a_bool(exponent):
+    xs = torch.tensor([[True, False], [False, True]])
+    got, expected = (
+        gd.scan(lambda c, x: (c, (x**exponent, x**2)), xs[0], xs, backend=backend)[1]
+        for backend in ("native", "eager")
+    )
+    assert [leaf.dtype for leaf in got] == [leaf.dtype for leaf in expected]
+    assert all(a.equal(b) for a, b in zip(got, expected, strict=True))
+
+
+def test_pictures_in_bytes_are_enlarged_alike_or_not_at_all():
+    xs = (torch.arange(2 * 5 * 5) * 37 % 256).reshape(2, 1, 1, 5, 5)
+
+    def run(xs, backend, mode):
+        f = lambda c, x: (c, torch.nn.functional.interpolate(x, scale_factor=2, mode=mode))  # noqa: E731
+        return gd.scan(f, xs[0], xs, backend=backend)[1]
+
+    assert run(xs.byte(), "native", "nearest").equal(run(xs.byte(), "eager", "nearest"))
+    torch.testing.assert_close(*(run(xs.double(), backend, "bilinear") for backend in ("native", "eager")))
+    with pytest.raises(gd.BackendError, match="upsample_bilinear2d"):
+        run(xs.byte(), "native", "bilinear")
+
+
 @pytest.mark.parametrize("size", [1e-22, 1.0, 1e18, 1e25])
 def test_spreads_of_float32_overflow_and_vanish_no_sooner_than_torchs(size):
     xs = tame(0, (3, 50, 4), torch.float32) * size

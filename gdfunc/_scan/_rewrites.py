@@ -117,5 +117,14 @@ def _showing(batch_norm: Any) -> Callable[..., Any]:
     return shown
 
 
+def _power(x: Tensor, exponent: Any) -> Any:
+    """Keep a bool to the power of a bool a bool: without values, torch takes it for an integer."""
+    if x.dtype != torch.bool or not isinstance(exponent, bool):
+        return NotImplemented
+    return x.clone() if exponent else torch.ones_like(x)
+
+
 _NORMS = torch.ops.aten.native_batch_norm, torch.ops.aten.cudnn_batch_norm, torch.ops.aten.miopen_batch_norm
-OPERATIONS = {norm.default: _showing(norm) for norm in _NORMS}  # for the table of a trace
+# For the table of a trace.
+OPERATIONS = {norm.default: _showing(norm) for norm in _NORMS}
+OPERATIONS[torch.ops.aten.pow.Tensor_Scalar] = _power

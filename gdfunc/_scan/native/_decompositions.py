@@ -370,7 +370,7 @@ def _zeros_for(tangent: Tensor, primal: Tensor, *, self_num_batch_dims: int = 0)
     return primal.new_zeros((*tangent.shape[:self_num_batch_dims], *primal.shape))
 
 
-def _of_floats(rewrite: Callable[..., Any]) -> Callable[..., Any]:
+def of_floats(rewrite: Callable[..., Any]) -> Callable[..., Any]:
     """Leave the operator of integers as it is, to be refused by its name."""
 
     @wraps(rewrite)
@@ -411,4 +411,4 @@ _FLOATING: dict[Any, Callable[..., Any]] = {
     aten.avg_pool3d_backward.default: _avg_pool_backward(3),
     aten._adaptive_avg_pool2d_backward.default: _adaptive_avg_pool2d_backward,
 }
-OWN = _ANY | {operator: _of_floats(rewrite) for operator, rewrite in _FLOATING.items()}
+OWN = _ANY | {operator: of_floats(rewrite) for operator, rewrite in _FLOATING.items()}

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.func import functionalize
 
 from .._body import Aval, Body, trace_flat
-from ._decompositions import OWN
+from ._decompositions import OWN, of_floats
 from ._operators import COVERED, name_of
 
 
@@ -32,11 +32,15 @@ def _rewrites() -> dict[Any, Callable[..., Any]]:
     from torch._decomp import core_aten_decompositions, decomposition_table
 
     known = {**decomposition_table, **core_aten_decompositions()}
-    return {
+    rewrites = {
         operator: _if_possible(rewrite)
         for operator, rewrite in known.items()
         if isinstance(operator, torch._ops.OpOverload) and name_of(operator) not in COVERED
-    } | OWN
+    }
+    for operator, rewrite in rewrites.items():
+        if name_of(operator).startswith("upsample_") and "nearest" not in name_of(operator):
+            rewrites[operator] = of_floats(rewrite)  # torch rounds bytes in another way
+    return rewrites | OWN
 
 
 def _if_possible(rewrite: Callable[..., Any]) -> Callable[..., Any]:
