@@ -933,6 +933,21 @@ def test_another_number_of_members_traces_and_compiles_nothing(monkeypatch):
         torch.testing.assert_close(case(starts), torch.stack([case(row[None])[0] for row in starts]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sums_of_one_negative_zero_have_the_sign_of_torchs(dtype):
+    xs = torch.full((2, 4, 1, 3), -0.0, dtype=dtype)
+
+    def f(c, x):
+        one = x[0, 0, 0]
+        loss = torch.nn.functional.cross_entropy(one.reshape(1, 1), torch.zeros(1, dtype=torch.int64))
+        sums = x.sum(1), x[:1, :, :1].sum(), x[:1].sum((0, 1)), one.sum(), one.mean(), x.prod(1)
+        return c, (loss, *sums, x.mean(1), x.sum(1, keepdim=True), x[:, 0].cumsum(0), x.amax(1))
+
+    got, expected = (gd.scan(f, xs[0], xs, backend=backend)[1] for backend in ("native", "eager"))
+    for a, b in zip(got, expected, strict=True):
+        assert a.signbit().equal(b.signbit())
+
+
 @pytest.mark.parametrize("exponent", [True, False])
 def test_a_bool_to_the_power_of_a_bool_is_a_bool(exponent):
     xs = torch.tensor([[True, False], [False, True]])

@@ -673,6 +673,8 @@ def reduce(call: Call, source: Lazy, dims: Any, kind: str, shape: Shape) -> Lazy
     if kind in ("max", "min") and not prod(source.shape[dim] for dim in dims):
         raise call.refuse("of nothing")
     if all(source.shape[dim] == 1 for dim in dims):
+        if kind == "sum" and source.dtype.is_floating_point:  # which begins with 0: of -0 it is 0
+            source = Map("{0} + 0", [source], source.dtype)
         return reshape(source, shape)
     return reshape(Reduced(call.block, source, dims, kind), shape)
 
