@@ -101,8 +101,7 @@ def nodes(structure: Structure) -> list[tuple[Any, ...]]:
     if structure is None or structure is _LEAF:
         return []
     kind, context, parts = structure
-    inner = [part for part in parts if part is not _LEAF]
-    found: list[tuple[Any, ...]] = [node for part in inner for node in nodes(part)]
+    found: list[tuple[Any, ...]] = [node for part in parts if part is not _LEAF for node in nodes(part)]
     if isinstance(context, _Context):
         found.append((kind, context.it))
     elif context is not None and set(map(type, context)) - {str}:

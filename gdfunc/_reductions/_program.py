@@ -16,6 +16,7 @@ from .. import _tree
 from .._gradients import LossFn, check_dependence, check_loss, checked, sample_loss
 from .._per_sample import Dense, Leaf, Outer, Rows, at_once
 from .._scan._fingerprint import fingerprint
+from .._scan._recent import Recent
 from .._scan._trace import trace
 from .._tree import Tree
 from ._patterns import Use, find_uses
@@ -77,8 +78,9 @@ def tapped(loss_fn: LossFn, params: Tree, batch: Tree) -> Program:
     if read.key is None:
         return direct(loss_fn, params, batch, "the loss's closure cannot be read")
     key = (read.key, *_kinds(params), *_kinds(_tree.map(lambda leaf: leaf[0], batch)))
-    if key in _refused:
-        return direct(loss_fn, params, batch, _refused[key])
+    refused = _refused.find(key)
+    if refused is not None:
+        return direct(loss_fn, params, batch, refused)
 
     of_sample = sample_loss(loss_fn)
 
@@ -88,9 +90,9 @@ def tapped(loss_fn: LossFn, params: Tree, batch: Tree) -> Program:
     try:
         traced = trace(f, body, params, batch, read)
     except Exception as error:  # whatever it is, it is met again, and better told, on real tensors
-        if len(_refused) < _REMEMBERED:
-            _refused[key] = f"the loss cannot be traced ({type(error).__name__})"
-        return direct(loss_fn, params, batch, _refused.get(key, "the loss cannot be traced"))
+        refused = f"the loss cannot be traced ({type(error).__name__})"
+        _refused.keep(key, refused, read.size)
+        return direct(loss_fn, params, batch, refused)
     kept = traced.body.kept
     if "taps" not in kept:
         kept["taps"] = _tap(traced.body.graph, len(traced.body.consts), len(traced.body.carry))
@@ -100,8 +102,7 @@ def tapped(loss_fn: LossFn, params: Tree, batch: Tree) -> Program:
     return Program(ways, _runner(graph, ways, traced.closed_over))
 
 
-_refused: dict[Any, str] = {}
-_REMEMBERED = 512
+_refused = Recent()
 
 
 def _kinds(tree: Tree) -> tuple[Any, ...]:

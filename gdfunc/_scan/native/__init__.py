@@ -73,7 +73,7 @@ def run(body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, unrol
     layout = body.kept.get("layout") or body.kept.setdefault("layout", _Layout(body))
     members, size = layout.members, layout.members.size
     carry = [
-        (leaf if leaf.shape == shape else leaf.expand(shape)).clone(memory_format=torch.contiguous_format)
+        leaf.expand(shape).clone(memory_format=torch.contiguous_format)
         for leaf, shape in zip(init, layout.carry, strict=True)
     ]
     ys = [torch.empty((length, *shape), dtype=dtype, device="cpu") for shape, dtype in layout.ys]
