@@ -36,7 +36,6 @@ from torch import Tensor
 from . import _tree, random
 from ._errors import check_int, check_scalar
 from ._gradients import GradFn, LossFn
-from ._methods._method import Method, as_method
 from ._per_sample import Dense, Leaf, Outer, PerSample, Rows
 from ._reductions import reduce_per_sample
 from ._sampling import _as_range
@@ -44,6 +43,7 @@ from ._step import apply_updates
 from ._transforms import GradientTransformation, check_transform, identity
 from ._transforms._base import no_steps
 from ._tree import Tree
+from .methods._method import Method, as_method
 from .reducers import Reducer
 
 _IDENTITY = identity()

@@ -15,10 +15,10 @@ from torch.func import grad, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gdfunc as gd
-from gdfunc._scan import _cudagraph, _replay
 from gdfunc._scan._body import Body
-from gdfunc._scan._primitive import Loop, checkpointed
-from gdfunc._scan._trace import trace
+from gdfunc._scan._loop import Loop, checkpointed
+from gdfunc._scan.backends import _cudagraph, _replay
+from gdfunc._scan.trace._trace import trace
 
 from .references import normal, storages
 

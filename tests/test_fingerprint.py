@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 from torch.func import grad, jvp, vmap
 
 import gdfunc as gd
-from gdfunc._scan import _fingerprint, _recent
-from gdfunc._scan._fingerprint import fingerprint
+from gdfunc._scan import _recent
+from gdfunc._scan.trace import _fingerprint
+from gdfunc._scan.trace._fingerprint import fingerprint
 
 from .references import normal
 

@@ -13,7 +13,7 @@ from torch.func import grad, vmap
 
 import gdfunc as gd
 from gdfunc import _through, _tree
-from gdfunc._scan import _trace
+from gdfunc._scan.trace import _trace
 from gdfunc._sweep._memory import Memory
 
 from .references import COMPILED, fingerprint, linear_data, linear_loss, normal, storages
@@ -506,7 +506,7 @@ def peak(mode, steps, **options):
     ],
 )
 def test_memory_grows_as_promised(mode, options, low, high, monkeypatch):
-    monkeypatch.setattr("gdfunc._train._SEGMENT_SECONDS", 0.0)  # what truncated holds is one segment
+    monkeypatch.setattr("gdfunc._train._train._SEGMENT_SECONDS", 0.0)  # what truncated holds is one segment
     short, long = peak(mode, 64, **options), peak(mode, 256, **options)
     assert low < long / short < high
 
@@ -650,7 +650,7 @@ def test_a_checkpoint_of_the_users_own_stands(monkeypatch):
     seen = []
     fold = gd._train.fold
     monkeypatch.setattr(
-        "gdfunc._train.fold",
+        "gdfunc._train._train.fold",
         lambda *args, **kwargs: seen.append(kwargs.get("checkpoint")) or fold(*args, **kwargs),
     )
     for checkpoint, expected in ((None, 4), (3, 3)):

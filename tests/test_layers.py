@@ -10,10 +10,10 @@ import gdfunc
 PACKAGE = Path(gdfunc.__file__).parent
 RANKS = {
     0: {"_tree", "_errors", "_progress", "_through", "random"},
-    1: {"_sampling", "_gradients", "_transforms", "_schedules", "_scan", "problems"}
+    1: {"_sampling", "_gradients", "_transforms", "schedules", "_scan", "problems"}
     | {"_per_sample", "reducers", "_reductions"},
-    2: {"_step", "_stopping", "_curvature"},
-    3: {"_train", "_methods", "_sweep", "_hypergradient", "modules", "stats", "privacy"},
+    2: {"_step", "curvature"},
+    3: {"_train", "methods", "_sweep", "_hypergradient", "modules", "stats", "privacy"},
     4: {"checkpoint", "distributed", "plot", "testing"},
 }
 RANK = {room: rank for rank, rooms in RANKS.items() for room in rooms}
@@ -26,8 +26,7 @@ SAME_RANK = {
     ("problems", "random"),
     ("reducers", "_per_sample"),
     *[("_reductions", room) for room in ("_gradients", "_per_sample", "_scan", "reducers")],
-    ("_stopping", "_step"),
-    ("privacy", "_methods"),  # whose steps know how their states begin
+    ("privacy", "methods"),  # whose steps know how their states begin
 }
 
 

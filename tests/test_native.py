@@ -23,7 +23,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import gdfunc as gd
 from gdfunc._errors import BackendError
-from gdfunc._scan import _auto, _body, _recent, _trace, native
+from gdfunc._scan import _body, _recent
+from gdfunc._scan.backends import _auto, native
+from gdfunc._scan.trace import _trace
 
 from .test_conformance import TABLE
 
@@ -1134,7 +1136,7 @@ def test_auto_takes_the_native_loop(ranks, steps, monkeypatch):
 
 SANITIZED = """
 import torch
-from gdfunc._scan.native import _build
+from gdfunc._scan.backends.native import _build
 _build._FLAGS[0] = "-O1"
 _build._FLAGS += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "{flag}"]
 import tests.test_native as t

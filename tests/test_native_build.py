@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from gdfunc._errors import BackendError
-from gdfunc._scan import native
-from gdfunc._scan.native import _build
+from gdfunc._scan.backends import native
+from gdfunc._scan.backends.native import _build
 
 from . import test_native as bodies
 

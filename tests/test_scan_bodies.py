@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.func import grad, jvp, vmap
 
 import gdfunc as gd
-from gdfunc._scan import _trace
+from gdfunc._scan.trace import _trace
 from gdfunc._sweep._memory import Memory
 
 from .references import normal

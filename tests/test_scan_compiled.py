@@ -20,7 +20,9 @@ from torch.func import grad, jvp, vmap
 
 import gdfunc as gd
 from gdfunc._errors import BackendError
-from gdfunc._scan import _auto, _inductor, _recent, _scan, _trace, native
+from gdfunc._scan import _recent, _scan
+from gdfunc._scan.backends import _auto, _inductor, native
+from gdfunc._scan.trace import _trace
 
 from .references import fingerprint, normal, storages
 from .test_scan import BACKENDS, DEVICES, assert_agrees, assert_same_bits, descent, loop, needs_cuda, total
@@ -674,7 +676,7 @@ def test_a_cache_directory_that_cannot_be_made_is_refused(tmp_path, monkeypatch,
 
 @posix
 def test_the_cache_directory_is_made_for_the_user_alone(cache, monkeypatch):
-    from gdfunc._scan._cache import private_directory
+    from gdfunc._scan.backends._cache import private_directory
 
     before = os.umask(0)
     try:
@@ -691,7 +693,7 @@ def test_the_cache_is_used_and_the_environment_left_alone():
     before = dict(os.environ)
     gd.scan(descend, normal(0, 3), normal(1, 5, 3), unroll=2, backend="inductor")
     assert dict(os.environ) == before
-    assert any((gd._scan._cache.private_directory() / "inductor").rglob("*.so"))
+    assert any((gd._scan.backends._cache.private_directory() / "inductor").rglob("*.so"))
 
 
 def test_no_compiler_is_one_clear_sentence(tmp_path):

@@ -19,7 +19,8 @@ from torch.overrides import TorchFunctionMode
 
 import gdfunc as gd
 from gdfunc import BackendError
-from gdfunc._scan import _recent, _trace
+from gdfunc._scan import _recent
+from gdfunc._scan.trace import _trace
 
 from .test_scan import assert_agrees
 from .test_scan_compiled import TRACED

@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 from torch.func import grad, jvp, vmap
 
 import gdfunc as gd
-from gdfunc._scan import _auto, _inductor, _recent, _trace, native
-from gdfunc._train import _GRAIN, _first_blocks, _next_blocks, _segment_end
+from gdfunc._scan import _recent
+from gdfunc._scan.backends import _auto, _inductor, native
+from gdfunc._scan.trace import _trace
+from gdfunc._train._train import _GRAIN, _first_blocks, _next_blocks, _segment_end
 
 from .references import COMPILED, fingerprint, linear_data, linear_loss, normal, relative_error, storages
 
@@ -285,7 +287,7 @@ def test_another_lr_seed_data_step_or_length_compiles_nothing(counted, monkeypat
     run(40, init={"w": normal(8, 3), "b": normal(9, 1)[0]})
     for steps in (4, 5, 41, 1000, 3001):
         run(steps)
-    monkeypatch.setattr("gdfunc._train._SEGMENT_SECONDS", 0.0)
+    monkeypatch.setattr("gdfunc._train._train._SEGMENT_SECONDS", 0.0)
     run(50)
     run(51, progress=lambda done, steps: None)
     thinned(0.5, "inductor")
@@ -364,9 +366,9 @@ def test_a_slow_step_makes_short_segments(monkeypatch, backend, seconds_a_step, 
         elapsed[0] = seconds_a_step * (last - first)
         return last
 
-    monkeypatch.setattr("gdfunc._train._segment_end", segment_end)
-    monkeypatch.setattr("gdfunc._train.time", types.SimpleNamespace(perf_counter=clock))
-    monkeypatch.setattr("gdfunc._train._CAUTIOUS", 1.0)
+    monkeypatch.setattr("gdfunc._train._train._segment_end", segment_end)
+    monkeypatch.setattr("gdfunc._train._train.time", types.SimpleNamespace(perf_counter=clock))
+    monkeypatch.setattr("gdfunc._train._train._CAUTIOUS", 1.0)
     run(400, backend=backend, progress=lambda done, steps: ends.append(done))
     lengths = [last - first for first, last in pairwise(ends)]
     assert sum(lengths) == 400
@@ -378,7 +380,7 @@ def test_a_slow_step_makes_short_segments(monkeypatch, backend, seconds_a_step, 
 @pytest.mark.parametrize("steps", [40, 41, 43])
 def test_where_the_segments_of_a_compiled_run_fall_is_of_no_matter(monkeypatch, steps, seconds):
     expected = run(steps)
-    monkeypatch.setattr("gdfunc._train._SEGMENT_SECONDS", seconds)
+    monkeypatch.setattr("gdfunc._train._train._SEGMENT_SECONDS", seconds)
     assert_same_bits(run(steps), expected)
 
 
@@ -406,15 +408,15 @@ def test_a_run_like_an_earlier_one_knows_how_long_its_segments_may_be(monkeypatc
         run(50, progress=lambda done, steps: calls.append(done), **options)
         return len(calls)
 
-    monkeypatch.setattr("gdfunc._train._paces", _recent.Recent())
-    monkeypatch.setattr("gdfunc._train._SEGMENT_SECONDS", 0.0)
+    monkeypatch.setattr("gdfunc._train._train._paces", _recent.Recent())
+    monkeypatch.setattr("gdfunc._train._train._SEGMENT_SECONDS", 0.0)
     assert segments(backend="native") == 9  # of which the first is a guess
     assert segments(backend="native") == 12
-    monkeypatch.setattr("gdfunc._train._SEGMENT_SECONDS", 1e9)
+    monkeypatch.setattr("gdfunc._train._train._SEGMENT_SECONDS", 1e9)
     assert segments(backend="native") == 2
     for _ in range(200):  # what is known does not grow on and on
         assert segments(backend="native") == 1
-    monkeypatch.setattr("gdfunc._train._SEGMENT_SECONDS", 0.0)
+    monkeypatch.setattr("gdfunc._train._train._SEGMENT_SECONDS", 0.0)
     assert segments(backend="native") == 1
     assert segments(backend="native", checkpoint=8) == 3  # of whole multiples of 8
     assert segments(backend="native", checkpoint=8) == 6
@@ -422,7 +424,7 @@ def test_a_run_like_an_earlier_one_knows_how_long_its_segments_may_be(monkeypatc
 
 
 def test_progress_of_a_compiled_run_is_told_after_every_segment(monkeypatch):
-    monkeypatch.setattr("gdfunc._train._SEGMENT_SECONDS", 0.0)
+    monkeypatch.setattr("gdfunc._train._train._SEGMENT_SECONDS", 0.0)
     calls = []
     run(50, progress=lambda done, steps: calls.append((done, steps)))
     assert calls == [(done, 50) for done in [*range(16, 45, 4), 50]]
@@ -431,7 +433,7 @@ def test_progress_of_a_compiled_run_is_told_after_every_segment(monkeypatch):
 @pytest.fixture(autouse=True)
 def no_run_was_met_before(monkeypatch):
     monkeypatch.setattr(
-        "gdfunc._train._paces", types.SimpleNamespace(find=lambda _: None, keep=lambda *_: None)
+        "gdfunc._train._train._paces", types.SimpleNamespace(find=lambda _: None, keep=lambda *_: None)
     )
 
 
@@ -471,7 +473,7 @@ def ctrl_c(after):
 @pytest.mark.parametrize("steps", [40, 41, 43])
 @pytest.mark.parametrize("after", [1, 20, 32])
 def test_ctrl_c_keeps_what_is_done_and_the_rest_goes_on_to_the_same_bits(monkeypatch, steps, after):
-    monkeypatch.setattr("gdfunc._train._SEGMENT_SECONDS", 0.0)
+    monkeypatch.setattr("gdfunc._train._train._SEGMENT_SECONDS", 0.0)
     index = plan(steps)
     final, whole = run(index=index)
     with pytest.raises(gd.TrainingInterrupted) as caught:
@@ -488,7 +490,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_rest_goes_on_to_the_same_bits(monkeyp
 @pytest.mark.parametrize("at", [1, 2, 4])
 def test_ctrl_c_within_a_segment_gives_the_state_before_it(monkeypatch, at):
     run(40)
-    monkeypatch.setattr("gdfunc._train._SEGMENT_SECONDS", 0.0)
+    monkeypatch.setattr("gdfunc._train._train._SEGMENT_SECONDS", 0.0)
     loop, calls = _inductor._loop, []
 
     def interrupted(*args, **options):
@@ -508,7 +510,7 @@ def test_ctrl_c_within_a_segment_gives_the_state_before_it(monkeypatch, at):
 
 
 def test_an_interrupted_sweep_keeps_every_member(monkeypatch):
-    monkeypatch.setattr("gdfunc._train._SEGMENT_SECONDS", 0.0)
+    monkeypatch.setattr("gdfunc._train._train._SEGMENT_SECONDS", 0.0)
     lrs = torch.tensor([0.001, 0.1, 1e30], dtype=torch.float64)
 
     def member(lr, **options):
@@ -569,7 +571,7 @@ def test_auto_is_eager_for_a_short_run_and_compiled_for_a_long_one(ran, monkeypa
     monkeypatch.setattr("gdfunc._scan._scan._WORTH_COMPILING", 40)
     assert_same_bits(run(39, backend="auto"), run(39, backend="eager"))
     assert ran == []
-    monkeypatch.setattr("gdfunc._train._SEGMENT_SECONDS", 0.0)  # the run is long, its segments are not
+    monkeypatch.setattr("gdfunc._train._train._SEGMENT_SECONDS", 0.0)  # its segments are short
     assert_same_bits(run(40, backend="auto"), run(40))
     assert ran == [16, 4, 4, 4, 4, 4, 4]
 

@@ -15,9 +15,9 @@ from torch.func import grad_and_value, vmap
 from .. import _tree
 from .._gradients import LossFn, check_dependence, check_loss, checked, sample_loss
 from .._per_sample import Dense, Leaf, Outer, Rows, at_once
-from .._scan._fingerprint import fingerprint
 from .._scan._recent import Recent
-from .._scan._trace import trace
+from .._scan.trace._fingerprint import fingerprint
+from .._scan.trace._trace import trace
 from .._tree import Tree
 from ._patterns import Use, find_uses
 

@@ -9,12 +9,12 @@ from torch._subclasses.fake_tensor import is_fake
 from .. import _tree
 from .._errors import BackendError, untraceable
 from .._tree import Tree
-from . import _auto, _cudagraph, _inductor, _replay, native
-from ._auto import step_back as step_back
 from ._body import proxy_mode
-from ._primitive import Loop, Runner, checkpointed
+from ._loop import Loop, Runner, checkpointed
 from ._scan import Read, check_step, within
-from ._trace import Traced, trace
+from .backends import _auto, _cudagraph, _inductor, _replay, native
+from .backends._auto import step_back as step_back
+from .trace._trace import Traced, trace
 
 RUNNERS: dict[str, Runner] = {
     "eager": _replay.run,

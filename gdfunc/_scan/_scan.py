@@ -181,7 +181,7 @@ def read_once(f: Body) -> Read:
 
     @cache
     def read() -> Any:
-        from ._fingerprint import fingerprint  # for a trace only, as the tracer
+        from .trace._fingerprint import fingerprint  # for a trace only, as the tracer
 
         return fingerprint(f)
 

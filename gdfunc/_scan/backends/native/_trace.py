@@ -9,7 +9,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.func import functionalize
 
-from .._body import Aval, Body, trace_flat
+from ..._body import Aval, Body, trace_flat
 from ._decompositions import OWN, of_floats
 from ._operators import COVERED, name_of
 

@@ -4,7 +4,7 @@ import os
 import stat
 from pathlib import Path
 
-from .._errors import BackendError
+from ..._errors import BackendError
 
 
 def private_directory() -> Path:

@@ -9,10 +9,10 @@ from threading import Lock, RLock
 import torch
 from torch import Tensor
 
-from .._errors import BackendError
+from ..._errors import BackendError
+from .._body import Aval, Body
+from .._loop import Leaves
 from . import _replay
-from ._body import Aval, Body
-from ._primitive import Leaves
 
 _ROW = 16  # steps in a graph, unless `unroll` says how many: with so many, the host has little to do
 _LONGEST = 256  # steps of a nested loop in a graph, all of its rounds together: each kernel is a node

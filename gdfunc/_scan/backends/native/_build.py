@@ -13,7 +13,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..._errors import BackendError
+from ...._errors import BackendError
 from .._cache import private_directory
 
 # Nothing that changes a number: neither -ffast-math nor what it stands for. Products and sums are fused in

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from .._body import Aval, Body
+from ..._body import Aval, Body
 from . import _operators
 from ._contraction import transposition, vector
 from ._index import strides_of

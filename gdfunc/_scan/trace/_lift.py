@@ -11,9 +11,9 @@ from torch.nn import functional
 from torch.nn.parameter import Parameter
 from torch.overrides import TorchFunctionMode
 
-from .. import _tree
-from .._errors import BackendError, is_ours, untraceable
-from ._body import Aval, is_over, proxy_mode, stand_in
+from ... import _tree
+from ..._errors import BackendError, is_ours, untraceable
+from .._body import Aval, is_over, proxy_mode, stand_in
 from ._cuts import Cuts
 from ._rewrites import getter, rewritten
 

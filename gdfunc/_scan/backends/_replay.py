@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from ._body import Body
-from ._primitive import Leaves
+from .._body import Body
+from .._loop import Leaves
 
 
 def run(body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, unroll: int = 1) -> list[Tensor]:

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _tree
-from .._errors import BackendError
+from ... import _tree
+from ..._errors import BackendError
+from .._body import Body, clean_room, proxy_mode, stand_in
+from .._loop import Leaves, in_trace
+from .._loop import run as run_loop
 from . import _replay
-from ._body import Body, clean_room, proxy_mode, stand_in
 from ._cache import private_directory
-from ._primitive import Leaves, in_trace
-from ._primitive import run as run_loop
 
 _SMALL_BODY = 64  # operations: the steps of a smaller body are laid out in a row …
 _ROW = 4  # … so many, because the loop around them costs as much as they do

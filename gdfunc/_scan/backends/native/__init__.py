@@ -51,9 +51,9 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-from ..._errors import BackendError
-from .._body import Body, Members
-from .._primitive import Leaves
+from ...._errors import BackendError
+from ..._body import Body, Members
+from ..._loop import Leaves
 from ._build import build
 from ._program import LONG, write
 from ._tensor import Unsupported as Unsupported

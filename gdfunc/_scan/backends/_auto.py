@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from .._errors import BackendError, warn
+from ..._errors import BackendError, warn
+from .._body import Body
+from .._loop import Leaves, Runner
 from . import _cudagraph, _inductor, _replay, native
-from ._body import Body
-from ._primitive import Leaves, Runner
 
 _RANKED = {"cuda": (_cudagraph.run, _inductor.run), "cpu": (native.run, _inductor.run)}
 _QUICK = {"cpu": (native.run,)}  # compiled within a second

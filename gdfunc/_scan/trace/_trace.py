@@ -22,18 +22,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
 
-from .. import _tree
-from .._errors import BackendError, is_ours, untraceable
-from .._through import asked
-from .._tree import Tree
-from ._body import Aval, Avals, Body, clean_room, prune, record, stand_in, trace_flat, tracing
+from ... import _tree
+from ..._errors import BackendError, is_ours, untraceable
+from ..._through import asked
+from ..._tree import Tree
+from .._body import Aval, Avals, Body, clean_room, prune, record, stand_in, trace_flat, tracing
+from .._recent import Recent
+from .._scan import check_tensor, within
 from ._cuts import Cuts, gradients_cut, replaced
 from ._fingerprint import Fingerprint, fingerprint
 from ._lift import Lift, check_plain, wrote
 from ._names import is_librarys
-from ._recent import Recent
 from ._rewrites import OPERATIONS
-from ._scan import check_tensor, within
 from ._undo import undone
 
 

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._recent import Recent
 from ._names import is_library, named
 from ._readers import BITS, CONSTANTS, HIDDEN, reader
-from ._recent import Recent
 from ._reread import Rereader, rereader
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..._errors import BackendError
+from ...._errors import BackendError
 from ._index import Index, Point, ravel, strides_of, unravel
 from ._kernel import C_TYPES, Kernel, NotFlat, over
 

@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _tree
-from ._errors import BackendError, NonFiniteError, TrainingInterrupted, check_choice, check_int, warn
-from ._gradients import check_batch, check_params
-from ._progress import Progress, reporter
-from ._sampling import take
-from ._scan._recent import Recent
-from ._scan._scan import check_checkpoint, fold, is_readable, read_once, settle, within
-from ._step import Step, check_lr, check_pair, params_of
+from .. import _tree
+from .._errors import BackendError, NonFiniteError, TrainingInterrupted, check_choice, check_int, warn
+from .._gradients import check_batch, check_params
+from .._progress import Progress, reporter
+from .._sampling import take
+from .._scan._recent import Recent
+from .._scan._scan import check_checkpoint, fold, is_readable, read_once, settle, within
+from .._step import Step, check_lr, check_pair, params_of
+from .._through import asked
+from .._tree import Tree
 from ._stopping import Stop, Watched, is_finite, stopping, watch
-from ._through import asked
-from ._tree import Tree
 
 _SEGMENT_SECONDS = 0.1  # how long segments should take: Ctrl-C, progress and stop wait for their end
 _CAUTIOUS = 1e8  # entries of the parameters times entries of a batch that a compiled loop does in a second

@@ -15,7 +15,7 @@ from torch._C._functorch import TransformType
 from torch._functorch import eager_transforms
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
-from .. import _tree
+from ... import _tree
 
 _WRITES = "an in-place operation under no_grad or on a detached tensor"
 _FORWARD = "a forward-mode derivative under no_grad"

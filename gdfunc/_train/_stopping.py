@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _tree
-from ._scan._scan import like
-from ._step import Step, check_pair, params_of
-from ._tree import Tree
+from .. import _tree
+from .._scan._scan import like
+from .._step import Step, check_pair, params_of
+from .._tree import Tree
 
 Stop = Callable[[Any, Any], Tensor]
 

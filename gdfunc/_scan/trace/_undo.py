@@ -14,7 +14,7 @@ from typing import Any
 
 from torch._subclasses import FakeTensor
 
-from ._body import is_over
+from .._body import is_over
 from ._names import is_library, is_librarys, named
 from ._readers import slots
 

@@ -1,0 +1,1 @@
+"""The backends: each runs a loop forward, on plain tensors."""
