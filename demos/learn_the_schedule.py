@@ -120,7 +120,7 @@ def best_of(schedule: Callable[[Any], Tensor], init: Any) -> Tensor:
 
 def falling(steps: int) -> Callable[[Tensor], Tensor]:
     """Robbins and Monro's schedules, as a function of log lr and log decay."""
-    return lambda params: gd.inverse_time(*params.exp())(torch.arange(steps))
+    return lambda params: gd.schedules.inverse_time(*params.exp())(torch.arange(steps))
 
 
 def learn(start: Tensor, steps: int) -> tuple[Tensor, gd.Trajectory]:
@@ -133,7 +133,7 @@ def learn(start: Tensor, steps: int) -> tuple[Tensor, gd.Trajectory]:
 
     keys = gd.random.split(gd.random.key(0), steps * OUTER_BATCH)
     index = torch.arange(len(keys)).reshape(steps, OUTER_BATCH)  # every order is seen once
-    lrs = gd.cosine_annealing(OUTER_LR, T_max=steps)(torch.arange(steps))
+    lrs = gd.schedules.cosine_annealing(OUTER_LR, T_max=steps)(torch.arange(steps))
     init = gd.init_state(transform, start.log())
     final, trajectory = gd.train(step, init, keys, index, lrs, record=("loss", exact))
     return final.params.exp(), trajectory

@@ -55,7 +55,7 @@ def sweep(
     def run(batch_size, end, lr, key):
         index = gd.epoch_batches(key, n, batch_size, epochs)
         steps = len(index)
-        lrs = gd.linear(lr, 1.0, end, total_iters=steps)(torch.arange(steps))
+        lrs = gd.schedules.linear(lr, 1.0, end, total_iters=steps)(torch.arange(steps))
         once_an_epoch = n // batch_size
         final, trajectory = gd.train(
             step, problem.params, problem.data, index, lrs, record=gap, every=once_an_epoch

@@ -11,6 +11,7 @@ from . import privacy as privacy
 from . import problems as problems
 from . import random as random
 from . import reducers as reducers
+from . import schedules as schedules
 from . import stats as stats
 from ._errors import BackendError as BackendError
 from ._errors import GdfuncError as GdfuncError
@@ -94,18 +95,5 @@ from .methods import make_sam_step as make_sam_step
 from .methods import make_sarah_step as make_sarah_step
 from .methods import make_schedule_free_step as make_schedule_free_step
 from .methods import make_svrg_step as make_svrg_step
-from .schedules import constant as constant
-from .schedules import cosine_annealing as cosine_annealing
-from .schedules import cosine_with_restarts as cosine_with_restarts
-from .schedules import exponential as exponential
-from .schedules import inverse_time as inverse_time
-from .schedules import lambda_ as lambda_
-from .schedules import linear as linear
-from .schedules import multi_step as multi_step
-from .schedules import one_cycle as one_cycle
-from .schedules import polynomial as polynomial
-from .schedules import sequential as sequential
-from .schedules import step as step
-from .schedules import warmup as warmup
 
 __version__ = "0.1.0"

@@ -52,7 +52,7 @@ def constant(lr: Scalar, factor: Scalar = 1.0, total_iters: int = 0) -> Schedule
         TypeError: (in the schedule) the count is a tensor, but not of integers.
 
     Example:
-        >>> gd.constant(1.0, factor=0.5, total_iters=2)(torch.arange(4))
+        >>> gd.schedules.constant(1.0, factor=0.5, total_iters=2)(torch.arange(4))
         tensor([0.5000, 0.5000, 1.0000, 1.0000], dtype=torch.float64)
     """
     total_iters = check_int("total_iters", total_iters, 0)
@@ -75,7 +75,7 @@ def step(lr: Scalar, step_size: int, gamma: Scalar = 0.1) -> Schedule:
         As `constant`.
 
     Example:
-        >>> gd.step(1.0, step_size=2, gamma=0.5)(torch.arange(6))
+        >>> gd.schedules.step(1.0, step_size=2, gamma=0.5)(torch.arange(6))
         tensor([1.0000, 1.0000, 0.5000, 0.5000, 0.2500, 0.2500], dtype=torch.float64)
     """
     step_size = check_int("step_size", step_size, 1)
@@ -96,7 +96,7 @@ def multi_step(lr: Scalar, milestones: Sequence[int], gamma: Scalar = 0.1) -> Sc
         As `constant`; a TypeError too if milestones is no sequence.
 
     Example:
-        >>> gd.multi_step(1.0, milestones=[2, 3], gamma=0.5)(torch.arange(5))
+        >>> gd.schedules.multi_step(1.0, milestones=[2, 3], gamma=0.5)(torch.arange(5))
         tensor([1.0000, 1.0000, 0.5000, 0.2500, 0.2500], dtype=torch.float64)
     """
     milestones = _check_milestones(milestones, 0)
@@ -120,7 +120,7 @@ def exponential(lr: Scalar, gamma: Scalar) -> Schedule:
         As `constant`.
 
     Example:
-        >>> gd.exponential(1.0, gamma=0.5)(torch.arange(4))
+        >>> gd.schedules.exponential(1.0, gamma=0.5)(torch.arange(4))
         tensor([1.0000, 0.5000, 0.2500, 0.1250], dtype=torch.float64)
     """
     return _schedule(lambda n, lr, gamma: lr * _power(gamma, n), lr=lr, gamma=gamma)
@@ -145,7 +145,7 @@ def linear(
         As `constant`.
 
     Example:
-        >>> gd.linear(1.0, start_factor=0.0, total_iters=4)(torch.arange(6))
+        >>> gd.schedules.linear(1.0, start_factor=0.0, total_iters=4)(torch.arange(6))
         tensor([0.0000, 0.2500, 0.5000, 0.7500, 1.0000, 1.0000], dtype=torch.float64)
     """
     total_iters = check_int("total_iters", total_iters, 1)
@@ -171,7 +171,7 @@ def polynomial(lr: Scalar, total_iters: int = 5, power: Scalar = 1.0) -> Schedul
         As `constant`.
 
     Example:
-        >>> gd.polynomial(1.0, total_iters=4, power=2.0)(torch.arange(6))
+        >>> gd.schedules.polynomial(1.0, total_iters=4, power=2.0)(torch.arange(6))
         tensor([1.0000, 0.5625, 0.2500, 0.0625, 0.0000, 0.0000], dtype=torch.float64)
     """
     total_iters = check_int("total_iters", total_iters, 1)
@@ -202,7 +202,7 @@ def cosine_annealing(lr: Scalar, T_max: int, eta_min: Scalar = 0.0) -> Schedule:
         As `constant`.
 
     Example:
-        >>> gd.cosine_annealing(1.0, T_max=2)(torch.arange(5))
+        >>> gd.schedules.cosine_annealing(1.0, T_max=2)(torch.arange(5))
         tensor([1.0000, 0.5000, 0.0000, 0.5000, 1.0000], dtype=torch.float64)
 
     References:
@@ -234,7 +234,7 @@ def cosine_with_restarts(lr: Scalar, T_0: int, T_mult: int = 1, eta_min: Scalar 
         As `constant`.
 
     Example:
-        >>> gd.cosine_with_restarts(1.0, T_0=2, T_mult=2)(torch.arange(7))
+        >>> gd.schedules.cosine_with_restarts(1.0, T_0=2, T_mult=2)(torch.arange(7))
         tensor([1.0000, 0.5000, 1.0000, 0.8536, 0.5000, 0.1464, 1.0000], dtype=torch.float64)
 
     References:
@@ -293,7 +293,8 @@ def one_cycle(
         As `constant`.
 
     Example:
-        >>> gd.one_cycle(1.0, 8, pct_start=0.5, anneal_strategy="linear", div_factor=4.0)(torch.arange(8))
+        >>> schedule = gd.schedules.one_cycle(1.0, 8, 0.5, anneal_strategy="linear", div_factor=4.0)
+        >>> schedule(torch.arange(8))
         tensor([2.5000e-01, 5.0000e-01, 7.5000e-01, 1.0000e+00, 7.5001e-01, 5.0001e-01,
                 2.5002e-01, 2.5000e-05], dtype=torch.float64)
 
@@ -346,7 +347,7 @@ def inverse_time(lr: Scalar, decay: Scalar) -> Schedule:
         As `constant`.
 
     Example:
-        >>> gd.inverse_time(1.0, decay=1.0)(torch.arange(4))
+        >>> gd.schedules.inverse_time(1.0, decay=1.0)(torch.arange(4))
         tensor([1.0000, 0.5000, 0.3333, 0.2500], dtype=torch.float64)
 
     References:
@@ -372,7 +373,7 @@ def lambda_(lr: Scalar, lr_lambda: Callable[[Tensor], Tensor]) -> Schedule:
         that tensor has another shape.
 
     Example:
-        >>> gd.lambda_(1.0, lambda t: 1 / (1 + t).sqrt())(torch.arange(4))
+        >>> gd.schedules.lambda_(1.0, lambda t: 1 / (1 + t).sqrt())(torch.arange(4))
         tensor([1.0000, 0.7071, 0.5774, 0.5000], dtype=torch.float64)
     """
     _check_callable("lr_lambda", lr_lambda)
@@ -410,7 +411,7 @@ def warmup(schedule: Schedule, steps: int, start_factor: Scalar = 0.0) -> Schedu
         As `constant`; a TypeError too if schedule is no function.
 
     Example:
-        >>> gd.warmup(gd.exponential(1.0, gamma=0.5), steps=2)(torch.arange(5))
+        >>> gd.schedules.warmup(gd.schedules.exponential(1.0, gamma=0.5), steps=2)(torch.arange(5))
         tensor([0.0000, 0.5000, 1.0000, 0.5000, 0.2500], dtype=torch.float64)
 
     References:
@@ -445,7 +446,8 @@ def sequential(schedules: Sequence[Schedule], milestones: Sequence[int]) -> Sche
         they do not rise, a TypeError if schedules are no functions.
 
     Example:
-        >>> gd.sequential([gd.constant(0.1), gd.exponential(1.0, gamma=0.5)], [2])(torch.arange(5))
+        >>> first, then = gd.schedules.constant(0.1), gd.schedules.exponential(1.0, gamma=0.5)
+        >>> gd.schedules.sequential([first, then], milestones=[2])(torch.arange(5))
         tensor([0.1000, 0.1000, 1.0000, 0.5000, 0.2500], dtype=torch.float64)
     """
     schedules = _items("schedules", schedules)

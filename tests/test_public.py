@@ -13,21 +13,30 @@ import gdfunc as gd
 
 ROOT = Path(gd.__file__).parents[1]
 README = (ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else ""
-NAMESPACES = ["modules", "plot", "privacy", "problems", "random", "reducers", "stats"]
+PACKAGE = ROOT / "gdfunc"
+
+
+def names_of(module):
+    """The public names that a module's file defines, or re-exports as `from ... import name as name`."""
+    for node in ast.parse(Path(module.__file__).read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names = [node.name]
+        elif isinstance(node, ast.ImportFrom):
+            names = [alias.name for alias in node.names if alias.asname == alias.name]
+        else:
+            continue
+        yield from (name for name in names if not name.startswith("_"))
 
 
 def public_names():
+    """Each public object under the one address that a user writes after `gd.`."""
     names = {}
-    for name, value in vars(gd).items():
-        if name.startswith("_") or inspect.ismodule(value):
-            continue
-        names[name] = value
-    for namespace in NAMESPACES:
-        module = getattr(gd, namespace)
-        for name, value in vars(module).items():
-            own = getattr(value, "__module__", None) == module.__name__
-            if not name.startswith("_") and own:
-                names[f"{namespace}.{name}"] = value
+    for name in names_of(gd):
+        value = getattr(gd, name)
+        if inspect.ismodule(value):
+            names |= {f"{name}.{inner}": getattr(value, inner) for inner in names_of(value)}
+        else:
+            names[name] = value
     return names
 
 

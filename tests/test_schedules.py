@@ -10,6 +10,7 @@ from torch.func import grad, jacfwd, jacrev, vmap
 from torch.optim import lr_scheduler
 
 import gdfunc as gd
+from gdfunc import schedules
 
 STEPS = 42
 COUNTS = torch.arange(STEPS)
@@ -75,7 +76,7 @@ def test_it_is_torchs(name, data):
     lr, kwargs = data.draw(LR), data.draw(st.fixed_dictionaries(arguments))
     assume(abs(kwargs.get("eta_min", 0) - lr) > 1e-3)
     expected = torch_lrs(lambda optimizer: getattr(lr_scheduler, theirs)(optimizer, **kwargs), lr)
-    assert_parity(getattr(gd, name)(lr, **kwargs), expected, lr + kwargs.get("eta_min", 0))
+    assert_parity(getattr(schedules, name)(lr, **kwargs), expected, lr + kwargs.get("eta_min", 0))
 
 
 @given(
@@ -98,14 +99,14 @@ def test_one_cycle_is_torchs(lr, kwargs):
     expected = torch_lrs(
         lambda optimizer: lr_scheduler.OneCycleLR(optimizer, lr, cycle_momentum=False, **kwargs), lr, total
     )
-    assert_parity(gd.one_cycle(lr, **kwargs), expected, lr)
+    assert_parity(schedules.one_cycle(lr, **kwargs), expected, lr)
 
 
 @given(LR, floats(0.05, 3))
 def test_inverse_time_and_lambda_are_torchs(lr, decay):
     expected = torch_lrs(lambda o: lr_scheduler.LambdaLR(o, lambda t: 1 / (1 + decay * t)), lr)
-    assert_parity(gd.inverse_time(lr, decay), expected, lr)
-    assert_parity(gd.lambda_(lr, lambda t: 1 / (1 + decay * t)), expected, lr)
+    assert_parity(schedules.inverse_time(lr, decay), expected, lr)
+    assert_parity(schedules.lambda_(lr, lambda t: 1 / (1 + decay * t)), expected, lr)
 
 
 @given(LR, floats(0.1, 0.9), st.integers(1, 20), GAMMA)
@@ -116,7 +117,7 @@ def test_warmup_is_torchs(lr, start_factor, steps, gamma):
             optimizer, [rise, lr_scheduler.ExponentialLR(optimizer, gamma)], [steps]
         )
 
-    ours = gd.warmup(gd.exponential(lr, gamma), steps, start_factor)
+    ours = schedules.warmup(schedules.exponential(lr, gamma), steps, start_factor)
     assert_parity(ours, torch_lrs(theirs, lr), lr)
 
 
@@ -134,40 +135,46 @@ def test_sequential_is_torchs(lr, milestones, gamma, size):
         ]
         return lr_scheduler.SequentialLR(optimizer, parts, milestones)
 
-    parts = [gd.constant(lr, 0.3, size), gd.step(lr, size, gamma), gd.polynomial(lr, 3 * size, 1.5)]
-    assert_parity(gd.sequential(parts, milestones), torch_lrs(theirs, lr), lr)
+    parts = [
+        schedules.constant(lr, 0.3, size),
+        schedules.step(lr, size, gamma),
+        schedules.polynomial(lr, 3 * size, 1.5),
+    ]
+    assert_parity(schedules.sequential(parts, milestones), torch_lrs(theirs, lr), lr)
 
 
 # Where torch is not copied.
 
 
 def test_constant_alone_is_constant_and_its_first_phase_may_be_empty():
-    assert torch.equal(gd.constant(0.7)(COUNTS), torch.full((STEPS,), 0.7, dtype=torch.float64))
+    assert torch.equal(schedules.constant(0.7)(COUNTS), torch.full((STEPS,), 0.7, dtype=torch.float64))
     theirs = torch_lrs(lambda o: lr_scheduler.ConstantLR(o, 0.5, total_iters=0), 0.7)
     assert set(theirs.tolist()) == {0.35}, "torch has changed: say so in the docstring"
-    assert set(gd.constant(0.7, 0.5, total_iters=0)(COUNTS).tolist()) == {0.7}
+    assert set(schedules.constant(0.7, 0.5, total_iters=0)(COUNTS).tolist()) == {0.7}
     assert torch_lrs(lr_scheduler.ConstantLR, 0.7)[0] == pytest.approx(0.7 / 3)
 
 
 def test_linear_may_start_at_zero():
     with pytest.raises(ValueError, match="greater than 0"):
         torch_lrs(lambda o: lr_scheduler.LinearLR(o, 0.0), 1.0)
-    assert gd.linear(1.0, 0.0, total_iters=4)(COUNTS[:6]).tolist() == [0, 0.25, 0.5, 0.75, 1, 1]
+    assert schedules.linear(1.0, 0.0, total_iters=4)(COUNTS[:6]).tolist() == [0, 0.25, 0.5, 0.75, 1, 1]
 
 
 def test_polynomial_refuses_the_power_that_is_constant():
     assert set(torch_lrs(lambda o: lr_scheduler.PolynomialLR(o, 5, 0.0), 1.0).tolist()) == {1.0}
     with pytest.raises(ValueError, match=r"power must be a finite number in \(0, inf\)"):
-        gd.polynomial(1.0, 5, 0.0)
+        schedules.polynomial(1.0, 5, 0.0)
 
 
 def test_cosine_annealing_is_periodic_and_can_be_held():
-    lrs = gd.cosine_annealing(2.0, 7, 0.5)(torch.arange(60))
+    lrs = schedules.cosine_annealing(2.0, 7, 0.5)(torch.arange(60))
     assert torch.equal(lrs[14:], lrs[:-14])
     assert (lrs[0], lrs[7], lrs[14]) == (2.0, 0.5, 2.0)
     far = torch.tensor([14 * 10**15 + 3])
-    assert torch.equal(gd.cosine_annealing(2.0, 7, 0.5)(far), lrs[3:4])
-    held = gd.sequential([gd.cosine_annealing(2.0, 7, 0.5), gd.constant(0.5)], [7])(COUNTS)
+    assert torch.equal(schedules.cosine_annealing(2.0, 7, 0.5)(far), lrs[3:4])
+    held = schedules.sequential([schedules.cosine_annealing(2.0, 7, 0.5), schedules.constant(0.5)], [7])(
+        COUNTS
+    )
     assert torch.equal(held[:7], lrs[:7])
     assert set(held[7:].tolist()) == {0.5}
 
@@ -175,7 +182,7 @@ def test_cosine_annealing_is_periodic_and_can_be_held():
 @pytest.mark.parametrize("anneal_strategy", ["cos", "linear"])
 def test_one_cycle_stays_at_its_end(anneal_strategy):
     kwargs = {"total_steps": 10, "pct_start": 0.4, "anneal_strategy": anneal_strategy}
-    ours = gd.one_cycle(1.0, **kwargs)(torch.arange(14))
+    ours = schedules.one_cycle(1.0, **kwargs)(torch.arange(14))
     assert set(ours[9:].tolist()) == {1 / 25 / 1e4}
     past = torch_lrs(lambda o: lr_scheduler.OneCycleLR(o, 1.0, cycle_momentum=False, **kwargs), 1.0, 11)[10]
     assert abs(past - ours[10]) > 1e-3
@@ -187,8 +194,8 @@ def test_one_cycle_with_a_rise_of_no_length_starts_at_its_top():
     kwargs = {"total_steps": 4, "pct_start": 0.25}
     with pytest.raises(ZeroDivisionError):
         torch_lrs(lambda o: lr_scheduler.OneCycleLR(o, 1.0, cycle_momentum=False, **kwargs), 1.0, 4)
-    assert gd.one_cycle(1.0, **kwargs)(0) == 1.0
-    assert gd.one_cycle(1.0, **kwargs)(3) == 1 / 25 / 1e4
+    assert schedules.one_cycle(1.0, **kwargs)(0) == 1.0
+    assert schedules.one_cycle(1.0, **kwargs)(3) == 1 / 25 / 1e4
 
 
 def test_a_restart_is_found_where_torchs_logarithm_misses_it():
@@ -196,14 +203,14 @@ def test_a_restart_is_found_where_torchs_logarithm_misses_it():
     theirs = lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=1, T_mult=3)
     theirs.step(121)  # 1 + 3 + 9 + 27 + 81
     assert optimizer.param_groups[0]["lr"] == 0.0
-    assert gd.cosine_with_restarts(1.0, T_0=1, T_mult=3)(121) == 1.0
+    assert schedules.cosine_with_restarts(1.0, T_0=1, T_mult=3)(121) == 1.0
 
 
 def test_lambda_gets_counts_in_float64():
     seen = []
-    gd.lambda_(1.0, lambda t: seen.append(t) or t)(torch.arange(3))
+    schedules.lambda_(1.0, lambda t: seen.append(t) or t)(torch.arange(3))
     assert seen[0].dtype == torch.float64
-    lrs = gd.lambda_(1.0, lambda t: 0.95**t)(COUNTS)
+    lrs = schedules.lambda_(1.0, lambda t: 0.95**t)(COUNTS)
     assert lrs.tolist() == pytest.approx([0.95**t for t in range(STEPS)], rel=1e-14)
     assert (0.95**COUNTS).dtype == torch.float32, "the trap is gone"
 
@@ -213,7 +220,7 @@ def test_lambda_gets_counts_in_float64():
 
 @given(st.integers(1, 9), st.integers(1, 5), st.floats(0.01, 2), st.floats(0, 0.5))
 def test_restarts_fall_on_their_counts(T_0, T_mult, lr, eta_min):
-    schedule = gd.cosine_with_restarts(lr, T_0, T_mult, eta_min)
+    schedule = schedules.cosine_with_restarts(lr, T_0, T_mult, eta_min)
     expected, cycle = [], T_0
     while len(expected) < 1500:
         expected += [
@@ -233,31 +240,31 @@ def test_restarts_fall_on_their_counts(T_0, T_mult, lr, eta_min):
 @pytest.mark.parametrize("T_mult", [1, 2, 3])
 def test_a_restart_far_away_is_exact(T_mult):
     start = 7 * 10**17 if T_mult == 1 else 7 * (T_mult**36 - 1) // (T_mult - 1)
-    before, at = gd.cosine_with_restarts(1.0, 7, T_mult)(torch.tensor([start - 1, start]))
+    before, at = schedules.cosine_with_restarts(1.0, 7, T_mult)(torch.tensor([start - 1, start]))
     assert at == 1.0
     assert before < 0.1
 
 
 @given(st.lists(st.integers(0, 30), max_size=6), GAMMA)
 def test_milestones_come_in_any_order_and_count_as_often_as_they_stand_there(milestones, gamma):
-    lrs = gd.multi_step(1.0, milestones, gamma)(COUNTS)
+    lrs = schedules.multi_step(1.0, milestones, gamma)(COUNTS)
     expected = [gamma ** sum(m <= t for m in milestones) for t in range(STEPS)]
     assert lrs.tolist() == pytest.approx(expected, rel=1e-14)
 
 
 @given(LR, st.floats(0, 2), st.floats(0, 2), st.integers(1, 40))
 def test_ends_are_hit_exactly(lr, start, end, total):
-    line = gd.linear(lr, start, end, total)(torch.tensor([0, total, total + 1, 10**9]))
+    line = schedules.linear(lr, start, end, total)(torch.tensor([0, total, total + 1, 10**9]))
     assert line.tolist() == [lr * start, lr * end, lr * end, lr * end]
-    fall = gd.polynomial(lr, total, 1 + start)(torch.tensor([0, total, 10**9]))
+    fall = schedules.polynomial(lr, total, 1 + start)(torch.tensor([0, total, 10**9]))
     assert fall.tolist() == [lr, 0, 0]
-    rise = gd.warmup(gd.constant(lr), total, start)(torch.tensor([0, total, 10**9]))
+    rise = schedules.warmup(schedules.constant(lr), total, start)(torch.tensor([0, total, 10**9]))
     assert rise.tolist() == [lr * start, lr, lr]
 
 
 def test_a_warmup_of_no_steps_is_the_schedule():
-    schedule = gd.exponential(1.0, 0.9)
-    assert torch.equal(gd.warmup(schedule, 0)(COUNTS), schedule(COUNTS))
+    schedule = schedules.exponential(1.0, 0.9)
+    assert torch.equal(schedules.warmup(schedule, 0)(COUNTS), schedule(COUNTS))
 
 
 def test_a_part_of_a_sequence_sees_its_own_counts_only():
@@ -267,33 +274,35 @@ def test_a_part_of_a_sequence_sees_its_own_counts_only():
         seen.append((int(counts.min()), int(counts.max())))
         return counts.double()
 
-    lrs = gd.sequential([spy, spy, spy], [5, 8])(COUNTS)
+    lrs = schedules.sequential([spy, spy, spy], [5, 8])(COUNTS)
     assert seen == [(0, 4), (0, 2), (0, STEPS - 9)]
     assert lrs.tolist() == [*range(5), *range(3), *range(STEPS - 8)]
-    assert torch.equal(gd.sequential([gd.constant(0.3)], [])(COUNTS), gd.constant(0.3)(COUNTS))
+    assert torch.equal(
+        schedules.sequential([schedules.constant(0.3)], [])(COUNTS), schedules.constant(0.3)(COUNTS)
+    )
 
 
 # One table for what holds of each: name -> (scalars -> schedule, scalars in general position).
 TABLE = {
-    "constant": (lambda lr, f: gd.constant(lr, f, 5), (0.7, 0.4)),
-    "step": (lambda lr, g: gd.step(lr, 3, g), (0.7, 0.6)),
-    "multi_step": (lambda lr, g: gd.multi_step(lr, [9, 2, 9], g), (0.7, 0.6)),
-    "exponential": (lambda lr, g: gd.exponential(lr, g), (0.7, 0.9)),
-    "linear": (lambda lr, a, b: gd.linear(lr, a, b, 7), (0.7, 0.3, 0.8)),
-    "polynomial": (lambda lr, p: gd.polynomial(lr, 7, p), (0.7, 1.7)),
-    "cosine_annealing": (lambda lr, low: gd.cosine_annealing(lr, 7, low), (0.7, 0.1)),
-    "cosine_with_restarts": (lambda lr, low: gd.cosine_with_restarts(lr, 3, 2, low), (0.7, 0.1)),
-    "one_cycle": (lambda *a: gd.one_cycle(a[0], 30, a[1], "cos", *a[2:]), (0.7, 0.37, 9.0, 50.0)),
+    "constant": (lambda lr, f: schedules.constant(lr, f, 5), (0.7, 0.4)),
+    "step": (lambda lr, g: schedules.step(lr, 3, g), (0.7, 0.6)),
+    "multi_step": (lambda lr, g: schedules.multi_step(lr, [9, 2, 9], g), (0.7, 0.6)),
+    "exponential": (lambda lr, g: schedules.exponential(lr, g), (0.7, 0.9)),
+    "linear": (lambda lr, a, b: schedules.linear(lr, a, b, 7), (0.7, 0.3, 0.8)),
+    "polynomial": (lambda lr, p: schedules.polynomial(lr, 7, p), (0.7, 1.7)),
+    "cosine_annealing": (lambda lr, low: schedules.cosine_annealing(lr, 7, low), (0.7, 0.1)),
+    "cosine_with_restarts": (lambda lr, low: schedules.cosine_with_restarts(lr, 3, 2, low), (0.7, 0.1)),
+    "one_cycle": (lambda *a: schedules.one_cycle(a[0], 30, a[1], "cos", *a[2:]), (0.7, 0.37, 9.0, 50.0)),
     "one_cycle linear": (
-        lambda *a: gd.one_cycle(a[0], 30, a[1], "linear", *a[2:], three_phase=True),
+        lambda *a: schedules.one_cycle(a[0], 30, a[1], "linear", *a[2:], three_phase=True),
         (0.7, 0.37, 9.0, 50.0),
     ),
-    "inverse_time": (lambda lr, d: gd.inverse_time(lr, d), (0.7, 0.2)),
-    "lambda_": (lambda lr, p: gd.lambda_(lr, lambda t: (1 + t) ** -p), (0.7, 0.5)),
-    "warmup": (lambda lr, g, f: gd.warmup(gd.exponential(lr, g), 5, f), (0.7, 0.9, 0.3)),
+    "inverse_time": (lambda lr, d: schedules.inverse_time(lr, d), (0.7, 0.2)),
+    "lambda_": (lambda lr, p: schedules.lambda_(lr, lambda t: (1 + t) ** -p), (0.7, 0.5)),
+    "warmup": (lambda lr, g, f: schedules.warmup(schedules.exponential(lr, g), 5, f), (0.7, 0.9, 0.3)),
     "sequential": (
-        lambda lr, g: gd.sequential(
-            [gd.constant(lr), gd.exponential(lr, g), gd.inverse_time(lr, g)], [4, 9]
+        lambda lr, g: schedules.sequential(
+            [schedules.constant(lr), schedules.exponential(lr, g), schedules.inverse_time(lr, g)], [4, 9]
         ),
         (0.7, 0.9),
     ),
@@ -320,7 +329,9 @@ CORNERS = {
 def test_the_tables_have_every_schedule():
     named = {name.split()[0] for name in TABLE}
     public = {
-        name for name, value in vars(gd).items() if getattr(value, "__module__", "") == "gdfunc._schedules"
+        name
+        for name, value in vars(schedules).items()
+        if not name.startswith("_") and getattr(value, "__module__", "") == schedules.__name__
     }
     assert named == public
     assert set(CORNERS) == set(TABLE)
@@ -425,7 +436,9 @@ def test_a_part_that_would_overflow_elsewhere_spoils_no_derivative():
     counts = torch.tensor([0, 3, 10**6])
 
     def last(gamma):
-        return gd.sequential([gd.exponential(1.0, gamma), gd.constant(0.1)], [4])(counts).sum()
+        return schedules.sequential([schedules.exponential(1.0, gamma), schedules.constant(0.1)], [4])(
+            counts
+        ).sum()
 
     assert grad(last)(scalar(2.0)) == 3 * 2**2
 
@@ -458,7 +471,7 @@ def test_train_takes_it(name):
 
 
 def test_another_hyperparameter_is_scheduled_by_scanning_it():
-    betas = gd.linear(0.9, 0.5, 1.0, 10)(torch.arange(20))
+    betas = schedules.linear(0.9, 0.5, 1.0, 10)(torch.arange(20))
 
     def body(carry, beta):
         w, v = carry
@@ -471,7 +484,7 @@ def test_another_hyperparameter_is_scheduled_by_scanning_it():
 
 
 def test_robbins_monro():
-    lrs = gd.inverse_time(1.0, 1.0)(torch.arange(10**6))
+    lrs = schedules.inverse_time(1.0, 1.0)(torch.arange(10**6))
     assert lrs.sum() == pytest.approx(math.log(10**6) + 0.5772156649 + 0.5e-6, rel=1e-9)
     assert (lrs**2).sum() == pytest.approx(math.pi**2 / 6 - 1e-6, rel=1e-9)
 
@@ -479,68 +492,84 @@ def test_robbins_monro():
 # What is refused.
 
 REFUSED = [
-    (lambda: gd.constant(-0.1), ValueError, r"lr must be a finite number in \[0, inf\).*got -0.1"),
-    (lambda: gd.constant(math.nan), ValueError, "lr must be"),
-    (lambda: gd.constant(True), ValueError, "lr must be"),
-    (lambda: gd.constant(torch.ones(1)), ValueError, r"lr must be .*shape \(1,\)"),
-    (lambda: gd.constant(1.0, -1.0), ValueError, "factor must be"),
-    (lambda: gd.constant(1.0, 1.0, -1), ValueError, "total_iters must be an int >= 0; got -1"),
-    (lambda: gd.step(1.0, 0), ValueError, "step_size must be an int >= 1; got 0"),
-    (lambda: gd.step(1.0, 2.0), ValueError, "step_size must be an int >= 1; got 2.0"),
-    (lambda: gd.step(1.0, 2, -0.5), ValueError, "gamma must be"),
-    (lambda: gd.multi_step(1.0, [3, -1]), ValueError, r"milestones\[1\] must be an int >= 0; got -1"),
-    (lambda: gd.multi_step(1.0, 3), TypeError, "milestones must be a sequence; got 3"),
-    (lambda: gd.multi_step(1.0, [3], math.inf), ValueError, "gamma must be"),
-    (lambda: gd.exponential(1.0, -0.5), ValueError, "gamma must be"),
-    (lambda: gd.linear(1.0, -0.5), ValueError, "start_factor must be"),
-    (lambda: gd.linear(1.0, 0.5, -0.5), ValueError, "end_factor must be"),
-    (lambda: gd.linear(1.0, total_iters=0), ValueError, "total_iters must be an int >= 1; got 0"),
-    (lambda: gd.polynomial(1.0, 0), ValueError, "total_iters must be an int >= 1; got 0"),
-    (lambda: gd.cosine_annealing(1.0, 0), ValueError, "T_max must be an int >= 1; got 0"),
-    (lambda: gd.cosine_annealing(1.0, 5, -1.0), ValueError, "eta_min must be"),
-    (lambda: gd.cosine_with_restarts(1.0, 0), ValueError, "T_0 must be an int >= 1; got 0"),
-    (lambda: gd.cosine_with_restarts(1.0, 3, 0), ValueError, "T_mult must be an int >= 1; got 0"),
-    (lambda: gd.cosine_with_restarts(1.0, 3, 1, -1.0), ValueError, "eta_min must be"),
-    (lambda: gd.one_cycle(-1.0, 5), ValueError, "max_lr must be"),
-    (lambda: gd.one_cycle(1.0, 0), ValueError, "total_steps must be an int >= 1; got 0"),
+    (lambda: schedules.constant(-0.1), ValueError, r"lr must be a finite number in \[0, inf\).*got -0.1"),
+    (lambda: schedules.constant(math.nan), ValueError, "lr must be"),
+    (lambda: schedules.constant(True), ValueError, "lr must be"),
+    (lambda: schedules.constant(torch.ones(1)), ValueError, r"lr must be .*shape \(1,\)"),
+    (lambda: schedules.constant(1.0, -1.0), ValueError, "factor must be"),
+    (lambda: schedules.constant(1.0, 1.0, -1), ValueError, "total_iters must be an int >= 0; got -1"),
+    (lambda: schedules.step(1.0, 0), ValueError, "step_size must be an int >= 1; got 0"),
+    (lambda: schedules.step(1.0, 2.0), ValueError, "step_size must be an int >= 1; got 2.0"),
+    (lambda: schedules.step(1.0, 2, -0.5), ValueError, "gamma must be"),
     (
-        lambda: gd.one_cycle(1.0, 5, 1.5),
+        lambda: schedules.multi_step(1.0, [3, -1]),
+        ValueError,
+        r"milestones\[1\] must be an int >= 0; got -1",
+    ),
+    (lambda: schedules.multi_step(1.0, 3), TypeError, "milestones must be a sequence; got 3"),
+    (lambda: schedules.multi_step(1.0, [3], math.inf), ValueError, "gamma must be"),
+    (lambda: schedules.exponential(1.0, -0.5), ValueError, "gamma must be"),
+    (lambda: schedules.linear(1.0, -0.5), ValueError, "start_factor must be"),
+    (lambda: schedules.linear(1.0, 0.5, -0.5), ValueError, "end_factor must be"),
+    (lambda: schedules.linear(1.0, total_iters=0), ValueError, "total_iters must be an int >= 1; got 0"),
+    (lambda: schedules.polynomial(1.0, 0), ValueError, "total_iters must be an int >= 1; got 0"),
+    (lambda: schedules.cosine_annealing(1.0, 0), ValueError, "T_max must be an int >= 1; got 0"),
+    (lambda: schedules.cosine_annealing(1.0, 5, -1.0), ValueError, "eta_min must be"),
+    (lambda: schedules.cosine_with_restarts(1.0, 0), ValueError, "T_0 must be an int >= 1; got 0"),
+    (lambda: schedules.cosine_with_restarts(1.0, 3, 0), ValueError, "T_mult must be an int >= 1; got 0"),
+    (lambda: schedules.cosine_with_restarts(1.0, 3, 1, -1.0), ValueError, "eta_min must be"),
+    (lambda: schedules.one_cycle(-1.0, 5), ValueError, "max_lr must be"),
+    (lambda: schedules.one_cycle(1.0, 0), ValueError, "total_steps must be an int >= 1; got 0"),
+    (
+        lambda: schedules.one_cycle(1.0, 5, 1.5),
         ValueError,
         r"pct_start must be a finite number in \[0, 1\].*got 1.5",
     ),
     (
-        lambda: gd.one_cycle(1.0, 5, anneal_strategy="sin"),
+        lambda: schedules.one_cycle(1.0, 5, anneal_strategy="sin"),
         ValueError,
         "anneal_strategy must be 'cos' or 'linear'",
     ),
-    (lambda: gd.one_cycle(1.0, 5, div_factor=0.0), ValueError, "div_factor must be"),
-    (lambda: gd.one_cycle(1.0, 5, final_div_factor=0.0), ValueError, "final_div_factor must be"),
-    (lambda: gd.inverse_time(1.0, -1.0), ValueError, "decay must be"),
-    (lambda: gd.lambda_(1.0, 0.5), TypeError, "lr_lambda must be a function of the count; got 0.5"),
+    (lambda: schedules.one_cycle(1.0, 5, div_factor=0.0), ValueError, "div_factor must be"),
+    (lambda: schedules.one_cycle(1.0, 5, final_div_factor=0.0), ValueError, "final_div_factor must be"),
+    (lambda: schedules.inverse_time(1.0, -1.0), ValueError, "decay must be"),
+    (lambda: schedules.lambda_(1.0, 0.5), TypeError, "lr_lambda must be a function of the count; got 0.5"),
     (
-        lambda: gd.lambda_(1.0, lambda t: 0.5)(COUNTS),
+        lambda: schedules.lambda_(1.0, lambda t: 0.5)(COUNTS),
         TypeError,
         "lr_lambda must return a tensor.*got float",
     ),
     (
-        lambda: gd.lambda_(1.0, lambda t: t.sum())(COUNTS),
+        lambda: schedules.lambda_(1.0, lambda t: t.sum())(COUNTS),
         ValueError,
         r"counts of shape \(42,\) and returned shape \(\)",
     ),
-    (lambda: gd.warmup(0.1, 5), TypeError, "schedule must be a function of the count; got 0.1"),
-    (lambda: gd.warmup(gd.constant(1.0), -1), ValueError, "steps must be an int >= 0; got -1"),
-    (lambda: gd.warmup(gd.constant(1.0), 5, -1.0), ValueError, "start_factor must be"),
-    (lambda: gd.sequential([], []), ValueError, "got 0 milestones and 0 schedules"),
-    (lambda: gd.sequential([gd.constant(1.0)], [3]), ValueError, "got 1 milestones and 1 schedules"),
-    (lambda: gd.sequential([gd.constant(1.0), 0.1], [3]), TypeError, r"schedules\[1\] must be a function"),
-    (lambda: gd.sequential(gd.constant(1.0), [3]), TypeError, "schedules must be a sequence"),
+    (lambda: schedules.warmup(0.1, 5), TypeError, "schedule must be a function of the count; got 0.1"),
     (
-        lambda: gd.sequential([gd.constant(1.0)] * 2, [0]),
+        lambda: schedules.warmup(schedules.constant(1.0), -1),
+        ValueError,
+        "steps must be an int >= 0; got -1",
+    ),
+    (lambda: schedules.warmup(schedules.constant(1.0), 5, -1.0), ValueError, "start_factor must be"),
+    (lambda: schedules.sequential([], []), ValueError, "got 0 milestones and 0 schedules"),
+    (
+        lambda: schedules.sequential([schedules.constant(1.0)], [3]),
+        ValueError,
+        "got 1 milestones and 1 schedules",
+    ),
+    (
+        lambda: schedules.sequential([schedules.constant(1.0), 0.1], [3]),
+        TypeError,
+        r"schedules\[1\] must be a function",
+    ),
+    (lambda: schedules.sequential(schedules.constant(1.0), [3]), TypeError, "schedules must be a sequence"),
+    (
+        lambda: schedules.sequential([schedules.constant(1.0)] * 2, [0]),
         ValueError,
         r"milestones\[0\] must be an int >= 1",
     ),
     (
-        lambda: gd.sequential([gd.constant(1.0)] * 3, [4, 4]),
+        lambda: schedules.sequential([schedules.constant(1.0)] * 3, [4, 4]),
         ValueError,
         r"milestones must rise; got \[4, 4\]",
     ),

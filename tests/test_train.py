@@ -791,7 +791,11 @@ BAD_CALLS = [
     ({"lr": float("nan")}, ValueError, r"lr must be a finite number >= 0 \(0-d\); got nan"),
     ({"lr": -1.0}, ValueError, "got -1.0"),
     ({"lr": "0.1"}, ValueError, "got '0.1'"),
-    ({"lr": gd.exponential(0.1, 0.9)}, TypeError, r"lr is a function; pass its values.*arange\(15\)"),
+    (
+        {"lr": gd.schedules.exponential(0.1, 0.9)},
+        TypeError,
+        r"lr is a function; pass its values.*arange\(15\)",
+    ),
     ({"lr": torch.tensor(-0.1)}, ValueError, "lr must be finite and >= 0 in every step"),
     ({"lr": torch.full((15,), float("nan"))}, ValueError, "lr must be finite and >= 0 in every step"),
     (

@@ -127,7 +127,7 @@ MODELS = {
 @pytest.mark.parametrize("model", sorted(MODELS))
 def test_a_compiled_run_is_the_run_in_python(model, backend):
     loss_fn, params, data, transform, lr = MODELS[model]
-    lrs = gd.cosine_annealing(lr, 200)(torch.arange(200))
+    lrs = gd.schedules.cosine_annealing(lr, 200)(torch.arange(200))
     step, init = gd.make_transform_step(loss_fn, transform), gd.init_state(transform, params)
     record = RECORD if params is INIT else ("loss", "lr", "grad_norm")
     arguments = {"lr": lrs, "init": init, "data": data, "step": step, "record": record}
