@@ -76,9 +76,9 @@ def train_network(steps: int, every: int) -> gd.SweepResult:
     """Train with each learning rate; the outputs are trajectories of loss and sharpness."""
     data, params = returns(), initial_params(gd.random.key(0))
     step, index = gd.make_step(network_loss), gd.full_batch(len(data[1]), steps)
-    eigenpairs = gd.top_eigenvalues(gd.hvp(network_loss), iterations=LANCZOS)
+    eigenpairs = gd.curvature.top_eigenvalues(gd.curvature.hvp(network_loss), iterations=LANCZOS)
 
-    def top(params: Params, _loss: Tensor) -> gd.Eigenpairs:
+    def top(params: Params, _loss: Tensor) -> gd.curvature.Eigenpairs:
         return eigenpairs(params, data, gd.random.key(1))._replace(eigenvectors=())
 
     def run(lr: Tensor) -> gd.Trajectory:

@@ -5,6 +5,7 @@ A step is a scan body, lr is data, randomness is a key, and a run is a tree of t
     final, trajectory = gd.train(gd.make_step(loss_fn), params, data, index, lr)
 """
 
+from . import curvature as curvature
 from . import modules as modules
 from . import plot as plot
 from . import privacy as privacy
@@ -75,12 +76,6 @@ from ._transforms import trust_ratio as trust_ratio
 from ._transforms import weight_decay as weight_decay
 from ._transforms import yogi as yogi
 from ._transforms import zero_nans as zero_nans
-from .curvature import Eigenpairs as Eigenpairs
-from .curvature import TraceEstimate as TraceEstimate
-from .curvature import ggn_vp as ggn_vp
-from .curvature import hutchinson_trace as hutchinson_trace
-from .curvature import hvp as hvp
-from .curvature import top_eigenvalues as top_eigenvalues
 from .methods import ema as ema
 from .methods import lbfgs as lbfgs
 from .methods import lookahead as lookahead

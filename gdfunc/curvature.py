@@ -27,7 +27,7 @@ class Eigenpairs(NamedTuple):
         residuals: ‖Av − λv‖, [k].
 
     Example:
-        >>> gd.Eigenpairs(torch.tensor([2.0]), torch.tensor([[1.0, 0.0]]), torch.tensor([0.0])).eigenvalues
+        >>> gd.curvature.Eigenpairs(torch.tensor([2.0]), torch.tensor([[1.0, 0.0]]), torch.tensor([0.0])).eigenvalues
         tensor([2.])
     """
 
@@ -44,7 +44,7 @@ class TraceEstimate(NamedTuple):
         standard_error: 0-d.
 
     Example:
-        >>> gd.TraceEstimate(torch.tensor(5.0), torch.tensor(0.1)).trace
+        >>> gd.curvature.TraceEstimate(torch.tensor(5.0), torch.tensor(0.1)).trace
         tensor(5.)
     """
 
@@ -74,7 +74,7 @@ def hvp(loss_fn: LossFn) -> Product:
         ...     return params["a"] ** 2 * params["b"]
         >>> params = {"a": torch.tensor(1.0), "b": torch.tensor(3.0)}
         >>> vector = {"a": torch.tensor(1.0), "b": torch.tensor(0.0)}
-        >>> gd.hvp(loss_fn)(params, None, vector)
+        >>> gd.curvature.hvp(loss_fn)(params, None, vector)
         {'a': tensor(6.), 'b': tensor(2.)}
 
     References:
@@ -117,7 +117,7 @@ def ggn_vp(
         >>> def model_fn(params, x):
         ...     return params["w"] * x
         >>> batch = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0])
-        >>> product = gd.ggn_vp(model_fn, gd.problems.mse)
+        >>> product = gd.curvature.ggn_vp(model_fn, gd.problems.mse)
         >>> product({"w": torch.tensor(1.0)}, batch, {"w": torch.tensor(1.0)})
         {'w': tensor(5.)}
 
@@ -191,7 +191,7 @@ def top_eigenvalues(
 
     Example:
         >>> problem = gd.problems.quadratic([1.0, 2.0, 10.0], key=gd.random.key(0))
-        >>> sharpness = gd.top_eigenvalues(gd.hvp(problem.loss_fn), k=2)
+        >>> sharpness = gd.curvature.top_eigenvalues(gd.curvature.hvp(problem.loss_fn), k=2)
         >>> pairs = sharpness(problem.params, None, gd.random.key(1))
         >>> pairs.eigenvalues
         tensor([10.0000,  2.0000], dtype=torch.float64)
@@ -261,7 +261,7 @@ def hutchinson_trace(
 
     Example:
         >>> problem = gd.problems.quadratic([1.0, 2.0, 10.0], key=gd.random.key(0))
-        >>> trace = gd.hutchinson_trace(gd.hvp(problem.loss_fn), probes=1000)
+        >>> trace = gd.curvature.hutchinson_trace(gd.curvature.hvp(problem.loss_fn), probes=1000)
         >>> trace(problem.params, None, gd.random.key(1))
         TraceEstimate(trace=tensor(12.9071, dtype=torch.float64),
                       standard_error=tensor(0.0873, dtype=torch.float64))

@@ -10,7 +10,7 @@ from torch import nn
 from torch.func import grad, hessian, jacrev, jvp, vmap
 
 import gdfunc as gd
-from gdfunc import ggn_vp, hutchinson_trace, hvp, top_eigenvalues
+from gdfunc.curvature import ggn_vp, hutchinson_trace, hvp, top_eigenvalues
 
 from .references import fingerprint, linear_data, linear_loss, normal, storages
 
