@@ -39,7 +39,7 @@ def kinds(params: dict[str, Any]) -> dict[str, dict[str, str]]:
 
 FAMILIES = {
     "the gradient itself": {
-        "SGD": Method(gd.identity(), 1e-3),
+        "SGD": Method(gd.chain(), 1e-3),
         "momentum": Method(gd.momentum(0.9)),
         "Nesterov": Method(gd.momentum(0.9, nesterov=True)),
         "clipped SGD": Method(gd.clip_by_global_norm(1.0)),

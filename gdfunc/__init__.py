@@ -57,12 +57,10 @@ from ._transforms import chain as chain
 from ._transforms import clip_by_global_norm as clip_by_global_norm
 from ._transforms import clip_by_value as clip_by_value
 from ._transforms import freeze as freeze
-from ._transforms import identity as identity
 from ._transforms import lamb as lamb
 from ._transforms import lars as lars
 from ._transforms import lion as lion
 from ._transforms import masked as masked
-from ._transforms import maximize as maximize
 from ._transforms import momentum as momentum
 from ._transforms import muon as muon
 from ._transforms import nadam as nadam

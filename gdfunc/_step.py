@@ -102,7 +102,7 @@ class TrainState(NamedTuple):
     """The carry of a run with a transformation: parameters, and the transformation's memory.
 
     Example:
-        >>> gd.init_state(gd.identity(), torch.tensor([1.0]))
+        >>> gd.init_state(gd.chain(), torch.tensor([1.0]))
         TrainState(params=tensor([1.]), opt_state=())
     """
 

@@ -27,7 +27,8 @@ class Eigenpairs(NamedTuple):
         residuals: ‖Av − λv‖, [k].
 
     Example:
-        >>> gd.curvature.Eigenpairs(torch.tensor([2.0]), torch.tensor([[1.0, 0.0]]), torch.tensor([0.0])).eigenvalues
+        >>> pairs = gd.curvature.Eigenpairs(torch.tensor([2.0]), torch.eye(1, 2), residuals=torch.zeros(1))
+        >>> pairs.eigenvalues
         tensor([2.])
     """
 

@@ -40,13 +40,13 @@ from ._per_sample import Dense, Leaf, Outer, PerSample, Rows
 from ._reductions import reduce_per_sample
 from ._sampling import _as_range
 from ._step import apply_updates
-from ._transforms import GradientTransformation, check_transform, identity
+from ._transforms import GradientTransformation, chain, check_transform
 from ._transforms._base import no_steps
 from ._tree import Tree
 from .methods._method import Method, as_method
 from .reducers import Reducer
 
-_IDENTITY = identity()
+_IDENTITY = chain()
 _NEVER = 1e-12  # the chance that we take for none
 
 

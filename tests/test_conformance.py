@@ -28,7 +28,6 @@ def betas(make, **fixed):
 MASK = {"w": True, "m": False, "s": True}
 TABLE = {
     "scale": Row(gd.scale, {"factor": 0.7}, 0.3),
-    "maximize": Row(lambda: gd.chain(gd.maximize(), gd.scale(-1.0)), {}, 0.3),
     "momentum": Row(gd.momentum, {"momentum": 0.6, "dampening": 0.3}, 0.2),
     "nesterov": Row(lambda **h: gd.momentum(nesterov=True, **h), {"momentum": 0.6}, 0.1),
     "sign": Row(gd.sign, {}, 0.02),
@@ -338,7 +337,7 @@ OUT_OF_RANGE = [
         lambda: gd.muon().init({"b": torch.ones(3)}),
         r"params\['b'\] has shape \(3,\), but muon is for matrices",
     ),
-    (lambda: gd.accumulate(gd.identity(), 0), "steps must be an int >= 1; got 0"),
+    (lambda: gd.accumulate(gd.chain(), 0), "steps must be an int >= 1; got 0"),
     (lambda: gd.weight_decay(0.1).update(torch.ones(1), ()), "this transformation needs params"),
 ]
 
@@ -355,4 +354,4 @@ def test_the_table_has_every_transformation():
         for name, value in vars(gd).items()
         if getattr(value, "__module__", "").startswith("gdfunc._transforms")
     }
-    assert made - {"GradientTransformation", "identity", "freeze"} <= set(TABLE)
+    assert made - {"GradientTransformation", "freeze"} <= set(TABLE)

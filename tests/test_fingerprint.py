@@ -231,7 +231,7 @@ def training(seed):
     x, y = normal(seed, 10, 3), normal(seed + 1, 10, 1)
     step = gd.make_transform_step(
         lambda params, batch: torch.nn.functional.mse_loss(apply(params, batch[0]), batch[1]),
-        gd.chain(gd.scale(0.5), gd.identity()),
+        gd.chain(gd.scale(0.5), gd.chain()),
     )
     return lambda carry, index: step(carry, (x[index], y[index]), 0.1)
 

@@ -788,10 +788,10 @@ def test_a_line_search_keeps_armijos_promise(seed, lr):
         (lambda w, batch: (w**2).sum(), gd.scale(-1.0)),  # uphill
         (
             lambda w, batch: torch.where(w.detach() == 1, w, torch.nan).sum(),
-            gd.identity(),
+            gd.chain(),
         ),  # nan off the spot
         (lambda w, batch: (w**2).sum(), gd.chain(gd.scale(1e308), gd.scale(10.0))),  # an infinite direction
-        (lambda w, batch: 1e9 * (w**2).sum(), gd.identity()),  # too few trials
+        (lambda w, batch: 1e9 * (w**2).sum(), gd.chain()),  # too few trials
     ],
     ids=["uphill", "nan", "infinite", "too_long"],
 )

@@ -150,7 +150,7 @@ def test_a_transformation_is_its_torch_optimizer_step_by_step(name, data):
     maximize, seed = data.draw(st.booleans(), label="maximize"), data.draw(st.integers(0, 2**32))
     # Climbing a convex quadratic runs away; a decay above the curvature holds it.
     decay = decay + 3.0 * maximize
-    first = [gd.maximize()] * maximize
+    first = [gd.scale(-1.0)] * maximize
     transform = gd.chain(*first, gd.weight_decay(decay), ours(**drawn))
     pair = Pair(seed, transform, optimizer_class, lr=lr, weight_decay=decay, maximize=maximize, **drawn)
     for t in range(STEPS):

@@ -15,8 +15,8 @@ BATCH = linear_data(3, 6, 2)
 STEPS = {
     "plain": (lambda loss_fn: gd.make_step(loss_fn), lambda params: params),
     "transform": (
-        lambda loss_fn: gd.make_transform_step(loss_fn, gd.chain(gd.scale(1.0), gd.identity())),
-        lambda params: gd.init_state(gd.chain(gd.scale(1.0), gd.identity()), params),
+        lambda loss_fn: gd.make_transform_step(loss_fn, gd.chain(gd.scale(1.0), gd.chain())),
+        lambda params: gd.init_state(gd.chain(gd.scale(1.0), gd.chain()), params),
     ),
 }
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -106,7 +106,7 @@ def test_a_step_is_pure(kind):
 
 def test_init_state_copies_and_detaches():
     params = PARAMS["w"].clone().requires_grad_()
-    state = gd.init_state(gd.identity(), params)
+    state = gd.init_state(gd.chain(), params)
     assert state.params.data_ptr() != params.data_ptr()
     assert not state.params.requires_grad
 
@@ -173,18 +173,18 @@ def test_updates_of_a_wider_dtype_promote_nothing():
 
 
 def test_parameters_in_place_of_a_state_raise():
-    step = gd.make_transform_step(linear_loss, gd.identity())
+    step = gd.make_transform_step(linear_loss, gd.chain())
     with pytest.raises(TypeError, match="state is dict, not a TrainState; make it with init_state"):
         step(PARAMS, BATCH, 0.1)
     with pytest.raises(TypeError, match="params is a TrainState; its step is one of make_transform_step"):
-        gd.make_step(linear_loss)(gd.init_state(gd.identity(), PARAMS), BATCH, 0.1)
+        gd.make_step(linear_loss)(gd.init_state(gd.chain(), PARAMS), BATCH, 0.1)
     for call in (gd.make_transform_step, lambda _, transform: gd.init_state(transform, PARAMS)):
         with pytest.raises(
             TypeError, match="transform is function, not a GradientTransformation; call the"
         ):
-            call(linear_loss, gd.identity)
+            call(linear_loss, gd.chain)
     bare = gd.GradientTransformation(lambda params: (), lambda grads, state, params=None: grads)
     with pytest.raises(TypeError, match=r"transform.update must return \(updates, opt_state\); got dict"):
         gd.make_transform_step(linear_loss, bare)(gd.init_state(bare, PARAMS), BATCH, 0.1)
     with pytest.raises(ValueError, match="params has no tensor leaves"):
-        gd.init_state(gd.identity(), {})
+        gd.init_state(gd.chain(), {})

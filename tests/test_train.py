@@ -405,7 +405,7 @@ def test_check_finite_all_finds_a_leaf_that_the_loss_does_not_show():
     gd.train(*args, check_finite="loss")
     with pytest.raises(gd.NonFiniteError, match=r"params\['w'\] is not finite after step 0"):
         gd.train(*args, check_finite="all")
-    transform = gd.identity()
+    transform = gd.chain()
     step = gd.make_transform_step(loss_fn, transform)
     with pytest.raises(gd.NonFiniteError, match=r"state.params\['w'\] is not finite"):
         gd.train(step, gd.init_state(transform, init), None, gd.full_batch(1, 1), 0.1, check_finite="all")
@@ -445,7 +445,7 @@ def stopped_loop(step, carry, index, lr, stop, every=1, data=DATA):
     return carry, steps, False, losses
 
 
-ADAM = gd.chain(gd.adam(), gd.identity())
+ADAM = gd.chain(gd.adam(), gd.chain())
 STEPS = {
     "plain": (STEP, INIT),
     "adam": (gd.make_transform_step(linear_loss, ADAM), gd.init_state(ADAM, INIT)),

@@ -93,7 +93,7 @@ def labels(size):
 
 NOTHING = gd.GradientTransformation(lambda params: None, lambda grads, state, params: (grads, None))
 MODELS = {
-    "linear regression, sgd": (linear_loss, INIT, DATA, gd.identity(), 0.05),
+    "linear regression, sgd": (linear_loss, INIT, DATA, gd.chain(), 0.05),
     "mlp, adam": (
         mlp_loss,
         {"hidden": [0.5 * normal(1, 3, 4), normal(2, 4)], "out": normal(3, 4, 1)},
@@ -105,7 +105,7 @@ MODELS = {
         conv_loss,
         {"kernel": normal(1, 3, 1, 3, 3), "bias": normal(2, 3), "out": normal(3, 3, 3)},
         (normal(4, 12, 1, 6, 6), labels(12)),
-        gd.identity(),
+        gd.chain(),
         0.1,
     ),
     "embedding and layer norm, adam": (

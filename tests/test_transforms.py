@@ -17,9 +17,9 @@ def apply(transform, grads=GRADS):
     return transform.update(grads, transform.init(grads), grads)[0]
 
 
-def test_identity_is_the_chain_of_nothing():
-    assert apply(gd.identity()) == GRADS
-    assert gd.identity().init(GRADS) == ()
+def test_chain_of_nothing_is_the_identity():
+    assert apply(gd.chain()) == GRADS
+    assert gd.chain().init(GRADS) == ()
 
 
 @given(st.lists(st.floats(-4, 4, width=32), max_size=4))
@@ -63,7 +63,7 @@ def test_a_chain_refuses_what_is_no_transformation():
     with pytest.raises(
         TypeError, match="chain's argument 1 is function, not a GradientTransformation; call"
     ):
-        gd.chain(gd.identity(), gd.scale)
+        gd.chain(gd.chain(), gd.scale)
 
 
 @pytest.mark.parametrize("state", [(), ((),), ((), (), ()), None])

@@ -13,7 +13,6 @@ from ._adaptive import yogi as yogi
 from ._base import GradientTransformation as GradientTransformation
 from ._base import chain as chain
 from ._base import check_transform as check_transform
-from ._base import identity as identity
 from ._base import needed as needed
 from ._base import no_steps as no_steps
 from ._base import scale as scale
@@ -28,7 +27,6 @@ from ._layers import lars as lars
 from ._layers import muon as muon
 from ._layers import trust_ratio as trust_ratio
 from ._momentum import lion as lion
-from ._momentum import maximize as maximize
 from ._momentum import momentum as momentum
 from ._momentum import rprop as rprop
 from ._momentum import sign as sign

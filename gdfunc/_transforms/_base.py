@@ -51,25 +51,14 @@ class GradientTransformation(NamedTuple):
         return f"GradientTransformation({self.update.__qualname__.partition('.')[0]})"
 
 
-def identity() -> GradientTransformation:
-    """Leave the gradient as it is: plain gradient descent.
-
-    u = g
-
-    Example:
-        >>> gd.identity().update(torch.tensor(3.0), ())
-        (tensor(3.), ())
-    """
-    return chain()
-
-
 def scale(factor: float | Tensor) -> GradientTransformation:
     """Multiply the gradient by a constant.
 
     u = c·g
 
     Args:
-        factor: c, a finite number or a 0-d tensor; −1 climbs.
+        factor: c, a finite number or a 0-d tensor. `scale(-1.0)` first in a chain climbs, as torch's
+            `maximize=True` does.
 
     Raises:
         ValueError: the factor is neither.
@@ -88,7 +77,7 @@ def chain(*transforms: GradientTransformation) -> GradientTransformation:
     u = uₖ(… u₂(u₁(g)))
 
     Args:
-        transforms: any number; none at all is the identity.
+        transforms: any number. `chain()` leaves the gradient as it is: plain gradient descent.
 
     Returns:
         A transformation whose state is the tuple of theirs.

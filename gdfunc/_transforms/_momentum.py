@@ -226,18 +226,6 @@ def weight_decay(rate: Scalar) -> GradientTransformation:
     return stateless(lambda g, p: g + in_dtype(g.dtype, rate)[0] * p, with_params=True)
 
 
-def maximize() -> GradientTransformation:
-    """Climb instead of descending.
-
-    u = −g; first in a chain, it is torch's `maximize=True`
-
-    Example:
-        >>> gd.maximize().update(torch.tensor(3.0), ())
-        (tensor(-3.), ())
-    """
-    return stateless(torch.neg)
-
-
 def check_betas(betas: tuple[Scalar, Scalar]) -> tuple[Scalar, Scalar]:
     """Return two decay rates, each in [0, 1)."""
     if isinstance(betas, float | int) or len(betas) != 2:

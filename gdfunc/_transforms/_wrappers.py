@@ -11,9 +11,9 @@ from .._errors import check_int
 from .._tree import Tree
 from ._base import (
     GradientTransformation,
+    chain,
     check_transform,
     each_leaf,
-    identity,
     no_steps,
     stateful,
     stateless,
@@ -134,7 +134,7 @@ def _split(
         updates, new_state = list(leaves), {}
         for label, own_state in state.items():
             own = None if params is None else group(params, listed, label)
-            transform = transforms[label] or identity()
+            transform = transforms[label] or chain()
             moved, new_state[label] = transform.update(group(grads, listed, label), own_state, own)
             places = [i for i, other in enumerate(listed) if other == label]
             for i, leaf in zip(places, _tree.leaves(moved), strict=True):
@@ -212,7 +212,7 @@ def accumulate(transform: GradientTransformation, steps: int) -> GradientTransfo
         ValueError: k is no int >= 1.
 
     Example:
-        >>> transform = gd.accumulate(gd.identity(), 2)
+        >>> transform = gd.accumulate(gd.chain(), 2)
         >>> state = transform.init(torch.tensor(0.0))
         >>> first, state = transform.update(torch.tensor(1.0), state)
         >>> second, state = transform.update(torch.tensor(3.0), state)

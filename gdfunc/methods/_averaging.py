@@ -10,7 +10,7 @@ from .. import _tree
 from .._errors import check_int, check_scalar
 from .._gradients import LossFn, batch_grad
 from .._step import Step, apply_updates, params_of
-from .._transforms import GradientTransformation, check_transform, identity, no_steps
+from .._transforms import GradientTransformation, chain, check_transform, no_steps
 from .._tree import Tree
 from ._method import (
     Method,
@@ -24,7 +24,7 @@ from ._method import (
     scalar,
 )
 
-_IDENTITY = identity()
+_IDENTITY = chain()
 
 
 class ASGDState(NamedTuple):

@@ -10,11 +10,11 @@ from .._errors import check_int, check_scalar
 from .._gradients import LossFn, batch_grad
 from .._scan import scan
 from .._step import apply_updates
-from .._transforms import GradientTransformation, check_transform, identity
+from .._transforms import GradientTransformation, chain, check_transform
 from .._tree import Tree
 from ._method import Method, as_method, learning_rate, safe_ratio, scalar
 
-_IDENTITY = identity()
+_IDENTITY = chain()
 
 
 class LineSearchState(NamedTuple):

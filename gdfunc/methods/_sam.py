@@ -6,11 +6,11 @@ from .. import _tree
 from .._errors import check_scalar
 from .._gradients import LossFn, batch_grad
 from .._step import TrainState, apply_updates
-from .._transforms import GradientTransformation, check_transform, identity
+from .._transforms import GradientTransformation, chain, check_transform
 from .._tree import Tree
 from ._method import Method, as_method, safe_ratio, scalar
 
-_IDENTITY = identity()
+_IDENTITY = chain()
 
 
 def make_sam_step(
