@@ -11,7 +11,20 @@ from typing import Any
 import torch
 
 
-class GdfuncError(Exception):
+class _Copyable(BaseException):
+    """An exception that pickle and copy restore without calling `__init__`, whose arguments are others."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(cls: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any]) -> BaseException:
+    error = cls.__new__(cls, *args)
+    error.__dict__.update(attributes)
+    return error
+
+
+class GdfuncError(_Copyable, Exception):
     """Base class of the errors that are not a built-in type's alone.
 
     Example:
@@ -54,7 +67,7 @@ def untraceable(what: str) -> BackendError:
     return BackendError(f"{what}: use backend='eager' without checkpoint")
 
 
-class TrainingInterrupted(KeyboardInterrupt):
+class TrainingInterrupted(_Copyable, KeyboardInterrupt):
     """Ctrl-C stopped a run; nothing that was finished is lost.
 
     Attributes:
@@ -75,7 +88,7 @@ class TrainingInterrupted(KeyboardInterrupt):
         self.step, self.state, self.trajectory = step, state, trajectory
 
 
-class SweepInterrupted(KeyboardInterrupt):
+class SweepInterrupted(_Copyable, KeyboardInterrupt):
     """Ctrl-C stopped a sweep; nothing that was finished is lost.
 
     `sweep(run, grid, resume=error)` goes on to the same bits.

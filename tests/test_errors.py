@@ -1,10 +1,17 @@
-"""Checks of single arguments."""
+"""Checks of single arguments, and what exceptions keep."""
+
+import copy
+import importlib
+import inspect
+import pickle
+import pkgutil
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import gdfunc as gd
 from gdfunc import _errors
 
 
@@ -35,3 +42,40 @@ def test_ints_are_ints(value):
 def test_a_missing_extra_is_one_line():
     error = _errors.missing_extra("gdfunc.plot", "matplotlib", "plot")
     assert str(error) == "gdfunc.plot needs matplotlib: pip install 'gdfunc[plot]'"
+
+
+MODULES = [importlib.import_module(name) for _, name, _ in pkgutil.walk_packages(gd.__path__, "gdfunc.")]
+EXCEPTIONS = {
+    x: None
+    for module in MODULES
+    for x in vars(module).values()
+    if isinstance(x, type) and issubclass(x, BaseException) and x.__module__.startswith("gdfunc")
+}
+HELD = {"step": 3, "total": 8, "members": [0, 1], "leaf": "params['w']"}
+
+
+@pytest.mark.parametrize("cls", EXCEPTIONS)
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy]
+    + [lambda error, p=protocol: pickle.loads(pickle.dumps(error, p)) for protocol in (0, 2, 5)],
+    ids=["copy", "deepcopy", "pickle 0", "pickle 2", "pickle 5"],
+)
+def test_exceptions_survive_copies_with_all_that_they_hold(cls, copied):
+    work = gd.TrainState({"w": torch.tensor([1.0, float("nan")])}, (torch.tensor(3),))
+    named = inspect.getfullargspec(cls.__init__).kwonlyargs
+    error = cls(**{name: HELD.get(name, work) for name in named}) if named else cls("why")
+    error.add_note("a note")
+    got = copied(error)
+    assert type(got) is cls
+    assert str(got) == str(error)
+    assert got.__notes__ == ["a note"]
+    assert vars(got).keys() == vars(error).keys()
+    for value, expected in zip(
+        [*vars(got).values(), *got.args], [*vars(error).values(), *error.args], strict=True
+    ):
+        if isinstance(expected, gd.TrainState):
+            torch.testing.assert_close(value.params, expected.params, rtol=0, atol=0, equal_nan=True)
+            assert value.opt_state == expected.opt_state
+        else:
+            assert value == expected

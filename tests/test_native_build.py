@@ -1,17 +1,24 @@
 """How native loops are compiled and kept: other compilers, and all that can go wrong on the way."""
 
+import gc
 import os
 import stat
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from pathlib import Path
 from shutil import which
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
 
+import gdfunc as gd
 from gdfunc._errors import BackendError
-from gdfunc._scan.backends import native
+from gdfunc._scan import _recent
+from gdfunc._scan.backends import _cache, native
 from gdfunc._scan.backends.native import _build
 
 from . import test_native as bodies
@@ -89,7 +96,7 @@ def test_the_cache_is_keyed_by_source_flags_compiler_and_processor(cache, monkey
             patch.setattr(_build, "_FLAGS", [*_build._FLAGS, *flags])
             patch.setattr(_build, "_compiler", lambda macros=macros: (command, target + macros))
             assert _build.build(text).answer() == int(text[-5])
-            assert len(list(cache.iterdir())) == times
+            assert len(list(cache.glob("*.so"))) == times
             patch.setattr(_build, "_compile", lambda *args: pytest.fail("compiled again"))
             assert _build.build(text).answer() == int(text[-5])
     assert "__VERSION__" in target
@@ -100,17 +107,167 @@ def test_compiling_at_once_leaves_one_library(cache):
     with ThreadPoolExecutor(4) as threads:
         built = list(threads.map(_build.build, [C.format(7)] * 8))
     assert [library.answer() for library in built] == [7] * 8
-    assert [path.suffix for path in cache.iterdir()] == [".so"]
+    assert sorted(path.suffix for path in cache.iterdir()) == [".sha256", ".so"]
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x7fELF, and then nothing"])
-def test_a_damaged_library_is_compiled_again(damage, cache, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(_build, "_compile", lambda compiler, attempts, text, path: path.write_bytes(damage))
-        with pytest.raises(OSError, match=str(cache)):
-            _build.build(C.format(3))
-    assert len(list(cache.iterdir())) == 1
+def flip(data):
+    at = data.index(b"answer")
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+DAMAGES = {
+    "empty": lambda data: b"",
+    "half": lambda data: data[: len(data) // 2],
+    "a bit": flip,
+    "longer": lambda data: data + b"\0",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("suffix", [".so", ".sha256"])
+def test_damaged_library_is_compiled_again(damage, suffix, cache):
     assert _build.build(C.format(3)).answer() == 3
+    gc.collect()
+    (library,), (file,) = cache.glob("*.so"), cache.glob(f"*{suffix}")
+    sound, written = library.read_bytes(), file.read_bytes()
+    file.unlink()
+    file.write_bytes(DAMAGES[damage](written if suffix == ".so" else b"answer " + written))
+    assert _build.build(C.format(3)).answer() == 3
+    assert library.read_bytes() == sound
+
+
+FRESH = """
+import torch, gdfunc as gd
+print(gd.scan(lambda c, x: (c + x, c), torch.zeros(3), torch.ones(5, 3), backend="native")[0].tolist())
+"""
+
+
+def test_truncated_library_does_not_kill_a_new_process(cache):
+    def run():
+        done = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, check=False)
+        assert (done.stdout, done.returncode) == ("[5.0, 5.0, 5.0]\n", 0), done.stderr
+
+    run()
+    (library,) = cache.glob("*.so")
+    os.truncate(library, library.stat().st_size // 2)
+    run()
+
+
+@pytest.mark.parametrize("fault", ["link", "mode", "owner"])
+def test_library_that_others_could_have_written_is_compiled_again(fault, cache, monkeypatch):
+    _build.build(C.format(8))
+    (library,) = cache.glob("*.so")
+    if fault == "link":
+        library.rename(library.with_name("elsewhere"))
+        library.symlink_to("elsewhere")
+    elif fault == "mode":
+        library.chmod(0o722)
+    elif os.geteuid():
+        pytest.skip("only root can give a file to another user")
+    else:
+        os.chown(library, 12345, -1)
+    compiled = mock.Mock(side_effect=_build._compile)
+    monkeypatch.setattr(_build, "_compile", compiled)
+    assert _build.build(C.format(8)).answer() == 8
+    assert compiled.call_count == 1
+    assert stat.S_IMODE(library.lstat().st_mode) == 0o700
+    assert library.lstat().st_uid == os.geteuid()
+    assert _build.build(C.format(8)).answer() == 8
+    assert compiled.call_count == 1
+
+
+def test_interrupted_store_leaves_the_old_library_or_none(cache, monkeypatch):
+    real, calls = os.replace, []
+
+    def replace(source, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        _build.build(C.format(3))
+    monkeypatch.setattr(os, "replace", real)
+    assert _build.build(C.format(3)).answer() == 3
+    assert sorted(path.suffix for path in cache.iterdir()) == [".sha256", ".so"]
+
+
+def test_cache_has_a_bound_and_drops_the_least_recently_used(cache):
+    for number in range(4):
+        _build.build(C.format(number))
+    oldest = sorted(cache.glob("*.so"), key=lambda path: path.stat().st_mtime_ns)
+    _build.build(C.format(0))  # now the one that was used last
+    (cache / "tmp_killed").mkdir()
+    os.utime(cache / "tmp_killed", (0, 0))
+    (cache / "tmp_busy").mkdir()
+    size = sum(path.stat().st_size for path in cache.iterdir())
+    _cache.trim(cache, size - 1)
+    assert set(cache.glob("*.so")) == {*oldest} - {oldest[1]}
+    assert len(list(cache.glob("*.sha256"))) == 3
+    assert [path.name for path in cache.glob("tmp_*")] == ["tmp_busy"]
+    _cache.trim(cache, 0)
+    assert [path.name for path in cache.iterdir()] == ["tmp_busy"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc lists the mappings")
+def test_library_is_unloaded_when_nothing_refers_to_it(cache):
+    def mapped():
+        return Path("/proc/self/maps").read_text().count(str(cache))
+
+    libraries = [_build.build(C.format(number)) for number in (21, 22, 21)]
+    functions = [library.answer for library in libraries]
+    assert mapped() >= 4
+    del libraries
+    assert [function() for function in functions] == [21, 22, 21]
+    del functions
+    gc.collect()
+    assert mapped() == 0
+
+
+def test_library_of_a_forgotten_loop_is_unloaded(monkeypatch):
+    monkeypatch.setattr(_recent, "REMEMBERED", 2)
+
+    def mapped():
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        return {line.split()[-1] for line in lines if "native" in line}
+
+    before = mapped()
+    for number in range(6):
+        gd.scan(lambda c, x, n=number: (c * x + n, c), torch.ones(3), torch.ones(5, 3), backend="native")
+    gc.collect()
+    assert len(mapped() - before) <= 2
+
+
+LAST_CALL = """
+import atexit, sys, threading, time
+import torch, gdfunc as gd
+torch.set_num_threads(2)
+def run():
+    def descend(lr):
+        return gd.scan(lambda c, x: (c - lr * x, c), torch.ones(4), torch.ones(9, 4), backend="native")[0]
+    return torch.func.vmap(descend)(torch.linspace(0, 1, 6))
+expected = run()
+def check():
+    assert torch.equal(run(), expected)
+    print("right")
+def late():
+    threading.main_thread().join()
+    time.sleep(0.2)
+    check()
+if sys.argv[1] == "atexit":
+    atexit.register(check)
+else:
+    threading.Thread(target=late).start()
+"""
+
+
+@pytest.mark.parametrize("when", ["atexit", "thread"])
+def test_native_runs_on_several_threads_while_the_interpreter_exits(when):
+    done = subprocess.run(
+        [sys.executable, "-c", LAST_CALL, when], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.stdout, done.returncode) == ("right\n", 0), done.stderr
 
 
 @pytest.mark.parametrize(
@@ -139,6 +296,24 @@ def test_the_compiler_may_be_named_with_arguments(cache, monkeypatch):
     monkeypatch.setenv("CC", " ".join([*_build._compiler()[0], "-DNUMBER=6"]))
     _build._compiler.cache_clear()
     assert _build.build(C.format("NUMBER")).answer() == 6
+
+
+def test_compiler_that_hangs_is_stopped_with_all_its_processes(cache, compiler, monkeypatch, tmp_path):
+    compiler(f"sleep 100 & echo $! > {tmp_path}/child; wait")
+    monkeypatch.setattr(_build, "_PATIENCE", 0.5)
+    with pytest.raises(
+        BackendError, match=r"compiler has not finished after 0.5 s .* name another compiler"
+    ):
+        _build.build(C.format(4))
+    child = Path(f"/proc/{(tmp_path / 'child').read_text().strip()}/stat")
+    assert not child.exists() or child.read_text().split()[2] == "Z"
+    assert not list(cache.iterdir())
+
+
+def test_unbalanced_quote_in_CC_is_named(monkeypatch):
+    monkeypatch.setenv("CC", "gcc '-O2")
+    with pytest.raises(BackendError, match=r"CC=gcc '-O2 cannot be split into words .*correct its quotes"):
+        _build._compiler()
 
 
 @pytest.mark.parametrize("name", ["/nonexistent", "false", "false --flag"])

@@ -6,7 +6,6 @@ import inspect
 import linecache
 import os
 import re
-import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -604,12 +603,6 @@ def test_vmaps_own_refusals_pass_through():
 # The machine: no compiler, no CUDA, no safe place.
 
 
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path / "gdfunc"
-
-
 def never_compiled(c, x):
     return c * 0.123456789, c
 
@@ -618,75 +611,8 @@ def compile_one():
     gd.scan(never_compiled, ONE, length=2, backend="inductor")
 
 
-@pytest.fixture
-def no_compiler(monkeypatch):
-    from torch._inductor import compile_fx
-
-    monkeypatch.setattr(compile_fx, "compile_fx_inner", lambda *args, **kwargs: pytest.fail("compiled"))
-
-
 def refused(message):
     return pytest.raises(BackendError, match=message)
-
-
-posix = pytest.mark.skipif(os.name != "posix", reason="modes and owners are POSIX's")
-
-
-@posix
-def test_a_cache_directory_open_to_others_is_refused(cache, no_compiler):
-    for mode in (0o755, 0o770, 0o701):
-        cache.mkdir(exist_ok=True)
-        cache.chmod(mode)
-        with refused(f"{cache} is open to others \\(mode {mode:04o}\\), .*chmod 700"):
-            compile_one()
-
-
-@posix
-def test_a_cache_directory_that_is_a_link_or_a_file_is_refused(cache, tmp_path, no_compiler):
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir(mode=0o700)
-    cache.symlink_to(elsewhere)
-    with refused(f"{cache} is a link or a file"):
-        compile_one()
-    cache.unlink()
-    cache.symlink_to(tmp_path / "nowhere")
-    with refused(str(cache)):
-        compile_one()
-    cache.unlink()
-    cache.touch()
-    with refused(str(cache)):
-        compile_one()
-
-
-@posix
-def test_a_cache_directory_of_someone_else_is_refused(cache, monkeypatch, no_compiler):
-    cache.mkdir(mode=0o700)
-    monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    with refused(rf"{cache} belongs to user \d+, not to you \(12345\): .* set XDG_CACHE_HOME"):
-        compile_one()
-
-
-@posix
-def test_a_cache_directory_that_cannot_be_made_is_refused(tmp_path, monkeypatch, no_compiler):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with refused("cannot be made .*set XDG_CACHE_HOME to a directory of your own"):
-        compile_one()
-
-
-@posix
-def test_the_cache_directory_is_made_for_the_user_alone(cache, monkeypatch):
-    from gdfunc._scan.backends._cache import private_directory
-
-    before = os.umask(0)
-    try:
-        assert private_directory() == cache
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(cache))
-    assert private_directory() == cache / ".cache" / "gdfunc"
 
 
 def test_the_cache_is_used_and_the_environment_left_alone():

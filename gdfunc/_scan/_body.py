@@ -18,6 +18,8 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import _disable_current_modes
 
+from ._lock import Lock
+
 
 class Aval(NamedTuple):
     """What is known of a tensor before it has a value."""
@@ -138,7 +140,7 @@ def _settings(floats: torch.dtype) -> Iterator[None]:
 
 _AS_IT_IS = nullcontext()
 _numbers = count()
-tracing = threading.RLock()  # torch.fx patches what all threads share
+tracing = Lock(waits=True)  # torch.fx patches what all threads share
 
 
 def _with_reshapes(graph: fx.GraphModule) -> fx.GraphModule:

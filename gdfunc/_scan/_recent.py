@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from itertools import count
-from threading import RLock
 from typing import Any
+
+from ._lock import Lock
 
 REMEMBERED, BYTES = 512, 2**28  # entries, before the least recently used is forgotten
 
@@ -20,7 +21,7 @@ class Recent:
 
     def __init__(self) -> None:
         self._entries: dict[Any, _Entry] = {}
-        self._bytes, self._clock, self._keeping = 0, count(), RLock()
+        self._bytes, self._clock, self._keeping = 0, count(), Lock()
 
     def find(self, key: Any) -> Any:
         entry = self._entries.get(key)

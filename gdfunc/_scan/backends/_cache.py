@@ -1,38 +1,141 @@
-"""The directory for compiled code: code that is loaded and run, so nobody else may write there."""
+"""The directory of compiled code. Because its files are loaded and run, each one is checked before."""
 
+import hashlib
 import os
+import shutil
 import stat
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from ..._errors import BackendError
 
+LIMIT = 2**29  # bytes of native libraries; beyond it, the least recently used are deleted
+_ABANDONED = 86_400  # seconds after which an unfinished build was killed, not slow
+_REMEDY = "set XDG_CACHE_HOME to a directory of your own"
+
 
 def private_directory() -> Path:
-    """Return the cache directory, made if it is missing; it must be the user's alone.
+    """Return the cache directory, and make it if it is missing. It must be the user's alone.
+
+    A relative XDG_CACHE_HOME is ignored, as the XDG Base Directory Specification demands.
 
     Raises:
-        BackendError: it belongs to another user, others may enter it, or it is a link or a file.
+        BackendError: the directory is a link or a file, belongs to another user, is open to others, or lies
+            where others could replace it.
     """
-    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gdfunc"
+    asked = Path(os.environ.get("XDG_CACHE_HOME", ""))
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = (asked if asked.is_absolute() else Path.home() / ".cache") / "gdfunc"
+        for directory in (*reversed(path.parents), path):
+            if not directory.exists():
+                directory.mkdir(mode=0o700, exist_ok=True)
         found = path.lstat()
-    except OSError as error:
-        raise BackendError(
-            f"{path} cannot be made ({error.strerror}); set XDG_CACHE_HOME to a directory of your own"
-        ) from error
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BackendError(f"the cache directory cannot be made ({reason}); {_REMEDY}") from error
     if not stat.S_ISDIR(found.st_mode):
         raise BackendError(
-            f"{path} is a link or a file; remove it: compiled code is kept in a directory there"
+            f"{path} is a link or a file; remove it, because compiled code needs a directory there"
         )
-    if hasattr(os, "geteuid") and found.st_uid != os.geteuid():
+    if os.name != "posix":
+        return path
+    if found.st_uid != os.geteuid():
         raise BackendError(
-            f"{path} belongs to user {found.st_uid}, not to you ({os.geteuid()}): code from it could be "
-            f"anybody's; set XDG_CACHE_HOME to a directory of your own"
+            f"{path} belongs to user {found.st_uid}, not to you ({os.geteuid()}), and code in it could be "
+            f"theirs; {_REMEDY}"
         )
-    if os.name == "posix" and stat.S_IMODE(found.st_mode) & 0o077:
+    if stat.S_IMODE(found.st_mode) & 0o077:
         raise BackendError(
             f"{path} is open to others (mode {stat.S_IMODE(found.st_mode):04o}), who could put code there; "
-            f"chmod 700 it, or remove it if it was not you who opened it"
+            f"chmod 700 it, or remove it if you did not open it yourself"
         )
+    for parent in {*path.parents, *path.resolve().parents}:
+        _check_parent(parent, path)
     return path
+
+
+def _check_parent(parent: Path, path: Path) -> None:
+    """Refuse a parent directory in which others may rename or replace entries."""
+    found = parent.stat()
+    if found.st_uid not in (0, os.geteuid()):
+        raise BackendError(
+            f"{parent} belongs to user {found.st_uid}, who could replace {path} in it; {_REMEDY}"
+        )
+    writers = stat.S_IMODE(found.st_mode) & 0o022
+    if writers == 0o020 and _is_private_group(found.st_gid):
+        writers = 0
+    if writers and not found.st_mode & stat.S_ISVTX:
+        raise BackendError(
+            f"{parent} can be written by others (mode {stat.S_IMODE(found.st_mode):04o}), who could "
+            f"replace {path} in it; chmod go-w it, or {_REMEDY}"
+        )
+
+
+def _is_private_group(group: int) -> bool:
+    """Tell whether a group has the user as its only member, as many Linux distributions set it up."""
+    import grp
+    import pwd
+
+    try:
+        user, found = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(group)
+    except KeyError:
+        return False
+    return found.gr_name == user and set(found.gr_mem) <= {user}
+
+
+def is_sound(path: Path) -> bool:
+    """Tell whether a library is the user's own and equals, byte for byte, what `store` wrote."""
+    try:
+        found = path.lstat()
+        owned = not hasattr(os, "geteuid") or found.st_uid == os.geteuid()
+        if not stat.S_ISREG(found.st_mode) or found.st_mode & 0o022 or not owned:
+            return False
+        size, digest = _digest_file(path).read_text().split()
+        if int(size) != found.st_size or digest != hashlib.sha256(path.read_bytes()).hexdigest():
+            return False
+        os.utime(path)  # the time of the last use, for `trim`
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def store(made: Path, path: Path) -> None:
+    """Move a new library to its place on the same file system, with its size and SHA-256 in a file."""
+    data, digest = made.read_bytes(), made.with_suffix(".sha256")
+    digest.write_text(f"{len(data)} {hashlib.sha256(data).hexdigest()}\n")
+    made.chmod(0o700)
+    for file in (made, digest):
+        _sync(file)
+    os.replace(made, path)
+    os.replace(digest, _digest_file(path))
+    _sync(path.parent)
+
+
+def trim(directory: Path, limit: int = LIMIT) -> None:
+    """Delete the least recently used libraries until the rest have `limit` bytes, and abandoned builds."""
+    found = []
+    for path in directory.iterdir():
+        with suppress(FileNotFoundError):  # another process deletes files, too
+            found.append((path, path.lstat()))
+    total = sum(stats.st_size for _, stats in found)
+    for path, stats in sorted(found, key=lambda pair: pair[1].st_mtime):
+        if stat.S_ISDIR(stats.st_mode):
+            if stats.st_mtime < time.time() - _ABANDONED:
+                shutil.rmtree(path, ignore_errors=True)
+        elif total > limit and path.suffix == ".so":
+            path.unlink(missing_ok=True)
+            _digest_file(path).unlink(missing_ok=True)
+            total -= stats.st_size
+
+
+def _digest_file(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

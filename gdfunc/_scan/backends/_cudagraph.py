@@ -1,16 +1,17 @@
 """The backend that records some steps as one CUDA graph and replays it: one call for all their kernels."""
 
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from threading import Lock, RLock
 
 import torch
 from torch import Tensor
 
 from ..._errors import BackendError
 from .._body import Aval, Body
+from .._lock import Lock
 from .._loop import Leaves
 from . import _replay
 
@@ -18,7 +19,7 @@ _ROW = 16  # steps in a graph, unless `unroll` says how many: with so many, the 
 _LONGEST = 256  # steps of a nested loop in a graph, all of its rounds together: each kernel is a node
 
 _around: ContextVar[int] = ContextVar("_around", default=0)  # steps under way around a nested loop
-_recording = RLock()
+_recording = Lock()
 
 
 def run(body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, unroll: int = 1) -> list[Tensor]:
@@ -84,7 +85,7 @@ class _Block:
             self.consts = _empty(aval._replace(device=device) for aval in body.consts)
             self.carry = _empty(body.carry)
             self.x, self.y = (_empty(aval.with_axis(steps) for aval in avals) for avals in (body.x, body.y))
-        self.steps, self.lock = steps, Lock()
+        self.steps, self.lock = steps, threading.Lock()
 
         def function() -> None:
             done = _inline(steps, body, self.consts, self.carry, self.x, steps)

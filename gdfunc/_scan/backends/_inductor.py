@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from threading import RLock
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from ... import _tree
 from ..._errors import BackendError
 from .._body import Body, clean_room, proxy_mode, stand_in
+from .._lock import Lock
 from .._loop import Leaves, in_trace
 from .._loop import run as run_loop
 from . import _replay
@@ -25,7 +25,7 @@ _SMALL_BODY = 64  # operations: the steps of a smaller body are laid out in a ro
 _ROW = 4  # … so many, because the loop around them costs as much as they do
 _SMALL_MATMUL = 4096  # multiplications: a call of a BLAS costs more than these, and cannot be fused
 
-_compiling = RLock()
+_compiling = Lock()
 
 
 def run(body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, unroll: int = 1) -> list[Tensor]:

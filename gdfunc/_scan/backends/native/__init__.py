@@ -44,7 +44,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from math import prod
-from threading import RLock
 from typing import Any
 
 import torch
@@ -53,14 +52,15 @@ from torch._subclasses import FakeTensor
 
 from ...._errors import BackendError
 from ..._body import Body, Members
+from ..._lock import Lock
 from ..._loop import Leaves
-from ._build import build
+from ._build import Library, build
 from ._program import LONG, write
 from ._tensor import Unsupported as Unsupported
 
 _SEGMENT_SECONDS = 0.05  # Ctrl-C waits for so long
 _ALIGNED = 64  # bytes: what C is told of the start of its memory
-_compiling = RLock()
+_compiling = Lock()
 
 
 def run(body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, unroll: int = 1) -> list[Tensor]:
@@ -124,14 +124,14 @@ def _column(numbers: Sequence[int]) -> Any:
 class _Function:
     """The compiled loop."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self.library = library
+    def __init__(self, library: Library) -> None:
         self.scratch = ctypes.c_char * (ctypes.c_int64.in_dll(library, "scratch_size").value + _ALIGNED)
         self.rounds = ctypes.c_int64.in_dll(library, "step_rounds").value
         self.pace = 0.0  # steps of a member in a second, as last measured: at least so many
         number = ctypes.c_int64
-        library.run.argtypes = [number] * 4 + [ctypes.c_void_p] * 5
-        library.run.restype = number
+        self.run = library.run
+        self.run.argtypes = [number] * 4 + [ctypes.c_void_p] * 5
+        self.run.restype = number
 
     def __call__(self, starts: list[int], strides: tuple[Any, Any], size: int, length: int) -> None:
         """Run all members, a share of them on each thread; all stop when one does.
@@ -147,9 +147,12 @@ class _Function:
             shares, initializer=torch.set_flush_denormal, initargs=(_flushes(),)
         ) as threads:
             try:
-                done = [
-                    threads.submit(self._share, tables, *ends, length, stop) for ends in pairwise(bounds)
-                ]
+                done = []
+                for ends in pairwise(bounds):
+                    try:
+                        done.append(threads.submit(self._share, tables, *ends, length, stop))
+                    except RuntimeError:  # no thread can start while the interpreter exits
+                        self._share(tables, *ends, length, stop)
                 for share in done:
                     share.result()
             except BaseException:
@@ -166,7 +169,7 @@ class _Function:
         while start < length and not stop.value:
             end = min(start + max(1, int(self.pace * _SEGMENT_SECONDS / members)), length)
             began = time.perf_counter()
-            bad = self.library.run(first, last, start, end, *tables, scratch, ctypes.byref(stop))
+            bad = self.run(first, last, start, end, *tables, scratch, ctypes.byref(stop))
             if bad >= 0:
                 raise IndexError(f"an index is out of range in step {bad} of the loop")
             self.pace = (end - start) * members / max(time.perf_counter() - began, 1e-9)

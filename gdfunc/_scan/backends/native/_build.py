@@ -1,20 +1,24 @@
-"""From C to a function: the compiler, its flags, and the directory of what was compiled before."""
+"""Compiling C and loading it: the compiler, its flags, and the directory of compiled libraries."""
 
+import _ctypes
 import ctypes
 import hashlib
 import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from weakref import finalize
 
 from ...._errors import BackendError
-from .._cache import private_directory
+from .._cache import is_sound, private_directory, store, trim
 
 # Nothing that changes a number: neither -ffast-math nor what it stands for. Products and sums are fused in
 # contractions alone, where the code asks for it.
@@ -23,12 +27,22 @@ _FLAGS = [
     *("-fwrapv", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
     *("-fopenmp-simd", "-fno-strict-aliasing"),
 ]
+_PATIENCE = 600  # seconds for one run of the compiler
 _WIDE = ["-mprefer-vector-width=512"]
 _VECTOR_MATH = {"gcc": ["-DVECTOR_MATH", "-lmvec"], "clang": ["-fveclib=libmvec", "-lmvec"]}
 
 
-def build(text: str) -> ctypes.CDLL:
-    """Compile C, or find it compiled.
+class Library(ctypes.CDLL):
+    """A shared library that is unloaded when it is garbage-collected."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), mode=os.RTLD_NOW)
+        # A thread of the loop may still run in it when the interpreter exits.
+        finalize(self, _ctypes.dlclose, self._handle).atexit = False
+
+
+def build(text: str) -> Library:
+    """Compile C, or load the library that an earlier call compiled.
 
     Raises:
         BackendError: there is no compiler, it fails, or there is no safe directory.
@@ -39,27 +53,35 @@ def build(text: str) -> ctypes.CDLL:
     path = directory / f"{hashlib.sha256(key.encode()).hexdigest()}.so"
     try:
         directory.mkdir(mode=0o700, exist_ok=True)
-        if _fault(path):
-            _compile(compiler, _attempts(target), text, path)
+        if is_sound(path):
+            with suppress(OSError):  # made for a C library that this system no longer has
+                return Library(path)
+        return _compile(compiler, _attempts(target), text, path)
     except OSError as error:
         raise BackendError(
             f"{directory} cannot be written ({error.strerror}); "
             f"set XDG_CACHE_HOME to a directory of your own"
         ) from error
-    return ctypes.CDLL(str(path))
 
 
-def _compile(compiler: list[str], attempts: list[list[str]], text: str, path: Path) -> None:
+def _compile(compiler: list[str], attempts: list[list[str]], text: str, path: Path) -> Library:
     with tempfile.TemporaryDirectory(dir=path.parent) as directory:
         source, made = Path(directory) / "loop.c", Path(directory) / "loop.so"
         source.write_text(text)
         for more in attempts:
             done = _run([*compiler, *_flags(), str(source), "-o", str(made), *more, "-lm"])
-            if not done.returncode and not _fault(made):
-                os.replace(made, path)
-                return
-        errors = (line for line in done.stderr.splitlines() if "error" in line)
-        reason = next(errors, f"it ends with {done.returncode}") if done.returncode else _fault(made)
+            if done.returncode:
+                errors = (line for line in done.stderr.splitlines() if "error" in line)
+                reason = next(errors, f"it ends with {done.returncode}")
+                continue
+            try:
+                library = Library(made)
+            except OSError as error:
+                reason = f"{error}; where programs may not run, set XDG_CACHE_HOME to another directory"
+                continue
+            store(made, path)
+            trim(path.parent)
+            return library
     raise BackendError(
         f"{shlex.join(compiler)} cannot compile this loop ({reason}); use backend='inductor' or 'eager'"
     )
@@ -71,15 +93,6 @@ def _attempts(target: str) -> list[list[str]]:
     numbers = [int(number) for number in version.split(".")[:2] if number.isdigit()]
     has = platform.machine() == "x86_64" and library == "glibc" and numbers >= [2, 35]
     return [_VECTOR_MATH["clang" if "__clang__" in target else "gcc"], []] if has else [[]]
-
-
-def _fault(path: Path) -> str:
-    """Why a library cannot be loaded, if it cannot."""
-    try:
-        ctypes.CDLL(str(path), mode=os.RTLD_NOW)
-    except OSError as error:
-        return f"{error}; where programs may not run, set XDG_CACHE_HOME to another directory"
-    return ""
 
 
 def _flags() -> list[str]:
@@ -97,7 +110,12 @@ def _compiler() -> tuple[list[str], str]:
             "backend='native' is written for Linux and macOS, not for Windows; use backend='inductor' or "
             "'eager', or Linux on Windows (WSL)"
         )
-    asked = shlex.split(os.environ.get("CC", ""))
+    try:
+        asked = shlex.split(os.environ.get("CC", ""))
+    except ValueError as error:
+        raise BackendError(
+            f"CC={os.environ['CC']} cannot be split into words ({error}); correct its quotes"
+        ) from error
     named = [asked] if asked else [["cc"], ["gcc"], ["clang"]]
     found = [command for command in named if shutil.which(command[0])]
     if not asked and find_spec("ziglang"):
@@ -118,9 +136,28 @@ def _compiler() -> tuple[list[str], str]:
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    # What zig keeps is linked into what is run: it belongs in the private directory as well.
+    """Run a compiler in a session of its own, so that all its processes can be ended together."""
+    # zig links files from its cache into the library, so they belong in the private directory as well.
     cache = str(private_directory() / "zig")
     environment = os.environ | {"ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
-    return subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=False, errors="replace"
-    )
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=_PATIENCE)
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            raise BackendError(
+                f"{command[0]} has not finished after {_PATIENCE} s and was stopped; name another compiler "
+                f"in CC, or use backend='inductor' or 'eager'"
+            ) from error
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)

@@ -1,0 +1,55 @@
+"""Module-level locks that a forked child, such as a worker of torch's DataLoader, finds free."""
+
+import os
+from threading import RLock
+
+_PATIENCE = 10.0  # seconds that a fork waits for the holder of a lock with `waits=True`
+
+
+class Lock:
+    """A reentrant lock that is free in a forked child, where the thread that held it does not exist.
+
+    Args:
+        waits: True where the holder changes settings of the whole process. A fork then waits for the
+            holder, so that the child does not inherit half a change.
+    """
+
+    def __init__(self, waits: bool = False) -> None:
+        self._lock, self._patience, self._taken = RLock(), _PATIENCE * waits, False
+        _locks.append(self)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def before_fork(self) -> None:
+        self._taken = self._lock.acquire(timeout=self._patience)
+
+    def after_fork(self, in_child: bool) -> None:
+        if self._taken:
+            self._lock.release()
+        elif in_child:
+            self._lock = RLock()
+
+
+_locks: list[Lock] = []
+
+
+def _before() -> None:
+    for lock in _locks:
+        lock.before_fork()
+
+
+def _after(in_child: bool) -> None:
+    for lock in _locks:
+        lock.after_fork(in_child)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before,
+        after_in_parent=lambda: _after(in_child=False),
+        after_in_child=lambda: _after(in_child=True),
+    )

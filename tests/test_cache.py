@@ -1,0 +1,132 @@
+"""The directory of compiled code is the user's alone, and others cannot put code there or replace it."""
+
+import grp
+import os
+import stat
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import gdfunc as gd
+from gdfunc._scan.backends._cache import private_directory
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="modes and owners are POSIX's")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "gdfunc"
+
+
+def refused(message):
+    return pytest.raises(gd.BackendError, match=message)
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o770, 0o701])
+@pytest.mark.parametrize("backend", ["native", "inductor"])
+def test_directory_open_to_others_is_refused_before_anything_is_compiled(mode, backend, cache):
+    cache.mkdir()
+    cache.chmod(mode)
+    with refused(f"{cache} is open to others \\(mode {mode:04o}\\), .*chmod 700"):
+        gd.scan(lambda c, x: (c * 0.123456789, c), torch.tensor(1.0), length=2, backend=backend)
+    assert not list(cache.iterdir())
+
+
+def test_link_or_file_in_place_of_the_directory_is_refused(cache, tmp_path):
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    cache.symlink_to(tmp_path / "elsewhere")
+    with refused(f"{cache} is a link or a file"):
+        private_directory()
+    cache.unlink()
+    cache.symlink_to(tmp_path / "nowhere")
+    with refused("cache directory cannot be made"):
+        private_directory()
+    cache.unlink()
+    cache.touch()
+    with refused(f"{cache} is a link or a file"):
+        private_directory()
+
+
+def test_directory_of_another_user_is_refused(cache, monkeypatch):
+    cache.mkdir(mode=0o700)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with refused(rf"{cache} belongs to user \d+, not to you \(12345\), .* set XDG_CACHE_HOME"):
+        private_directory()
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o757])
+def test_directory_that_others_could_replace_is_refused(mode, tmp_path, monkeypatch):
+    parent = tmp_path / "shared"
+    (parent / "caches").mkdir(parents=True, mode=0o700)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(parent / "caches"))
+    parent.chmod(mode)
+    monkeypatch.setattr(grp, "getgrgid", lambda group: SimpleNamespace(gr_name="staff", gr_mem=[]))
+    with refused(rf"{parent} can be written by others \(mode {mode:04o}\), .*could replace .*chmod go-w"):
+        private_directory()
+    parent.chmod(mode | stat.S_ISVTX)  # as /tmp: others cannot rename what is not theirs
+    assert private_directory() == parent / "caches" / "gdfunc"
+
+
+def test_parent_behind_a_link_is_checked_too(tmp_path, monkeypatch):
+    shared = tmp_path / "shared"
+    (shared / "caches").mkdir(parents=True)
+    shared.chmod(0o777)
+    (tmp_path / "link").symlink_to(shared / "caches")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "link"))
+    with refused(f"{shared} can be written by others"):
+        private_directory()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory to another user")
+def test_parent_of_another_user_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "theirs" / "caches").mkdir(parents=True)
+    os.chown(tmp_path / "theirs", 12345, -1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "theirs" / "caches"))
+    with refused("theirs belongs to user 12345, who could replace"):
+        private_directory()
+
+
+@pytest.mark.parametrize(("members", "accepted"), [([], True), (["me"], True), (["me", "you"], False)])
+def test_parent_that_only_the_users_own_group_can_write_is_accepted(members, accepted, cache, monkeypatch):
+    import pwd
+
+    monkeypatch.setattr(pwd, "getpwuid", lambda user: SimpleNamespace(pw_name="me"))
+    monkeypatch.setattr(grp, "getgrgid", lambda group: SimpleNamespace(gr_name="me", gr_mem=members))
+    cache.parent.chmod(0o775)
+    if accepted:
+        assert private_directory() == cache
+    else:
+        with refused(f"{cache.parent} can be written by others"):
+            private_directory()
+
+
+def test_directory_that_cannot_be_made_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with refused("cannot be made .*set XDG_CACHE_HOME to a directory of your own"):
+        private_directory()
+
+
+def test_directory_and_missing_parents_are_made_for_the_user_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a" / "b"))
+    before = os.umask(0)
+    try:
+        made = private_directory()
+    finally:
+        os.umask(before)
+    assert made == tmp_path / "a" / "b" / "gdfunc"
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (made, *made.parents[:2])] == [0o700] * 3
+
+
+@pytest.mark.parametrize("value", [None, "", "relative", "./relative"])
+def test_relative_or_empty_setting_is_ignored(value, tmp_path, monkeypatch):
+    if value is None:
+        monkeypatch.delenv("XDG_CACHE_HOME")
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert private_directory() == tmp_path / ".cache" / "gdfunc"
+    assert [path.name for path in tmp_path.iterdir()] == [".cache"]
