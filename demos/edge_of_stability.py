@@ -136,7 +136,7 @@ def map_momentum(points: int, steps: int) -> Map:
         return torch.cat([state.params["w"], state.displacement["w"]]).abs().amax().log()
 
     def run(friction: Tensor, lr: Tensor) -> Tensor:
-        step = gd.make_heavy_ball_step(problem.loss_fn, 1 - friction)
+        step = gd.methods.heavy_ball(problem.loss_fn, 1 - friction)
         _, trajectory = gd.train(step, step.init(start), problem.data, index, lr, record=size)
         return slope(trajectory.size[steps // 2 :]).exp()
 

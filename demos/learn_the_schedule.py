@@ -113,7 +113,7 @@ def best_constant(steps: int) -> Tensor:
 
 def best_of(schedule: Callable[[Any], Tensor], init: Any) -> Tensor:
     """The schedule of a family of exactly the least expected loss, by L-BFGS."""
-    step = gd.make_lbfgs_step(lambda params, _batch: expected_excess(schedule(params)))
+    step = gd.methods.lbfgs(lambda params, _batch: expected_excess(schedule(params)))
     final, _ = gd.train(step, step.init(init), None, gd.full_batch(1, 40), 1.0, record=())
     return schedule(final.params)
 
@@ -126,7 +126,7 @@ def falling(steps: int) -> Callable[[Tensor], Tensor]:
 def learn(start: Tensor, steps: int) -> tuple[Tensor, gd.Trajectory]:
     """Learn a schedule from sampled orders; record what it is worth on the way."""
     transform = gd.adam()
-    step = gd.make_transform_step(schedule_loss, transform)
+    step = gd.make_step(schedule_loss, transform)
 
     def exact(state: gd.TrainState, _loss: Tensor) -> Tensor:
         return expected_excess(state.params.exp())
@@ -134,7 +134,7 @@ def learn(start: Tensor, steps: int) -> tuple[Tensor, gd.Trajectory]:
     keys = gd.random.split(gd.random.key(0), steps * OUTER_BATCH)
     index = torch.arange(len(keys)).reshape(steps, OUTER_BATCH)  # every order is seen once
     lrs = gd.schedules.cosine_annealing(OUTER_LR, T_max=steps)(torch.arange(steps))
-    init = gd.init_state(transform, start.log())
+    init = step.init(start.log())
     final, trajectory = gd.train(step, init, keys, index, lrs, record=("loss", exact))
     return final.params.exp(), trajectory
 

@@ -144,13 +144,13 @@ def race(
     """
     x, y = task.data
     sizes = [x.shape[1], *([task.hidden] if task.hidden else []), task.classes]
-    step = gd.make_transform_step(loss_fn, transform)
+    step = gd.make_step(loss_fn, transform)
 
     def run(key: Tensor, lr: Tensor) -> tuple[Tensor, Tensor]:
         for_params, for_order = gd.random.split(key)
         params = initial_params(for_params, sizes)
         index = gd.epoch_batches(for_order, len(y), BATCH_SIZE, epochs)
-        final, _ = gd.train(step, gd.init_state(transform, params), task.data, index, lr, record=())
+        final, _ = gd.train(step, step.init(params), task.data, index, lr, record=())
         return loss_fn(params, task.data), loss_fn(final.params, task.data)
 
     keys = gd.random.split(gd.random.key(0), seeds)
@@ -326,10 +326,10 @@ def walk(name: str, method: str, lrs: Tensor, steps: int) -> Walk:
     are out, and counted, unless there is no other.
     """
     (problem, _, limits), transform = LANDSCAPES[name], METHODS[method].transform
-    step = gd.make_transform_step(problem.loss_fn, transform)
+    step = gd.make_step(problem.loss_fn, transform)
 
     def run(lr: Tensor) -> Tensor:
-        init = gd.init_state(transform, problem.params)
+        init = step.init(problem.params)
         final, trajectory = gd.train(step, init, None, gd.full_batch(1, steps), lr, record="params")
         return gd.plot.path(trajectory.params, final.params)
 

@@ -207,10 +207,10 @@ def simulate(
 ) -> Measured:
     """Run every learning rate and seed at once, piece by piece: no plan and no record of it all is held."""
     transform = add_up_moments(vector(problem.minimizers[0]))
-    step = gd.make_transform_step(problem.loss_fn, transform)
+    step = gd.make_step(problem.loss_fn, transform)
 
     def run(params: Any, lr: Tensor, index: Tensor) -> tuple[Any, Tensor]:
-        init = gd.init_state(transform, params)
+        init = step.init(params)
         final, _ = gd.train(step, init, problem.data, index, lr, record=(), backend=backend)
         return final.params, final.opt_state / len(index)
 

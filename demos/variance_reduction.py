@@ -61,10 +61,10 @@ class Method(NamedTuple):
 METHODS = {
     "SGD": Method(gd.make_step, has_data=False),
     "SGD, falling lr": Method(gd.make_step, has_data=False, falling=True),
-    "SVRG": Method(gd.make_svrg_step, pass_length=PASS),
-    "SARAH": Method(gd.make_sarah_step, pass_length=PASS),
-    "SAG": Method(gd.make_sag_step, table=True),
-    "SAGA": Method(gd.make_saga_step, table=True),
+    "SVRG": Method(gd.methods.svrg, pass_length=PASS),
+    "SARAH": Method(gd.methods.sarah, pass_length=PASS),
+    "SAG": Method(gd.methods.sag, table=True),
+    "SAGA": Method(gd.methods.saga, table=True),
 }
 
 

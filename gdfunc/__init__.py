@@ -6,6 +6,7 @@ A step is a scan body, lr is data, randomness is a key, and a run is a tree of t
 """
 
 from . import curvature as curvature
+from . import methods as methods
 from . import modules as modules
 from . import plot as plot
 from . import privacy as privacy
@@ -33,11 +34,10 @@ from ._sampling import full_batch as full_batch
 from ._sampling import sample_batches as sample_batches
 from ._sampling import take as take
 from ._scan import scan as scan
+from ._step import Step as Step
 from ._step import TrainState as TrainState
 from ._step import apply_updates as apply_updates
-from ._step import init_state as init_state
 from ._step import make_step as make_step
-from ._step import make_transform_step as make_transform_step
 from ._sweep import SweepResult as SweepResult
 from ._sweep import grid as grid
 from ._sweep import sweep as sweep
@@ -59,6 +59,7 @@ from ._transforms import clip_by_value as clip_by_value
 from ._transforms import freeze as freeze
 from ._transforms import lamb as lamb
 from ._transforms import lars as lars
+from ._transforms import lbfgs as lbfgs
 from ._transforms import lion as lion
 from ._transforms import masked as masked
 from ._transforms import momentum as momentum
@@ -74,19 +75,5 @@ from ._transforms import trust_ratio as trust_ratio
 from ._transforms import weight_decay as weight_decay
 from ._transforms import yogi as yogi
 from ._transforms import zero_nans as zero_nans
-from .methods import ema as ema
-from .methods import lbfgs as lbfgs
-from .methods import lookahead as lookahead
-from .methods import make_asgd_step as make_asgd_step
-from .methods import make_heavy_ball_step as make_heavy_ball_step
-from .methods import make_lbfgs_step as make_lbfgs_step
-from .methods import make_line_search_step as make_line_search_step
-from .methods import make_polyak_step as make_polyak_step
-from .methods import make_sag_step as make_sag_step
-from .methods import make_saga_step as make_saga_step
-from .methods import make_sam_step as make_sam_step
-from .methods import make_sarah_step as make_sarah_step
-from .methods import make_schedule_free_step as make_schedule_free_step
-from .methods import make_svrg_step as make_svrg_step
 
 __version__ = "0.1.0"

@@ -245,7 +245,8 @@ def check_params(params: Tree) -> list[Tensor]:
 
 def check_batch(batch: Tree, param_leaves: list[Tensor], params: Tree, name: str = "batch") -> int | None:
     """Refuse a batch that is ragged or does not fit params; return its size, None without data."""
-    device, dtypes = param_leaves[0].device, {leaf.dtype for leaf in param_leaves}
+    device = param_leaves[0].device
+    dtypes = {leaf.dtype for leaf in param_leaves if leaf.is_floating_point()}
     slots = _tree.slots(batch)
     filled = [i for i, leaf in enumerate(slots) if leaf is not None]
 
@@ -271,7 +272,7 @@ def check_batch(batch: Tree, param_leaves: list[Tensor], params: Tree, name: str
                 f"{path(i)} is on {leaf.device} but {param} is on {device}; "
                 f"move one with .to({str(device)!r})"
             )
-        if leaf.is_floating_point() and leaf.dtype not in dtypes:
+        if leaf.is_floating_point() and dtypes and leaf.dtype not in dtypes:
             param = _tree.slot_path(params, "params", 0)
             raise ValueError(
                 f"{path(i)} is {kind(leaf)} but {param} is {kind(param_leaves[0])}; "

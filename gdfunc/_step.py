@@ -6,6 +6,7 @@ A step is a scan body, `step(carry, batch, lr) -> (carry, loss)`. It is pure: it
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from numbers import Real
 from typing import Any, NamedTuple
@@ -18,7 +19,121 @@ from ._gradients import LossFn, batch_grad, check_params
 from ._transforms import GradientTransformation, check_transform
 from ._tree import Tree
 
-Step = Callable[[Any, Tree, Any], tuple[Any, Any]]
+
+@dataclass(frozen=True)
+class Step:
+    """One step of descent: how its carry begins, and how it goes on.
+
+    carry₀ = init(params);  carry, loss = step(carry, batch, lr)
+
+    A call checks that the carry belongs to the step. `train` checks that once, and then uses `advance`.
+    Wherever a step is expected, a function `(carry, batch, lr) -> (carry, loss)` with any tree of tensors
+    as its carry will do.
+
+    Attributes:
+        init: `params -> carry`, in storage of its own.
+        advance: `(carry, batch, lr) -> (carry, loss, grads)`, without checks. The loss is that of the old
+            parameters, grads its gradient, or None where there is none to record.
+        state: the class of the carry, whose field `params` is where the next loss is measured; None if
+            the carry is the parameters themselves.
+
+    Example:
+        >>> step = gd.make_step(lambda w, batch: (batch * w**2).mean())
+        >>> carry = step.init(torch.tensor(1.0))
+        >>> step(carry, torch.tensor([1.0, 3.0]), 0.1)
+        (tensor(0.6000), tensor(2.))
+    """
+
+    init: Callable[[Tree], Any]
+    advance: Callable[[Any, Tree, Any], tuple[Any, Any, Tree]]
+    state: type | None = None
+
+    def __call__(self, carry: Any, batch: Tree, lr: float | Tensor) -> tuple[Any, Any]:
+        self.check(carry)
+        carry, loss, _ = self.advance(carry, batch, lr)
+        return carry, loss
+
+    def check(self, carry: Any) -> None:
+        """Refuse the carry of another step."""
+        fits = isinstance(carry, self.state) if self.state else not hasattr(carry, "params")
+        if not fits:
+            wanted = self.state.__name__ if self.state else "the parameters alone"
+            raise TypeError(
+                f"carry is {type(carry).__name__}, but this step needs {wanted}; "
+                f"make the carry with step.init(params)"
+            )
+
+
+StepLike = Step | Callable[[Any, Tree, Any], tuple[Any, Any]]
+
+
+class TrainState(NamedTuple):
+    """The carry of a step with a transformation: parameters, and the transformation's memory.
+
+    Example:
+        >>> step = gd.make_step(lambda w, batch: (w**2).mean(), gd.scale(2.0))
+        >>> step.init(torch.tensor([1.0]))
+        TrainState(params=tensor([1.]), opt_state=())
+    """
+
+    params: Tree
+    opt_state: Any
+
+
+def make_step(loss_fn: LossFn, transform: GradientTransformation | None = None) -> Step:
+    """Make the step of mini-batch gradient descent, plain or with a transformed gradient.
+
+    θ' = θ − lr·∇L(θ, batch),  or with a transformation
+    u, s' = update(∇L(θ, batch), s, θ);  θ' = θ − lr·u
+
+    Args:
+        loss_fn: `(params, batch) -> loss`, the mean over the batch as a 0-d tensor; see `batch_grad`.
+        transform: what to do with the gradient.
+
+    Returns:
+        A `Step`, `step(carry, batch, lr) -> (carry, loss)`. Its carry is the parameters, or with a
+        transformation a `TrainState`. The loss is that of the old parameters.
+
+    Raises:
+        TypeError: transform is not a `GradientTransformation`; (in the step) the carry is that of
+            another step.
+        TypeError, ValueError: (in the step) as `batch_grad` and `apply_updates` do.
+
+    Example:
+        >>> def loss_fn(params, batch):
+        ...     x, y = batch
+        ...     return ((x * params["w"] - y) ** 2).mean()
+        >>> step = gd.make_step(loss_fn)
+        >>> batch = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0])
+        >>> step({"w": torch.tensor(1.0)}, batch, 0.1)
+        ({'w': tensor(2.)}, tensor(10.))
+        >>> step = gd.make_step(loss_fn, gd.scale(0.5))
+        >>> step(step.init({"w": torch.tensor(1.0)}), batch, 0.1)
+        (TrainState(params={'w': tensor(1.5000)}, opt_state=()), tensor(10.))
+    """
+    gradients = batch_grad(loss_fn)
+    if transform is None:
+
+        def descend(params: Tree, batch: Tree, lr: float | Tensor) -> tuple[Tree, Tensor, Tree]:
+            grads, loss = gradients(params, batch)
+            return apply_updates(params, grads, lr), loss, grads
+
+        return Step(copy_params, descend)
+
+    check_transform(transform)
+
+    def init(params: Tree) -> TrainState:
+        params = copy_params(params)
+        return TrainState(params, transform.init(params))
+
+    def advance(state: TrainState, batch: Tree, lr: float | Tensor) -> tuple[TrainState, Tensor, Tree]:
+        params, opt_state = state
+        grads, loss = gradients(params, batch)
+        result = transform.update(grads, opt_state, params)
+        updates, opt_state = check_pair(result, "transform.update", "updates, opt_state")
+        return TrainState(apply_updates(params, updates, lr), opt_state), loss, grads
+
+    return Step(init, advance, TrainState)
 
 
 def apply_updates(params: Tree, updates: Tree, lr: float | Tensor) -> Tree:
@@ -64,124 +179,40 @@ def apply_updates(params: Tree, updates: Tree, lr: float | Tensor) -> Tree:
     return _tree.unflatten(structure, moved)
 
 
-def make_step(loss_fn: LossFn) -> Step:
-    """Make the step of mini-batch gradient descent.
-
-    θ' = θ − lr·∇L(θ, batch)
-
-    Args:
-        loss_fn: `(params, batch) -> loss`, the mean over the batch as a 0-d tensor; see `batch_grad`.
-
-    Returns:
-        `step(params, batch, lr) -> (params, loss)`; loss is that of the old parameters.
-
-    Raises:
-        TypeError, ValueError: (in the step) as `batch_grad` and `apply_updates` do.
-
-    Example:
-        >>> def loss_fn(params, batch):
-        ...     x, y = batch
-        ...     return ((x * params["w"] - y) ** 2).mean()
-        >>> step = gd.make_step(loss_fn)
-        >>> batch = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0])
-        >>> step({"w": torch.tensor(1.0)}, batch, 0.1)
-        ({'w': tensor(2.)}, tensor(10.))
-    """
-    gradients = batch_grad(loss_fn)
-
-    def step(params: Tree, batch: Tree, lr: float | Tensor) -> tuple[Tree, Tensor, Tree]:
-        if isinstance(params, TrainState):
-            raise TypeError("params is a TrainState; its step is one of make_transform_step")
-        grads, loss = gradients(params, batch)
-        return apply_updates(params, grads, lr), loss, grads
-
-    return _as_step(step)
-
-
-class TrainState(NamedTuple):
-    """The carry of a run with a transformation: parameters, and the transformation's memory.
-
-    Example:
-        >>> gd.init_state(gd.chain(), torch.tensor([1.0]))
-        TrainState(params=tensor([1.]), opt_state=())
-    """
-
-    params: Tree
-    opt_state: Any
-
-
-def init_state(transform: GradientTransformation, params: Tree) -> TrainState:
-    """Pair parameters with a fresh state of a transformation.
-
-    Returns:
-        `TrainState(params, transform.init(params))`, with parameters detached and copied.
-
-    Raises:
-        TypeError, ValueError: the parameters are none; see `batch_grad`.
-
-    Example:
-        >>> gd.init_state(gd.scale(2.0), torch.tensor([1.0]))
-        TrainState(params=tensor([1.]), opt_state=())
-    """
-    check_transform(transform)
+def copy_params(params: Tree) -> Tree:
+    """Check parameters, and copy them out of autograd's graph: where a carry begins."""
     check_params(params)
-    params = _tree.clone(_tree.detach(params))
-    return TrainState(params, transform.init(params))
-
-
-def make_transform_step(loss_fn: LossFn, transform: GradientTransformation) -> Step:
-    """Make the step of gradient descent with a transformed gradient.
-
-    u, s' = update(∇L(θ, batch), s, θ);  θ' = θ − lr·u
-
-    Args:
-        loss_fn: as in `make_step`.
-        transform: what to do with the gradient.
-
-    Returns:
-        `step(state, batch, lr) -> (state, loss)`, with `state` from `init_state(transform, params)`.
-
-    Raises:
-        TypeError, ValueError: (in the step) as `make_step`; the state is not a `TrainState`.
-
-    Example:
-        >>> def loss_fn(params, batch):
-        ...     return ((batch * params) ** 2).mean()
-        >>> transform = gd.scale(0.5)
-        >>> step = gd.make_transform_step(loss_fn, transform)
-        >>> state = gd.init_state(transform, torch.tensor(1.0))
-        >>> step(state, torch.tensor([1.0]), 0.1)
-        (TrainState(params=tensor(0.9000), opt_state=()), tensor(1.))
-    """
-    check_transform(transform)
-    gradients = batch_grad(loss_fn)
-
-    def step(state: TrainState, batch: Tree, lr: float | Tensor) -> tuple[TrainState, Tensor, Tree]:
-        if not isinstance(state, TrainState):
-            raise TypeError(
-                f"state is {type(state).__name__}, not a TrainState; "
-                f"make it with init_state(transform, params)"
-            )
-        grads, loss = gradients(state.params, batch)
-        result = transform.update(grads, state.opt_state, state.params)
-        if not isinstance(result, tuple) or len(result) != 2:
-            got = type(result).__name__
-            raise TypeError(f"transform.update must return (updates, opt_state); got {got}")
-        updates, opt_state = result
-        return TrainState(apply_updates(state.params, updates, lr), opt_state), loss, grads
-
-    return _as_step(step)
+    return _tree.clone(_tree.detach(params))
 
 
 def params_of(carry: Any) -> Tree:
-    """The parameters in a step's carry: its field of that name, or the carry itself."""
+    """Find the parameters in a carry: its field `params`, or all of it."""
     return getattr(carry, "params", carry)
 
 
-def check_pair(result: Any) -> tuple[Any, Any]:
-    """Return what a step returned, if it can be a carry and a loss."""
+def as_step(step: StepLike) -> Step:
+    """Make a step of a plain function `(carry, batch, lr) -> (carry, loss)`."""
+    if isinstance(step, Step):
+        return step
+    if not callable(step):
+        raise TypeError(
+            f"step is {type(step).__name__}, not a Step or a function (carry, batch, lr) -> (carry, loss); "
+            f"make one with gd.make_step(loss_fn)"
+        )
+
+    def advance(carry: Any, batch: Tree, lr: float | Tensor) -> tuple[Any, Any, None]:
+        carry, loss = check_pair(step(carry, batch, lr), "step", "carry, loss")
+        if carry is None:
+            raise TypeError("step returned None as its carry; let it return (carry, loss)")
+        return carry, loss, None
+
+    return Step(lambda carry: _tree.clone(_tree.detach(carry)), advance, object)
+
+
+def check_pair(result: Any, function: str, wanted: str) -> tuple[Any, Any]:
+    """Refuse what is not a pair."""
     if not isinstance(result, tuple) or len(result) != 2:
-        raise TypeError(f"step must return (carry, loss); got {type(result).__name__}")
+        raise TypeError(f"{function} must return ({wanted}); got {type(result).__name__}")
     return result
 
 
@@ -197,14 +228,3 @@ def check_lr(lr: Any) -> float | Tensor:
             return float(lr)
         got = repr(lr)
     raise ValueError(f"lr must be a finite number >= 0 (0-d); got {got}")
-
-
-def _as_step(with_grads: Callable[[Any, Tree, Any], tuple[Any, Tensor, Tree]]) -> Step:
-    """Make a step of a function that also returns the gradient, and keep that one at hand."""
-
-    def step(carry: Any, batch: Tree, lr: float | Tensor) -> tuple[Any, Tensor]:
-        carry, loss, _ = with_grads(carry, batch, lr)
-        return carry, loss
-
-    step.with_grads = with_grads  # type: ignore[attr-defined]
-    return step

@@ -39,14 +39,13 @@ from ._gradients import GradFn, LossFn
 from ._per_sample import Dense, Leaf, Outer, PerSample, Rows
 from ._reductions import reduce_per_sample
 from ._sampling import _as_range
-from ._step import apply_updates
+from ._step import Step, apply_updates, copy_params
 from ._transforms import GradientTransformation, chain, check_transform
 from ._transforms._base import no_steps
 from ._tree import Tree
-from .methods._method import Method, as_method
 from .reducers import Reducer
 
-_IDENTITY = chain()
+_PLAIN = chain()
 _NEVER = 1e-12  # the chance that we take for none
 
 
@@ -330,7 +329,7 @@ class PrivateState(NamedTuple):
 
 def make_private_step(
     loss_fn: LossFn,
-    transform: GradientTransformation = _IDENTITY,
+    transform: GradientTransformation = _PLAIN,
     *,
     key: Tensor,
     max_norm: Any,
@@ -339,7 +338,7 @@ def make_private_step(
     chunk_size: int | str | None = "auto",
     randomness: str = "error",
     memory_limit: int | None = None,
-) -> Method:
+) -> Step:
     """Make the step of differentially private descent (DP-SGD, and DP whatever the transformation is).
 
     g = 1/D (Σᵢ gᵢ·min(1, C/‖gᵢ‖) + N(0, σ²C²)),  u, s' = update(g, s, θ),  θ' = θ − lr·u
@@ -359,12 +358,12 @@ def make_private_step(
         chunk_size, randomness, memory_limit: as in `reduce_per_sample`.
 
     Returns:
-        `step(state, batch, lr) -> (state, loss)`, with `step.init(params)` for the first state, a
-        `PrivateState`. The batch may be `Padded` and may be empty. The loss is 1/D Σᵢ L(θ, {i}).
+        A `Step`, whose state is a `PrivateState`. The batch may be `Padded` and may be empty. The loss is
+        1/D Σᵢ L(θ, {i}).
 
     Raises:
         ValueError: an argument is out of range; (in the step) as `clipped_grad`.
-        TypeError: (in the step) as `clipped_grad`; the state is that of another method.
+        TypeError: (in the step) as `clipped_grad`; the state is that of another step.
 
     Example:
         >>> loss_fn = lambda w, x: (w * x).mean()
@@ -389,6 +388,7 @@ def make_private_step(
     reduce_per_sample(loss_fn, (), **options)  # type: ignore[arg-type]  # refuses bad options at once
 
     def init(params: Tree) -> PrivateState:
+        params = copy_params(params)
         device = _tree.leaves(params)[0].device
         limits = _tree.map(
             lambda c: torch.as_tensor(c, dtype=torch.float64, device=device).clone(), first_norm
@@ -397,7 +397,7 @@ def make_private_step(
             params, transform.init(params), no_steps(params), limits, random.fold_in(key.to(device), 0)
         )
 
-    def step(state: PrivateState, batch: Tree, lr: float | Tensor) -> tuple[PrivateState, Tensor, Tree]:
+    def advance(state: PrivateState, batch: Tree, lr: float | Tensor) -> tuple[PrivateState, Tensor, Tree]:
         params, opt_state, steps, limits, noise_key = state
         total, unclipped, loss = _clipped_sums(loss_fn, params, batch, limits, options)
         leaves, structure = _tree.flatten(total)
@@ -415,7 +415,7 @@ def make_private_step(
         next_key = random.fold_in(key.to(steps.device), steps)
         return PrivateState(moved, opt_state, steps, limits, next_key), loss / _like(divisor, loss), grads
 
-    return as_method(PrivateState, init, step)
+    return Step(init, advance, PrivateState)
 
 
 def _clipped_sums(

@@ -161,10 +161,10 @@ def test_it_converges_on_a_known_problem(problem_name, name):
     # Off zero, where trust ratios have nothing to go by.
     first = pack(start + 0.05 * normal(5, 6))
     transform = make(row)
-    step = gd.make_transform_step(loss_fn, transform)
+    step = gd.make_step(loss_fn, transform)
 
     def run(lr):
-        state, _ = gd.train(step, gd.init_state(transform, first), None, gd.full_batch(1, 150), lr)
+        state, _ = gd.train(step, step.init(first), None, gd.full_batch(1, 150), lr)
         return loss_fn(state.params, None)
 
     final = vmap(run)(torch.logspace(-3.5, 1, 12, dtype=torch.float64))
@@ -211,8 +211,8 @@ def test_it_is_pure(name):
     again, _ = transform.update(grads, state, params)
     assert all(a.equal(b) for a, b in zip(updates.values(), again.values(), strict=True))
     # What a run keeps shares no memory: scan copies what passes through, and so does a step.
-    step = gd.make_transform_step(lambda p, batch: total(p) ** 2, transform)
-    final, _ = gd.train(step, gd.init_state(transform, params), None, gd.full_batch(1, 2), row.lr)
+    step = gd.make_step(lambda p, batch: total(p) ** 2, transform)
+    final, _ = gd.train(step, step.init(params), None, gd.full_batch(1, 2), row.lr)
     places = storages([*params.values(), *_tree.leaves(final)])
     assert len(set(places)) == len(places)
     del new_state
@@ -290,8 +290,8 @@ def test_it_runs_in_a_scan(name):
     def loss_fn(params, batch):
         return sum(0.5 * (0.5 + i) * (leaf - 0.3).square().sum() for i, leaf in enumerate(params.values()))
 
-    step = gd.make_transform_step(loss_fn, transform)
-    final, _ = gd.train(step, gd.init_state(transform, start), None, gd.full_batch(1, 6), row.lr)
+    step = gd.make_step(loss_fn, transform)
+    final, _ = gd.train(step, step.init(start), None, gd.full_batch(1, 6), row.lr)
     expected, _ = descend(transform, start, row.lr, 6)
     torch.testing.assert_close(final.params, expected, rtol=1e-10, atol=1e-12)
 

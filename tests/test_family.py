@@ -311,7 +311,9 @@ def test_a_transformation_that_was_not_called_says_so(call):
 def test_the_state_of_another_kind_says_so():
     zero = torch.zeros(2)
     for state in (gd.momentum(0.9).init(zero), gd.radam().init(zero), (), None):
-        with pytest.raises(TypeError, match=r"opt_state is \w+, not AdamState; make it with init_state"):
+        with pytest.raises(
+            TypeError, match=r"opt_state is \w+, not AdamState; make it with transform.init"
+        ):
             gd.adam().update(zero, state)
     with pytest.raises(ValueError, match="different parameter tree, or with other options"):
         gd.adam(amsgrad=True).update(zero, gd.adam().init(zero))
@@ -338,12 +340,12 @@ def test_a_run_of_many_bad_steps_trains_on_the_good_ones():
     x = torch.arange(1.0, 9.0)
     data = torch.where(x == 4, torch.tensor(float("nan")), x), x
     transform = gd.apply_if_finite(gd.momentum(0.5))
-    step = gd.make_transform_step(lambda w, batch: ((w * batch[0] - batch[1]) ** 2).mean(), transform)
+    step = gd.make_step(lambda w, batch: ((w * batch[0] - batch[1]) ** 2).mean(), transform)
     index = gd.epoch_batches(gd.random.key(0), 8, 1, 3)
-    state, _ = gd.train(step, gd.init_state(transform, torch.tensor(0.0)), data, index, 0.01)
+    state, _ = gd.train(step, step.init(torch.tensor(0.0)), data, index, 0.01)
     good = index[(index != 3)[:, 0]]
     plain = gd.momentum(0.5)
-    clean_step = gd.make_transform_step(lambda w, b: ((w * b[0] - b[1]) ** 2).mean(), plain)
-    expected, _ = gd.train(clean_step, gd.init_state(plain, torch.tensor(0.0)), data, good, 0.01)
+    clean_step = gd.make_step(lambda w, b: ((w * b[0] - b[1]) ** 2).mean(), plain)
+    expected, _ = gd.train(clean_step, clean_step.init(torch.tensor(0.0)), data, good, 0.01)
     assert state.params.equal(expected.params)
     assert int(state.opt_state.total) == 3

@@ -229,7 +229,7 @@ def training(seed):
         net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))
     apply, *_ = gd.modules.functional(net)
     x, y = normal(seed, 10, 3), normal(seed + 1, 10, 1)
-    step = gd.make_transform_step(
+    step = gd.make_step(
         lambda params, batch: torch.nn.functional.mse_loss(apply(params, batch[0]), batch[1]),
         gd.chain(gd.scale(0.5), gd.chain()),
     )
@@ -481,9 +481,9 @@ def of_function(f, name, new):
 
 
 def of_step():
-    step = gd.make_step(lambda p, b: p)
-    step.with_grads = types.SimpleNamespace(inner=step.with_grads, scale=1)
-    return step, replace(step.with_grads, "scale", 2)
+    step = lambda p, b: p  # noqa: E731
+    step.settings = types.SimpleNamespace(scale=1)
+    return step, replace(step.settings, "scale", 2)
 
 
 def of_net(read=reader):

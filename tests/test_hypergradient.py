@@ -71,7 +71,7 @@ def make_run(model, **kwargs):
             return weight.mean() * loss_fn(params, (x, y))
 
         transform = gd.chain(gd.weight_decay(decay), gd.momentum(momentum))
-        step = gd.make_transform_step(weighted, transform)
+        step = gd.make_step(weighted, transform)
         state = gd.TrainState(init, transform.init(init))
         final, trajectory = gd.train(step, state, (*data, weights), index, lr * lrs, **kwargs)
         return loss_fn(final.params, data) + 0.1 * trajectory.loss.mean()
@@ -221,8 +221,8 @@ def ridge_run(steps=400, transform=None, batches=None):
         if transform is None:
             final, trajectory = gd.train(gd.make_step(loss_fn), init, data, index, 0.1, record="loss")
         else:
-            step = gd.make_transform_step(loss_fn, transform)
-            state, trajectory = gd.train(step, gd.init_state(transform, init), data, index, 0.05)
+            step = gd.make_step(loss_fn, transform)
+            state, trajectory = gd.train(step, step.init(init), data, index, 0.05)
             final = state.params
         return linear_loss(final, other) + aim * penalty.sum() ** 2 + 0 * trajectory.loss[-1]
 
@@ -342,10 +342,10 @@ def test_implicit_wants_one_run():
 def test_a_zero_second_moment_has_finite_derivatives(make, mode):
     """Of two coordinates, one never has a gradient."""
     transform, start = make(), torch.tensor([1.0, 1.0]).double()
-    step = gd.make_transform_step(lambda x, batch: x[0] ** 2 + 0 * x[1], transform)
+    step = gd.make_step(lambda x, batch: x[0] ** 2 + 0 * x[1], transform)
 
     def run(lr):
-        final, _ = gd.train(step, gd.init_state(transform, start), None, gd.full_batch(1, 4), lr)
+        final, _ = gd.train(step, step.init(start), None, gd.full_batch(1, 4), lr)
         return final.params.square().sum()
 
     options = {"last": 2} if mode == "truncated" else {}

@@ -153,25 +153,27 @@ def plain(loss_fn):
 
 
 METHODS = {
-    "heavy_ball": Case(gd.make_heavy_ball_step, {"momentum": 0.7}, heavy_ball_oracle),
+    "heavy_ball": Case(gd.methods.heavy_ball, {"momentum": 0.7}, heavy_ball_oracle),
     "asgd": Case(
-        gd.make_asgd_step, {"lambd": 0.2, "alpha": 0.6, "t0": 2.3, "weight_decay": 0.1}, asgd_oracle
+        gd.methods.asgd, {"lambd": 0.2, "alpha": 0.6, "t0": 2.3, "weight_decay": 0.1}, asgd_oracle
     ),
-    "ema": Case(lambda f, decay: gd.ema(plain(f), decay), {"decay": 0.8}, ema_oracle),
+    "ema": Case(lambda f, decay: gd.methods.ema(plain(f), decay), {"decay": 0.8}, ema_oracle),
     "ema_debiased": Case(
-        lambda f, decay: gd.ema(plain(f), decay, debias=True), {"decay": 0.8}, debiased_ema_oracle
+        lambda f, decay: gd.methods.ema(plain(f), decay, debias=True), {"decay": 0.8}, debiased_ema_oracle
     ),
-    "lookahead": Case(lambda f, alpha: gd.lookahead(plain(f), 3, alpha), {"alpha": 0.4}, lookahead_oracle),
-    "sam": Case(gd.make_sam_step, {"rho": 0.02}, sam_oracle),
+    "lookahead": Case(
+        lambda f, alpha: gd.methods.lookahead(plain(f), 3, alpha), {"alpha": 0.4}, lookahead_oracle
+    ),
+    "sam": Case(gd.methods.sam, {"rho": 0.02}, sam_oracle),
     "sam_adaptive": Case(
-        lambda f, rho: gd.make_sam_step(f, rho=rho, adaptive=True), {"rho": 0.02}, adaptive_sam_oracle
+        lambda f, rho: gd.methods.sam(f, rho=rho, adaptive=True), {"rho": 0.02}, adaptive_sam_oracle
     ),
     "schedule_free": Case(
-        gd.make_schedule_free_step, {"beta": 0.7, "weight_decay": 0.1}, schedule_free_oracle
+        gd.methods.schedule_free, {"beta": 0.7, "weight_decay": 0.1}, schedule_free_oracle
     ),
-    "line_search": Case(gd.make_line_search_step, {"decrease": 0.7, "factor": 0.6}, line_search_oracle),
-    "polyak": Case(gd.make_polyak_step, {"minimum": 0.001, "max_step": 0.4}, polyak_oracle),
-    "lbfgs": Case(lambda f: gd.make_lbfgs_step(f, 3), {}, lbfgs_oracle),
+    "line_search": Case(gd.methods.line_search, {"decrease": 0.7, "factor": 0.6}, line_search_oracle),
+    "polyak": Case(gd.methods.polyak, {"minimum": 0.001, "max_step": 0.4}, polyak_oracle),
+    "lbfgs": Case(lambda f: gd.methods.lbfgs(f, 3), {}, lbfgs_oracle),
 }
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -480,7 +482,9 @@ def test_a_hyperparameter_out_of_range_is_named(name):
 @each
 def test_another_state_is_refused(name):
     step = METHODS[name].make(linear_loss, **METHODS[name].hyper)
-    with pytest.raises(TypeError, match=r"state is dict, not \w+State; make it with the step's own init"):
+    with pytest.raises(
+        TypeError, match=r"carry is dict, but this step needs \w+State; make the carry with step.init"
+    ):
         step(PARAMS, BATCH, 0.1)
 
 
@@ -497,18 +501,18 @@ def test_bad_parameters_and_lr_are_refused(name):
 @pytest.mark.parametrize(
     ("make", "name"),
     [
-        (lambda: gd.lookahead(plain(linear_loss), 0), "k"),
-        (lambda: gd.lookahead(plain(linear_loss), 2.0), "k"),
-        (lambda: gd.make_line_search_step(linear_loss, max_steps=-1), "max_steps"),
+        (lambda: gd.methods.lookahead(plain(linear_loss), 0), "k"),
+        (lambda: gd.methods.lookahead(plain(linear_loss), 2.0), "k"),
+        (lambda: gd.methods.line_search(linear_loss, max_steps=-1), "max_steps"),
         (lambda: gd.lbfgs(0), "history"),
-        (lambda: gd.make_lbfgs_step(linear_loss, True), "history"),
-        (lambda: gd.make_lbfgs_step(linear_loss, eps=-1.0), "eps"),
-        (lambda: gd.make_heavy_ball_step(linear_loss, 1.0), "momentum"),
-        (lambda: gd.ema(plain(linear_loss), 1.0), "decay"),
-        (lambda: gd.make_schedule_free_step(linear_loss, beta=1.1), "beta"),
-        (lambda: gd.make_line_search_step(linear_loss, factor=1.0), "factor"),
-        (lambda: gd.make_line_search_step(linear_loss, decrease=0.0), "decrease"),
-        (lambda: gd.make_polyak_step(linear_loss, max_step=0.0), "max_step"),
+        (lambda: gd.methods.lbfgs(linear_loss, True), "history"),
+        (lambda: gd.methods.lbfgs(linear_loss, eps=-1.0), "eps"),
+        (lambda: gd.methods.heavy_ball(linear_loss, 1.0), "momentum"),
+        (lambda: gd.methods.ema(plain(linear_loss), 1.0), "decay"),
+        (lambda: gd.methods.schedule_free(linear_loss, beta=1.1), "beta"),
+        (lambda: gd.methods.line_search(linear_loss, factor=1.0), "factor"),
+        (lambda: gd.methods.line_search(linear_loss, decrease=0.0), "decrease"),
+        (lambda: gd.methods.polyak(linear_loss, max_step=0.0), "max_step"),
     ],
 )
 def test_other_bad_arguments_are_named(make, name):
@@ -523,15 +527,13 @@ def test_hyperparameters_have_the_documented_defaults():
             for key, parameter in inspect.signature(f).parameters.items()
             if isinstance(parameter.default, int | float)
         }
-        for f in (gd.make_asgd_step, gd.make_sam_step, gd.make_schedule_free_step, gd.make_line_search_step)
+        for f in (gd.methods.asgd, gd.methods.sam, gd.methods.schedule_free, gd.methods.line_search)
     }
     torch_asgd = torch.optim.ASGD([torch.zeros(1)]).defaults
-    assert defaults["make_asgd_step"] == {
-        key: torch_asgd[key] for key in ("lambd", "alpha", "t0", "weight_decay")
-    }
-    assert defaults["make_sam_step"] == {"rho": 0.05, "adaptive": False}
-    assert defaults["make_schedule_free_step"] == {"beta": 0.9, "weight_decay": 0.0}
-    assert defaults["make_line_search_step"] == {"decrease": 1e-4, "factor": 0.5, "max_steps": 10}
+    assert defaults["asgd"] == {key: torch_asgd[key] for key in ("lambd", "alpha", "t0", "weight_decay")}
+    assert defaults["sam"] == {"rho": 0.05, "adaptive": False}
+    assert defaults["schedule_free"] == {"beta": 0.9, "weight_decay": 0.0}
+    assert defaults["line_search"] == {"decrease": 1e-4, "factor": 0.5, "max_steps": 10}
 
 
 # ---------------------------------------------------------------- heavy ball
@@ -554,7 +556,7 @@ def torch_run(optimizer, parameters, lrs, loss_fn=linear_loss, batch=BATCH):
 
 @given(st.floats(0, 0.95), st.floats(0.01, 0.1))
 def test_heavy_ball_is_torch_momentum_at_a_constant_lr_only(momentum, lr):
-    step = gd.make_heavy_ball_step(linear_loss, momentum)
+    step = gd.methods.heavy_ball(linear_loss, momentum)
 
     def both(lrs):
         parameters = torch_parameters(PARAMS)
@@ -573,7 +575,7 @@ def test_heavy_ball_contracts_by_the_optimal_radius():
     small, large = 1.0, condition
     lr = 4 / (np.sqrt(large) + np.sqrt(small)) ** 2
     radius = (np.sqrt(condition) - 1) / (np.sqrt(condition) + 1)
-    step = gd.make_heavy_ball_step(
+    step = gd.methods.heavy_ball(
         lambda w, batch: 0.5 * (torch.tensor([small, 9.0, large], dtype=w.dtype) * w**2).sum(), radius**2
     )
     state = step.init(torch.zeros(3, dtype=torch.float64))
@@ -603,7 +605,7 @@ def test_heavy_ball_contracts_by_the_optimal_radius():
 def test_asgd_is_torch_optim_asgd(lr, lambd, alpha, t0, weight_decay, changing):
     hyper = {"lambd": lambd, "alpha": alpha, "t0": t0, "weight_decay": weight_decay}
     lrs = [lr / (1 + 0.05 * t * changing) for t in range(100)]
-    step = gd.make_asgd_step(linear_loss, **hyper)
+    step = gd.methods.asgd(linear_loss, **hyper)
     ours = run(step, step.init(PARAMS), lrs, BATCH)
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)  # in which torch keeps eta and mu
@@ -636,7 +638,7 @@ def test_ema_is_torch_averaged_model(decay, lr):
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
     averaged.update_parameters(model)  # the first call copies
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    step = gd.ema(gd.make_step(loss_fn), decay)
+    step = gd.methods.ema(gd.make_step(loss_fn), decay)
     state = step.init(params)
     for _ in range(20):
         optimizer.zero_grad()
@@ -648,19 +650,18 @@ def test_ema_is_torch_averaged_model(decay, lr):
             torch.testing.assert_close(state.average[name], leaf.detach(), rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("wrap", [lambda step: gd.ema(step, 0.9), lambda step: gd.lookahead(step, 1000)])
+@pytest.mark.parametrize(
+    "wrap", [lambda step: gd.methods.ema(step, 0.9), lambda step: gd.methods.lookahead(step, 1000)]
+)
 @pytest.mark.parametrize("name", [*METHODS, "transform"])
 def test_a_wrapper_leaves_the_step_alone_until_it_acts(wrap, name):
     if name == "transform":
-        transform = gd.scale(0.5)
-        inner = gd.make_transform_step(linear_loss, transform)
-        begin = gd.init_state(transform, PARAMS)
+        inner = gd.make_step(linear_loss, gd.scale(0.5))
     else:
         inner = METHODS[name].make(linear_loss, **METHODS[name].hyper)
-        begin = inner.init(PARAMS)
     outer = wrap(inner)
-    alone = run(inner, begin, [0.1] * 5, BATCH)
-    wrapped = run(outer, outer.init(begin), [0.1] * 5, BATCH)
+    alone = run(inner, inner.init(PARAMS), [0.1] * 5, BATCH)
+    wrapped = run(outer, outer.init(PARAMS), [0.1] * 5, BATCH)
     for (bare, loss), (state, same) in zip(alone, wrapped, strict=True):
         assert torch.equal(floats(state.carry), floats(bare))
         assert torch.equal(loss, same)
@@ -669,8 +670,8 @@ def test_a_wrapper_leaves_the_step_alone_until_it_acts(wrap, name):
 @pytest.mark.parametrize("name", ["heavy_ball", "asgd", "ema", "lookahead", "sam", "polyak", "lbfgs"])
 def test_lookahead_replaces_the_parameters_of_any_carry_and_nothing_else(name):
     inner = METHODS[name].make(linear_loss, **METHODS[name].hyper)
-    outer = gd.lookahead(inner, 2, 0.25)
-    state = run(outer, outer.init(inner.init(PARAMS)), [0.1] * 2, BATCH)[-1][0]
+    outer = gd.methods.lookahead(inner, 2, 0.25)
+    state = run(outer, outer.init(PARAMS), [0.1] * 2, BATCH)[-1][0]
     bare = run(inner, inner.init(PARAMS), [0.1] * 2, BATCH)[-1][0]
     expected = 0.75 * vector_of(PARAMS) + 0.25 * vector_of(bare.params)
     torch.testing.assert_close(vector_of(state.params), expected, rtol=1e-12, atol=1e-13)
@@ -693,29 +694,30 @@ def test_lookahead_refuses_a_carry_whose_parameters_cannot_be_replaced():
     torch.utils._pytree.register_pytree_node(
         Carry, lambda c: (list(c.values()), list(c)), lambda v, k: Carry(zip(k, v, strict=True))
     )
-    step = gd.lookahead(lambda carry, batch, lr: (carry, torch.tensor(0.0)), 2)
-    with pytest.raises(TypeError, match="Carry is no NamedTuple with a field params"):
+    step = gd.methods.lookahead(lambda carry, batch, lr: (carry, torch.tensor(0.0)), 2)
+    with pytest.raises(TypeError, match="Carry, whose params cannot be replaced; make it a NamedTuple"):
         step(step.init(Carry(w=torch.tensor(1.0))), None, 0.1)
 
 
-@pytest.mark.parametrize("wrap", [lambda step: gd.ema(step, 0.9), lambda step: gd.lookahead(step, 2)])
+@pytest.mark.parametrize(
+    "wrap", [lambda step: gd.methods.ema(step, 0.9), lambda step: gd.methods.lookahead(step, 2)]
+)
 def test_a_step_of_the_users_own_can_be_wrapped(wrap):
     def own(params, batch, lr):
         return _tree.map(lambda p: p * (1 - lr), params), params["b"]
 
     step = wrap(own)
-    assert not hasattr(step, "with_grads")
     index = gd.full_batch(6, 4)
     final, _ = gd.train(step, step.init(PARAMS), BATCH, index, 0.5)
     assert int(final.count) == 4
     with pytest.raises(ValueError, match="grad_norm"):
         gd.train(step, step.init(PARAMS), BATCH, index, 0.5, record="grad_norm")
-    with pytest.raises(TypeError, match="state is dict"):
+    with pytest.raises(TypeError, match=r"carry is dict, but this step needs \w+State"):
         step(PARAMS, BATCH, 0.1)
 
 
 def test_schedule_free_without_beta_is_plain_descent_and_its_mean():
-    step = gd.make_schedule_free_step(linear_loss, beta=0.0)
+    step = gd.methods.schedule_free(linear_loss, beta=0.0)
     state, bare, points = step.init(PARAMS), PARAMS, []
     for _ in range(10):
         state, _ = step(state, BATCH, 0.05)
@@ -732,7 +734,7 @@ def test_schedule_free_without_beta_is_plain_descent_and_its_mean():
 
 @pytest.mark.parametrize(
     "make",
-    [gd.make_sam_step, gd.make_schedule_free_step, gd.make_line_search_step],
+    [gd.methods.sam, gd.methods.schedule_free, gd.methods.line_search],
     ids=lambda f: f.__name__,
 )
 def test_a_transform_gets_the_gradient_its_own_state_and_the_parameters(make):
@@ -762,7 +764,7 @@ def rosenbrock(w, batch):
 
 @given(st.integers(0, 2**32), st.floats(1e-3, 10))
 def test_a_line_search_keeps_armijos_promise(seed, lr):
-    step = gd.make_line_search_step(rosenbrock, decrease=0.1, max_steps=6)
+    step = gd.methods.line_search(rosenbrock, decrease=0.1, max_steps=6)
     state = step.init(2 * normal(seed, 2))
     for _ in range(5):
         slope = grad(rosenbrock)(state.params, None)
@@ -796,7 +798,7 @@ def test_a_line_search_keeps_armijos_promise(seed, lr):
     ids=["uphill", "nan", "infinite", "too_long"],
 )
 def test_a_line_search_that_fails_stays_where_it_is(loss_fn, transform):
-    step = gd.make_line_search_step(loss_fn, transform)
+    step = gd.methods.line_search(loss_fn, transform)
     state, _ = step(step.init(torch.ones(2, dtype=torch.float64)), None, 1.0)
     assert torch.equal(state.params, torch.ones(2, dtype=torch.float64))
     assert state.step_size == 0
@@ -804,31 +806,31 @@ def test_a_line_search_that_fails_stays_where_it_is(loss_fn, transform):
 
 def test_a_line_search_makes_so_many_trials_and_no_more():
     for max_steps, size in ((5, 0.0), (6, 1 / 64), (7, 1 / 64)):  # 48·w²: good enough below a = 1.8/96
-        step = gd.make_line_search_step(lambda w, batch: 48 * w**2, decrease=0.1, max_steps=max_steps)
+        step = gd.methods.line_search(lambda w, batch: 48 * w**2, decrease=0.1, max_steps=max_steps)
         assert float(step(step.init(torch.tensor(1.0)), None, 1.0)[0].step_size) == size
 
 
 def test_a_line_search_in_half_precision_sums_beyond_its_range():
-    step = gd.make_line_search_step(lambda w, batch: 300 * w)  # ‖g‖² = 90 000 > 65 504
+    step = gd.methods.line_search(lambda w, batch: 300 * w)  # ‖g‖² = 90 000 > 65 504
     state, _ = step(step.init(torch.tensor(1.0, dtype=torch.float16)), None, 2**-10)
     assert float(state.step_size) == 2**-10
     assert float(state.params) == pytest.approx(1 - 300 / 1024, rel=1e-3)
 
 
 def test_a_line_search_expects_what_the_transformed_direction_promises():
-    step = gd.make_line_search_step(lambda w, batch: w, gd.scale(0.1), decrease=0.5)
+    step = gd.methods.line_search(lambda w, batch: w, gd.scale(0.1), decrease=0.5)
     state, _ = step(step.init(torch.tensor(1.0)), None, 1.0)
     torch.testing.assert_close(state.params, torch.tensor(0.9))
 
 
 def test_a_line_search_never_goes_uphill_even_where_the_loss_flattens():
-    step = gd.make_line_search_step(lambda w, batch: w.sqrt(), gd.scale(-1.0), decrease=0.9)
+    step = gd.methods.line_search(lambda w, batch: w.sqrt(), gd.scale(-1.0), decrease=0.9)
     state, _ = step(step.init(torch.tensor(1.0)), None, 8.0)  # √5 is below the line 1 + 0.9·8·¼
     assert (state.params, state.step_size) == (1, 0)
 
 
 def test_a_line_search_with_lbfgs_finds_rosenbrocks_minimum():
-    step = gd.make_line_search_step(rosenbrock, gd.lbfgs(5))
+    step = gd.methods.line_search(rosenbrock, gd.lbfgs(5))
     state = step.init(torch.tensor([-1.2, 1.0], dtype=torch.float64))
     states = run(step, state, [1.0] * 60)
     torch.testing.assert_close(states[-1][0].params, torch.ones(2, dtype=torch.float64), rtol=0, atol=1e-8)
@@ -843,7 +845,7 @@ def test_polyaks_step_never_leads_away_from_a_minimiser(seed, lr):
     def loss_fn(w, batch):  # convex, not smooth, with minimum 0
         return (matrix @ (w - optimum)).abs().max()
 
-    step = gd.make_polyak_step(loss_fn)
+    step = gd.methods.polyak(loss_fn)
     state = step.init(normal(seed + 2, 3))
     for _ in range(20):
         new, loss = step(state, None, lr)
@@ -855,18 +857,18 @@ def test_polyaks_step_never_leads_away_from_a_minimiser(seed, lr):
 
 
 def test_polyaks_step_ends_a_linear_piece_at_once_and_stops_below_the_minimum():
-    step = gd.make_polyak_step(lambda w, batch: 3 * w.abs(), minimum=1.5)
+    step = gd.methods.polyak(lambda w, batch: 3 * w.abs(), minimum=1.5)
     state, _ = step(step.init(torch.tensor(4.0)), None, 1.0)
     torch.testing.assert_close(state.params, torch.tensor(0.5))
     low = step.init(torch.tensor(0.25))
     assert step(low, None, 1.0)[0].params == 0.25
-    bounded = gd.make_polyak_step(lambda w, batch: 3 * w.abs(), max_step=0.1)
+    bounded = gd.methods.polyak(lambda w, batch: 3 * w.abs(), max_step=0.1)
     state, _ = bounded(bounded.init(torch.tensor(4.0)), None, 1.0)
     torch.testing.assert_close(state.step_size, torch.tensor(0.1))
 
 
 def test_polyaks_step_survives_a_gradient_whose_square_vanishes():
-    step = gd.make_polyak_step(lambda w, batch: 1e-25 * w.abs())
+    step = gd.methods.polyak(lambda w, batch: 1e-25 * w.abs())
     state, _ = step(step.init(torch.tensor(4.0)), None, 1.0)
     torch.testing.assert_close(state.params, torch.tensor(0.0), atol=1e-6, rtol=0)
 
@@ -889,7 +891,7 @@ def test_lbfgs_is_torch_optim_lbfgs(seed, history):
         tolerance_change=0,
         line_search_fn=None,
     )
-    step = gd.make_lbfgs_step(loss_fn, history)
+    step = gd.methods.lbfgs(loss_fn, history)
     state = step.init(start)
 
     def closure():
@@ -910,7 +912,7 @@ def test_lbfgs_is_torch_optim_lbfgs(seed, history):
 def test_lbfgs_with_a_full_memory_and_exact_steps_ends_on_a_quadratic():
     """With exact line search it is the conjugate gradient method: n steps for n parameters."""
     loss_fn, hessian, optimum = quadratic(4, 5)
-    step = gd.make_lbfgs_step(loss_fn, 5)
+    step = gd.methods.lbfgs(loss_fn, 5)
     matrix = torch.from_numpy(hessian)
     state = step.init(tree_of(normal(6, 5)))
     for _ in range(5):
@@ -942,7 +944,7 @@ def test_lbfgs_keeps_no_pair_without_curvature():
 
 @pytest.mark.parametrize(
     "make",
-    [gd.make_sam_step, gd.make_schedule_free_step, gd.make_line_search_step],
+    [gd.methods.sam, gd.methods.schedule_free, gd.methods.line_search],
     ids=lambda f: f.__name__,
 )
 def test_a_transformation_that_was_not_called_says_so(make):

@@ -520,11 +520,9 @@ def test_four_members_trained_at_once_are_four_single_runs(backend):
 
     def run(lr, init_key, order_key, backend="eager"):
         apply, params, _ = gd.modules.init(double_mlp, init_key)
-        step = gd.make_transform_step(regression(apply), transform)
+        step = gd.make_step(regression(apply), transform)
         index = gd.epoch_batches(order_key, n=30, batch_size=7, epochs=4)
-        state, trajectory = gd.train(
-            step, gd.init_state(transform, params), DATA, index, lr, backend=backend
-        )
+        state, trajectory = gd.train(step, step.init(params), DATA, index, lr, backend=backend)
         return state.params, trajectory.loss
 
     final, losses = vmap(lambda *point: run(*point, backend=backend))(lrs, init_keys, order_keys)
@@ -538,9 +536,9 @@ def test_four_members_trained_at_once_are_four_single_runs(backend):
 
     # The same from stacked parameters, as an ensemble that is made first and then trained.
     def train_member(params, lr, order_key):
-        step = gd.make_transform_step(regression(apply), transform)
+        step = gd.make_step(regression(apply), transform)
         index = gd.epoch_batches(order_key, n=30, batch_size=7, epochs=4)
-        return gd.train(step, gd.init_state(transform, params), DATA, index, lr)[0].params
+        return gd.train(step, step.init(params), DATA, index, lr)[0].params
 
     again = vmap(train_member)(start, lrs, order_keys)
     for name, leaf in again.items():

@@ -1113,7 +1113,8 @@ def test_training_is_that_of_eager():
         if transform is None:
             step, init = gd.make_step(loss_fn), params
         else:
-            step, init = gd.make_transform_step(loss_fn, transform), gd.init_state(transform, params)
+            step = gd.make_step(loss_fn, transform)
+            init = step.init(params)
         for options in ({}, {"every": 4}, {"record": ("loss", "grad_norm"), "check_finite": "all"}):
             (got, rows), (final, trajectory) = (
                 gd.train(step, init, (x, y), index, 0.05, backend=backend, **options)
@@ -1261,7 +1262,8 @@ def test_every_transformation_of_the_family_runs_natively(name):
         hidden = torch.tanh(batch @ params["w"]) @ params["m"]
         return (hidden**2).mean() + sum((leaf**4).mean() for leaf in params.values())
 
-    step, init = gd.make_transform_step(loss_fn, transform), gd.init_state(transform, params)
+    step = gd.make_step(loss_fn, transform)
+    init = step.init(params)
     index = gd.sample_batches(gd.random.key(0), n=20, batch_size=5, steps=12)
     got, expected = (
         gd.train(step, init, data, index, row.lr, backend=name) for name in ("native", "eager")

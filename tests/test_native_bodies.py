@@ -558,7 +558,7 @@ class Training:
         row = TABLE[transformation]
         self.transform, self.lr = row.make(**row.hyperparameters), 0.1 * row.lr
         self.gradients = GRADIENTS[gradients](loss_fn)
-        self.state = gd.init_state(self.transform, params)
+        self.state = gd.TrainState(params, self.transform.init(params))
         self.data = normal(seed + 200, 20, self.names[5]), normal(seed + 201, 20, 3)
         self.index = torch.stack([torch.arange(batch_size) * (t + 2) % 20 for t in range(3)])
 

@@ -277,9 +277,9 @@ def test_a_step_is_the_clipped_gradient_and_noise_through_its_transformation():
     updates, _ = transform.update(grads, transform.init(PARAMS), PARAMS)
     expected = gd.apply_updates(PARAMS, updates, 0.1)
     torch.testing.assert_close(quiet(state, batch, 0.1)[0].params, expected, rtol=1e-12, atol=0)
-    _, _, noisy = step.with_grads(state, batch, 0.1)
+    _, _, noisy = step.advance(state, batch, 0.1)
     nobody = tuple(leaf[:0] for leaf in batch)
-    _, _, noise = step.with_grads(state, nobody, 0.1)
+    _, _, noise = step.advance(state, nobody, 0.1)
     torch.testing.assert_close(flat(noisy), flat(grads) + flat(noise), rtol=1e-12, atol=1e-15)
 
 

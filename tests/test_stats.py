@@ -267,10 +267,10 @@ AWAY = torch.tensor([3.0, 1.0], dtype=torch.float64)
 
 def recorded(backend="eager", lr=0.1):
     noise = gd.reduce_per_sample(center_loss, S.spread())
-    transform = gd.momentum(0.5)
+    step = gd.make_step(center_loss, gd.momentum(0.5))
     return gd.train(
-        gd.make_transform_step(center_loss, transform),
-        gd.init_state(transform, AWAY),
+        step,
+        step.init(AWAY),
         CLOUD,
         gd.epoch_batches(gd.random.key(2), 8, 4, 3),
         lr,

@@ -13,10 +13,10 @@ from .references import fingerprint, linear_data, linear_gradient, linear_loss, 
 PARAMS = {"w": normal(0, 2), "b": normal(1, 1)[0]}
 BATCH = linear_data(3, 6, 2)
 STEPS = {
-    "plain": (lambda loss_fn: gd.make_step(loss_fn), lambda params: params),
+    "plain": (gd.make_step, lambda params: params),
     "transform": (
-        lambda loss_fn: gd.make_transform_step(loss_fn, gd.chain(gd.scale(1.0), gd.chain())),
-        lambda params: gd.init_state(gd.chain(gd.scale(1.0), gd.chain()), params),
+        lambda loss_fn: gd.make_step(loss_fn, gd.scale(1.0)),
+        lambda params: gd.TrainState(params, ()),
     ),
 }
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -104,11 +104,13 @@ def test_a_step_is_pure(kind):
     assert len(set(places)) == len(places)
 
 
-def test_init_state_copies_and_detaches():
+@pytest.mark.parametrize("kind", STEPS)
+def test_the_first_carry_is_a_detached_copy(kind):
     params = PARAMS["w"].clone().requires_grad_()
-    state = gd.init_state(gd.chain(), params)
-    assert state.params.data_ptr() != params.data_ptr()
-    assert not state.params.requires_grad
+    first = params_of(STEPS[kind][0](linear_loss).init(params))
+    assert first.equal(params)
+    assert first.data_ptr() != params.data_ptr()
+    assert not first.requires_grad
 
 
 @pytest.mark.parametrize("kind", STEPS)
@@ -172,19 +174,30 @@ def test_updates_of_a_wider_dtype_promote_nothing():
     assert moved.tolist() == [0.5, 0.5]
 
 
-def test_parameters_in_place_of_a_state_raise():
-    step = gd.make_transform_step(linear_loss, gd.chain())
-    with pytest.raises(TypeError, match="state is dict, not a TrainState; make it with init_state"):
-        step(PARAMS, BATCH, 0.1)
-    with pytest.raises(TypeError, match="params is a TrainState; its step is one of make_transform_step"):
-        gd.make_step(linear_loss)(gd.init_state(gd.chain(), PARAMS), BATCH, 0.1)
-    for call in (gd.make_transform_step, lambda _, transform: gd.init_state(transform, PARAMS)):
-        with pytest.raises(
-            TypeError, match="transform is function, not a GradientTransformation; call the"
-        ):
-            call(linear_loss, gd.chain)
+def test_the_carry_of_another_step_raises():
+    bare, adam = gd.make_step(linear_loss), gd.make_step(linear_loss, gd.adam())
+    heavy = gd.methods.heavy_ball(linear_loss, 0.9)
+    for step, carry, message in (
+        (adam, PARAMS, "carry is dict, but this step needs TrainState; make the carry with step.init"),
+        (heavy, adam.init(PARAMS), "carry is TrainState, but this step needs HeavyBallState"),
+        (bare, adam.init(PARAMS), "carry is TrainState, but this step needs the parameters alone"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            step(carry, BATCH, 0.1)
+        with pytest.raises(TypeError, match=message):
+            gd.train(step, carry, BATCH, gd.full_batch(6, 2), 0.1)
+
+
+def test_a_transformation_that_is_none_raises():
+    with pytest.raises(TypeError, match="transform is function, not a GradientTransformation; call the"):
+        gd.make_step(linear_loss, gd.adam)
     bare = gd.GradientTransformation(lambda params: (), lambda grads, state, params=None: grads)
+    step = gd.make_step(linear_loss, bare)
     with pytest.raises(TypeError, match=r"transform.update must return \(updates, opt_state\); got dict"):
-        gd.make_transform_step(linear_loss, bare)(gd.init_state(bare, PARAMS), BATCH, 0.1)
+        step(step.init(PARAMS), BATCH, 0.1)
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_a_first_carry_needs_parameters(kind):
     with pytest.raises(ValueError, match="params has no tensor leaves"):
-        gd.init_state(gd.chain(), {})
+        STEPS[kind][0](linear_loss).init({})

@@ -215,9 +215,9 @@ def test_every_hyperparameter_of_every_transformation_is_an_axis(name, key):
 
     def descend(lr, value):
         transform = line.make(**{**line.hyperparameters, key: value})
-        step = gd.make_transform_step(loss_fn, transform)
+        step = gd.make_step(loss_fn, transform)
         index = gd.full_batch(1, 3)
-        return gd.train(step, gd.init_state(transform, params), None, index, lr)[0].params
+        return gd.train(step, step.init(params), None, index, lr)[0].params
 
     result = gd.sweep(descend, grid)
     moved = 0.0

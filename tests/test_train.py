@@ -66,9 +66,9 @@ def test_train_is_the_python_loop_of_its_step_bit_for_bit():
 
 def test_a_transformed_run_carries_its_state():
     transform = gd.chain(gd.scale(0.5))
-    step = gd.make_transform_step(linear_loss, transform)
+    step = gd.make_step(linear_loss, transform)
     final, trajectory = gd.train(
-        step, gd.init_state(transform, INIT), DATA, INDEX, 0.1, record=("params", "state", "grad_norm")
+        step, step.init(INIT), DATA, INDEX, 0.1, record=("params", "state", "grad_norm")
     )
     plain, _ = gd.train(STEP, INIT, DATA, INDEX, 0.05)
     torch.testing.assert_close(final.params, plain, rtol=1e-13, atol=0)
@@ -152,6 +152,21 @@ def test_no_steps_give_the_start_and_an_empty_record(every):
     assert trajectory.loss.shape == (0,)
     assert trajectory.params["w"].shape == (0, 2)
     assert trajectory.step.shape == (0,)
+
+
+def test_a_function_with_any_carry_is_a_step():
+    def step(carry, batch, lr):
+        w, count = carry["w"] - lr * batch[0].mean(0), carry["count"] + 1
+        return {"w": w, "count": count}, (w.sum(), count)
+
+    init = {"w": INIT["w"], "count": torch.tensor(0)}
+    final, trajectory = gd.train(step, init, DATA, INDEX, 0.05, record=("loss", "params", "lr"), every=2)
+    assert final["count"] == len(INDEX)
+    assert trajectory.params["count"].tolist() == list(range(0, 15, 2))
+    counting, _ = gd.train(
+        lambda n, batch, lr: (n + 1, lr), torch.tensor(0), (DATA[0].float(), DATA[1]), INDEX, 0.05
+    )
+    assert counting == 15
 
 
 def test_a_loss_without_data():
@@ -406,9 +421,9 @@ def test_check_finite_all_finds_a_leaf_that_the_loss_does_not_show():
     with pytest.raises(gd.NonFiniteError, match=r"params\['w'\] is not finite after step 0"):
         gd.train(*args, check_finite="all")
     transform = gd.chain()
-    step = gd.make_transform_step(loss_fn, transform)
+    step = gd.make_step(loss_fn, transform)
     with pytest.raises(gd.NonFiniteError, match=r"state.params\['w'\] is not finite"):
-        gd.train(step, gd.init_state(transform, init), None, gd.full_batch(1, 1), 0.1, check_finite="all")
+        gd.train(step, step.init(init), None, gd.full_batch(1, 1), 0.1, check_finite="all")
 
 
 def test_check_finite_under_vmap_says_why_not():
@@ -448,7 +463,7 @@ def stopped_loop(step, carry, index, lr, stop, every=1, data=DATA):
 ADAM = gd.chain(gd.adam(), gd.chain())
 STEPS = {
     "plain": (STEP, INIT),
-    "adam": (gd.make_transform_step(linear_loss, ADAM), gd.init_state(ADAM, INIT)),
+    "adam": (gd.make_step(linear_loss, ADAM), gd.TrainState(INIT, ADAM.init(INIT))),
 }
 STOPS = {
     "low loss": lambda size: lambda carry, loss: loss < size,
@@ -803,7 +818,19 @@ BAD_CALLS = [
         TypeError,
         r"params\[0\] is float, not a Tensor; make it one with torch.as_tensor",
     ),
-    ({"init": gd.TrainState(INIT, 0)}, TypeError, "init.opt_state is int, not a Tensor"),
+    (
+        {"init": gd.TrainState(INIT, ())},
+        TypeError,
+        "carry is TrainState, but this step needs the parameters",
+    ),
+    ({"step": 0.1}, TypeError, r"step is float, not a Step or a function \(carry, batch, lr\)"),
+    ({"step": lambda params, batch, lr: (None, lr)}, TypeError, "step returned None as its carry"),
+    (
+        {"step": lambda carry, batch, lr: (carry, lr), "init": {"w": INIT["w"], "n": 3}},
+        TypeError,
+        r"init\['n'\] is int, not a Tensor",
+    ),
+    ({"step": lambda carry, batch, lr: (carry, lr), "init": ()}, ValueError, "init has no tensor leaves"),
     (
         {"data": (DATA[0], DATA[1][:5])},
         ValueError,
@@ -837,7 +864,7 @@ BAD_CALLS = [
     (
         {"step": lambda params, batch, lr: STEP(params, batch, lr), "record": "grad_norm"},
         ValueError,
-        "record='grad_norm' needs a step of make_step",
+        "record='grad_norm' needs a gdfunc Step",
     ),
 ]
 

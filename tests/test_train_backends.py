@@ -128,7 +128,8 @@ MODELS = {
 def test_a_compiled_run_is_the_run_in_python(model, backend):
     loss_fn, params, data, transform, lr = MODELS[model]
     lrs = gd.schedules.cosine_annealing(lr, 200)(torch.arange(200))
-    step, init = gd.make_transform_step(loss_fn, transform), gd.init_state(transform, params)
+    step = gd.make_step(loss_fn, transform)
+    init = step.init(params)
     record = RECORD if params is INIT else ("loss", "lr", "grad_norm")
     arguments = {"lr": lrs, "init": init, "data": data, "step": step, "record": record}
     got = run(200, backend=backend, **arguments)

@@ -79,12 +79,12 @@ def plain(make):
 
 
 METHODS = {
-    "svrg": Case(passes(gd.make_svrg_step, "last"), svrg_oracle, False, True),
-    "svrg_average": Case(passes(gd.make_svrg_step, "average"), svrg_oracle, True, True),
-    "sarah": Case(passes(gd.make_sarah_step, "last"), sarah_oracle, False, True),
-    "sarah_average": Case(passes(gd.make_sarah_step, "average"), sarah_oracle, True, True),
-    "sag": Case(plain(gd.make_sag_step), table_oracle, False, False),
-    "saga": Case(plain(gd.make_saga_step), table_oracle, True, False),
+    "svrg": Case(passes(gd.methods.svrg, "last"), svrg_oracle, False, True),
+    "svrg_average": Case(passes(gd.methods.svrg, "average"), svrg_oracle, True, True),
+    "sarah": Case(passes(gd.methods.sarah, "last"), sarah_oracle, False, True),
+    "sarah_average": Case(passes(gd.methods.sarah, "average"), sarah_oracle, True, True),
+    "sag": Case(plain(gd.methods.sag), table_oracle, False, False),
+    "saga": Case(plain(gd.methods.saga), table_oracle, True, False),
 }
 each = pytest.mark.parametrize("name", METHODS)
 PARAMS = {"w": normal(0, 3), "b": normal(1, 1)[0]}
@@ -359,7 +359,7 @@ def test_a_pass_takes_as_many_gradients_as_it_says():
         taken.append(len(batch[1]))
         return linear_loss(params, batch)
 
-    for build in (gd.make_svrg_step, gd.make_sarah_step):
+    for build in (gd.methods.svrg, gd.methods.sarah):
         taken.clear()
         build(loss_fn, DATA, batch_size=2)(PARAMS, INDEX[0], 0.1)
         assert taken == [6, 2, 2, 2, 2]
@@ -424,7 +424,7 @@ def test_saga_meets_its_theorem(problem, seed):
     (Defazio, Bach and Lacoste-Julien 2014, theorem 1 and what follows it; there f'(x*) = 0).
     """
     n, L, mu = 3, problem.L, problem.mu
-    step, start = gd.make_saga_step(problem.loss_fn, problem.data), problem.best + normal(seed, 2)
+    step, start = gd.methods.saga(problem.loss_fn, problem.data), problem.best + normal(seed, 2)
     for lr, rate, weight in (
         (1 / (3 * L), min(1 / (4 * n), mu / (3 * L)), 2 * n / (3 * L)),
         (1 / (2 * (mu * n + L)), mu / (2 * (mu * n + L)), n / (mu * n + L)),
@@ -442,7 +442,7 @@ def test_sag_meets_its_theorem(problem, seed):
     a table of zeros; σ² is the mean of ‖fᵢ'(x*)‖² (Schmidt, Le Roux and Bach 2017, theorem 1).
     """
     n, L, mu = 3, problem.L, problem.mu
-    step, start = gd.make_sag_step(problem.loss_fn, problem.data), problem.best + normal(seed, 2)
+    step, start = gd.methods.sag(problem.loss_fn, problem.data), problem.best + normal(seed, 2)
     state = step.init(start)
     at_best = step.init(problem.best).table
     empty = state._replace(table=torch.zeros_like(state.table), mean=torch.zeros_like(state.mean))
@@ -461,7 +461,7 @@ def test_the_last_point_of_svrg_meets_its_bound(problem, seed, relative_lr):
     (in the way of Tan et al. 2016, on SVRG's option I).
     """
     L, mu, start = problem.L, problem.mu, problem.best + normal(seed, 2)
-    lr, step = relative_lr / L, gd.make_svrg_step(problem.loss_fn, problem.data)
+    lr, step = relative_lr / L, gd.methods.svrg(problem.loss_fn, problem.data)
     shrink = 1 - 2 * lr * mu * (1 - lr * L)
     for m in (1, 3, 6):
         ends = vmap(lambda rows: step(start, rows, lr)[0])(every_plan(3, m).squeeze(-1))
@@ -478,7 +478,7 @@ def test_the_average_of_sarah_meets_its_theorem(problem, seed, relative_lr):
     """
     L, mu, start = problem.L, problem.mu, problem.best + normal(seed, 2)
     lr = relative_lr / L
-    step = gd.make_sarah_step(problem.loss_fn, problem.data, output="average")
+    step = gd.methods.sarah(problem.loss_fn, problem.data, output="average")
     gradient = grad(lambda w: problem.loss_fn(w, problem.data))
     for m in (1, 3, 7):
         ends = vmap(lambda rows: step(start, rows, lr)[0])(every_plan(3, m).squeeze(-1))
@@ -494,7 +494,7 @@ def test_the_average_of_svrg_meets_its_theorem():
     problem, m, count = least_squares(3, 20, 3.0), 150, 16
     lr, start = 0.1 / problem.L, problem.best + 1.0
     alpha = 1 / (problem.mu * lr * 0.8 * m) + 0.2 / 0.8
-    step = gd.make_svrg_step(problem.loss_fn, problem.data, output="average")
+    step = gd.methods.svrg(problem.loss_fn, problem.data, output="average")
     plan = vmap(lambda key: gd.sample_batches(key, 20, 1, count * m))(gd.random.split(gd.random.key(0), 50))
     gaps = gap(problem, paths(step, start, plan.view(50, count, m), lr))
     bound = gaps[0, 0] * alpha ** torch.arange(count + 1, dtype=torch.float64)
@@ -527,7 +527,7 @@ def test_it_goes_on_at_a_linear_rate_where_sgd_stalls_at_its_noise(name):
 # ---------------------------------------------------------------- errors
 
 
-@pytest.mark.parametrize("build", [gd.make_svrg_step, gd.make_sarah_step])
+@pytest.mark.parametrize("build", [gd.methods.svrg, gd.methods.sarah])
 def test_bad_arguments_of_a_pass_are_named(build):
     for size in (0, -1, 2.0, True, "8"):
         with pytest.raises(ValueError, match="batch_size must be an int >= 1"):
@@ -536,15 +536,15 @@ def test_bad_arguments_of_a_pass_are_named(build):
         build(linear_loss, DATA, output="best")
     step = build(linear_loss, DATA, batch_size=3)
     with pytest.raises(
-        ValueError, match=r"4 row numbers are no whole number .* batch_size 3; .*\[T, m·3\]"
+        ValueError, match=r"4 row numbers are not a whole number .* batch_size 3; .*\[T, m·3\]"
     ):
         step(PARAMS, INDEX[0], 0.1)
 
 
-@pytest.mark.parametrize("build", [gd.make_sag_step, gd.make_saga_step])
+@pytest.mark.parametrize("build", [gd.methods.sag, gd.methods.saga])
 def test_a_state_of_another_kind_or_size_is_refused(build):
     step = build(linear_loss, DATA)
-    with pytest.raises(TypeError, match="state is dict, not SAGState; make it with the step's own init"):
+    with pytest.raises(TypeError, match="carry is dict, but this step needs SAGState"):
         step(PARAMS, INDEX[0], 0.1)
     other = build(linear_loss, tuple(leaf[:5] for leaf in DATA)).init(PARAMS)
     with pytest.raises(ValueError, match=r"state.table\['w'\] has 5 rows but data has 6 samples"):
@@ -565,7 +565,9 @@ def test_what_is_no_row_numbers_is_refused_with_the_remedy(name):
         (INDEX[0, :0], r"torch.int64 \(0,\)"),
         (None, "NoneType"),
     ):
-        with pytest.raises(TypeError, match=f"must be row numbers, int64 .*; got {got}: .*torch.arange"):
+        with pytest.raises(
+            TypeError, match=f"must be row numbers, int64 .*; got {got}. The data .*torch.arange"
+        ):
             step(state, batch, 0.1)
     with pytest.raises(TypeError, match="must be row numbers"):
         gd.train(step, state, DATA, INDEX, 0.1)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import _tree
 from .._scan._scan import like
-from .._step import Step, check_pair, params_of
+from .._step import Step, params_of
 from .._tree import Tree
 
 Stop = Callable[[Any, Any], Tensor]
@@ -37,28 +37,21 @@ def watch(carry: Any) -> Watched:
 def stopping(step: Step, stop: Stop) -> Step:
     """Make the step whose carry is frozen once `stop` held, or just before the loss is not finite."""
 
-    def watched_step(state: Watched, batch: Tree, lr: Any) -> tuple[Watched, Any]:
-        new, y = check_pair(step(state.carry, batch, lr))
-        return after(state, new, y), y
-
-    def after(state: Watched, new: Any, y: Any) -> Watched:
+    def advance(state: Watched, batch: Tree, lr: Any) -> tuple[Watched, Any, Tree]:
+        new, y, grads = step.advance(state.carry, batch, lr)
         new = like(state.carry)(new)
         finite = is_finite(y)
         diverged = ~state.ended & ~finite
         takes = ~state.ended & finite
-        return Watched(
+        after = Watched(
             _tree.where(takes, new, state.carry),
             state.steps + takes,
             state.ended | diverged | _flag(stop(new, y)),
             state.diverged | diverged,
         )
+        return after, y, grads
 
-    def with_grads(state: Watched, batch: Tree, lr: Any) -> tuple[Watched, Any, Tree]:
-        new, y, grads = step.with_grads(state.carry, batch, lr)  # type: ignore[attr-defined]
-        return after(state, new, y), y, grads
-
-    watched_step.with_grads = with_grads  # type: ignore[attr-defined]
-    return watched_step
+    return Step(watch, advance, Watched)
 
 
 def is_finite(tree: Tree) -> Tensor:

@@ -17,8 +17,8 @@ from .._gradients import check_batch, check_params
 from .._progress import Progress, reporter
 from .._sampling import take
 from .._scan._recent import Recent
-from .._scan._scan import check_checkpoint, fold, is_readable, read_once, settle, within
-from .._step import Step, check_lr, check_pair, params_of
+from .._scan._scan import check_checkpoint, check_tensors, fold, is_readable, read_once, settle, within
+from .._step import Step, StepLike, as_step, check_lr, params_of
 from .._through import asked
 from .._tree import Tree
 from ._stopping import Stop, Watched, is_finite, stopping, watch
@@ -83,13 +83,13 @@ RECORDERS: dict[str, Recorder] = {
     "loss": lambda now: now.y,
     "params": lambda now: params_of(now.carry),
     "lr": lambda now: now.lr,
-    "grad_norm": lambda now: _tree.norm(now.grads),
+    "grad_norm": lambda now: _grad_norm(now),
     "state": lambda now: now.carry,
 }
 
 
 def train(
-    step: Step,
+    step: StepLike,
     init: Any,
     data: Tree,
     index: Tensor,
@@ -112,9 +112,11 @@ def train(
     the initial parameters and the data.
 
     Args:
-        step: `(carry, batch, lr) -> (carry, loss)`, from `make_step`, `make_transform_step`, or your own.
-        init: the first carry: parameters, or what `init_state` returns. It is detached from autograd's
-            graph, so differentiate with `torch.func.grad`, which goes through, not with `backward`.
+        step: a `Step`, or a function `(carry, batch, lr) -> (carry, loss)` with any tree of tensors as its
+            carry.
+        init: the first carry, from `step.init(params)`; for a plain `make_step(loss_fn)` the parameters.
+            It is detached from autograd's graph, so differentiate with `torch.func.grad`, not with
+            `backward`.
         data: tree of tensors or NumPy arrays [n, ...], of which the loss gets tensors; None for a loss
             without data. `check_mean_loss` tells whether the loss is a mean over it.
         index: the plan int64 [T, B], from `epoch_batches`, `sample_batches` or `full_batch`.
@@ -171,8 +173,8 @@ def train(
     References:
         H. Robbins, S. Monro, "A stochastic approximation method", 1951.
     """
-    leaves = check_params(params_of(init))
-    init = _tree.detach(init)
+    leaves = _check_carry(step, init)
+    step, init = as_step(step), _tree.detach(init)
     params = params_of(init)
     _warn_of_half(params)
     data = _tree.as_tensors(data)
@@ -180,7 +182,7 @@ def train(
     plan = (_check_index(index, samples, params), _check_lrs(lr, len(index), params))
     every = check_int("every", every, 1)
     check_choice("check_finite", check_finite, ("off", "loss", "all"))
-    recorders = _recorders(record, step)
+    recorders = _recorders(record)
     through = asked()
     kept_every = check_checkpoint(through.checkpoint if checkpoint is None else checkpoint, len(index))
     kept_blocks = None if kept_every is None else -(-kept_every // every)
@@ -197,7 +199,7 @@ def train(
     run_step, first_carry = (step, init) if stop is None else (stopping(step, stop), watch(init))
 
     def last_step(carry: Any) -> Any:
-        return check_pair(step(carry, take(data, plan[0][-1]), plan[1][-1]))[0]
+        return step.advance(carry, take(data, plan[0][-1]), plan[1][-1])[0]
 
     if through.fixed_point is not None and (end := through.fixed_point.enter(len(index), last_step)):
         return end
@@ -206,10 +208,7 @@ def train(
         carry: Any, row: Tensor, lr_now: Tensor, recorders: dict[str, Recorder]
     ) -> tuple[Any, tuple[Tree, Tensor | None]]:
         batch = take(data, row)
-        if "grad_norm" in recorders:
-            new, y, grads = run_step.with_grads(carry, batch, lr_now)  # type: ignore[attr-defined]
-        else:
-            new, y, grads = *check_pair(run_step(carry, batch, lr_now)), None
+        new, y, grads = run_step.advance(carry, batch, lr_now)
         now = Moment(_unwatched(carry), y, lr_now, grads)
         watched = {"off": None, "loss": y, "all": (y, new)}[check_finite]
         finite = None if watched is None else is_finite(watched)
@@ -267,7 +266,7 @@ def train(
                     while finished.step < bad or not finished.records:
                         finished, _ = extend(finished, _segment_end(finished.step, bad, every, bad, 1))
                     state = _unwatched(finished.carry)
-                    y, after = reversed(step(state, take(data, plan[0][bad]), plan[1][bad]))
+                    after, y, _ = step.advance(state, take(data, plan[0][bad]), plan[1][bad])
                     raise NonFiniteError(
                         step=bad,
                         leaf=_first_non_finite(y, after),
@@ -346,7 +345,7 @@ def _next_blocks(blocks: int, seconds: float, grain: int) -> int:
     return max(grain, int(blocks * growth) // grain * grain)
 
 
-def _recorders(record: Any, step: Step) -> dict[str, Recorder]:
+def _recorders(record: Any) -> dict[str, Recorder]:
     """Give every record a name and a function of the moment."""
     if isinstance(record, str) or callable(record):
         record = (record,)
@@ -365,12 +364,28 @@ def _recorders(record: Any, step: Step) -> dict[str, Recorder]:
                 f"record must name {', '.join(RECORDERS)} or be a function (carry, loss) -> tree; "
                 f"got {entry!r}"
             )
-    if RECORDERS["grad_norm"] in recorders.values() and not hasattr(step, "with_grads"):
-        raise ValueError(
-            "record='grad_norm' needs a step of make_step or make_transform_step; "
-            "let your own step return the norm as its y"
-        )
     return recorders
+
+
+def _grad_norm(now: Moment) -> Tensor:
+    if now.grads is None:
+        raise ValueError(
+            "record='grad_norm' needs a gdfunc Step, such as make_step(loss_fn), but this step is a plain "
+            "function, which tells no gradient; let it return (loss, norm) in place of the loss"
+        )
+    return _tree.norm(now.grads)
+
+
+def _check_carry(step: StepLike, init: Any) -> list[Tensor]:
+    """Refuse what the step cannot start from; return the leaves of its parameters."""
+    if isinstance(step, Step):
+        step.check(init)
+        return check_params(params_of(init))
+    check_tensors(init, "init")
+    leaves = _tree.leaves(params_of(init)) or _tree.leaves(init)
+    if not leaves:
+        raise ValueError("init has no tensor leaves")
+    return leaves
 
 
 def _call(function: Callable[[Any, Any], Tree], now: Moment) -> Tree:
@@ -405,7 +420,8 @@ def _check_index(index: Any, samples: int | None, params: Tree) -> Tensor:
 def _check_lrs(lr: Any, steps: int, params: Tree) -> Tensor:
     """Return one lr a step, [T], in the widest dtype of the parameters."""
     leaves = _tree.leaves(params)
-    dtype = reduce(torch.promote_types, (leaf.dtype for leaf in leaves))
+    dtypes = [leaf.dtype for leaf in leaves if leaf.is_floating_point()] or [torch.get_default_dtype()]
+    dtype = reduce(torch.promote_types, dtypes)
     if callable(lr):
         raise TypeError(f"lr is a function; pass its values, one a step: schedule(torch.arange({steps}))")
     lr = torch.as_tensor(lr) if isinstance(lr, np.ndarray | list | tuple) else lr
@@ -425,7 +441,7 @@ def _check_lrs(lr: Any, steps: int, params: Tree) -> Tensor:
 
 def _warn_of_half(params: Tree) -> None:
     for position, leaf in enumerate(_tree.leaves(params)):
-        if torch.finfo(leaf.dtype).bits < 32:
+        if leaf.is_floating_point() and torch.finfo(leaf.dtype).bits < 32:
             path = _tree.named_leaves(params, "params")[position][0]
             digits = -math.log2(torch.finfo(leaf.dtype).eps)
             warn(

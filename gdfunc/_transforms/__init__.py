@@ -26,6 +26,7 @@ from ._layers import lamb as lamb
 from ._layers import lars as lars
 from ._layers import muon as muon
 from ._layers import trust_ratio as trust_ratio
+from ._lbfgs import lbfgs as lbfgs
 from ._momentum import lion as lion
 from ._momentum import momentum as momentum
 from ._momentum import rprop as rprop

@@ -100,7 +100,7 @@ def chain(*transforms: GradientTransformation) -> GradientTransformation:
         if not isinstance(state, tuple) or len(state) != len(transforms):
             raise ValueError(
                 f"opt_state was made for another chain: it should be a tuple of {len(transforms)} "
-                f"states; got {state!r}; make it with init_state(transform, params)"
+                f"states; got {state!r}; make it with transform.init(params)"
             )
         new_state = []
         for transform, own_state in zip(transforms, state, strict=True):
@@ -128,7 +128,7 @@ def stateful(kind: type, init: Callable[[Tree], Any], update: Callable[..., Any]
         if not isinstance(state, kind):
             raise TypeError(
                 f"opt_state is {type(state).__name__}, not {kind.__name__}; "
-                f"make it with init_state(transform, params)"
+                f"make it with transform.init(params)"
             )
         return update(grads, state, params)
 
@@ -166,7 +166,7 @@ def each_leaf(rule: Callable[..., tuple[Tensor, ...]], grads: Tree, *others: Tre
             raise ValueError(
                 f"optimizer state was made for a different parameter tree, or with other options: "
                 f"{_tree.differences(other, grads, 'state', 'params')}; "
-                f"make it with init_state(transform, params)"
+                f"make it with transform.init(params)"
             )
         columns.append(matched)
     results = [

@@ -35,7 +35,7 @@ def momentum(
 
     b₁ = g₁,  bₜ = β·bₜ₋₁ + (1 − d)·gₜ;  u = b, or g + β·b with `nesterov`
 
-    At a constant lr this is Polyak's heavy ball; when lr changes it is not: see `make_heavy_ball_step`.
+    At a constant lr this is Polyak's heavy ball; when lr changes it is not: see `methods.heavy_ball`.
 
     Args:
         momentum: β in [0, 1).

@@ -1,16 +1,22 @@
-"""Methods that no gradient transformation can be: they need the loss, lr, or the new parameters."""
+"""Steps that need more than the gradient: the loss, lr, the new parameters, or the numbers of samples.
 
+    step = gd.methods.saga(loss_fn, data)
+    final, trajectory = gd.train(step, step.init(params), torch.arange(n), index, lr)
+
+Every one is a `Step`. In every state `params` is where the next loss is measured, so that
+`Trajectory.params[t]` belongs to `loss[t]`. An average of the parameters is kept beside it.
+"""
+
+from ._averaging import asgd as asgd
 from ._averaging import ema as ema
 from ._averaging import lookahead as lookahead
-from ._averaging import make_asgd_step as make_asgd_step
-from ._averaging import make_schedule_free_step as make_schedule_free_step
-from ._heavy_ball import make_heavy_ball_step as make_heavy_ball_step
+from ._averaging import schedule_free as schedule_free
+from ._heavy_ball import heavy_ball as heavy_ball
 from ._lbfgs import lbfgs as lbfgs
-from ._lbfgs import make_lbfgs_step as make_lbfgs_step
-from ._line_search import make_line_search_step as make_line_search_step
-from ._line_search import make_polyak_step as make_polyak_step
-from ._sam import make_sam_step as make_sam_step
-from ._variance_reduction import make_sag_step as make_sag_step
-from ._variance_reduction import make_saga_step as make_saga_step
-from ._variance_reduction import make_sarah_step as make_sarah_step
-from ._variance_reduction import make_svrg_step as make_svrg_step
+from ._line_search import line_search as line_search
+from ._line_search import polyak as polyak
+from ._sam import sam as sam
+from ._variance_reduction import sag as sag
+from ._variance_reduction import saga as saga
+from ._variance_reduction import sarah as sarah
+from ._variance_reduction import svrg as svrg

@@ -1,30 +1,20 @@
-"""Methods that keep a second, slower copy of the parameters."""
+"""Steps that keep a second, slower copy of the parameters."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import _tree
 from .._errors import check_int, check_scalar
-from .._gradients import LossFn, batch_grad
-from .._step import Step, apply_updates, params_of
+from .._gradients import LossFn, batch_grad, kind
+from .._step import Step, StepLike, apply_updates, as_step, copy_params, params_of
 from .._transforms import GradientTransformation, chain, check_transform, no_steps
 from .._tree import Tree
-from ._method import (
-    Method,
-    as_method,
-    blend,
-    check_state,
-    learning_rate,
-    like,
-    own,
-    safe_ratio,
-    scalar,
-)
+from ._scalars import blend, learning_rate, like, safe_ratio, scalar
 
-_IDENTITY = chain()
+_PLAIN = chain()
 
 
 class ASGDState(NamedTuple):
@@ -37,39 +27,38 @@ class ASGDState(NamedTuple):
     count: Tensor  # type: ignore[assignment]  # hides a method that tuples have
 
 
-def make_asgd_step(
+def asgd(
     loss_fn: LossFn,
     lambd: float | Tensor = 1e-4,
     alpha: float | Tensor = 0.75,
     t0: float | Tensor = 1e6,
     weight_decay: float | Tensor = 0.0,
-) -> Method:
+) -> Step:
     """Make the step of averaged stochastic gradient descent, as `torch.optim.ASGD` does it.
 
     θₜ = (1 − λ·ηₜ)·θₜ₋₁ − ηₜ·(∇L(θₜ₋₁) + wd·θₜ₋₁);  aₜ = aₜ₋₁ + μₜ·(θₜ − aₜ₋₁)
     ηₜ₊₁ = lrₜ / (1 + λ·lrₜ·t)^α;  μₜ₊₁ = 1 / max(1, t − t₀);  η₁ = lr₁, μ₁ = 1
 
-    A step sets the step size of the next, so that a change of lr acts one step late. That is torch's
-    rule; for a constant lr it is of no matter.
+    Each step sets the size of the next, as in torch, so that a change of lr acts one step late.
 
     Args:
         loss_fn: `(params, batch) -> loss`; see `batch_grad`.
         lambd: λ, the decay of parameters and step size, a number >= 0 or a 0-d tensor.
         alpha: α, the power of the step size's decay, a number >= 0 or a 0-d tensor.
-        t0: t₀, the step after which to average, a number >= 0 or a 0-d tensor; the default is torch's,
-            under which a shorter run has no average but the last iterate.
+        t0: t₀, the step after which to average, a number >= 0 or a 0-d tensor. Under the default, which is
+            torch's, the average of a shorter run is its last iterate.
         weight_decay: wd, a number >= 0 or a 0-d tensor.
 
     Returns:
-        `step(state, batch, lr) -> (state, loss)`, with `step.init(params)` for the first state; its
-        fields are `params`, `average`, `eta`, `mu` and `count`. The result of a run is `average`.
+        A `Step`. The fields of its state are `params`, `average`, `eta`, `mu` and `count`. The result of a
+        run is `average`.
 
     Raises:
         ValueError: a hyperparameter is out of range; (in the step) as `make_step`.
-        TypeError: (in the step) the state is that of another method.
+        TypeError: (in the step) the state is that of another step.
 
     Example:
-        >>> step = gd.make_asgd_step(lambda w, batch: 0.5 * w**2, lambd=0.0, t0=0.0)
+        >>> step = gd.methods.asgd(lambda w, batch: 0.5 * w**2, lambd=0.0, t0=0.0)
         >>> state = step.init(torch.tensor(4.0))
         >>> for _ in range(3):
         ...     state, loss = step(state, None, 0.5)
@@ -86,10 +75,11 @@ def make_asgd_step(
     gradients = batch_grad(loss_fn)
 
     def init(params: Tree) -> ASGDState:
+        params = copy_params(params)
         eta, mu = scalar(0.0, params), scalar(1.0, params)
         return ASGDState(params, _tree.clone(params), eta, mu, no_steps(params))
 
-    def step(state: ASGDState, batch: Tree, lr: float | Tensor) -> tuple[ASGDState, Tensor, Tree]:
+    def advance(state: ASGDState, batch: Tree, lr: float | Tensor) -> tuple[ASGDState, Tensor, Tree]:
         grads, loss = gradients(state.params, batch)
         lr = learning_rate(lr, state.params)
         eta = torch.where(state.count == 0, lr, state.eta)
@@ -103,7 +93,7 @@ def make_asgd_step(
         mu = 1 / (t - scalar(t0, lr)).clamp(min=1)
         return ASGDState(params, average, eta, mu, count), loss, grads
 
-    return as_method(ASGDState, init, step)
+    return Step(init, advance, ASGDState)
 
 
 class ScheduleFreeState(NamedTuple):
@@ -116,20 +106,20 @@ class ScheduleFreeState(NamedTuple):
     opt_state: Any
 
 
-def make_schedule_free_step(
+def schedule_free(
     loss_fn: LossFn,
-    transform: GradientTransformation = _IDENTITY,
+    transform: GradientTransformation = _PLAIN,
     *,
     beta: float | Tensor = 0.9,
     weight_decay: float | Tensor = 0.0,
-) -> Method:
+) -> Step:
     """Make the step of schedule-free learning, whose averaging stands in for a decay of lr.
 
     yₜ = (1 − β)·zₜ + β·xₜ;  uₜ, sₜ₊₁ = update(∇L(yₜ), sₜ, yₜ)
     zₜ₊₁ = zₜ − lrₜ·(uₜ + wd·yₜ);  xₜ₊₁ = (1 − c)·xₜ + c·zₜ₊₁ with c = lrₜ²/Σ lr²
 
-    With β = 0 this is the plain step and its running average, with β = 1 the gradient is taken at the
-    average itself.
+    With β = 0 this is the plain step and its running average. With β = 1 the gradient is taken at the
+    average.
 
     Args:
         loss_fn: `(params, batch) -> loss`; see `batch_grad`.
@@ -138,16 +128,15 @@ def make_schedule_free_step(
         weight_decay: wd, a number >= 0 or a 0-d tensor.
 
     Returns:
-        `step(state, batch, lr) -> (state, loss)`, with `step.init(params)` for the first state; its
-        fields are `params` (y, where the loss is measured), `z`, `average` (x), `weight` and
-        `opt_state`. The result of a run is `average`.
+        A `Step`. The fields of its state are `params` (y, where the loss is measured), `z`, `average` (x),
+        `weight` and `opt_state`. The result of a run is `average`.
 
     Raises:
         ValueError: a hyperparameter is out of range; (in the step) as `make_step`.
-        TypeError: (in the step) the state is that of another method.
+        TypeError: (in the step) the state is that of another step.
 
     Example:
-        >>> step = gd.make_schedule_free_step(lambda w, batch: 0.5 * w**2, beta=0.5)
+        >>> step = gd.methods.schedule_free(lambda w, batch: 0.5 * w**2, beta=0.5)
         >>> state = step.init(torch.tensor(4.0))
         >>> for _ in range(2):
         ...     state, loss = step(state, None, 0.5)
@@ -163,22 +152,22 @@ def make_schedule_free_step(
     gradients = batch_grad(loss_fn)
 
     def init(params: Tree) -> ScheduleFreeState:
-        z, average = _tree.clone(params), _tree.clone(params)
+        params, z, average = (copy_params(params) for _ in range(3))
         return ScheduleFreeState(params, z, average, scalar(0.0, params), transform.init(params))
 
-    def step(
+    def advance(
         state: ScheduleFreeState, batch: Tree, lr: float | Tensor
     ) -> tuple[ScheduleFreeState, Tensor, Tree]:
         grads, loss = gradients(state.params, batch)
         updates, opt_state = transform.update(grads, state.opt_state, state.params)
         updates = _tree.map(lambda u, y: u + like(weight_decay, y) * y, updates, state.params)
         z = apply_updates(state.z, updates, lr)
-        own_weight = learning_rate(lr, state.params) ** 2
-        weight = state.weight + own_weight
-        average = blend(state.average, z, safe_ratio(own_weight, weight))
+        squared_lr = learning_rate(lr, state.params) ** 2
+        weight = state.weight + squared_lr
+        average = blend(state.average, z, safe_ratio(squared_lr, weight))
         return ScheduleFreeState(blend(z, average, beta), z, average, weight, opt_state), loss, grads
 
-    return as_method(ScheduleFreeState, init, step)
+    return Step(init, advance, ScheduleFreeState)
 
 
 class EMAState(NamedTuple):
@@ -194,30 +183,30 @@ class EMAState(NamedTuple):
         return params_of(self.carry)
 
 
-def ema(step: Step, decay: float | Tensor, *, debias: bool = False) -> Method:
-    """Keep an exponential moving average of the parameters beside a step, which goes on as it would.
+def ema(step: StepLike, decay: float | Tensor, *, debias: bool = False) -> Step:
+    """Keep an exponential moving average of the parameters of a step, without changing the step.
 
     aₜ = d·aₜ₋₁ + (1 − d)·θₜ with a₀ = θ₀
 
-    Without bias the weights of θ₁ … θₜ add up to one and θ₀ is forgotten:
+    With `debias` the weights of θ₁ … θₜ add up to one and θ₀ has none:
     aₜ = aₜ₋₁ + (1 − d)/(1 − dᵗ)·(θₜ − aₜ₋₁).
 
     Args:
-        step: any step, `(carry, batch, lr) -> (carry, loss)`.
+        step: a `Step`, or a function `(carry, batch, lr) -> (carry, loss)`.
         decay: d, a number in [0, 1) or a 0-d tensor.
         debias: whether to forget θ₀.
 
     Returns:
-        `step(state, batch, lr) -> (state, loss)`, with `step.init(carry)` for the first state, where
-        carry is what the step inside starts from. The state's fields are `carry`, `average` and
-        `count`; its `params` are the carry's. The result of a run is `average`.
+        A `Step`, whose `init` takes parameters, or for a function its first carry. The fields of its state
+        are `carry`, `average` and `count`; its `params` are the carry's. The result of a run is `average`.
 
     Raises:
         ValueError: decay is out of range; (in the step) as the step inside.
-        TypeError: (in the step) the state is that of another method.
+        TypeError: (in the step) the state is that of another step; (in init) the carry of a function has
+            neither a field params nor float leaves alone.
 
     Example:
-        >>> step = gd.ema(gd.make_step(lambda w, batch: 0.5 * w**2), 0.5)
+        >>> step = gd.methods.ema(gd.make_step(lambda w, batch: 0.5 * w**2), 0.5)
         >>> state = step.init(torch.tensor(4.0))
         >>> for _ in range(2):
         ...     state, loss = step(state, None, 0.5)
@@ -229,8 +218,8 @@ def ema(step: Step, decay: float | Tensor, *, debias: bool = False) -> Method:
     """
     decay = check_scalar("decay", decay, "[0, 1)")
 
-    def init(carry: Any) -> EMAState:
-        params = params_of(carry)
+    def begin(carry: Any) -> EMAState:
+        params = _averaged(carry)
         return EMAState(carry, _tree.clone(params), no_steps(params))
 
     def follow(state: EMAState, carry: Any) -> EMAState:
@@ -239,7 +228,7 @@ def ema(step: Step, decay: float | Tensor, *, debias: bool = False) -> Method:
         share = (1 - d) / (1 - d ** count.to(d.dtype)) if debias else 1 - d
         return EMAState(carry, blend(state.average, params, share), count)
 
-    return _around(step, EMAState, init, follow)
+    return _around(step, EMAState, begin, follow)
 
 
 class LookaheadState(NamedTuple):
@@ -255,32 +244,32 @@ class LookaheadState(NamedTuple):
         return params_of(self.carry)
 
 
-def lookahead(step: Step, k: int, alpha: float | Tensor = 0.5) -> Method:
-    """Let a step run ahead for k steps, then go a part of the way and start again from there.
+def lookahead(step: StepLike, k: int, alpha: float | Tensor = 0.5) -> Step:
+    """Let a step run ahead for k steps, then go part of the way and start again from there.
 
     every k steps:  φ' = φ + α·(θ − φ),  θ' = φ'
 
-    The rest of the step's carry, a transformation's memory for one, stays what it is. A step that
-    computes its parameters from other fields (`make_schedule_free_step`) is not to be wrapped.
+    The rest of the step's carry, such as a transformation's memory, stays what it is. Do not wrap a step
+    that computes its parameters from other fields of its state, such as `schedule_free`.
 
     Args:
-        step: any step, `(carry, batch, lr) -> (carry, loss)`, whose carry is the parameters or a
-            NamedTuple with a field `params`.
+        step: a `Step`, or a function `(carry, batch, lr) -> (carry, loss)`, whose carry is the parameters
+            or a NamedTuple with a field `params`.
         k: how many steps ahead, an int >= 1.
         alpha: α, a number in [0, 1] or a 0-d tensor.
 
     Returns:
-        `step(state, batch, lr) -> (state, loss)`, with `step.init(carry)` for the first state, where
-        carry is what the step inside starts from. The state's fields are `carry`, `slow` and `count`;
-        its `params` are the carry's, the fast weights θ. The result of a run is `slow`.
+        A `Step`, whose `init` takes parameters, or for a function its first carry. The fields of its state
+        are `carry`, `slow` and `count`; its `params` are the carry's, the fast weights θ. The result of a
+        run is `slow`.
 
     Raises:
         ValueError: k or alpha is out of range; (in the step) as the step inside.
-        TypeError: (in the step) the state is that of another method, or the carry has no field `params`
-            that could be replaced.
+        TypeError: (in the step) the state is that of another step, or the carry has no field `params` that
+            could be replaced.
 
     Example:
-        >>> step = gd.lookahead(gd.make_step(lambda w, batch: 0.5 * w**2), k=2)
+        >>> step = gd.methods.lookahead(gd.make_step(lambda w, batch: 0.5 * w**2), k=2)
         >>> state = step.init(torch.tensor(4.0))
         >>> for _ in range(2):
         ...     state, loss = step(state, None, 0.5)
@@ -293,8 +282,8 @@ def lookahead(step: Step, k: int, alpha: float | Tensor = 0.5) -> Method:
     k = check_int("k", k, 1)
     alpha = check_scalar("alpha", alpha, "[0, 1]")
 
-    def init(carry: Any) -> LookaheadState:
-        params = params_of(carry)
+    def begin(carry: Any) -> LookaheadState:
+        params = _averaged(carry)
         return LookaheadState(carry, _tree.clone(params), no_steps(params))
 
     def follow(state: LookaheadState, carry: Any) -> LookaheadState:
@@ -303,37 +292,47 @@ def lookahead(step: Step, k: int, alpha: float | Tensor = 0.5) -> Method:
         slow = _tree.where(meet, blend(state.slow, fast, alpha), state.slow)
         return LookaheadState(replace_params(carry, _tree.where(meet, slow, fast)), slow, count)
 
-    return _around(step, LookaheadState, init, follow)
+    return _around(step, LookaheadState, begin, follow)
 
 
 def replace_params(carry: Any, params: Tree) -> Any:
-    """Put other parameters into a step's carry; the rest of it stays."""
+    """Replace the parameters in a step's carry, and leave the rest of it."""
     if not hasattr(carry, "params"):
         return params
     if isinstance(carry, EMAState | LookaheadState):
         return carry._replace(carry=replace_params(carry.carry, params))
     if "params" not in getattr(carry, "_fields", ()):
-        raise TypeError(f"the carry {type(carry).__name__} is no NamedTuple with a field params to replace")
+        raise TypeError(
+            f"the carry is {type(carry).__name__}, whose params cannot be replaced; make it a NamedTuple "
+            f"with a field params"
+        )
     return carry._replace(params=params)
 
 
 def _around(
-    step: Step, kind: type, init: Callable[[Any], Any], follow: Callable[[Any, Any], Any]
-) -> Method:
-    """Wrap a step: what follows it makes the new state of the old one and of the step's new carry."""
+    step: StepLike,
+    state: type,
+    begin: Callable[[Any], Any],
+    follow: Callable[[Any, Any], Any],
+) -> Step:
+    """Wrap a step: `begin` makes the first state of its first carry, `follow` the next of its new one."""
+    inner = as_step(step)
 
-    def with_grads(state: Any, batch: Tree, lr: float | Tensor) -> tuple[Any, Tensor, Tree]:
-        carry, loss, grads = step.with_grads(state.carry, batch, lr)  # type: ignore[attr-defined]
+    def advance(state: Any, batch: Tree, lr: float | Tensor) -> tuple[Any, Any, Tree]:
+        inner.check(state.carry)
+        carry, loss, grads = inner.advance(state.carry, batch, lr)
         return follow(state, carry), loss, grads
 
-    if hasattr(step, "with_grads"):
-        return as_method(kind, init, with_grads)
+    return Step(lambda params: begin(inner.init(params)), advance, state)
 
-    def outer(state: Any, batch: Tree, lr: float | Tensor) -> tuple[Any, Any]:
-        check_state(state, kind)
-        carry, loss = step(state.carry, batch, lr)
-        return follow(state, carry), loss
 
-    method = cast(Method, outer)
-    method.init = lambda carry: init(own(carry))
-    return method
+def _averaged(carry: Any) -> Tree:
+    """Find the parameters in a carry, of which an average can be taken."""
+    params = params_of(carry)
+    for path, leaf in _tree.named_leaves(params, "carry"):
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            raise TypeError(
+                f"{path} is {kind(leaf)}, which has no average; make the carry a NamedTuple with the "
+                f"parameters in its field params"
+            )
+    return params

@@ -7,10 +7,10 @@ from torch import Tensor
 from .. import _tree
 from .._errors import check_scalar
 from .._gradients import LossFn, batch_grad
-from .._step import apply_updates
+from .._step import Step, apply_updates, copy_params
 from .._transforms import zeros
 from .._tree import Tree
-from ._method import Method, as_method, like
+from ._scalars import like
 
 
 class HeavyBallState(NamedTuple):
@@ -20,28 +20,27 @@ class HeavyBallState(NamedTuple):
     displacement: Tree  # θₜ − θₜ₋₁
 
 
-def make_heavy_ball_step(loss_fn: LossFn, momentum: float | Tensor) -> Method:
+def heavy_ball(loss_fn: LossFn, momentum: float | Tensor) -> Step:
     """Make the step of Polyak's heavy ball, which repeats a share of its last displacement.
 
     θₜ₊₁ = θₜ − lr·∇L(θₜ) + β·(θₜ − θₜ₋₁)
 
-    torch's momentum, θ − lr·v with v = β·v + g, is the same for a constant lr. When lr changes it is
-    not: there the memory is rescaled by the new lr, here it is a displacement and stays what it was.
+    For a constant lr this equals torch's momentum, θ − lr·v with v = β·v + g. They differ when lr
+    changes: torch's memory is rescaled by the new lr, whereas a displacement stays what it was.
 
     Args:
         loss_fn: `(params, batch) -> loss`; see `batch_grad`.
         momentum: β, a number in [0, 1) or a 0-d tensor.
 
     Returns:
-        `step(state, batch, lr) -> (state, loss)`, with `step.init(params)` for the first state; its
-        fields are `params` and `displacement`.
+        A `Step`. The fields of its state are `params` and `displacement`.
 
     Raises:
         ValueError: momentum is out of range; (in the step) as `make_step`.
-        TypeError: (in the step) the state is that of another method.
+        TypeError: (in the step) the state is that of another step.
 
     Example:
-        >>> step = gd.make_heavy_ball_step(lambda w, batch: 0.5 * w**2, 0.5)
+        >>> step = gd.methods.heavy_ball(lambda w, batch: 0.5 * w**2, 0.5)
         >>> state = step.init(torch.tensor(1.0))
         >>> for _ in range(2):
         ...     state, loss = step(state, None, 0.5)
@@ -55,13 +54,15 @@ def make_heavy_ball_step(loss_fn: LossFn, momentum: float | Tensor) -> Method:
     gradients = batch_grad(loss_fn)
 
     def init(params: Tree) -> HeavyBallState:
-        return HeavyBallState(params, zeros(params))
+        return HeavyBallState(copy_params(params), zeros(params))
 
-    def step(state: HeavyBallState, batch: Tree, lr: float | Tensor) -> tuple[HeavyBallState, Tensor, Tree]:
+    def advance(
+        state: HeavyBallState, batch: Tree, lr: float | Tensor
+    ) -> tuple[HeavyBallState, Tensor, Tree]:
         grads, loss = gradients(state.params, batch)
         kept = _tree.map(lambda d: like(momentum, d) * d, state.displacement)
         displacement = apply_updates(kept, grads, lr)
         params = _tree.map(lambda p, d: p + d, state.params, displacement)
         return HeavyBallState(params, displacement), loss, grads
 
-    return as_method(HeavyBallState, init, step)
+    return Step(init, advance, HeavyBallState)

@@ -1,97 +1,19 @@
-"""L-BFGS: curvature from the last few displacements and changes of the gradient."""
+"""L-BFGS as a step."""
 
-from typing import NamedTuple
-
-import torch
 from torch import Tensor
 
-from .. import _tree
-from .._errors import check_int, check_scalar
 from .._gradients import LossFn
-from .._step import TrainState, init_state, make_transform_step
-from .._transforms import GradientTransformation, needed, stateful
-from .._tree import Tree
-from ._method import Method, as_method, scalar
+from .._step import Step, make_step
+from .._transforms import lbfgs as lbfgs_transform
 
 
-class LBFGSState(NamedTuple):
-    """The last point and gradient, and up to m pairs, the newest last; the parameters as one vector."""
+def lbfgs(loss_fn: LossFn, history: int = 10, *, eps: float | Tensor = 1e-10) -> Step:
+    """Make the step of L-BFGS without a line search: `make_step(loss_fn, gd.lbfgs(history, eps=eps))`.
 
-    params: Tensor  # [P]
-    grads: Tensor  # [P]
-    s: Tensor  # [m, P], displacements
-    y: Tensor  # [m, P], changes of the gradient
-    rho: Tensor  # [m], 1/sᵀy; 0 where there is no pair yet
+    θ' = θ − lr·H·∇L(θ), with H from the last few steps; see `gd.lbfgs`
 
-
-def lbfgs(history: int = 10, *, eps: float | Tensor = 1e-10) -> GradientTransformation:
-    """Multiply the gradient by an inverse Hessian estimated from the last few steps.
-
-    u = H·g,  H = γ·I changed by the BFGS formula for every kept pair sᵢ = θᵢ₊₁ − θᵢ, yᵢ = gᵢ₊₁ − gᵢ
-
-    γ = sᵀy/yᵀy of the newest pair; without any pair γ = min(1, 1/‖g‖₁), as in `torch.optim.LBFGS`. A
-    pair with sᵀy <= eps, along which the loss does not curve upwards, is not kept.
-
-    The gradients should be those of one loss: full batches, or the difference of two batches is taken
-    for curvature. lr = 1 is the natural step; `make_line_search_step(loss_fn, lbfgs())` is safe far from
-    the minimum too.
-
-    Args:
-        history: m, how many pairs to keep, an int >= 1.
-        eps: the curvature that a pair must exceed, a number >= 0 or a 0-d tensor.
-
-    Returns:
-        A transformation that needs params in update. Its state has the fields `params` [P], `grads` [P],
-        `s` [m, P], `y` [m, P] and `rho` [m], for P parameters in all.
-
-    Raises:
-        ValueError: a hyperparameter is out of range; (in update) params is missing.
-
-    Example:
-        >>> transform = gd.lbfgs(history=1)
-        >>> state = transform.init(torch.tensor([4.0]))
-        >>> updates, state = transform.update(torch.tensor([8.0]), state, torch.tensor([4.0]))
-        >>> updates, state = transform.update(torch.tensor([6.0]), state, torch.tensor([3.0]))
-        >>> updates  # a parabola: the step of length 1 ends at its minimum
-        tensor([3.])
-
-    References:
-        J. Nocedal, "Updating quasi-Newton matrices with limited storage", 1980.
-        J. Nocedal, S. J. Wright, "Numerical optimization", 2nd ed., 2006, algorithms 7.4 and 7.5.
-    """
-    history = check_int("history", history, 1)
-    eps = check_scalar("eps", eps, "[0, inf)")
-
-    def init(params: Tree) -> LBFGSState:
-        start = _vector(params)
-        pairs = start.new_zeros(history, len(start))
-        # The first displacement is zero, so the first pair is never kept.
-        return LBFGSState(start, torch.zeros_like(start), pairs, pairs.clone(), start.new_zeros(history))
-
-    def update(grads: Tree, state: LBFGSState, params: Tree = None) -> tuple[Tree, LBFGSState]:
-        point, gradient = _vector(needed(params, "lbfgs")), _vector(grads)
-        s, y = point - state.params, gradient - state.grads
-        curvature = s @ y
-        keep = curvature > scalar(eps, params)
-        inverse = 1 / torch.where(keep, curvature, torch.ones_like(curvature))
-
-        def push(rows: Tensor, row: Tensor) -> Tensor:
-            return torch.where(keep, torch.cat([rows[1:], row[None]]), rows)
-
-        state = LBFGSState(point, gradient, push(state.s, s), push(state.y, y), push(state.rho, inverse))
-        return _like_tree(_two_loops(gradient, state), grads), state
-
-    return stateful(LBFGSState, init, update)
-
-
-def make_lbfgs_step(loss_fn: LossFn, history: int = 10, *, eps: float | Tensor = 1e-10) -> Method:
-    """Make the step of L-BFGS without a line search.
-
-    θ' = θ − lr·H·∇L(θ), with H from the last few steps; see `lbfgs`
-
-    `torch.optim.LBFGS(max_iter=1, line_search_fn=None)` goes the same way, except that it stops at its
-    tolerances, which this step has not, and shortens the first step only, where this one shortens every
-    step until a pair is kept.
+    This is `torch.optim.LBFGS(max_iter=1, line_search_fn=None)` with two differences. That one stops at its
+    tolerances, and it shortens only its first step, while this one shortens every step until it has a pair.
 
     Args:
         loss_fn: `(params, batch) -> loss`; see `batch_grad`.
@@ -99,17 +21,13 @@ def make_lbfgs_step(loss_fn: LossFn, history: int = 10, *, eps: float | Tensor =
         eps: the curvature that a pair must exceed, a number >= 0 or a 0-d tensor.
 
     Returns:
-        `step(state, batch, lr) -> (state, loss)`, with `step.init(params)` for the first state, a
-        `TrainState`.
+        A `Step`, whose state is a `TrainState`.
 
     Raises:
         ValueError: a hyperparameter is out of range; (in the step) as `make_step`.
-        TypeError: (in the step) the state is that of another method.
 
     Example:
-        >>> def loss_fn(w, batch):
-        ...     return (w - 3) ** 2
-        >>> step = gd.make_lbfgs_step(loss_fn)
+        >>> step = gd.methods.lbfgs(lambda w, batch: (w - 3) ** 2)
         >>> state = step.init(torch.tensor(0.0))
         >>> for _ in range(2):
         ...     state, loss = step(state, None, 1.0)
@@ -119,37 +37,4 @@ def make_lbfgs_step(loss_fn: LossFn, history: int = 10, *, eps: float | Tensor =
     References:
         D. C. Liu, J. Nocedal, "On the limited memory BFGS method for large scale optimization", 1989.
     """
-    transform = lbfgs(history, eps=eps)
-    step = make_transform_step(loss_fn, transform)
-    return as_method(TrainState, lambda params: init_state(transform, params), step.with_grads)  # type: ignore[attr-defined]
-
-
-def _two_loops(gradient: Tensor, state: LBFGSState) -> Tensor:
-    """H·g in two passes over the pairs; a row of zeros with rho = 0 changes nothing."""
-    s, y, rho = state.s, state.y, state.rho
-    found = rho[-1] > 0
-    norm = torch.where(found, y[-1] @ y[-1], gradient.abs().sum().clamp(min=1))
-    gamma = torch.where(found, s[-1] @ y[-1], torch.ones_like(norm)) / norm
-    direction, weights = gradient, []
-    for i in reversed(range(len(rho))):
-        weights.append(rho[i] * (s[i] @ direction))
-        direction = direction - weights[-1] * y[i]
-    direction = gamma * direction
-    for i, weight in enumerate(reversed(weights)):
-        direction = direction + (weight - rho[i] * (y[i] @ direction)) * s[i]
-    return direction
-
-
-def _vector(tree: Tree) -> Tensor:
-    """All leaves in one new vector [P], in the widest of their dtypes, at least float32."""
-    leaves = _tree.leaves(tree)
-    dtype = scalar(0.0, leaves).dtype
-    return torch.cat([leaf.flatten().to(dtype) for leaf in leaves])
-
-
-def _like_tree(vector: Tensor, tree: Tree) -> Tree:
-    """Cut a vector into a tree of the shapes and dtypes of another."""
-    leaves, structure = _tree.flatten(tree)
-    parts = vector.split([leaf.numel() for leaf in leaves])
-    shaped = [part.reshape(leaf.shape).to(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)]
-    return _tree.unflatten(structure, shaped)
+    return make_step(loss_fn, lbfgs_transform(history, eps=eps))

@@ -1,4 +1,4 @@
-"""Methods that find their step size from the loss: a line search, and Polyak's."""
+"""Steps that find their size from the loss: a line search, and Polyak's."""
 
 from typing import Any, NamedTuple
 
@@ -9,12 +9,12 @@ from .. import _tree
 from .._errors import check_int, check_scalar
 from .._gradients import LossFn, batch_grad
 from .._scan import scan
-from .._step import apply_updates
+from .._step import Step, apply_updates, copy_params
 from .._transforms import GradientTransformation, chain, check_transform
 from .._tree import Tree
-from ._method import Method, as_method, learning_rate, safe_ratio, scalar
+from ._scalars import learning_rate, safe_ratio, scalar
 
-_IDENTITY = chain()
+_PLAIN = chain()
 
 
 class LineSearchState(NamedTuple):
@@ -25,41 +25,40 @@ class LineSearchState(NamedTuple):
     step_size: Tensor
 
 
-def make_line_search_step(
+def line_search(
     loss_fn: LossFn,
-    transform: GradientTransformation = _IDENTITY,
+    transform: GradientTransformation = _PLAIN,
     *,
     decrease: float | Tensor = 1e-4,
     factor: float | Tensor = 0.5,
     max_steps: int = 10,
-) -> Method:
+) -> Step:
     """Make a step that backtracks from lr until the loss has decreased enough.
 
     θ' = θ − a·u with the first a in lr, lr·q, lr·q², … such that  L(θ − a·u) <= L(θ) − c·a·⟨g, u⟩
 
     u is the transformed gradient. If no trial is good enough, or u leads uphill (⟨g, u⟩ <= 0), then
-    a = 0 and the parameters stay; so the loss of a batch never grows. Every step makes all
-    `max_steps + 1` trials and selects among them, for vmap and a scan cannot stop early.
+    a = 0 and the parameters stay. So the loss of a batch never grows. Every step makes all
+    `max_steps + 1` trials and selects among them, because vmap and scan cannot stop early.
 
     Args:
         loss_fn: `(params, batch) -> loss`; see `batch_grad`.
-        transform: what to do with the gradient; with `lbfgs()` and lr = 1 this is the classical
+        transform: what to do with the gradient; with `gd.lbfgs()` and lr = 1 this is the classical
             quasi-Newton method.
         decrease: c, a number in (0, 1) or a 0-d tensor.
         factor: q, by which a trial is shorter than the one before, a number in (0, 1) or a 0-d tensor.
         max_steps: how often to backtrack, an int >= 0.
 
     Returns:
-        `step(state, batch, lr) -> (state, loss)`, where lr is the longest step tried, with
-        `step.init(params)` for the first state; its fields are `params`, `opt_state` and `step_size`,
-        the a of the last step.
+        A `Step`, whose lr is the longest step tried. The fields of its state are `params`, `opt_state` and
+        `step_size`, the a of the last step.
 
     Raises:
         ValueError: a hyperparameter is out of range; (in the step) as `make_step`.
-        TypeError: (in the step) the state is that of another method.
+        TypeError: (in the step) the state is that of another step.
 
     Example:
-        >>> step = gd.make_line_search_step(lambda w, batch: 2 * w**2)
+        >>> step = gd.methods.line_search(lambda w, batch: 2 * w**2)
         >>> step(step.init(torch.tensor(1.0)), None, 1.0)
         (LineSearchState(params=tensor(0.), opt_state=(), step_size=tensor(0.2500)), tensor(2.))
 
@@ -74,9 +73,10 @@ def make_line_search_step(
     gradients = batch_grad(loss_fn)
 
     def init(params: Tree) -> LineSearchState:
+        params = copy_params(params)
         return LineSearchState(params, transform.init(params), scalar(0.0, params))
 
-    def step(
+    def advance(
         state: LineSearchState, batch: Tree, lr: float | Tensor
     ) -> tuple[LineSearchState, Tensor, Tree]:
         batch, params = _tree.as_tensors(batch), state.params
@@ -93,11 +93,11 @@ def make_line_search_step(
             return (accepted, size * scalar(factor, params)), None
 
         (size, _), _ = scan(try_one, (torch.zeros_like(longest), longest), length=max_steps + 1)
-        # Not θ − 0·u alone, which is NaN for an infinite u.
+        # A selection, because θ − 0·u is NaN for an infinite u.
         params = _tree.where(size > 0, apply_updates(params, updates, size), params)
         return LineSearchState(params, opt_state, size), loss, grads
 
-    return as_method(LineSearchState, init, step)
+    return Step(init, advance, LineSearchState)
 
 
 class PolyakState(NamedTuple):
@@ -107,14 +107,14 @@ class PolyakState(NamedTuple):
     step_size: Tensor
 
 
-def make_polyak_step(
+def polyak(
     loss_fn: LossFn, minimum: float | Tensor = 0.0, *, max_step: float | Tensor | None = None
-) -> Method:
+) -> Step:
     """Make the step of Polyak's size, which needs no tuning where the minimum of the loss is known.
 
     θ' = θ − a·g with a = lr·(L(θ) − L*)/‖g‖²
 
-    lr = 1 is Polyak's step: it goes to where the tangent reaches L*. For a convex loss with minimum L*
+    lr = 1 is Polyak's step, which goes to where the tangent reaches L*. For a convex loss with minimum L*
     and lr <= 2 the distance to every minimiser never grows. Where the gradient is zero, or the loss is
     below L*, the parameters stay.
 
@@ -124,15 +124,14 @@ def make_polyak_step(
         max_step: an upper bound of (L − L*)/‖g‖², a number > 0 or a 0-d tensor; None: no bound.
 
     Returns:
-        `step(state, batch, lr) -> (state, loss)`, with `step.init(params)` for the first state; its
-        fields are `params` and `step_size`, the a of the last step.
+        A `Step`. The fields of its state are `params` and `step_size`, the a of the last step.
 
     Raises:
         ValueError: a hyperparameter is out of range; (in the step) as `make_step`.
-        TypeError: (in the step) the state is that of another method.
+        TypeError: (in the step) the state is that of another step.
 
     Example:
-        >>> step = gd.make_polyak_step(lambda w, batch: 2 * w**2)
+        >>> step = gd.methods.polyak(lambda w, batch: 2 * w**2)
         >>> step(step.init(torch.tensor(1.0)), None, 1.0)
         (PolyakState(params=tensor(0.5000), step_size=tensor(0.1250)), tensor(2.))
 
@@ -147,23 +146,24 @@ def make_polyak_step(
     gradients = batch_grad(loss_fn)
 
     def init(params: Tree) -> PolyakState:
+        params = copy_params(params)
         return PolyakState(params, scalar(0.0, params))
 
-    def step(state: PolyakState, batch: Tree, lr: float | Tensor) -> tuple[PolyakState, Tensor, Tree]:
+    def advance(state: PolyakState, batch: Tree, lr: float | Tensor) -> tuple[PolyakState, Tensor, Tree]:
         params = state.params
         grads, loss = gradients(params, batch)
         norm = scalar(_tree.norm(grads), params)
         excess = (scalar(loss, params) - scalar(minimum, params)).clamp(min=0)
-        # Divided twice, for the square of a small norm vanishes before the norm does.
+        # Two divisions, because the square of a small norm vanishes before the norm does.
         size = safe_ratio(safe_ratio(excess, norm), norm)
         if max_step is not None:
             size = torch.minimum(size, scalar(max_step, params))
         size = learning_rate(lr, params) * size
         return PolyakState(apply_updates(params, grads, size), size), loss, grads
 
-    return as_method(PolyakState, init, step)
+    return Step(init, advance, PolyakState)
 
 
 def _wide(tree: Tree) -> Tree:
-    """Half precision in float32, for sums."""
+    """Widen half precision to float32, for sums."""
     return _tree.map(lambda leaf: leaf.to(torch.promote_types(leaf.dtype, torch.float32)), tree)

@@ -5,27 +5,27 @@ from torch import Tensor
 from .. import _tree
 from .._errors import check_scalar
 from .._gradients import LossFn, batch_grad
-from .._step import TrainState, apply_updates
+from .._step import Step, TrainState, apply_updates, copy_params
 from .._transforms import GradientTransformation, chain, check_transform
 from .._tree import Tree
-from ._method import Method, as_method, safe_ratio, scalar
+from ._scalars import safe_ratio, scalar
 
-_IDENTITY = chain()
+_PLAIN = chain()
 
 
-def make_sam_step(
+def sam(
     loss_fn: LossFn,
-    transform: GradientTransformation = _IDENTITY,
+    transform: GradientTransformation = _PLAIN,
     *,
     rho: float | Tensor = 0.05,
     adaptive: bool = False,
-) -> Method:
+) -> Step:
     """Make the step of sharpness-aware minimisation, which takes its gradient a little uphill.
 
     ε = ρ·g/‖g‖ with g = ∇L(θ);  u, s' = update(∇L(θ + ε), s, θ);  θ' = θ − lr·u
 
-    The adaptive form measures the way uphill in units of each parameter: ε = ρ·θ²g/‖θg‖, entry by
-    entry. Where the gradient is zero there is no uphill, and ε = 0.
+    The adaptive form measures the distance uphill in units of each parameter: ε = ρ·θ²g/‖θg‖, entry by
+    entry. Where the gradient is zero, ε = 0.
 
     Args:
         loss_fn: `(params, batch) -> loss`; see `batch_grad`. It is differentiated twice a step.
@@ -34,15 +34,15 @@ def make_sam_step(
         adaptive: whether to use the adaptive form.
 
     Returns:
-        `step(state, batch, lr) -> (state, loss)`, with `step.init(params)` for the first state, a
-        `TrainState`. The loss, and the gradient norm that `train` records, are those at θ.
+        A `Step`, whose state is a `TrainState`. The loss, and the gradient norm that `train` records, are
+        those at θ.
 
     Raises:
         ValueError: rho is out of range; (in the step) as `make_step`.
-        TypeError: (in the step) the state is that of another method.
+        TypeError: (in the step) the state is that of another step.
 
     Example:
-        >>> step = gd.make_sam_step(lambda w, batch: 0.5 * w**2, rho=0.5)
+        >>> step = gd.methods.sam(lambda w, batch: 0.5 * w**2, rho=0.5)
         >>> step(step.init(torch.tensor(1.0)), None, 0.1)
         (TrainState(params=tensor(0.8500), opt_state=()), tensor(0.5000))
 
@@ -56,9 +56,10 @@ def make_sam_step(
     gradients = batch_grad(loss_fn)
 
     def init(params: Tree) -> TrainState:
+        params = copy_params(params)
         return TrainState(params, transform.init(params))
 
-    def step(state: TrainState, batch: Tree, lr: float | Tensor) -> tuple[TrainState, Tensor, Tree]:
+    def advance(state: TrainState, batch: Tree, lr: float | Tensor) -> tuple[TrainState, Tensor, Tree]:
         params, opt_state = state
         grads, loss = gradients(params, batch)
         uphill, length = grads, _tree.norm(grads)
@@ -70,4 +71,4 @@ def make_sam_step(
         updates, opt_state = transform.update(uphill_grads, opt_state, params)
         return TrainState(apply_updates(params, updates, lr), opt_state), loss, grads
 
-    return as_method(TrainState, init, step)
+    return Step(init, advance, TrainState)

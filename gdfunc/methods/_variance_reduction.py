@@ -1,10 +1,10 @@
-"""Methods for a finite sum, whose gradient estimates lose their variance on the way to the minimum.
+"""Steps for a finite sum, whose gradient estimates lose their variance on the way to the minimum.
 
-They must know which samples a mini-batch holds. So the data belong to the step, and what it gets as its
-batch are row numbers: `train(step, init, torch.arange(n), index, lr)`.
+They must know which samples are in a mini-batch. So the data belong to the step, and its batches are row
+numbers: `train(step, init, torch.arange(n), index, lr)`.
 """
 
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,12 +14,12 @@ from .._errors import check_choice, check_int
 from .._gradients import LossFn, batch_grad, check_batch, check_params, per_sample_grad
 from .._sampling import take
 from .._scan import scan
-from .._step import _as_step, apply_updates
+from .._step import Step, apply_updates, copy_params
 from .._tree import Tree
-from ._method import Method, as_method, blend, own, scalar
+from ._scalars import blend, scalar
 
 
-def make_svrg_step(loss_fn: LossFn, data: Tree, *, batch_size: int = 1, output: str = "last") -> Method:
+def svrg(loss_fn: LossFn, data: Tree, *, batch_size: int = 1, output: str = "last") -> Step:
     """Make the step of SVRG, a pass of mini-batch descent that a full gradient at its start corrects.
 
     w = θ;  for every mini-batch b:  w ← w − lr·v  with v = ∇L(w, b) − ∇L(θ, b) + ∇L(θ, data);  θ' = w
@@ -36,19 +36,19 @@ def make_svrg_step(loss_fn: LossFn, data: Tree, *, batch_size: int = 1, output: 
             for which there is a theorem.
 
     Returns:
-        `step(params, rows, lr) -> (params, loss)`; rows int64 [m·B] are the numbers of the samples, one
-        mini-batch after the other; loss is that of the old parameters over all of the data. Any plan of
-        mini-batches becomes one of passes by `reshape(T, m·B)`. `step.init(params)` copies parameters.
+        A `Step`, `step(params, rows, lr) -> (params, loss)`. The rows int64 [m·B] are the numbers of the
+        samples, one mini-batch after the other. The loss is that of the old parameters over all of the
+        data. A plan of mini-batches becomes a plan of passes by `reshape(T, m·B)`.
 
     Raises:
-        ValueError: batch_size or output is out of range; (in the step) the rows are no whole
-            number of mini-batches; as `make_step`.
+        ValueError: batch_size or output is out of range; (in the step) the rows are not a whole number of
+            mini-batches; as `make_step`.
         TypeError: (in the step) the batch is not row numbers; as `make_step`.
 
     Example:
         >>> x = torch.tensor([1.0, 2.0, 3.0])
         >>> data = x, torch.tensor([3.0, 5.0, 10.0])
-        >>> step = gd.make_svrg_step(lambda w, batch: ((batch[0] * w - batch[1]) ** 2).mean(), data)
+        >>> step = gd.methods.svrg(lambda w, batch: ((batch[0] * w - batch[1]) ** 2).mean(), data)
         >>> index = gd.sample_batches(gd.random.key(0), n=3, batch_size=1, steps=60).reshape(10, 6)
         >>> w, trajectory = gd.train(step, torch.tensor(0.0), torch.arange(3), index, 0.03)
         >>> w, (x @ data[1]) / (x @ x)
@@ -61,15 +61,15 @@ def make_svrg_step(loss_fn: LossFn, data: Tree, *, batch_size: int = 1, output: 
     return _pass_step(loss_fn, data, batch_size, output, recursive=False)
 
 
-def make_sarah_step(loss_fn: LossFn, data: Tree, *, batch_size: int = 1, output: str = "last") -> Method:
-    """Make the step of SARAH, a pass of mini-batch descent whose estimate of the gradient is carried along.
+def sarah(loss_fn: LossFn, data: Tree, *, batch_size: int = 1, output: str = "last") -> Step:
+    """Make the step of SARAH, a pass of mini-batch descent that updates its estimate of the gradient.
 
     v = ∇L(θ, data);  w' = θ;  w = θ − lr·v
     for every mini-batch b:  v ← ∇L(w, b) − ∇L(w', b) + v;  w' ← w;  w ← w − lr·v;  θ' = w
 
-    v follows the full gradient with a bias, and itself goes to zero within a pass, as that of SVRG does
-    not. A step of m mini-batches takes n + 2·m·B gradients of samples. With all samples in every
-    mini-batch it is m + 1 steps of gradient descent.
+    v follows the full gradient with a bias. Unlike that of SVRG, it goes to zero within a pass. A step of
+    m mini-batches takes n + 2·m·B gradients of samples. With all samples in every mini-batch it is m + 1
+    steps of gradient descent.
 
     Args:
         loss_fn: `(params, batch) -> loss`; see `batch_grad`.
@@ -78,15 +78,15 @@ def make_sarah_step(loss_fn: LossFn, data: Tree, *, batch_size: int = 1, output:
         output: what θ' is: the `"last"` w, or the `"average"` of the w's at which gradients were taken.
 
     Returns:
-        `step(params, rows, lr) -> (params, loss)`, as of `make_svrg_step`.
+        A `Step`, as that of `svrg`.
 
     Raises:
-        ValueError, TypeError: as `make_svrg_step`.
+        ValueError, TypeError: as `svrg`.
 
     Example:
         >>> x = torch.tensor([1.0, 2.0, 3.0])
         >>> data = x, torch.tensor([3.0, 5.0, 10.0])
-        >>> step = gd.make_sarah_step(lambda w, batch: ((batch[0] * w - batch[1]) ** 2).mean(), data)
+        >>> step = gd.methods.sarah(lambda w, batch: ((batch[0] * w - batch[1]) ** 2).mean(), data)
         >>> index = gd.sample_batches(gd.random.key(0), n=3, batch_size=1, steps=60).reshape(10, 6)
         >>> w, trajectory = gd.train(step, torch.tensor(0.0), torch.arange(3), index, 0.03)
         >>> w, (x @ data[1]) / (x @ x)
@@ -99,14 +99,14 @@ def make_sarah_step(loss_fn: LossFn, data: Tree, *, batch_size: int = 1, output:
     return _pass_step(loss_fn, data, batch_size, output, recursive=True)
 
 
-def _pass_step(loss_fn: LossFn, data: Tree, batch_size: int, output: str, recursive: bool) -> Method:
-    """Make a step of many inner ones, which compare with its start, or each with the one before."""
+def _pass_step(loss_fn: LossFn, data: Tree, batch_size: int, output: str, recursive: bool) -> Step:
+    """Make a step of many inner steps, compared with its start, or if recursive each with the last."""
     batch_size = check_int("batch_size", batch_size, 1)
     averaged = check_choice("output", output, ("last", "average")) == "average"
     data = _tree.as_tensors(data)
     gradients = batch_grad(loss_fn)
 
-    def step(params: Tree, rows: Tensor, lr: float | Tensor) -> tuple[Tree, Tensor, Tree]:
+    def advance(params: Tree, rows: Tensor, lr: float | Tensor) -> tuple[Tree, Tensor, Tree]:
         _samples(data, params)
         batches = _check_rows(rows).unflatten(0, _batches(rows, batch_size))
         grads, loss = gradients(params, data)
@@ -122,16 +122,14 @@ def _pass_step(loss_fn: LossFn, data: Tree, batch_size: int, output: str, recurs
             before, estimate = (w, v) if recursive else (before, estimate)
             return (apply_updates(w, v, lr), before, estimate, average), None
 
-        # Of the points so far, the average among them; SARAH has been at θ already.
+        # The number of points so far, the average among them; SARAH has been at θ already.
         count = torch.arange(1, len(batches) + 1, device=rows.device) + recursive
         start = apply_updates(params, grads, lr) if recursive else params
         first = start, params, grads, params if averaged else None
         (w, _, _, average), _ = scan(inner, first, (batches, 1 / scalar(count, params)))
         return average if averaged else w, loss, grads
 
-    method = cast(Method, _as_step(step))
-    method.init = own
-    return method
+    return Step(copy_params, advance)
 
 
 class SAGState(NamedTuple):
@@ -142,8 +140,8 @@ class SAGState(NamedTuple):
     mean: Tree  # of the table
 
 
-def make_sag_step(loss_fn: LossFn, data: Tree, *, chunk_size: int | None = None) -> Method:
-    """Make the step of SAG, which goes along the mean of the gradients that the samples had last.
+def sag(loss_fn: LossFn, data: Tree, *, chunk_size: int | None = None) -> Step:
+    """Make the step of SAG, which goes along the mean of the last gradient of every sample.
 
     tᵢ ← ∇L(θ, {sample i}) for every sample i of the mini-batch;  θ' = θ − lr·1/n Σⱼ tⱼ
 
@@ -157,17 +155,17 @@ def make_sag_step(loss_fn: LossFn, data: Tree, *, chunk_size: int | None = None)
             None: all.
 
     Returns:
-        `step(state, rows, lr) -> (state, loss)`, where rows int64 [B] are the numbers of the samples, with
-        `step.init(params)` for the first state, whose table takes n gradients; its fields are `params`,
-        `table` [n, ...] and `mean`, that of the table. loss is that of the mini-batch.
+        A `Step`, `step(state, rows, lr) -> (state, loss)`, where rows int64 [B] are the numbers of the
+        samples. `step.init(params)` takes n gradients. The fields of the state are `params`, `table`
+        [n, ...] and `mean`, that of the table. The loss is that of the mini-batch.
 
     Raises:
         ValueError: chunk_size is out of range; the table is for another number of samples; as `make_step`.
-        TypeError: (in the step) the state is that of another method, or the batch is not row numbers.
+        TypeError: (in the step) the state is that of another step, or the batch is not row numbers.
 
     Example:
         >>> data = torch.tensor([1.0, 2.0, 6.0])
-        >>> step = gd.make_sag_step(lambda w, y: 0.5 * ((w - y) ** 2).mean(), data)
+        >>> step = gd.methods.sag(lambda w, y: 0.5 * ((w - y) ** 2).mean(), data)
         >>> state, loss = step(step.init(torch.tensor(0.0)), torch.tensor([2]), 1.0)
         >>> state.params, state.table
         (tensor(3.), tensor([-1., -2., -6.]))
@@ -182,8 +180,8 @@ def make_sag_step(loss_fn: LossFn, data: Tree, *, chunk_size: int | None = None)
     return _table_step(loss_fn, data, chunk_size, biased=True)
 
 
-def make_saga_step(loss_fn: LossFn, data: Tree, *, chunk_size: int | None = None) -> Method:
-    """Make the step of SAGA, which corrects a gradient by the one that its samples had last.
+def saga(loss_fn: LossFn, data: Tree, *, chunk_size: int | None = None) -> Step:
+    """Make the step of SAGA, which corrects a gradient by the last one of its samples.
 
     θ' = θ − lr·v  with v = 1/B Σᵢ (gᵢ − tᵢ) + 1/n Σⱼ tⱼ and gᵢ = ∇L(θ, {sample i});  tᵢ ← gᵢ
 
@@ -194,17 +192,17 @@ def make_saga_step(loss_fn: LossFn, data: Tree, *, chunk_size: int | None = None
     Args:
         loss_fn: `(params, batch) -> loss`, the mean over the batch; see `per_sample_grad`.
         data: tree of tensors or NumPy arrays [n, ...].
-        chunk_size: as in `make_sag_step`.
+        chunk_size: as in `sag`.
 
     Returns:
-        `step(state, rows, lr) -> (state, loss)`, as of `make_sag_step`.
+        A `Step`, as that of `sag`.
 
     Raises:
-        ValueError, TypeError: as `make_sag_step`.
+        ValueError, TypeError: as `sag`.
 
     Example:
         >>> data = torch.tensor([1.0, 2.0, 6.0])
-        >>> step = gd.make_saga_step(lambda w, y: 0.5 * ((w - y) ** 2).mean(), data)
+        >>> step = gd.methods.saga(lambda w, y: 0.5 * ((w - y) ** 2).mean(), data)
         >>> state, loss = step(step.init(torch.tensor(0.0)), torch.tensor([2]), 0.5)
         >>> state.params, state.table
         (tensor(1.5000), tensor([-1., -2., -6.]))
@@ -219,23 +217,24 @@ def make_saga_step(loss_fn: LossFn, data: Tree, *, chunk_size: int | None = None
     return _table_step(loss_fn, data, chunk_size, biased=False)
 
 
-def _table_step(loss_fn: LossFn, data: Tree, chunk_size: int | None, biased: bool) -> Method:
-    """Make a step with a table of gradients, along its new mean or by its old one."""
+def _table_step(loss_fn: LossFn, data: Tree, chunk_size: int | None, biased: bool) -> Step:
+    """Make a step with a table of gradients: along its new mean if biased, else corrected by the old."""
     data = _tree.as_tensors(data)
     gradients = per_sample_grad(loss_fn, chunk_size=chunk_size)
 
     def init(params: Tree) -> SAGState:
+        params = copy_params(params)
         _samples(data, params)
         table, _ = gradients(params, data)
         return SAGState(params, table, _mean(table))
 
-    def step(state: SAGState, rows: Tensor, lr: float | Tensor) -> tuple[SAGState, Tensor, Tree]:
+    def advance(state: SAGState, rows: Tensor, lr: float | Tensor) -> tuple[SAGState, Tensor, Tree]:
         params, table, mean = state
         n = _samples(data, params, table)
         grads, losses = gradients(params, take(data, _check_rows(rows)))
         change = _tree.map(lambda g, t: g - t[rows], grads, table)
-        # A sample is replaced where it first stands in the batch. What is added elsewhere is zero, so
-        # that the order in which a GPU adds is of no matter.
+        # A sample is replaced where it first stands in the batch. Elsewhere zero is added, so that the
+        # result does not depend on the order in which a GPU adds.
         again = (rows[:, None] == rows).tril(-1).any(1)
         fresh = _tree.map(lambda c: c.masked_fill(again.view(-1, *[1] * (c.ndim - 1)), 0), change)
         new_mean = _tree.map(lambda m, c: m + c.sum(0) / n, mean, fresh)
@@ -243,7 +242,7 @@ def _table_step(loss_fn: LossFn, data: Tree, chunk_size: int | None, biased: boo
         table = _tree.map(lambda t, c: t.index_add(0, rows, c), table, fresh)
         return SAGState(apply_updates(params, direction, lr), table, new_mean), losses.mean(), _mean(grads)
 
-    return as_method(SAGState, init, step)
+    return Step(init, advance, SAGState)
 
 
 def _mean(tree: Tree) -> Tree:
@@ -251,15 +250,15 @@ def _mean(tree: Tree) -> Tree:
 
 
 def _samples(data: Tree, params: Tree, table: Tree = None) -> int:
-    """The number of samples in data that fit the parameters, and the table if there is one."""
+    """Count the samples in data; they must fit the parameters, and the table if there is one."""
     n = check_batch(data, check_params(params), params, "data")
     if n is None:
-        raise ValueError("data has no leaves: there are no samples to tell apart")
+        raise ValueError("data has no leaves, so there are no samples; pass tensors [n, ...]")
     for path, leaf in _tree.named_leaves(table, "state.table"):
         if len(leaf) != n:
             raise ValueError(
                 f"{path} has {len(leaf)} rows but data has {n} samples; "
-                f"make the state with the step's own init"
+                f"make the state with step.init(params)"
             )
     return n
 
@@ -270,15 +269,15 @@ def _check_rows(rows: Tensor) -> Tensor:
         return rows
     got = f"{rows.dtype} {tuple(rows.shape)}" if is_tensor else type(rows).__name__
     raise TypeError(
-        f"batch must be row numbers, int64 [B]; got {got}: the data belong to the step, "
-        f"give train torch.arange(n) in their place"
+        f"batch must be row numbers, int64 [B]; got {got}. The data belong to the step: give train "
+        f"torch.arange(n) in their place"
     )
 
 
 def _batches(rows: Tensor, batch_size: int) -> tuple[int, int]:
     if len(rows) % batch_size:
         raise ValueError(
-            f"{len(rows)} row numbers are no whole number of mini-batches of batch_size {batch_size}; "
+            f"{len(rows)} row numbers are not a whole number of mini-batches of batch_size {batch_size}; "
             f"reshape the plan to [T, m·{batch_size}]"
         )
     return len(rows) // batch_size, batch_size

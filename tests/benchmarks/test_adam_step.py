@@ -43,7 +43,8 @@ def test_an_adam_step_costs_at_most_one_and_a_half_of_torchs_and_its_gradient():
     batch = torch.randn(32, 16, generator=generator), torch.randn(32, 1, generator=generator)
 
     transform = gd.adam()
-    step, state = gd.make_transform_step(loss_fn, transform), gd.init_state(transform, params)
+    step = gd.make_step(loss_fn, transform)
+    state = step.init(params)
     gradient = grad_and_value(loss_fn)
     theirs = [leaf.clone().requires_grad_() for leaf in params.values()]
     optimizer = torch.optim.Adam(theirs, lr=1e-3, foreach=True)

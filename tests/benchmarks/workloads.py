@@ -147,8 +147,8 @@ def stepping(problem: Problem) -> tuple[Callable[..., Any], Any]:
     """The problem's step, and the state that it begins with."""
     if problem.method == "adam":
         transform = gd.adam()
-        step = gd.make_transform_step(problem.loss_fn, transform)
-        return step, gd.init_state(transform, problem.params)
+        step = gd.make_step(problem.loss_fn, transform)
+        return step, step.init(problem.params)
     if problem.method == "per-sample":
         gradients = gd.per_sample_grad(problem.loss_fn)
 

@@ -1,0 +1,113 @@
+"""L-BFGS: curvature from the last few displacements and changes of the gradient."""
+
+from functools import reduce
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _tree
+from .._errors import check_int, check_scalar
+from .._tree import Tree
+from ._base import GradientTransformation, Scalar, needed, stateful
+
+
+class LBFGSState(NamedTuple):
+    """The last point and gradient, and up to m pairs, the newest last; the parameters as one vector."""
+
+    params: Tensor  # [P]
+    grads: Tensor  # [P]
+    s: Tensor  # [m, P], displacements
+    y: Tensor  # [m, P], changes of the gradient
+    rho: Tensor  # [m], 1/sᵀy; 0 where there is no pair yet
+
+
+def lbfgs(history: int = 10, *, eps: Scalar = 1e-10) -> GradientTransformation:
+    """Multiply the gradient by an inverse Hessian estimated from the last few steps.
+
+    u = H·g,  H = γ·I changed by the BFGS formula for every kept pair sᵢ = θᵢ₊₁ − θᵢ, yᵢ = gᵢ₊₁ − gᵢ
+
+    γ = sᵀy/yᵀy of the newest pair; without any pair γ = min(1, 1/‖g‖₁), as in `torch.optim.LBFGS`. A
+    pair with sᵀy <= eps, along which the loss does not curve upwards, is dropped.
+
+    All gradients should be those of one loss: with mini-batches, the difference of two batches would count
+    as curvature. lr = 1 is the natural step. `gd.methods.line_search(loss_fn, gd.lbfgs())` is safe far
+    from the minimum too.
+
+    Args:
+        history: m, how many pairs to keep, an int >= 1.
+        eps: the curvature that a pair must exceed, a number >= 0 or a 0-d tensor.
+
+    Returns:
+        A transformation that needs params in update. Its state has the fields `params` [P], `grads` [P],
+        `s` [m, P], `y` [m, P] and `rho` [m], for P parameters in total.
+
+    Raises:
+        ValueError: a hyperparameter is out of range; (in update) params is missing.
+
+    Example:
+        >>> transform = gd.lbfgs(history=1)
+        >>> state = transform.init(torch.tensor([4.0]))
+        >>> updates, state = transform.update(torch.tensor([8.0]), state, torch.tensor([4.0]))
+        >>> updates, state = transform.update(torch.tensor([6.0]), state, torch.tensor([3.0]))
+        >>> updates  # a parabola: the step of length 1 ends at its minimum
+        tensor([3.])
+
+    References:
+        J. Nocedal, "Updating quasi-Newton matrices with limited storage", 1980.
+        J. Nocedal, S. J. Wright, "Numerical optimization", 2nd ed., 2006, algorithms 7.4 and 7.5.
+    """
+    history = check_int("history", history, 1)
+    eps = check_scalar("eps", eps, "[0, inf)")
+
+    def init(params: Tree) -> LBFGSState:
+        start = _vector(params)
+        pairs = start.new_zeros(history, len(start))
+        # The first displacement is zero, so the first pair is never kept.
+        return LBFGSState(start, torch.zeros_like(start), pairs, pairs.clone(), start.new_zeros(history))
+
+    def update(grads: Tree, state: LBFGSState, params: Tree = None) -> tuple[Tree, LBFGSState]:
+        point, gradient = _vector(needed(params, "lbfgs")), _vector(grads)
+        s, y = point - state.params, gradient - state.grads
+        curvature = s @ y
+        keep = curvature > torch.as_tensor(eps, dtype=point.dtype, device=point.device)
+        inverse = 1 / torch.where(keep, curvature, torch.ones_like(curvature))
+
+        def push(rows: Tensor, row: Tensor) -> Tensor:
+            return torch.where(keep, torch.cat([rows[1:], row[None]]), rows)
+
+        state = LBFGSState(point, gradient, push(state.s, s), push(state.y, y), push(state.rho, inverse))
+        return _like_tree(_two_loops(gradient, state), grads), state
+
+    return stateful(LBFGSState, init, update)
+
+
+def _two_loops(gradient: Tensor, state: LBFGSState) -> Tensor:
+    """Compute H·g in two passes over the pairs; a row of zeros with rho = 0 changes nothing."""
+    s, y, rho = state.s, state.y, state.rho
+    found = rho[-1] > 0
+    norm = torch.where(found, y[-1] @ y[-1], gradient.abs().sum().clamp(min=1))
+    gamma = torch.where(found, s[-1] @ y[-1], torch.ones_like(norm)) / norm
+    direction, weights = gradient, []
+    for i in reversed(range(len(rho))):
+        weights.append(rho[i] * (s[i] @ direction))
+        direction = direction - weights[-1] * y[i]
+    direction = gamma * direction
+    for i, weight in enumerate(reversed(weights)):
+        direction = direction + (weight - rho[i] * (y[i] @ direction)) * s[i]
+    return direction
+
+
+def _vector(tree: Tree) -> Tensor:
+    """Join all leaves into a new vector [P], in the widest of their dtypes, at least float32."""
+    leaves = _tree.leaves(tree)
+    dtype = reduce(torch.promote_types, (leaf.dtype for leaf in leaves), torch.float32)
+    return torch.cat([leaf.flatten().to(dtype) for leaf in leaves])
+
+
+def _like_tree(vector: Tensor, tree: Tree) -> Tree:
+    """Cut a vector into a tree with the shapes and dtypes of another."""
+    leaves, structure = _tree.flatten(tree)
+    parts = vector.split([leaf.numel() for leaf in leaves])
+    shaped = [part.reshape(leaf.shape).to(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)]
+    return _tree.unflatten(structure, shaped)
