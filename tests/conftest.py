@@ -1,5 +1,13 @@
-"""Settings for the whole suite, and the check that no test leaves global state changed."""
+"""Settings for the whole suite, and the check that no test leaves global state changed.
 
+The suite runs on two processes (`-n 2` in pyproject.toml). `-n 0` gives one, for a debugger or
+timings. Tests marked `slow` run with `-m slow`, and in `.ci/run`. They are: what compiles with
+Inductor beyond one case per law, third derivatives through programs of several scans, second
+derivatives of convolutions, native code of other compilers and under sanitizers, and long
+statistics. GDFUNC_NO_SKIPS=1 turns skips into failures.
+"""
+
+import os
 import random
 from collections.abc import Iterator
 
@@ -13,6 +21,21 @@ settings.register_profile("ci", settings.get_profile("ci"), deadline=None, max_e
 settings.register_profile("thorough", deadline=None, max_examples=200)
 settings.register_profile("nightly", deadline=None, max_examples=2000, print_blob=True)
 settings.load_profile("ci" if settings.get_current_profile_name() == "ci" else "dev")
+
+
+# Reasons that are good on every machine: hardware, and what the user who runs the tests is.
+ALLOWED_SKIPS = ("CUDA", "only root", "torch cannot flush denormal numbers here")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Let a skip fail where all optional tools are installed."""
+    report = yield
+    if os.environ.get("GDFUNC_NO_SKIPS") and report.skipped and isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2]
+        if not any(allowed in reason for allowed in ALLOWED_SKIPS):
+            report.outcome, report.longrepr = "failed", f"skipped with GDFUNC_NO_SKIPS: {reason}"
+    return report
 
 
 def global_state() -> tuple[object, ...]:
@@ -33,8 +56,10 @@ def global_state() -> tuple[object, ...]:
 @pytest.fixture(autouse=True, scope="session")
 def _caches_are_the_tests_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        directory = tmp_path_factory.mktemp("cache")
-        directory.chmod(0o700)
+        # All workers of one run share what they compile.
+        base = tmp_path_factory.getbasetemp()
+        directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+        directory.mkdir(mode=0o700, exist_ok=True)
         patch.setenv("XDG_CACHE_HOME", str(directory))
         yield
 

@@ -6,6 +6,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.func import grad
+
+import gdfunc as gd
 
 Tree = Any
 
@@ -25,6 +28,12 @@ def scan_reference(
     for t in reversed(range(len(xs))) if reverse else range(len(xs)):
         carry, ys[t] = f(carry, xs[t])
     return carry, ys
+
+
+def loop(f, init, xs, reverse=False):
+    """The reference, with its y's stacked."""
+    carry, ys = scan_reference(f, init, xs, reverse)
+    return carry, gd._tree.map(lambda *column: torch.stack(column), *ys)
 
 
 def linear_data(
@@ -61,3 +70,26 @@ def fingerprint(tree_leaves: list[Tensor]) -> list[tuple[bytes, int]]:
 def storages(tree_leaves: list[Tensor]) -> list[int]:
     """Where each tensor's memory starts."""
     return [leaf.untyped_storage().data_ptr() for leaf in tree_leaves]
+
+
+def descent(scan, w, p, xs, reverse=False):
+    """The carry is differentiated, f closes over w, and so does the loss that f differentiates."""
+
+    def f(carry, x):
+        q, n = carry
+        slope = grad(lambda v: (v * x * w).sin().sum())(q)
+        return (q - w * slope, n + 1), (q.sum() * w, n)
+
+    (q, n), ys = scan(f, (p, torch.zeros((), dtype=torch.int64, device=p.device)), xs, reverse=reverse)
+    return {"moved": q - p, "n": n, "ys": ys}
+
+
+def total(run):
+    """A number that depends on all that comes out of a program, nonlinearly and on each entry otherwise."""
+
+    def function(*args):
+        flat = [leaf.flatten() for leaf in gd._tree.leaves(run(*args)) if leaf.is_floating_point()]
+        flat = torch.cat(flat)
+        return (flat.square() * torch.linspace(1, 2, len(flat), dtype=flat.dtype, device=flat.device)).sum()
+
+    return function

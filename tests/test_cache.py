@@ -3,12 +3,15 @@
 import grp
 import os
 import stat
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 import gdfunc as gd
+from gdfunc._scan.backends import _cache
 from gdfunc._scan.backends._cache import private_directory
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="modes and owners are POSIX's")
@@ -130,3 +133,75 @@ def test_relative_or_empty_setting_is_ignored(value, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert private_directory() == tmp_path / ".cache" / "gdfunc"
     assert [path.name for path in tmp_path.iterdir()] == [".cache"]
+
+
+def fill(directory, **files):
+    """Write files as a compiler would, in a new process."""
+    _cache._checked.clear()
+    with _cache.guarded(directory):
+        for name, text in files.items():
+            (directory / name).write_text(text)
+
+
+def contents(directory, limit=_cache.LIMIT):
+    """Return what a new process finds."""
+    _cache._checked.clear()
+    with _cache.guarded(directory, limit):
+        return {path.name: path.read_text() for path in directory.glob("[!.]*")}
+
+
+def test_changed_and_unfinished_files_are_deleted_once_per_process(tmp_path):
+    directory = tmp_path / "inductor"
+    fill(directory, a="1", b="22")
+    fill(directory, c="333", b="new")
+    assert contents(directory) == {"a": "1", "b": "new", "c": "333"}
+    (directory / "a").write_text("2")
+    (directory / "b").write_text("")
+    (directory / "killed").write_text("half of")
+    assert contents(directory) == {"c": "333"}
+    (directory / "c").write_text("334")
+    with _cache.guarded(directory):
+        assert (directory / "c").exists()  # checked before in this process
+
+
+def test_files_of_a_process_that_compiles_now_stay(tmp_path):
+    directory = tmp_path / "inductor"
+    fill(directory, a="1")
+    with _cache.guarded(directory):
+        (directory / "busy").write_text("half of")
+        (directory / "a").write_text("2")
+        assert contents(directory, limit=0) == {"busy": "half of"}
+
+
+def test_full_directory_is_emptied(tmp_path):
+    directory = tmp_path / "inductor"
+    fill(directory, a="1", b="22")
+    assert contents(directory, limit=3) == {"a": "1", "b": "22"}
+    assert contents(directory, limit=2) == {}
+
+
+def test_directory_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "inductor").touch()
+    with refused("inductor cannot be written .*set XDG_CACHE_HOME"), _cache.guarded(tmp_path / "inductor"):
+        pass
+
+
+FRESH = """
+import torch, gdfunc as gd
+print(gd.scan(lambda c, x: (c + x, c), torch.zeros(3), torch.ones(5, 3), backend="BACKEND")[0].tolist())
+"""
+
+
+@pytest.mark.parametrize(
+    ("backend", "suffix"), [("native", ".so"), pytest.param("inductor", ".main.so", marks=pytest.mark.slow)]
+)
+def test_truncated_library_does_not_kill_a_new_process(backend, suffix, cache):
+    def run():
+        script = FRESH.replace("BACKEND", backend)
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        assert (done.stdout, done.returncode) == ("[5.0, 5.0, 5.0]\n", 0), done.stderr
+
+    run()
+    (library,) = cache.rglob(f"*{suffix}")
+    os.truncate(library, library.stat().st_size // 2)
+    run()

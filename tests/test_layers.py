@@ -105,3 +105,14 @@ def test_nothing_forbidden_is_used(path):
 
 def test_no_room_is_a_drawer():
     assert not {room_of(path) for path in FILES} & {"utils", "helpers", "misc", "common"}
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path(__file__).parent.rglob("test_*.py")), ids=lambda path: path.name
+)
+def test_tests_import_no_tests(path):
+    """Tables, references and assertions that several files share have modules of their own."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module or "", *(alias.name for alias in node.names)]
+            assert not [name for name in names if name.split(".")[-1].startswith("test_")], node.lineno

@@ -12,7 +12,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from unittest import mock
 
 import pytest
 import torch
@@ -27,7 +26,8 @@ from gdfunc._scan import _body, _recent
 from gdfunc._scan.backends import _auto, native
 from gdfunc._scan.trace import _trace
 
-from .test_conformance import TABLE
+from .builds import quick
+from .tables import TABLE
 
 HOSTILE = [
     0.0,
@@ -519,11 +519,6 @@ WINDOWS = {
     "adaptive": (lambda x, w: functional.adaptive_avg_pool2d(x * w, (3, 2)), (2, 2, 6, 4), (4,)),
     "group_norm": (lambda x, w: functional.group_norm(x, 2, w, w + 1), (2, 4, 3), (4,)),
 }
-
-
-def quick():
-    """Compile in half the time, for what is run once."""
-    return mock.patch.object(native._build, "_FLAGS", ["-O1", *native._build._FLAGS[1:]])
 
 
 def derivatives(f):

@@ -13,10 +13,9 @@ from torch.nn import functional as F
 
 import gdfunc as gd
 
-from .references import normal
-from .test_conformance import TABLE
-from .test_native import quick
-from .test_scan import loop
+from .builds import quick
+from .references import loop, normal
+from .tables import TABLE
 
 # A grammar of expressions: an operation makes a tensor of two others, a whole number k, and what there is
 # besides: f.count and f.flag of the carry. Results stay bounded, so that all steps stay comparable.

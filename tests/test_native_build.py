@@ -18,10 +18,8 @@ import torch
 import gdfunc as gd
 from gdfunc._errors import BackendError
 from gdfunc._scan import _recent
-from gdfunc._scan.backends import _cache, native
+from gdfunc._scan.backends import _cache
 from gdfunc._scan.backends.native import _build
-
-from . import test_native as bodies
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="is refused there")
 
@@ -56,29 +54,25 @@ def compiler(tmp_path, monkeypatch):
     return make
 
 
+SUITE = "reductions or functions_of or contractions or picking or bad_index"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gcc", "clang", "ziglang"])
-def test_compilers_agree_with_eager(name, monkeypatch):
+def test_operators_agree_with_eager_under_every_compiler(name):
     if not (find_spec(name) if name == "ziglang" else which(name)):
         pytest.skip(f"{name} is not installed")
-    if name == "ziglang":
-        monkeypatch.delenv("CC", raising=False)
-        monkeypatch.setenv("PATH", "/nonexistent")
-    else:
-        monkeypatch.setenv("CC", name)
-    monkeypatch.setattr(
-        native, "_compiled", lambda body: native._Function(native.build(native.write(body)))
+    environment = {key: value for key, value in os.environ.items() if key != "CC"}
+    environment |= {"PATH": "/nonexistent"} if name == "ziglang" else {"CC": name}
+    tests = str(Path(__file__).with_name("test_native.py"))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", tests, "-k", SUITE],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert name in " ".join(_build._compiler()[0])
-    a = bodies.tame(0, (3, 17, 9), torch.float32)
-    got, expected = bodies.both(bodies.REDUCTIONS, a)
-    bodies.assert_close(got, expected, 64, scale=torch.tensor(200.0).double())
-    for f, arity in ((bodies.FUNCTIONS, 1), (bodies.FUNCTIONS, 2), (bodies.EXACT, 1), (bodies.EXACT, 2)):
-        operands = [bodies.hostile(seed, (33,), torch.float32) for seed in range(arity)]
-        got, expected = bodies.both(bodies.arity(f, arity), *operands)
-        bodies.assert_close(got, expected, 0 if f is bodies.EXACT else 8, signs=f is not bodies.EXACT)
-    bodies.test_contractions.hypothesis.inner_test(33, 17, 20, torch.float32, 0)
-    bodies.test_picking_and_placing.hypothesis.inner_test(5, 3, torch.float64, 0)
-    bodies.test_a_bad_index_stops_the_loop_and_names_the_step(4, 5)
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_cache_is_keyed_by_source_flags_compiler_and_processor(cache, monkeypatch):
@@ -134,23 +128,6 @@ def test_damaged_library_is_compiled_again(damage, suffix, cache):
     file.write_bytes(DAMAGES[damage](written if suffix == ".so" else b"answer " + written))
     assert _build.build(C.format(3)).answer() == 3
     assert library.read_bytes() == sound
-
-
-FRESH = """
-import torch, gdfunc as gd
-print(gd.scan(lambda c, x: (c + x, c), torch.zeros(3), torch.ones(5, 3), backend="native")[0].tolist())
-"""
-
-
-def test_truncated_library_does_not_kill_a_new_process(cache):
-    def run():
-        done = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, check=False)
-        assert (done.stdout, done.returncode) == ("[5.0, 5.0, 5.0]\n", 0), done.stderr
-
-    run()
-    (library,) = cache.glob("*.so")
-    os.truncate(library, library.stat().st_size // 2)
-    run()
 
 
 @pytest.mark.parametrize("fault", ["link", "mode", "owner"])

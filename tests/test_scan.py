@@ -12,7 +12,9 @@ from torch.func import grad, jvp, vmap
 
 import gdfunc as gd
 
-from .references import normal, relative_error, scan_reference, storages
+from .assertions import assert_agrees, assert_same_bits
+from .references import descent, loop, normal, scan_reference, storages, total
+from .tables import BACKENDS, DEVICES, needs_cuda
 
 
 def nested_body(carry, x):
@@ -28,22 +30,6 @@ def nested_init(seed):
         "b": [torch.tensor(0), normal(seed + 1, 1)[0].float().double()],
         "none": None,
     }
-
-
-def assert_same_bits(got, expected):
-    if isinstance(expected, torch.Tensor):
-        assert got.dtype == expected.dtype
-        assert torch.equal(got, expected)
-    elif isinstance(expected, dict):
-        assert list(got) == list(expected)
-        for name in expected:
-            assert_same_bits(got[name], expected[name])
-    elif isinstance(expected, (list, tuple)):
-        assert len(got) == len(expected)
-        for pair in zip(got, expected, strict=True):
-            assert_same_bits(*pair)
-    else:
-        assert got is expected is None
 
 
 @given(st.integers(0, 2**32), st.integers(1, 6), st.booleans())
@@ -117,33 +103,6 @@ def test_dict_carries_may_order_their_keys_otherwise():
 
 
 # The table: programs x transformations x backends.
-
-BACKENDS = {
-    "eager": {},
-    "replay": {"checkpoint": 2},  # of 5 steps: two blocks and a rest
-    "native": {"backend": "native"},
-    "inductor": {"backend": "inductor", "unroll": 2},
-    "cudagraph": {"backend": "cudagraph"},
-}
-DEVICES = {"cudagraph": "cuda"}
-
-
-def loop(f, init, xs, reverse=False):
-    """The reference, with its y's stacked."""
-    carry, ys = scan_reference(f, init, xs, reverse)
-    return carry, gd._tree.map(lambda *column: torch.stack(column), *ys)
-
-
-def descent(scan, w, p, xs, reverse=False):
-    """The carry is differentiated, f closes over w, and so does the loss that f differentiates."""
-
-    def f(carry, x):
-        q, n = carry
-        slope = grad(lambda v: (v * x * w).sin().sum())(q)
-        return (q - w * slope, n + 1), (q.sum() * w, n)
-
-    (q, n), ys = scan(f, (p, torch.zeros((), dtype=torch.int64, device=p.device)), xs, reverse=reverse)
-    return {"moved": q - p, "n": n, "ys": ys}
 
 
 def chained(scan, w, p, xs):
@@ -254,17 +213,6 @@ PROGRAMS = {
 }
 
 
-def total(run):
-    """A number that depends on all that comes out of a program, nonlinearly and on each entry otherwise."""
-
-    def function(*args):
-        flat = [leaf.flatten() for leaf in gd._tree.leaves(run(*args)) if leaf.is_floating_point()]
-        flat = torch.cat(flat)
-        return (flat.square() * torch.linspace(1, 2, len(flat), dtype=flat.dtype, device=flat.device)).sum()
-
-    return function
-
-
 @functools.cache
 def data(device):
     """w [], p [3], xs [5, 3], and batches of them."""
@@ -333,23 +281,9 @@ def transformed(program, transformation, scan, device="cpu"):
     return TRANSFORMATIONS[transformation](run, inputs, ws, ps, xss)
 
 
-def assert_agrees(got, expected, tolerance=1e-9):
-    """Leaf by leaf, to a share of what is expected; integers and zeros as they are."""
-    leaves = gd._tree.check_structure(got, expected, "got", "expected")
-    for leaf, right in zip(leaves, gd._tree.leaves(expected), strict=True):
-        assert (leaf.shape, leaf.dtype) == (right.shape, right.dtype)
-        if right.is_floating_point() and right.any():
-            assert right.isfinite().all()
-            assert relative_error(leaf.detach().cpu(), right.detach()) < tolerance
-        else:
-            assert leaf.cpu().equal(right)
-
-
 expected = functools.cache(functools.partial(transformed, scan=loop))
 
 COMPILED = {("descent", "value"), ("descent", "grad"), ("descent", "vmap of grad"), ("chained", "grad")}
-
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def table():

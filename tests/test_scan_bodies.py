@@ -12,8 +12,7 @@ import gdfunc as gd
 from gdfunc._scan.trace import _trace
 from gdfunc._sweep._memory import Memory
 
-from .references import normal
-from .test_scan import loop, total
+from .references import loop, normal, total
 
 # A grammar of bodies: an operation makes a vector [3] of two others and of f's counter, flag and closure.
 

@@ -23,14 +23,10 @@ from gdfunc._scan import _recent, _scan
 from gdfunc._scan.backends import _auto, _inductor, native
 from gdfunc._scan.trace import _trace
 
-from .references import fingerprint, normal, storages
-from .test_scan import BACKENDS, DEVICES, assert_agrees, assert_same_bits, descent, loop, needs_cuda, total
+from .assertions import assert_agrees, assert_same_bits
+from .references import descent, fingerprint, loop, normal, storages, total
+from .tables import BACKENDS, DEVICES, EACH, EACH_INDUCTOR_SLOW, TRACED
 
-MARKS = {"cudagraph": needs_cuda}
-EACH = [pytest.param(name, marks=MARKS.get(name, ())) for name in BACKENDS]
-EACH_INDUCTOR_SLOW = [
-    pytest.param(name, marks=(MARKS | {"inductor": pytest.mark.slow}).get(name, ())) for name in BACKENDS
-]
 inductor = functools.partial(gd.scan, backend="inductor", unroll=2)
 in_c = functools.partial(gd.scan, backend="native")
 compiled = pytest.mark.parametrize(
@@ -139,13 +135,6 @@ def test_checkpoints_under_a_compiled_backend(scan):
 
     expected = grad(lambda p: value(loop, p))(xs[0])
     assert_agrees(grad(lambda p: value(scan, p, checkpoint=2))(xs[0]), expected)
-
-
-TRACED = [
-    pytest.param({"backend": "inductor"}, marks=pytest.mark.slow),
-    {"backend": "native"},
-    {"checkpoint": 1},
-]
 
 
 # What upstream gets wrong.

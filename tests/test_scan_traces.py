@@ -22,8 +22,8 @@ from gdfunc import BackendError
 from gdfunc._scan import _recent
 from gdfunc._scan.trace import _trace
 
-from .test_scan import assert_agrees
-from .test_scan_compiled import TRACED
+from .assertions import assert_agrees
+from .tables import TRACED
 
 START = torch.tensor([1.0, 2.0], dtype=torch.float64)
 XS = torch.tensor([[0.3, -0.2], [0.5, 0.1], [-0.4, 0.7]], dtype=torch.float64)

@@ -18,7 +18,7 @@ from gdfunc import _tree
 from gdfunc._sweep._memory import Memory
 
 from .references import COMPILED, fingerprint, linear_data, linear_loss, normal, storages
-from .test_conformance import NUMBERED, TABLE, start_of
+from .tables import NUMBERED, TABLE, start_of
 
 DATA = linear_data(0, 12, 3)
 START = {"w": torch.zeros(3, dtype=torch.float64), "b": torch.zeros((), dtype=torch.float64)}

@@ -5,8 +5,10 @@ import os
 import shutil
 import stat
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from ..._errors import BackendError
 
@@ -92,7 +94,7 @@ def is_sound(path: Path) -> bool:
         if not stat.S_ISREG(found.st_mode) or found.st_mode & 0o022 or not owned:
             return False
         size, digest = _digest_file(path).read_text().split()
-        if int(size) != found.st_size or digest != hashlib.sha256(path.read_bytes()).hexdigest():
+        if int(size) != found.st_size or digest != _digest(path):
             return False
         os.utime(path)  # the time of the last use, for `trim`
     except (OSError, ValueError):
@@ -127,6 +129,80 @@ def trim(directory: Path, limit: int = LIMIT) -> None:
             path.unlink(missing_ok=True)
             _digest_file(path).unlink(missing_ok=True)
             total -= stats.st_size
+
+
+_checked: set[Path] = set()
+
+
+@contextmanager
+def guarded(directory: Path, limit: int = LIMIT) -> Iterator[None]:
+    """Check the cache of another compiler once per process, and note the digests of the files that it adds.
+
+    Files that differ from their digest are deleted, and so are those of a process that was killed before it
+    could note them. A directory with more than `limit` bytes is emptied, because its files need each other.
+    """
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        file = open(directory / ".lock", "a")  # noqa: SIM115  closed below
+    except OSError as error:
+        raise BackendError(f"{directory} cannot be written ({error.strerror}); {_REMEDY}") from error
+    with file as lock:
+        alone = directory not in _checked and _try_lock(lock, exclusive=True)
+        if directory not in _checked:
+            _check(directory, alone, limit)
+            _checked.add(directory)
+        _try_lock(lock, exclusive=False)
+        before = _stamps(directory)
+        try:
+            yield
+        finally:
+            added = [path for path, stamp in _stamps(directory).items() if before.get(path) != stamp]
+            with open(directory / ".sha256", "a") as sums:
+                sums.writelines(f"{_digest(path)} {path.relative_to(directory)}\n" for path in added)
+                sums.flush()
+                os.fsync(sums.fileno())
+
+
+def _check(directory: Path, alone: bool, limit: int) -> None:
+    sums = directory / ".sha256"
+    lines = sums.read_text().splitlines() if sums.exists() else []
+    noted = {name: digest for digest, _, name in (line.partition(" ") for line in lines)}
+    found = {str(path.relative_to(directory)): path for path in _stamps(directory)}
+    full = sum(path.lstat().st_size for path in found.values()) > limit
+    for name, path in found.items():
+        if (alone and (full or name not in noted)) or (name in noted and noted[name] != _digest(path)):
+            path.unlink(missing_ok=True)
+
+
+def _try_lock(file: IO[str], exclusive: bool) -> bool:
+    """Lock a file: shared by all processes that compile, or exclusive if none does."""
+    if os.name != "posix":
+        return False
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)
+    except OSError:
+        return False
+    return True
+
+
+def _stamps(directory: Path) -> dict[Path, tuple[int, int]]:
+    """Return size and time of all files but the lock and the digests."""
+    stamps = {}
+    for path in directory.rglob("[!.]*"):
+        with suppress(FileNotFoundError):
+            found = path.lstat()
+            if not stat.S_ISDIR(found.st_mode):
+                stamps[path] = found.st_size, found.st_mtime_ns
+    return stamps
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return "unreadable"
 
 
 def _digest_file(path: Path) -> Path:

@@ -19,7 +19,7 @@ from .._lock import Lock
 from .._loop import Leaves, in_trace
 from .._loop import run as run_loop
 from . import _replay
-from ._cache import private_directory
+from ._cache import guarded, private_directory
 
 _SMALL_BODY = 64  # operations: the steps of a smaller body are laid out in a row …
 _ROW = 4  # … so many, because the loop around them costs as much as they do
@@ -192,11 +192,12 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
 
 @contextmanager
 def _own_cache() -> Iterator[None]:
-    """Keep what is compiled where nobody else can put anything: it is loaded and run."""
-    name = "TORCHINDUCTOR_CACHE_DIR"
-    before, os.environ[name] = os.environ.get(name), str(private_directory() / "inductor")
+    """Keep compiled code where nobody else can put anything, because it is loaded and run."""
+    name, directory = "TORCHINDUCTOR_CACHE_DIR", private_directory() / "inductor"
+    before, os.environ[name] = os.environ.get(name), str(directory)
     try:
-        yield
+        with guarded(directory):
+            yield
     finally:
         if before is None:
             del os.environ[name]
