@@ -506,7 +506,7 @@ def peak(mode, steps, **options):
     ],
 )
 def test_memory_grows_as_promised(mode, options, low, high, monkeypatch):
-    monkeypatch.setattr("gdfunc._train._train._SEGMENT_SECONDS", 0.0)  # what truncated holds is one segment
+    monkeypatch.setattr("gdfunc._train._drive._SEGMENT_SECONDS", 0.0)  # what truncated holds is one segment
     short, long = peak(mode, 64, **options), peak(mode, 256, **options)
     assert low < long / short < high
 
@@ -648,9 +648,9 @@ def test_an_error_leaves_nothing_behind():
 
 def test_a_checkpoint_of_the_users_own_stands(monkeypatch):
     seen = []
-    fold = gd._train.fold
+    fold = gd._train._drive.fold
     monkeypatch.setattr(
-        "gdfunc._train._train.fold",
+        "gdfunc._train._drive.fold",
         lambda *args, **kwargs: seen.append(kwargs.get("checkpoint")) or fold(*args, **kwargs),
     )
     for checkpoint, expected in ((None, 4), (3, 3)):

@@ -115,7 +115,7 @@ def test_a_run_in_two_parts_is_the_run_bit_for_bit(cut):
 def test_where_the_segments_fall_is_of_no_matter(monkeypatch):
     expected, whole = gd.train(STEP, INIT, DATA, INDEX, 0.05)
     for seconds in (0.0, 1e9):
-        monkeypatch.setattr("gdfunc._train._train._SEGMENT_SECONDS", seconds)
+        monkeypatch.setattr("gdfunc._train._drive._SEGMENT_SECONDS", seconds)
         final, trajectory = gd.train(STEP, INIT, DATA, INDEX, 0.05)
         assert final["w"].equal(expected["w"])
         assert trajectory.loss.equal(whole.loss)
@@ -167,6 +167,11 @@ def test_a_function_with_any_carry_is_a_step():
         lambda n, batch, lr: (n + 1, lr), torch.tensor(0), (DATA[0].float(), DATA[1]), INDEX, 0.05
     )
     assert counting == 15
+
+
+def test_a_run_of_no_steps_passes_derivatives_on():
+    slope = grad(lambda init: gd.train(STEP, init, DATA, INDEX[:0], 0.05)[0]["w"].sum())(INIT)
+    assert slope["w"].tolist() == [1.0, 1.0]
 
 
 def test_a_loss_without_data():
@@ -320,7 +325,7 @@ def test_progress_with_tqdm_is_its_bar(monkeypatch):
 
 @pytest.mark.parametrize("every", [1, 2])
 def test_an_interrupt_loses_nothing_and_resumes_to_the_same_bits(every, monkeypatch):
-    monkeypatch.setattr("gdfunc._train._train._SEGMENT_SECONDS", 0.0)
+    monkeypatch.setattr("gdfunc._train._drive._SEGMENT_SECONDS", 0.0)
 
     def stop(done, steps):
         if done >= 6:
@@ -487,7 +492,7 @@ def test_stop_is_a_break(kind, rule, size, lr, length, every, seconds):
     stop, index = STOPS[rule](size), gd.sample_batches(KEY, 12, 4, length)
     carry, steps, diverged, losses = stopped_loop(step, init, index, lr, stop, every)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gdfunc._train._train._SEGMENT_SECONDS", seconds)
+        patch.setattr("gdfunc._train._drive._SEGMENT_SECONDS", seconds)
         final, trajectory = gd.train(step, init, DATA, index, lr, stop=stop, every=every)
     for got, expected in zip(gd._tree.leaves(final), gd._tree.leaves(carry), strict=True):
         assert got.equal(expected)
@@ -625,7 +630,7 @@ def test_derivatives_go_through_a_run_that_stops():
 @pytest.mark.parametrize("seconds", [0.0, 1e9])
 @pytest.mark.parametrize("every", [1, 4])
 def test_check_finite_does_not_look_beyond_the_end(monkeypatch, seconds, every):
-    monkeypatch.setattr("gdfunc._train._train._SEGMENT_SECONDS", seconds)
+    monkeypatch.setattr("gdfunc._train._drive._SEGMENT_SECONDS", seconds)
     index = torch.arange(12)[:, None]
     _, whole = gd.train(STEP, INIT, DATA, index, 0.05, record=("loss", "params"))
     arguments = (STEP, INIT, poisoned(7), index, 0.05)
@@ -694,7 +699,7 @@ def test_a_step_without_a_loss_can_be_stopped():
 @pytest.mark.parametrize("end", [5, 9, 13])
 @pytest.mark.parametrize("seconds", [0.0, 1e9])
 def test_an_interrupted_run_with_stop_goes_on_to_the_same_end(monkeypatch, seconds, end):
-    monkeypatch.setattr("gdfunc._train._train._SEGMENT_SECONDS", seconds)
+    monkeypatch.setattr("gdfunc._train._drive._SEGMENT_SECONDS", seconds)
 
     def interrupt(done, steps):
         if done >= 4:
@@ -754,7 +759,7 @@ def size_of_graph(leaf):
 
 @pytest.mark.parametrize("every", [1, 4])
 def test_checkpoints_bound_what_a_run_keeps(monkeypatch, every):
-    monkeypatch.setattr("gdfunc._train._train._SEGMENT_SECONDS", 1e9)
+    monkeypatch.setattr("gdfunc._train._drive._SEGMENT_SECONDS", 1e9)
     lr = torch.tensor(0.05, dtype=torch.float64, requires_grad=True)
     index = gd.full_batch(12, 256)
 

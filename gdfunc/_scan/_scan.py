@@ -166,9 +166,14 @@ def _compiled() -> Any:
     return _compiled
 
 
+def is_traced() -> bool:
+    """Tell whether this code runs to be traced, on tensors without values."""
+    return within.get() is not None
+
+
 def is_readable(leaf: Tensor) -> bool:
     """Tell whether a tensor has a value, and one that is at hand: no transformation, trace or GPU."""
-    return leaf.device.type == "cpu" and not _tree.is_transformed(leaf) and within.get() is None
+    return leaf.device.type == "cpu" and not _tree.is_transformed(leaf) and not is_traced()
 
 
 def check_step(body: Body, init: Tree, xs: Tree) -> None:

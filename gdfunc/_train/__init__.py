@@ -1,4 +1,4 @@
 """A training run."""
 
-from ._train import Trajectory as Trajectory
 from ._train import train as train
+from ._trajectory import Trajectory as Trajectory

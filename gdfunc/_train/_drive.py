@@ -1,0 +1,172 @@
+"""The driver of a run: segments, each of them a scan, with progress and interruption in between."""
+
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _tree
+from .._errors import NonFiniteError, TrainingInterrupted
+from .._progress import Progress, reporter
+from .._scan._scan import fold, is_traced
+from .._step import params_of
+from .._tree import Tree
+from ._body import Stoppable, carry_of
+from ._plan import Plan
+from ._trajectory import Trajectory
+
+_SEGMENT_SECONDS = 0.1  # how long segments should take: Ctrl-C, progress and stop wait for their end
+_CAUTIOUS = 1e8  # entries of the parameters times entries of the data that a compiled loop does in a second
+
+
+class Done(NamedTuple):
+    """The part of a run that is done."""
+
+    step: int
+    state: Any
+    records: tuple[Tree, ...] = ()  # of each segment
+
+    @property
+    def taken(self) -> int:
+        """The number of steps that were taken, by the longest member: fewer than `step` if it has ended."""
+        return int(_tree.unwrap(self.state.steps).max()) if isinstance(self.state, Stoppable) else self.step
+
+    @property
+    def ended(self) -> bool:
+        """Whether all members have ended before the last step."""
+        return isinstance(self.state, Stoppable) and bool(_tree.unwrap(self.state.ended).all())
+
+    def detached(self) -> "Done":
+        """Make it a constant to all derivatives."""
+        return self._replace(state=_tree.cut(self.state), records=_tree.cut(self.records))
+
+    def trajectory(self, every: int) -> Trajectory:
+        records = _tree.cat(self.records) if self.records else {}
+        step = torch.arange(0, self.taken, every)
+        if not isinstance(self.state, Stoppable):
+            return Trajectory(step=step, **records)
+        records = _tree.map(lambda leaf: leaf[: len(step)].clone(), records)
+        return Trajectory(step=step, **records, steps=self.state.steps, diverged=self.state.diverged)
+
+
+def drive(plan: Plan, progress: Progress) -> tuple[Any, Trajectory]:
+    """Run a plan, and report after every segment."""
+    done = Done(0, plan.state)
+    with reporter(progress, plan.steps, "step") as report:
+        try:
+            # The loop assigns whole segments, so that Ctrl-C finds each done or not begun.
+            for done in segments(plan):
+                report(done.taken)
+        except KeyboardInterrupt as interrupt:
+            # Under vmap the members become rows, because a wrapped tensor would not outlive this call.
+            raise TrainingInterrupted(
+                step=done.taken,
+                state=_tree.unwrap(carry_of(done.state)),
+                trajectory=_tree.unwrap(done.trajectory(plan.every)),
+            ) from interrupt
+    return carry_of(done.state), done.trajectory(plan.every)
+
+
+def segments(plan: Plan) -> Iterator[Done]:
+    """Run the segments of a plan; give after each what is done so far.
+
+    The first segment may trace and compile, so that its time tells nothing.
+    """
+    done, blocks, is_first = Done(0, plan.state), first_blocks(plan), True
+    while is_first or (done.step < plan.steps and not done.ended):
+        started = time.perf_counter()
+        last = segment_end(done.step, blocks, plan.every, _goal(plan, done), plan.grain)
+        new, finite = _advance(plan, done, last)
+        if finite is not None and not _is_true(finite.all()):
+            raise _non_finite(plan, done, finite)
+        if not is_first:
+            taken = -(-(last - done.step) // plan.every)
+            blocks = next_blocks(taken, time.perf_counter() - started, plan.grain)
+        done, is_first = new, False
+        yield done
+
+
+def first_blocks(plan: Plan) -> int:
+    """Choose the length of the first segment: cautious, because nothing has been measured yet.
+
+    A trace gets the whole run as one loop. A run from Python begins with one block, which costs no more
+    there than in a longer segment.
+    """
+    if is_traced():
+        return max(plan.steps, 1)
+    if plan.grain == 1:
+        return 1
+    guess = int(_SEGMENT_SECONDS * _CAUTIOUS / plan.work)
+    return min(max(guess // plan.grain, 4), 1024) * plan.grain
+
+
+def segment_end(first: int, blocks: int, every: int, total: int, grain: int) -> int:
+    """Find where a segment of so many blocks of `every` steps ends.
+
+    A last block of fewer steps is a segment of its own. Other segments have at least a grain of blocks,
+    except one that is the whole run.
+    """
+    whole = total - total % every
+    last = first + blocks * every
+    if first >= whole:
+        return total
+    return whole if whole - last < grain * every else last
+
+
+def next_blocks(blocks: int, seconds: float, grain: int) -> int:
+    """Let segments grow or shrink to about 0.1 s. Where they end does not change the result."""
+    growth = min(1024.0, _SEGMENT_SECONDS / max(seconds, 1e-9))
+    return max(grain, int(blocks * growth) // grain * grain)
+
+
+def _goal(plan: Plan, done: Done) -> int:
+    """Find the step before which a segment must end: derivatives are cut between two segments."""
+    return plan.cut if done.step < plan.cut else plan.steps
+
+
+def _advance(plan: Plan, done: Done, last: int) -> tuple[Done, Tensor | None]:
+    """Go on to step `last`, by a scan over its blocks; also tell for each step whether it was finite."""
+    steps = last - done.step
+    size = max(1, min(plan.every, steps))
+    rows = plan.rows(done.step, last)
+    rows = _tree.map(lambda leaf: leaf.reshape(steps // size, size, *leaf.shape[1:]), rows)
+    state, (records, finite) = fold(
+        plan.body,
+        done.state,
+        rows,
+        backend=plan.backend,
+        checkpoint=plan.checkpoint,
+        settled=True,
+        read=plan.key,
+    )
+    new = Done(last, state, (*done.records, records))
+    return (new.detached() if done.step < plan.cut else new), finite
+
+
+def _non_finite(plan: Plan, done: Done, finite: Tensor) -> NonFiniteError:
+    """Go on to the last good carry, and build the error that holds it."""
+    bad = done.step + int(torch.nonzero(~finite.flatten())[0])
+    while done.step < bad or not done.records:
+        done, _ = _advance(plan, done, segment_end(done.step, bad, plan.every, bad, 1))
+    carry = carry_of(done.state)
+    after, loss, _ = plan.step(carry, bad)
+    trajectory = done.trajectory(plan.every)
+    return NonFiniteError(step=bad, leaf=_first_non_finite(loss, after), state=carry, trajectory=trajectory)
+
+
+def _first_non_finite(loss: Any, carry: Any) -> str:
+    name = "params" if params_of(carry) is carry else "state"
+    for path, leaf in [*_tree.named_leaves(loss, "loss"), *_tree.named_leaves(carry, name)]:
+        if not leaf.isfinite().all():
+            return path
+    return "loss"  # on a device that does not repeat itself, the value may be gone
+
+
+def _is_true(flag: Tensor) -> bool:
+    try:
+        return bool(flag)
+    except RuntimeError as error:
+        error.add_note("gdfunc: check_finite reads values, which vmap does not allow")
+        raise

@@ -1,0 +1,241 @@
+"""The plan of a run: everything that is checked before its first step."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import _tree
+from .._errors import BackendError, check_choice, check_int, warn
+from .._gradients import check_batch, check_params
+from .._sampling import take
+from .._scan._scan import Read, check_checkpoint, check_tensors, is_readable, is_traced, read_once, settle
+from .._step import Step, StepLike, as_step, check_lr, params_of
+from .._through import asked
+from .._tree import Tree
+from ._body import RECORDERS, Body, Recorder, Stop, first_state
+
+_GRAIN = 4  # blocks: segments of a compiled loop are whole multiples, so that each block always runs alike
+
+
+class Batches(NamedTuple):
+    """The source of a run's batches.
+
+    Attributes:
+        rows: `(first, last) -> rows`, a tree [last − first, ...] over which a segment scans.
+        batch: makes the batch of a step from its row.
+    """
+
+    rows: Callable[[int, int], Tree]
+    batch: Callable[[Tree], Tree]
+
+
+def from_memory(data: Tree, index: Tensor) -> Batches:
+    """Take the batches of data in memory by a plan [T, B] of sample numbers."""
+    return Batches(lambda first, last: index[first:last], lambda row: take(data, row))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that has been checked.
+
+    Attributes:
+        body: the body of its scan.
+        state: the first state of its scan.
+        batches: the source of its batches.
+        lrs: the learning rates [T].
+        every: the number of steps in a block, of which the first is recorded.
+        grain: segments are whole multiples of so many blocks.
+        work: entries of the parameters times entries of the data that a block reads.
+        backend: who runs the loop.
+        key: reads all that the body can reach, once for all segments.
+        checkpoint: how many blocks lie between two carries that are kept for the backward pass, or None.
+        cut: the number of steps through which derivatives do not go.
+    """
+
+    body: Body
+    state: Any
+    batches: Batches
+    lrs: Tensor
+    every: int
+    grain: int
+    work: int
+    backend: str
+    key: Read
+    checkpoint: int | None
+    cut: int
+
+    @property
+    def steps(self) -> int:
+        return len(self.lrs)
+
+    def rows(self, first: int, last: int) -> Tree:
+        """Give the rows and learning rates of the steps first … last−1."""
+        return self.batches.rows(first, last), self.lrs[first:last]
+
+    def step(self, carry: Any, t: int) -> tuple[Any, Any, Tree]:
+        """Take step t alone."""
+        return self.body.step(carry, _tree.map(lambda leaf: leaf[0], self.rows(t, t + 1)))
+
+
+def make_plan(
+    step: StepLike,
+    init: Any,
+    data: Tree,
+    index: Tensor,
+    lr: float | Tensor,
+    record: Any,
+    every: int,
+    backend: str,
+    check_finite: str,
+    stop: Stop | None,
+    checkpoint: int | str | None,
+) -> Plan:
+    """Check the arguments of `train`."""
+    leaves = _check_init(step, init)
+    init = _tree.detach(init)
+    params = params_of(init)
+    _warn_of_half(params)
+    data = _tree.as_tensors(data)
+    samples = check_batch(data, leaves, params, "data")
+    index = _check_index(index, samples, leaves[0].device)
+    lrs = _check_lrs(lr, len(index), leaves)
+    every = check_int("every", every, 1)
+    backend = settle(backend, len(index))
+    _check_end(check_finite, stop)
+    batches = from_memory(data, index)
+    body = Body(as_step(step).advance, batches.batch, _recorders(record), stop, check_finite, backend)
+    through = asked()
+    checkpoint = check_checkpoint(through.checkpoint if checkpoint is None else checkpoint, len(index))
+    kept_blocks = None if checkpoint is None else -(-checkpoint // every)
+    grain = 1 if backend == "eager" else _GRAIN
+    grain = -(-(kept_blocks or 1) // grain) * grain  # every segment keeps a carry
+    size = sum(math.prod(leaf.shape[1:]) for leaf in _tree.leaves(data)) * index.shape[1]
+    work = sum(leaf.numel() for leaf in leaves) * max(size, 1) * _tree.members() * every
+    return Plan(
+        body=body,
+        state=first_state(init, stop),
+        batches=batches,
+        lrs=lrs,
+        every=every,
+        grain=grain,
+        work=work,
+        backend=backend,
+        key=read_once(body),
+        checkpoint=kept_blocks,
+        cut=0 if through.last is None else max(len(index) - through.last, 0) // every * every,
+    )
+
+
+def _check_init(step: StepLike, init: Any) -> list[Tensor]:
+    """Refuse what the step cannot start from; return the leaves of its parameters."""
+    if isinstance(step, Step):
+        step.check(init)
+        return check_params(params_of(init))
+    check_tensors(init, "init")
+    leaves = _tree.leaves(params_of(init)) or _tree.leaves(init)
+    if not leaves:
+        raise ValueError("init has no tensor leaves")
+    return leaves
+
+
+def _check_end(check_finite: str, stop: Stop | None) -> None:
+    """Refuse what cannot end a run."""
+    check_choice("check_finite", check_finite, ("off", "loss", "all"))
+    if stop is not None and not callable(stop):
+        raise TypeError(f"stop must be a function (carry, loss) -> 0-d bool; got {stop!r}")
+    if is_traced() and (stop is not None or check_finite != "off"):
+        raise BackendError(
+            "the values of a run with stop= or check_finite= decide where it ends, so it cannot be traced "
+            "as a whole; give the backend to train, which then traces only its loop"
+        )
+
+
+def _recorders(record: Any) -> dict[str, Recorder]:
+    """Give every record a name and a recorder."""
+    if isinstance(record, str) or callable(record):
+        record = (record,)
+    if not isinstance(record, Mapping):
+        record = {entry if isinstance(entry, str) else _name(entry): entry for entry in record}
+    recorders: dict[str, Recorder] = {}
+    for name, entry in record.items():
+        if name == "step" or not name.isidentifier():
+            raise ValueError(f"{name!r} cannot name a record: it becomes an attribute beside `step`")
+        if callable(entry):
+            recorders[name] = _users(entry)
+        elif entry in RECORDERS:
+            recorders[name] = RECORDERS[entry]
+        else:
+            raise ValueError(
+                f"record must name {', '.join(RECORDERS)} or be a function (carry, loss) -> tree; "
+                f"got {entry!r}"
+            )
+    return recorders
+
+
+def _users(record: Callable[[Any, Any], Tree]) -> Recorder:
+    return lambda carry, loss, lr, grads: record(carry, loss)
+
+
+def _name(entry: Any) -> str:
+    name = getattr(entry, "__name__", "")
+    if not name.isidentifier():
+        raise ValueError(f"{entry!r} has no name to record it under; pass {{'name': function}}")
+    return name
+
+
+def _check_index(index: Any, samples: int | None, device: torch.device) -> Tensor:
+    """Return the plan int64 [T, B], on the parameters' device."""
+    if not isinstance(index, Tensor) or index.dtype != torch.int64:
+        got = index.dtype if isinstance(index, Tensor) else type(index).__name__
+        inside = "; pass its .index" if isinstance(getattr(index, "index", None), Tensor) else ""
+        raise TypeError(
+            f"index must be an int64 tensor [T, B], as epoch_batches makes it; got {got}{inside}"
+        )
+    if index.ndim != 2:
+        raise ValueError(f"index must be [T, B], a batch a row; got shape {tuple(index.shape)}")
+    # Read only where it costs nothing; elsewhere torch finds what is too large.
+    if is_readable(index) and index.numel() and samples is not None:
+        low, high = (int(end) for end in torch.aminmax(index))
+        if low < 0 or high >= samples:
+            raise IndexError(f"index goes from {low} to {high}, but data has samples 0 to {samples - 1}")
+    return index.to(device)
+
+
+def _check_lrs(lr: Any, steps: int, leaves: list[Tensor]) -> Tensor:
+    """Return one lr a step, [T], in the widest dtype of the parameters."""
+    dtypes = [leaf.dtype for leaf in leaves if leaf.is_floating_point()] or [torch.get_default_dtype()]
+    dtype = reduce(torch.promote_types, dtypes)
+    if callable(lr):
+        raise TypeError(f"lr is a function; pass its values, one a step: schedule(torch.arange({steps}))")
+    lr = torch.as_tensor(lr) if isinstance(lr, np.ndarray | list | tuple) else lr
+    readable = isinstance(lr, Tensor) and is_readable(lr) and not lr.is_complex()
+    if readable and not (lr.isfinite() & (lr >= 0)).all():
+        raise ValueError(f"lr must be finite and >= 0 in every step; got {lr}")
+    if isinstance(lr, Tensor) and lr.ndim:
+        if lr.shape != (steps,) or lr.is_complex():
+            raise ValueError(
+                f"lr must be a number, a 0-d tensor, or a tensor [T] with T = {steps} as in index; "
+                f"got shape {tuple(lr.shape)}"
+            )
+    else:
+        lr = check_lr(lr)
+    return torch.as_tensor(lr, dtype=dtype, device=leaves[0].device).expand(steps)
+
+
+def _warn_of_half(params: Tree) -> None:
+    for position, leaf in enumerate(_tree.leaves(params)):
+        if leaf.is_floating_point() and torch.finfo(leaf.dtype).bits < 32:
+            path = _tree.named_leaves(params, "params")[position][0]
+            digits = -math.log2(torch.finfo(leaf.dtype).eps)
+            warn(
+                f"{path} is {str(leaf.dtype).removeprefix('torch.')}: a step below 2^-{digits + 1:.0f} "
+                f"of a weight is rounded away, and training stalls; keep the parameters in float32 and "
+                f"evaluate the loss narrowly: gd.low_precision(loss_fn, {leaf.dtype})"
+            )
+            return

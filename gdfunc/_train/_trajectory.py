@@ -1,0 +1,48 @@
+"""What a run recorded."""
+
+from types import SimpleNamespace
+from typing import NoReturn
+
+from torch import Tensor
+
+from .. import _tree
+
+
+class Trajectory(SimpleNamespace):
+    """The records of a run: one attribute for each, a tree with leading [T].
+
+    `step` [T] holds the numbers of the recorded steps. Record t is taken before step t: `params[t]` is
+    where `loss[t]` was measured. A drawn path is `params` followed by the run's final parameters.
+
+    A run with `stop=` adds `steps`, the number of steps it took (int64), and `diverged`, whether the loss
+    of the next step was not finite (bool). A Trajectory is a tree, so it goes through `torch.func.vmap`
+    and `grad`.
+
+    Example:
+        >>> trajectory = gd.Trajectory(step=torch.arange(2), loss=torch.tensor([4.0, 1.0]))
+        >>> trajectory.loss
+        tensor([4., 1.])
+        >>> trajectory
+        Trajectory(step=int64[2], loss=float32[2])
+    """
+
+    def __repr__(self) -> str:
+        shapes = _tree.map(_Shape, vars(self))
+        return f"Trajectory({', '.join(f'{name}={shape}' for name, shape in shapes.items())})"
+
+    def __getattr__(self, name: str) -> NoReturn:
+        recorded = ", ".join(vars(self))
+        raise AttributeError(f"{name} was not recorded: train(..., record=) kept {recorded}")
+
+
+_tree.register(Trajectory, flatten=vars, unflatten=lambda records: Trajectory(**records))
+
+
+class _Shape:
+    """A leaf's dtype and shape, as text."""
+
+    def __init__(self, leaf: Tensor) -> None:
+        self.text = f"{str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}"
+
+    def __repr__(self) -> str:
+        return self.text
