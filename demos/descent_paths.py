@@ -43,7 +43,7 @@ COLUMNS = (
 
 def regression() -> gd.problems.Problem:
     """Regress the index on two shares, without a constant: the parameters are their weights."""
-    stocks = gd.problems.stocks()
+    stocks = gd.datasets.stocks()
     columns = [stocks.features.index(share) for share in SHARES]
     # In units of 10 % the curvatures are near 1, and so are useful learning rates.
     problem = gd.problems.linear_regression(10 * stocks.x[:, columns], 10 * stocks.y, bias=False)

@@ -52,7 +52,7 @@ def standardized(series: Tensor) -> Tensor:
 
 
 def returns() -> Data:
-    stocks = gd.problems.stocks(dtype=torch.float32)
+    stocks = gd.datasets.stocks(dtype=torch.float32)
     return standardized(stocks.x), standardized(stocks.y)
 
 
@@ -69,7 +69,7 @@ def network_loss(params: Params, batch: Data) -> Tensor:
     *hidden, output = params.values()
     for layer in hidden:
         units = torch.tanh(units @ layer["w"] + layer["b"])
-    return gd.problems.mse((units @ output["w"] + output["b"])[:, 0], targets)
+    return gd.losses.mse((units @ output["w"] + output["b"])[:, 0], targets)
 
 
 def train_network(steps: int, every: int) -> gd.SweepResult:
@@ -121,7 +121,7 @@ class Map(NamedTuple):
 
 def levels() -> Tensor:
     """The growth of a dollar in each share, in units of its root mean square, and ones: [389, 6]."""
-    growth = (1 + gd.problems.stocks().x).cumprod(dim=0)
+    growth = (1 + gd.datasets.stocks().x).cumprod(dim=0)
     return torch.cat([growth / growth.square().mean(dim=0).sqrt(), torch.ones_like(growth[:, :1])], dim=1)
 
 

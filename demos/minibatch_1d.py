@@ -118,7 +118,7 @@ def with_a_module() -> Tensor:
 
     def module_loss(params: dict[str, Tensor], batch: Data) -> Tensor:
         x, y = batch
-        return 0.5 * gd.problems.mse(apply(params, x)[:, 0], y)
+        return 0.5 * gd.losses.mse(apply(params, x)[:, 0], y)
 
     init = {"weight": torch.full((1, len(TRUE_WEIGHTS)), START), "bias": torch.tensor([START])}
     index = gd.epoch_batches(gd.random.key(0), ROWS, BATCH, epochs=2)

@@ -82,7 +82,7 @@ def gdfunc_loop(data: Data, index: Tensor, init: Params) -> Run:
 
     def loss_fn(params: Params, batch: Data) -> Tensor:
         x, y = batch
-        return gd.problems.mse(apply(params, x), y)
+        return gd.losses.mse(apply(params, x), y)
 
     final, trajectory = gd.train(gd.make_step(loss_fn), params, data, index, LR)
     return Run(trajectory.loss, final)

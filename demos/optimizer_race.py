@@ -106,10 +106,10 @@ class Task(NamedTuple):
 
 def load_task() -> Task:
     try:
-        digits = gd.problems.digits(dtype=torch.float32)
+        digits = gd.datasets.digits(dtype=torch.float32)
         return Task("Handwritten digits, 16 hidden units", (digits.x, digits.y), 16, 10, 6)
     except ModuleNotFoundError:
-        stocks = gd.problems.stocks(dtype=torch.float32)
+        stocks = gd.datasets.stocks(dtype=torch.float32)
         x = (stocks.x - stocks.x.mean(dim=0)) / stocks.x.std(dim=0)
         name = "Months in which the S&P 500 rose, logistic regression (no scikit-learn: no digits)"
         return Task(name, (x, (stocks.y > 0).long()), 0, 2, 30)
@@ -132,7 +132,7 @@ def loss_fn(params: dict[str, dict[str, Tensor]], batch: tuple[Tensor, Tensor]) 
     *hidden, output = params.values()
     for layer in hidden:
         units = torch.tanh(units @ layer["w"] + layer["b"])
-    return gd.problems.cross_entropy(units @ output["w"] + output["b"], y)
+    return gd.losses.cross_entropy(units @ output["w"] + output["b"], y)
 
 
 def race(

@@ -58,11 +58,11 @@ class Task(NamedTuple):
 def load() -> Task:
     """Split the digits, or, without scikit-learn, the months by whether the index rose."""
     try:
-        data, name = gd.problems.digits(dtype=torch.float32), "digits"
+        data, name = gd.datasets.digits(dtype=torch.float32), "digits"
         x, y = data.x, data.y
     except ModuleNotFoundError as error:
         print(f"months in place of digits: {error}")
-        data, name = gd.problems.stocks(dtype=torch.float32), "months of the S&P 500"
+        data, name = gd.datasets.stocks(dtype=torch.float32), "months of the S&P 500"
         x, y = 10 * data.x, (data.y > 0).long()
     # Gradients of a sample are as long as its inputs: known bounds on them make known norms.
     x = torch.cat([x, torch.ones(len(x), 1)], dim=1)
@@ -72,7 +72,7 @@ def load() -> Task:
 
 
 def loss_fn(params: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return gd.problems.cross_entropy(batch[0] @ params, batch[1])
+    return gd.losses.cross_entropy(batch[0] @ params, batch[1])
 
 
 def accuracy(params: Tensor, data: tuple[Tensor, Tensor]) -> Tensor:

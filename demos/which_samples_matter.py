@@ -54,7 +54,7 @@ class Task(NamedTuple):
 
 def mislabelled_digits() -> Task:
     """Split the digits, and give a few of the training samples another label."""
-    digits = gd.problems.digits(dtype=torch.float32)
+    digits = gd.datasets.digits(dtype=torch.float32)
     x, y = digits.x, digits.y
     split, which, shift = gd.random.split(gd.random.key(0), 3)
     train, test = gd.random.permutation(split, len(y)).split([TRAINED, TESTED])
@@ -69,7 +69,7 @@ def logits(params: Any, x: Tensor) -> Tensor:
 
 
 def loss_fn(params: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return gd.problems.cross_entropy(logits(params, batch[0]), batch[1])
+    return gd.losses.cross_entropy(logits(params, batch[0]), batch[1])
 
 
 def accuracy(params: Any, data: tuple[Tensor, Tensor]) -> float:
@@ -228,7 +228,7 @@ def digits(out: Path, fast: bool) -> Scores:
 
 def months(out: Path) -> list[tuple[str, float, float]]:
     """Rank the months by what they did to a regression: date, mean norm along the path, and influence."""
-    problem, dates = gd.problems.stock_regression(), gd.problems.stocks().dates
+    problem, dates = gd.problems.stock_regression(), gd.datasets.stocks().dates
     index = gd.epoch_batches(gd.random.key(3), MONTHS, 10, 10)
     step = gd.make_step(problem.loss_fn)
     _, trajectory = gd.train(step, problem.params, problem.data, index, 0.03, record=("params",))

@@ -6,6 +6,8 @@ A step is a scan body, lr is data, randomness is a key, and a run is a tree of t
 """
 
 from . import curvature as curvature
+from . import datasets as datasets
+from . import losses as losses
 from . import methods as methods
 from . import modules as modules
 from . import plot as plot
@@ -26,8 +28,6 @@ from ._gradients import low_precision as low_precision
 from ._gradients import per_sample_grad as per_sample_grad
 from ._hypergradient import Hypergradient as Hypergradient
 from ._hypergradient import hypergrad as hypergrad
-from ._per_sample import PerSample as PerSample
-from ._reductions import explain_per_sample as explain_per_sample
 from ._reductions import reduce_per_sample as reduce_per_sample
 from ._sampling import epoch_batches as epoch_batches
 from ._sampling import full_batch as full_batch

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from . import _tree
 from ._errors import warn
+from ._numerics import norms, precise, root, usable_scale, widen
 from ._tree import Tree
 
 _MANY = 2**21  # entries that are small beside the rest of a chunk
@@ -49,24 +50,24 @@ class Dense:
     grads: Tensor
 
     def norms(self) -> Tensor:
-        return _norm(_rows(self.grads))
+        return norms(_rows(self.grads))
 
     def weighted_sum(self, weights: Tensor | None) -> Tensor:
-        grads = _wide(self.grads)
+        grads = widen(self.grads)
         if weights is None:
             return grads.sum(0)
         return torch.mv(_rows(grads).mT, weights.to(grads.dtype)).view(grads.shape[1:])
 
     def sum_of_squares(self, mean: Tensor | None) -> Tensor:
-        grads = _wide(self.grads)
+        grads = widen(self.grads)
         return (grads if mean is None else grads - mean).square().sum(0)
 
     def dots(self, direction: Tensor) -> Tensor:
-        grads = _rows(_wide(self.grads))
+        grads = _rows(widen(self.grads))
         return grads @ direction.to(grads.dtype).flatten()
 
     def gram(self, other: "Dense") -> Tensor:
-        return _rows(_wide(self.grads)) @ _rows(_wide(other.grads)).mT
+        return _rows(widen(self.grads)) @ _rows(widen(other.grads)).mT
 
     def dense(self) -> Tensor:
         return self.grads
@@ -107,11 +108,11 @@ class Outer:
         return self.left.shape[1], self.left.shape[3], self.right.shape[3]
 
     def norms(self) -> Tensor:
-        left, right = _wide(self.left), _wide(self.right)
-        return _norm_of_sum(_norm(left), _norm(right), lambda a: a @ a.mT, left, right)
+        left, right = widen(self.left), widen(self.right)
+        return _norm_of_sum(norms(left), norms(right), lambda a: a @ a.mT, left, right)
 
     def weighted_sum(self, weights: Tensor | None) -> Tensor:
-        left, right = _wide(self.left), _wide(self.right)
+        left, right = widen(self.left), widen(self.right)
         if weights is not None:
             weights = weights.to(left.dtype)[:, None, None, None]
             if left.numel() < right.numel():
@@ -127,12 +128,12 @@ class Outer:
             parts = zip(self.left.split(few), self.right.split(few), strict=True)
             dense = (Dense(Outer(*part, self.layout).dense()) for part in parts)
             return reduce(torch.add, (part.sum_of_squares(mean) for part in dense))
-        left, right = _wide(self.left), _wide(self.right)
+        left, right = widen(self.left), widen(self.right)
         squares = self.layout.to_leaf(_by_group(left.square()).mT @ _by_group(right.square()))
         return squares if mean is None else _around(squares, mean, len(left))
 
     def dots(self, direction: Tensor) -> Tensor:
-        left = _wide(self.left)
+        left = widen(self.left)
         at = self.layout.from_leaf(direction.to(left.dtype), self.shape)
         return ((left @ at) * self.right).sum((1, 2, 3))
 
@@ -156,8 +157,8 @@ class Rows:
     leaf: torch.Size
 
     def norms(self) -> Tensor:
-        right = _wide(self.right)[:, None]
-        sizes = _norm(right)
+        right = widen(self.right)[:, None]
+        sizes = norms(right)
         # The left factors are unit vectors, equal where the index is.
         same = self._same(self)[:, None]
         return _norm_of_sum(torch.ones_like(sizes), sizes, lambda _: same, right, right)
@@ -166,7 +167,7 @@ class Rows:
         return self.index[:, :, None] == other.index[:, None, :]
 
     def weighted_sum(self, weights: Tensor | None) -> Tensor:
-        right = _wide(self.right)
+        right = widen(self.right)
         if weights is not None:
             right = right * weights.to(right.dtype)[:, None, None]
         table = right.new_zeros(self.leaf[0], right.shape[2])
@@ -174,7 +175,7 @@ class Rows:
 
     def sum_of_squares(self, mean: Tensor | None) -> Tensor:
         # Within a sample equal indices add up first: the first of them takes the sum.
-        right = _wide(self.right)
+        right = widen(self.right)
         same = self._same(self)
         first = ~same.tril(-1).any(2)
         added = (same.to(right.dtype) @ right) * first[:, :, None]
@@ -182,7 +183,7 @@ class Rows:
         return squares if mean is None else _around(squares, mean, len(right))
 
     def dots(self, direction: Tensor) -> Tensor:
-        right = _wide(self.right)
+        right = widen(self.right)
         rows = direction.to(right.dtype).reshape(self.leaf[0], -1)[self.index]
         return (rows * right).sum((1, 2))
 
@@ -237,7 +238,7 @@ class PerSample:
 
     def norms(self) -> Tensor:
         """‖gᵢ‖ over all leaves, [B]; it neither overflows nor underflows before the norm itself does."""
-        return _norm(torch.stack(self._leaf_norms, -1))
+        return norms(torch.stack(self._leaf_norms, -1))
 
     def leaf_norms(self) -> Tree:
         """‖gᵢ‖ for each leaf alone, a tree like params of [B]."""
@@ -251,7 +252,7 @@ class PerSample:
         """1/B Σᵢ gᵢ: a tree like params."""
         size = len(self.losses)
         # Shares of a factor are far fewer divisions than those of a sum of products.
-        return self.weighted_sum(self.losses.new_full((size,), 1 / size, dtype=_precise(self.losses)))
+        return self.weighted_sum(self.losses.new_full((size,), 1 / size, dtype=precise(self.losses)))
 
     def sum_of_squares(self, mean: Tree = None) -> Tree:
         """Σᵢ gᵢ², entry by entry; with their own mean given, Σᵢ (gᵢ − mean)²."""
@@ -280,6 +281,36 @@ class PerSample:
         return _tree.unflatten(self.structure, list(leaves))
 
 
+@dataclass(frozen=True)
+class Reducer:
+    """A fold over chunks of per-sample gradients, of three pure functions.
+
+    result = finish(add(… add(init(θ), g₁ … gₖ) …, … g_B))
+
+    Attributes:
+        init: `params -> accumulator`.
+        add: `(accumulator, grads) -> accumulator`, with `grads` a `PerSample`: the next few samples.
+        finish: `accumulator -> result`, a tree of tensors.
+        entries: whether `add` reads the gradients' entries (`grads.dense()`), so that whole chunks of them
+            must fit into memory.
+
+    Example:
+        >>> largest = gd.reducers.Reducer(
+        ...     init=lambda params: torch.tensor(0.0),
+        ...     add=lambda so_far, grads: torch.maximum(so_far, grads.norms().max()),
+        ...     finish=lambda so_far: so_far,
+        ...     entries=False,
+        ... )
+        >>> gd.reduce_per_sample(lambda w, x: (w * x).mean(), largest)(torch.tensor(1.0), torch.arange(3.0))
+        (tensor(2.), tensor([0., 1., 2.]))
+    """
+
+    init: Callable[[Tree], Any]
+    add: Callable[[Any, PerSample], Any]
+    finish: Callable[[Any], Tree]
+    entries: bool = True
+
+
 def at_once(entries: int, size: int) -> int:
     """How many of so many samples to take at a time, where each needs so many entries for a moment."""
     return max(_MANY // entries, -(-size // _PARTS))
@@ -301,10 +332,6 @@ def _around(squares: Tensor, mean: Tensor, count: int) -> Tensor:
     return torch.addcmul(squares, mean, mean, value=-count).clamp_min(0)
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def _rows(x: Tensor) -> Tensor:
     return x.reshape(len(x), -1)
 
@@ -313,34 +340,6 @@ def _kept(mask: Tensor, x: Tensor) -> Tensor:
     return torch.where(
         mask.view(-1, *[1] * (x.ndim - 1)), x, torch.zeros((), dtype=x.dtype, device=x.device)
     )
-
-
-def _norm(x: Tensor) -> Tensor:
-    """Norms over the last axis; as in `_tree.norm`, squares neither overflow nor vanish.
-
-    Those of float32 do not in float64, whose own are scaled first.
-    """
-    x = _wide(x)
-    if x.shape[-1] == 1:
-        return x.squeeze(-1).abs()
-    if x.dtype == torch.float32 and _precise(x) == torch.float64:
-        parts = x.chunk(8) if x.numel() > _MANY // 16 else [x]  # torch writes them out in float64
-        lengths = [torch.linalg.vector_norm(part, dim=-1, dtype=torch.float64) for part in parts]
-        return torch.cat(lengths).to(x.dtype)
-    ends = x.detach()
-    scale = _scale(torch.maximum(ends.amax(-1), -ends.amin(-1)))  # ten times as fast as the maximum norm
-    return scale * torch.linalg.vector_norm(x / scale[..., None], dim=-1)
-
-
-def _precise(x: Tensor) -> torch.dtype:
-    """The widest dtype of a tensor's device; squares of float32 are within it."""
-    return x.dtype if x.device.type == "mps" else torch.float64
-
-
-def _scale(largest: Tensor) -> Tensor:
-    """What to divide by so that the largest is one; zeros, infinities and NaN stay what they are."""
-    limits = torch.finfo(largest.dtype)
-    return largest.clamp(limits.tiny, limits.max)
 
 
 def _norm_of_sum(
@@ -352,18 +351,15 @@ def _norm_of_sum(
     """
     sizes = lefts * rights
     if sizes.shape[2] > 1:
-        precise = _precise(sizes)
-        lefts, rights, left, right = (x.to(precise) for x in (lefts, rights, left, right))
+        dtype = precise(sizes)
+        lefts, rights, left, right = (x.to(dtype) for x in (lefts, rights, left, right))
         terms = lefts * rights
-        scale = _scale(terms.detach().amax(2))
-        left = left / _scale(lefts)[..., None]
-        right = right * (terms / _scale(rights) / scale[..., None])[..., None]
+        scale = usable_scale(terms.detach().amax(2))
+        left = left / usable_scale(lefts)[..., None]
+        right = right * (terms / usable_scale(rights) / scale[..., None])[..., None]
         squared = (left_gram(left) * (right @ right.mT)).sum((2, 3))
-        # NaN is to be seen; what rounding leaves below zero is not, and has no derivative.
-        none = squared <= 0
-        root = torch.where(none, torch.ones_like(squared), squared).sqrt()
-        sizes = (scale * torch.where(none, torch.zeros_like(root), root)).to(sizes.dtype)
-    return _norm(_rows(sizes))
+        sizes = (scale * root(squared)).to(sizes.dtype)
+    return norms(_rows(sizes))
 
 
 def _by_group(x: Tensor) -> Tensor:
@@ -373,6 +369,6 @@ def _by_group(x: Tensor) -> Tensor:
 
 def _products(x: Tensor, y: Tensor) -> Tensor:
     """Inner products of vectors in [B, G, T, D] with those in [B', G, T', D]: [G, B, T, B', T']."""
-    x, y = _wide(x), _wide(y)
+    x, y = widen(x), widen(y)
     sizes = x.shape[0], x.shape[2], y.shape[0], y.shape[2]
     return (_by_group(x) @ _by_group(y).mT).view(x.shape[1], *sizes)

@@ -17,6 +17,8 @@ import torch.utils._pytree as _pytree
 from torch import Tensor
 from torch._functorch.pyfunctorch import VmapInterpreter, retrieve_all_functorch_interpreters
 
+from . import _numerics
+
 Tree = Any
 _Class = TypeVar("_Class", bound=type)
 
@@ -261,14 +263,8 @@ def versions(leaves: Sequence[Any]) -> list[int]:
 
 
 def as_tensors(tree: Tree) -> Tree:
-    """Turn NumPy arrays among the leaves into tensors; a read-only array is copied."""
-
-    def convert(leaf: Any) -> Any:
-        if not isinstance(leaf, np.ndarray):
-            return leaf
-        return torch.as_tensor(leaf if leaf.flags.writeable else leaf.copy())
-
-    return map(convert, tree)
+    """Turn NumPy arrays among the leaves into tensors."""
+    return map(lambda leaf: _numerics.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf, tree)
 
 
 def is_transformed(leaf: Tensor) -> bool:
@@ -367,21 +363,15 @@ def _places(leaf: Tensor) -> set[int]:
 def dot(a: Tree, b: Tree) -> Tensor:
     """Inner product Σ aᵢ bᵢ over all leaves, 0-d."""
     products = leaves(map(lambda x, y: (x * y).sum(), a, b))
-    return torch.stack(products).sum()
+    return torch.stack(products).sum() if products else torch.zeros(())
 
 
 def norm(tree: Tree) -> Tensor:
     """Euclidean norm √Σ aᵢ² over all leaves, 0-d.
 
-    Half precision is summed in float32, and the largest entry is divided out first, so that squares
-    neither overflow nor vanish. The derivative at zero is zero.
+    See `_numerics.norms` for what keeps it within range.
     """
-    wide = [leaf.to(torch.promote_types(leaf.dtype, torch.float32)) for leaf in leaves(tree)]
-    largest = torch.stack([leaf.detach().abs().amax() for leaf in wide if leaf.numel()]).amax()
-    usable = largest.isfinite() & (largest > 0)
-    scale = torch.where(usable, largest, torch.ones_like(largest))
-    parts = [torch.linalg.vector_norm(leaf / scale) for leaf in wide]
-    return scale * torch.linalg.vector_norm(torch.stack(parts))
+    return _numerics.norm(leaves(tree))
 
 
 def register(cls: _Class, flatten: Callable[[Any], Any], unflatten: Callable[..., Any]) -> _Class:

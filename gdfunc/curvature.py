@@ -1,7 +1,6 @@
 """Curvature without its matrix: products with it, its largest eigenvalues, its trace."""
 
 from collections.abc import Callable
-from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -11,6 +10,7 @@ from torch.func import grad, jvp, vmap
 from . import _tree, random
 from ._errors import check_choice, check_int
 from ._gradients import LossFn, batch_grad, check_batch, check_params, checked, kind
+from ._numerics import norms, safe_ratio, widest
 from ._scan import scan
 from ._scan._scan import BACKENDS
 from ._tree import Tree
@@ -104,7 +104,7 @@ def ggn_vp(
         model_fn: `(params, inputs) -> predictions`, such as `apply` of `modules.functional`; a tree of
             float tensors.
         output_loss_fn: `(predictions, targets) -> loss`, the mean over the batch as a 0-d tensor, such as
-            `problems.mse` and `problems.cross_entropy`.
+            `losses.mse` and `losses.cross_entropy`.
 
     Returns:
         `(params, batch, vector) -> Gv`; batch is the pair `(inputs, targets)`, vector and Gv are trees like
@@ -118,7 +118,7 @@ def ggn_vp(
         >>> def model_fn(params, x):
         ...     return params["w"] * x
         >>> batch = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0])
-        >>> product = gd.curvature.ggn_vp(model_fn, gd.problems.mse)
+        >>> product = gd.curvature.ggn_vp(model_fn, gd.losses.mse)
         >>> product({"w": torch.tensor(1.0)}, batch, {"w": torch.tensor(1.0)})
         {'w': tensor(5.)}
 
@@ -229,7 +229,7 @@ def top_eigenvalues(
         chosen = ritz_vectors[rank.argsort(descending=True)[:k]]
         _, images = scan(lambda carry, vector: (carry, matvec(vector)), (), chosen, backend=backend)
         eigenvalues = (chosen * images).sum(dim=1)
-        residuals = _norms(images - eigenvalues[:, None] * chosen)
+        residuals = norms(images - eigenvalues[:, None] * chosen)
         return Eigenpairs(eigenvalues, _unpack(chosen, params), residuals)
 
     return eigenpairs
@@ -363,21 +363,13 @@ def _extension(basis: Tensor, image: Tensor, nudge: Tensor) -> Tensor:
         return vector - basis.mT @ (basis @ vector)
 
     new = orthogonal(_unit(image))
-    new = torch.where(_norms(new) <= 100 * torch.finfo(new.dtype).eps, nudge, new)
+    new = torch.where(norms(new) <= 100 * torch.finfo(new.dtype).eps, nudge, new)
     return _unit(orthogonal(_unit(orthogonal(_unit(new)))))
 
 
 def _unit(vectors: Tensor) -> Tensor:
     """Scale vectors [..., P] to norm 1, and leave zero alone."""
-    norms = _norms(vectors)[..., None]
-    return vectors / torch.where(norms > 0, norms, torch.ones_like(norms))
-
-
-def _norms(vectors: Tensor) -> Tensor:
-    """The norms [...] of vectors [..., P], whose squares may overflow or vanish."""
-    largest = vectors.abs().amax(dim=-1)
-    scales = torch.where(largest > 0, largest, torch.ones_like(largest))
-    return scales * torch.linalg.vector_norm(vectors / scales[..., None], dim=-1)
+    return safe_ratio(vectors, norms(vectors)[..., None])
 
 
 def _flat_product(product: Product, params: Tree, batch: Tree) -> Callable[[Tensor], Tensor]:
@@ -402,8 +394,7 @@ def _flat_rademacher(params: Tree, key: Tensor) -> Tensor:
 def _layout(params: Tree) -> tuple[int, torch.dtype, torch.device]:
     """How many numbers params has, and where and in which dtype to compute with them as one vector."""
     leaves = check_params(params)
-    dtype = reduce(torch.promote_types, (leaf.dtype for leaf in leaves), torch.float32)
-    return sum(leaf.numel() for leaf in leaves), dtype, leaves[0].device
+    return sum(leaf.numel() for leaf in leaves), widest(leaves), leaves[0].device
 
 
 def _pack(tree: Tree, params: Tree) -> Tensor:

@@ -36,6 +36,7 @@ from torch import Tensor
 from . import _tree, random
 from ._errors import check_int, check_scalar
 from ._gradients import GradFn, LossFn
+from ._numerics import like, norms, wide, widen
 from ._per_sample import Dense, Leaf, Outer, PerSample, Rows
 from ._reductions import reduce_per_sample
 from ._sampling import _as_range
@@ -267,8 +268,8 @@ def clipped_grad(
 
     def gradients(params: Tree, batch: Tree) -> tuple[Tree, Tensor]:
         total, _, loss = _clipped_sums(loss_fn, params, batch, max_norm, options)
-        mean = _tree.map(lambda s, p: (s / _like(divisor, s)).to(p.dtype), total, params)
-        return mean, loss / _like(divisor, loss)
+        mean = _tree.map(lambda s, p: (s / like(divisor, s)).to(p.dtype), total, params)
+        return mean, loss / like(divisor, loss)
 
     return gradients
 
@@ -413,7 +414,7 @@ def make_private_step(
         steps = steps + 1
         # The next key is carried, not made where it is used: a compiler would inline it into every draw.
         next_key = random.fold_in(key.to(steps.device), steps)
-        return PrivateState(moved, opt_state, steps, limits, next_key), loss / _like(divisor, loss), grads
+        return PrivateState(moved, opt_state, steps, limits, next_key), loss / like(divisor, loss), grads
 
     return Step(init, advance, PrivateState)
 
@@ -425,7 +426,7 @@ def _clipped_sums(
     samples, real = batch if isinstance(batch, Padded) else (batch, None)
     size = next((len(leaf) for leaf in _tree.leaves(samples) if leaf.ndim), None)
     if size == 0:
-        nothing = _tree.map(lambda p: torch.zeros_like(p, dtype=_wide(p.dtype)), params)
+        nothing = _tree.map(lambda p: torch.zeros_like(p, dtype=wide(p.dtype)), params)
         leaf = _tree.leaves(params)[0]
         return nothing, leaf.new_zeros((), dtype=torch.float64), leaf.new_zeros(())
     (total, unclipped), losses = reduce_per_sample(loss_fn, _clipped(max_norm, real), **options)(
@@ -448,16 +449,16 @@ def _clipped(max_norm: Tree, real: Tensor | None) -> Reducer:
     def add(acc: tuple[list[Any], Any, Any], grads: PerSample) -> tuple[list[Any], Any, Any]:
         limits, total, unclipped = acc
         leaves = [_single(leaf) for leaf in grads.leaves]
-        norms = torch.stack([_leaf_norms(leaf) for leaf in leaves], -1)
+        lengths = torch.stack([_leaf_norms(leaf) for leaf in leaves], -1)
         if not leaf_by_leaf:
-            norms = _norm(norms)[:, None].expand_as(norms)
-        usable = norms.isfinite().all(1)
+            lengths = norms(lengths)[:, None].expand_as(lengths)
+        usable = lengths.isfinite().all(1)
         if real is not None:
             here = real[grads.start : grads.start + len(grads.losses)]
             usable = usable & here
-        bounds = torch.stack([_like(limit, norms) for limit in limits])
-        above = norms > bounds
-        factors = torch.where(above, bounds / torch.where(above, norms, bounds), torch.ones_like(norms))
+        bounds = torch.stack([like(limit, lengths) for limit in limits])
+        above = lengths > bounds
+        factors = torch.where(above, bounds / torch.where(above, lengths, bounds), torch.ones_like(lengths))
         # Below the smallest normal number a factor is too coarse to keep the bound.
         factors = torch.where(factors < torch.finfo(factors.dtype).tiny, torch.zeros_like(factors), factors)
         terms = [
@@ -481,7 +482,7 @@ def _single(leaf: Leaf) -> Leaf:
         return Dense(leaf.dense())
     if isinstance(leaf, Rows) and leaf.index.shape[1] > 1:
         same = leaf.index[:, :, None] == leaf.index[:, None, :]
-        right = leaf.right.to(_wide(leaf.right.dtype))
+        right = widen(leaf.right)
         first = ~same.tril(-1).any(2, keepdim=True)
         # Products with zero would spread one sample's infinity over its own rows only: it is dropped whole.
         return replace(
@@ -493,22 +494,9 @@ def _single(leaf: Leaf) -> Leaf:
 def _leaf_norms(leaf: Leaf) -> Tensor:
     """Norms [B] of gradients without anything to cancel."""
     if isinstance(leaf, Outer):
-        return _norm((_norm(leaf.left) * _norm(leaf.right)).flatten(1))
+        return norms((norms(leaf.left) * norms(leaf.right)).flatten(1))
     entries = leaf.right if isinstance(leaf, Rows) else leaf.dense()
-    return _norm(entries.reshape(len(entries), -1))
-
-
-def _norm(x: Tensor) -> Tensor:
-    """Norms over the last axis, to a few roundings however long it is: torch's own lose a digit or two."""
-    x = x.to(_wide(x.dtype))
-    if not x.shape[-1]:
-        return x.sum(-1)
-    limits = torch.finfo(x.dtype)
-    scale = x.detach().abs().amax(-1).clamp(limits.tiny, limits.max)
-    squares = (x / scale[..., None]).square().sum(-1)
-    none = squares == 0
-    root = torch.where(none, torch.ones_like(squares), squares).sqrt()
-    return scale * torch.where(none, torch.zeros_like(root), root)
+    return norms(entries.reshape(len(entries), -1))
 
 
 def _noise(key: Tensor, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -564,11 +552,3 @@ def _ample(n: int, rate: float) -> int:
     while size < n and log_bound(size + 1) > math.log(_NEVER):
         size += 1
     return size
-
-
-def _like(value: Any, x: Tensor) -> Tensor:
-    return torch.as_tensor(value, dtype=x.dtype, device=x.device)
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)

@@ -3,45 +3,18 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _tree
 from ._errors import check_choice, check_int, check_scalar
-from ._per_sample import PerSample, degrees_of_freedom
+from ._numerics import wide
+from ._per_sample import PerSample as PerSample
+from ._per_sample import Reducer as Reducer
+from ._per_sample import degrees_of_freedom
+from ._reductions import explain as explain
 from ._tree import Tree
-
-
-@dataclass(frozen=True)
-class Reducer:
-    """A fold over chunks of per-sample gradients, of three pure functions.
-
-    result = finish(add(… add(init(θ), g₁ … gₖ) …, … g_B))
-
-    Attributes:
-        init: `params -> accumulator`.
-        add: `(accumulator, grads) -> accumulator`, with `grads` a `PerSample`: the next few samples.
-        finish: `accumulator -> result`, a tree of tensors.
-        entries: whether `add` reads the gradients' entries (`grads.dense()`), so that whole chunks of them
-            must fit into memory.
-
-    Example:
-        >>> largest = gd.reducers.Reducer(
-        ...     init=lambda params: torch.tensor(0.0),
-        ...     add=lambda so_far, grads: torch.maximum(so_far, grads.norms().max()),
-        ...     finish=lambda so_far: so_far,
-        ...     entries=False,
-        ... )
-        >>> gd.reduce_per_sample(lambda w, x: (w * x).mean(), largest)(torch.tensor(1.0), torch.arange(3.0))
-        (tensor(2.), tensor([0., 1., 2.]))
-    """
-
-    init: Callable[[Tree], Any]
-    add: Callable[[Any, PerSample], Any]
-    finish: Callable[[Any], Tree]
-    entries: bool = True
 
 
 def mean() -> Reducer:
@@ -356,9 +329,7 @@ class _Sum:
     def total(self) -> Tree:
         if self.terms is not None:
             return self.terms
-        return _tree.map(
-            lambda p: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)), self.params
-        )
+        return _tree.map(lambda p: torch.zeros_like(p, dtype=wide(p.dtype)), self.params)
 
     def plus(self, grads: PerSample, terms: Tree) -> "_Sum":
         if self.terms is not None:

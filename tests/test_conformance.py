@@ -201,6 +201,26 @@ def test_its_state_goes_through_a_flat_dict_of_tensors(name):
 
 
 @everywhere
+def test_nan_in_a_gradient_is_seen_in_the_update(name):
+    row = TABLE[name]
+    start, transform = start_of(row), make(row)
+    grads = gradients(start)
+    grads["w"] = torch.full_like(grads["w"], torch.nan)
+    state = transform.init(start)
+    for _ in range(2):  # as accumulate passes nothing on in its first step
+        updates, state = transform.update(grads, state, start)
+    replaced = name in ("zero_nans", "apply_if_finite")
+    assert updates["w"].isnan().all() != replaced
+
+
+@everywhere
+def test_it_takes_a_tree_without_leaves(name):
+    masks = {"masked": gd.masked(gd.scale(1.0), {}), "partition": gd.partition({}, {})}
+    transform = masks.get(name) or make(TABLE[name])
+    assert transform.update({}, transform.init({}), {})[0] == {}
+
+
+@everywhere
 def test_it_runs_in_a_scan(name):
     row = TABLE[name]
     transform, start = make(row), start_of(row)

@@ -80,7 +80,7 @@ def test_hvp_is_the_dense_hessian_times_the_vector(seed, hidden):
 
 @given(seeds, st.sampled_from(["hvp", "ggn_vp"]))
 def test_products_are_symmetric_and_linear(seed, name):
-    product = {"hvp": hvp(network_loss), "ggn_vp": ggn_vp(network, gd.problems.mse)}[name]
+    product = {"hvp": hvp(network_loss), "ggn_vp": ggn_vp(network, gd.losses.mse)}[name]
     params, batch = drawn_network(seed)
     u, v = random_like(params, seed + 9), random_like(params, seed + 19)
     both = {leaf: 2 * u[leaf] - 3 * v[leaf] for leaf in u}
@@ -92,7 +92,7 @@ def test_products_are_symmetric_and_linear(seed, name):
 
 @given(seeds, st.sampled_from(["mse", "cross_entropy"]))
 def test_ggn_vp_is_the_dense_product(seed, name):
-    output_loss_fn = getattr(gd.problems, name)
+    output_loss_fn = getattr(gd.losses, name)
     params, (x, y) = drawn_network(seed, outputs=3)
     y = normal(seed + 7, 7, 3) if name == "mse" else y.abs().mul(10).long() % 3
     vector = random_like(params, seed + 9)
@@ -105,11 +105,11 @@ def test_ggn_vp_is_the_dense_product(seed, name):
 def test_gauss_newton_is_the_hessian_of_a_linear_model_and_not_of_another(seed):
     batch, params = linear_data(seed, 6, 3), {"w": normal(seed, 3), "b": normal(seed + 1, 1)[0]}
     vector = random_like(params, seed + 9)
-    product = ggn_vp(lambda p, x: x @ p["w"] + p["b"], gd.problems.mse)
+    product = ggn_vp(lambda p, x: x @ p["w"] + p["b"], gd.losses.mse)
     close(product(params, batch, vector), hvp(linear_loss)(params, batch, vector))
     params, batch = drawn_network(seed)
     vector = random_like(params, seed + 9)
-    bent = pack(ggn_vp(network, gd.problems.mse)(params, batch, vector))
+    bent = pack(ggn_vp(network, gd.losses.mse)(params, batch, vector))
     assert (bent - pack(hvp(network_loss)(params, batch, vector))).norm() > 1e-6
 
 
@@ -119,14 +119,14 @@ def test_modules_and_predictions_that_are_trees():
         apply, params, _ = gd.modules.functional(nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)))
     x, y = linear_data(0, 5, 2, torch.float32)
     vector = random_like(params, 3)
-    expected = ggn_vp(apply, gd.problems.mse)(params, (x, y[:, None]), vector)
+    expected = ggn_vp(apply, gd.losses.mse)(params, (x, y[:, None]), vector)
 
     def twins(params, x):
         return {"a": apply(params, x["x"]), "b": [apply(params, x["x"])]}
 
     def loss_fn(predictions, targets):
         halves = predictions["a"], predictions["b"][0]
-        return sum(gd.problems.mse(half, targets) for half in halves) / 2
+        return sum(gd.losses.mse(half, targets) for half in halves) / 2
 
     got = ggn_vp(twins, loss_fn)(params, ({"x": x.numpy()}, y[:, None]), vector)
     close(got, expected, 1e-6)
@@ -328,7 +328,7 @@ def test_vmap_keeps_members_apart_even_where_one_has_diverged():
 def recorded(**options):
     params, batch = drawn_network(0)
     find = top_eigenvalues(hvp(network_loss), iterations=2, backend=options.get("backend", "eager"))
-    trace = hutchinson_trace(ggn_vp(network, gd.problems.mse), 4)
+    trace = hutchinson_trace(ggn_vp(network, gd.losses.mse), 4)
     record = {
         "sharpness": lambda params, loss: find(params, batch, KEY).eigenvalues[0],
         "trace": lambda params, loss: trace(params, batch, KEY).trace,
@@ -433,7 +433,7 @@ def test_any_chunk_size_gives_the_same_trace(chunk_size, chunks):
 
 
 PARAMS, BATCH = drawn_network(0)
-PRODUCTS = {"hvp": hvp(network_loss), "ggn_vp": ggn_vp(network, gd.problems.mse)}
+PRODUCTS = {"hvp": hvp(network_loss), "ggn_vp": ggn_vp(network, gd.losses.mse)}
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
@@ -482,21 +482,21 @@ def test_params_and_batches_are_checked_as_for_gradients(name):
     [
         (
             network,
-            gd.problems.mse,
+            gd.losses.mse,
             BATCH[0],
             TypeError,
             r"batch must be a pair \(inputs, targets\); got Tensor",
         ),
         (
             lambda p, x: (x @ p["in"]).argmax(1),
-            gd.problems.mse,
+            gd.losses.mse,
             BATCH,
             TypeError,
             "model_fn must return float tensors; predictions is int64",
         ),
         (
             lambda p, x: x[:, 0],
-            gd.problems.mse,
+            gd.losses.mse,
             BATCH,
             ValueError,
             "loss does not depend on params: no leaf reaches it",
@@ -517,10 +517,10 @@ def test_a_model_that_writes_into_the_batch_raises(name):
         return network(params, x)
 
     def loss_fn(params, batch):
-        return gd.problems.mse(model_fn(params, batch[0]), batch[1])
+        return gd.losses.mse(model_fn(params, batch[0]), batch[1])
 
     batch = tuple(leaf.clone() for leaf in BATCH)
-    product = {"hvp": hvp(loss_fn), "ggn_vp": ggn_vp(model_fn, gd.problems.mse)}[name]
+    product = {"hvp": hvp(loss_fn), "ggn_vp": ggn_vp(model_fn, gd.losses.mse)}[name]
     with pytest.raises((RuntimeError, ValueError), match=r"in-place|wrote into batch"):
         product(PARAMS, batch, PARAMS)
 

@@ -9,8 +9,8 @@ import gdfunc
 
 PACKAGE = Path(gdfunc.__file__).parent
 RANKS = {
-    0: {"_tree", "_errors", "_progress", "_through", "random"},
-    1: {"_sampling", "_gradients", "_transforms", "schedules", "_scan", "problems"}
+    0: {"_tree", "_numerics", "_errors", "_progress", "_through", "random"},
+    1: {"_sampling", "_gradients", "_transforms", "schedules", "_scan", "losses", "problems", "datasets"}
     | {"_per_sample", "reducers", "_reductions"},
     2: {"_step", "curvature"},
     3: {"_train", "methods", "_sweep", "_hypergradient", "modules", "stats", "privacy"},
@@ -23,9 +23,13 @@ SAME_RANK = {
     ("random", "_errors"),
     ("_gradients", "random"),
     ("_sampling", "random"),
+    ("_tree", "_numerics"),
     ("problems", "random"),
+    ("problems", "losses"),
+    ("problems", "datasets"),
     ("reducers", "_per_sample"),
-    *[("_reductions", room) for room in ("_gradients", "_per_sample", "_scan", "reducers")],
+    ("reducers", "_reductions"),
+    *[("_reductions", room) for room in ("_gradients", "_per_sample", "_scan")],
     ("privacy", "methods"),  # whose steps know how their states begin
 }
 
@@ -62,7 +66,7 @@ DOORS = {
     "torch.utils._pytree": {"_tree"},
     "matplotlib": {"plot"},
     "hypothesis": {"testing"},
-    "sklearn": {"problems"},
+    "sklearn": {"datasets"},
     "tqdm": {"_progress"},
     "pandas": {"_sweep"},
 }

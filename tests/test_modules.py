@@ -501,7 +501,7 @@ def test_a_module_made_before_or_unlike_the_others_raises():
 
 
 def regression(apply):
-    return lambda params, batch: gd.problems.mse(apply(params, batch[0]), batch[1])
+    return lambda params, batch: gd.losses.mse(apply(params, batch[0]), batch[1])
 
 
 DATA = normal(0, 30, 3), normal(1, 30, 2)

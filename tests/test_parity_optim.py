@@ -133,7 +133,7 @@ class Pair:
 
 @pytest.fixture
 def _float64_by_default():
-    """torch's NAdam keeps its product of momenta in the default dtype; ours is in the parameters'."""
+    """Make torch's NAdam keep its product of momenta in float64, as ours does."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
@@ -158,6 +158,46 @@ def test_a_transformation_is_its_torch_optimizer_step_by_step(name, data):
         if t in (0, 1, 5, STEPS - 1):
             pair.check_params()
             pair.check_state(pair.state[-1], state_names)
+
+
+FLOAT32 = {
+    "SGD": (lambda: gd.momentum(dampening=0.1), {"momentum": 0.9, "dampening": 0.1}),
+    "Adagrad": (lambda: gd.adagrad(lr_decay=0.01), {"lr_decay": 0.01}),
+    "Adadelta": (gd.adadelta, {}),
+    "RMSprop": (lambda: gd.rmsprop(momentum=0.5, centered=True), {"momentum": 0.5, "centered": True}),
+    "Adam": (gd.adam, {}),
+    "Adamax": (gd.adamax, {}),
+    "NAdam": (gd.nadam, {}),
+    "RAdam": (gd.radam, {}),
+    "Rprop": (lambda: gd.rprop(step_sizes=(1e-4, 5e3)), {}),
+}
+
+
+@pytest.mark.parametrize("name", FLOAT32)
+def test_float32_run_agrees_with_torchs_to_3e_6_of_the_movement(name):
+    make, options = FLOAT32[name]
+    start, noise = normal(0, 200, dtype=torch.float32), normal(1, 300, 200, dtype=torch.float32)
+    parameter = torch.nn.Parameter(start.clone())
+    optimizer = getattr(torch.optim, name)([parameter], lr=0.01, **options)
+    transform, ours = make(), start
+    state = transform.init(ours)
+    for t in range(300):
+        parameter.grad = 0.7 * parameter.detach() + noise[t]
+        optimizer.step()
+        updates, state = transform.update(0.7 * ours + noise[t], state, ours)
+        ours = gd.apply_updates(ours, updates, 0.01)
+    assert (ours - parameter.detach()).norm() <= 3e-6 * (parameter.detach() - start).norm()
+
+
+@pytest.mark.parametrize("name", ["Adam", "Adamax", "NAdam", "RAdam", "RMSprop", "Adadelta"])
+@pytest.mark.parametrize(("dtype", "large"), [(torch.float16, 300.0), (torch.float32, 2e19)])
+def test_square_that_overflows_leaves_updates_finite(name, dtype, large):
+    transform = getattr(gd, name.lower())()
+    state = transform.init(torch.ones(1, dtype=dtype))
+    for gradient in (large, large / 300, large / 300):
+        update, state = transform.update(torch.tensor([gradient], dtype=dtype), state)
+        assert update.isfinite().all()
+        assert update > 0
 
 
 @given(betas, eps, rates, lrs, st.booleans(), st.integers(0, 2**32))

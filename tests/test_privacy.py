@@ -131,7 +131,7 @@ def test_what_cancels_within_a_sample_is_clipped_as_it_is_summed(loss_fn):
     params = {"w": torch.zeros(40, 40)}
     x = 1e15 * normal(0, 40, dtype=torch.float32).expand(1, 3, 40)
     batch = (torch.full((1, 3), 7) if loss_fn is words else x, cancelling(1, 40))
-    assert gd.explain_per_sample(loss_fn)(params, batch)["params['w']"].startswith("factors")
+    assert gd.reducers.explain(loss_fn)(params, batch)["params['w']"].startswith("factors")
     got = flat(clipped(params, batch, 1.0, loss_fn))
     assert got.norm() <= bound(1.0, torch.float32)
 
@@ -503,7 +503,7 @@ def test_a_step_refuses_other_trees_states_and_keys():
     batch, step = linear_data(0, 4, 3), private_step(max_norm={"w": 1.0})
     with pytest.raises(ValueError, match="max_norm does not have the structure of params"):
         step(step.init(PARAMS), batch, 0.1)
-    with pytest.raises(TypeError, match="state is dict, not PrivateState"):
+    with pytest.raises(TypeError, match="carry is dict, but this step needs PrivateState"):
         private_step()(PARAMS, batch, 0.1)
     with pytest.raises(TypeError, match="key must be an int64 tensor"):
         private_step(key=3)

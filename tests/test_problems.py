@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import grad, hessian, jvp, vmap
 
-from gdfunc import problems, random
+from gdfunc import datasets, problems, random
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -335,9 +335,9 @@ def test_nothing_is_shared_or_disturbed():
     center.zero_(), spectrum.zero_(), problem.minimizers[0].zero_()
     assert torch.equal(problem.loss_fn(problem.params), before)
 
-    heights = problems.elevation_map()
+    heights = datasets.elevation_map()
     heights.zero_()
-    assert problems.elevation_map().min() == 236
+    assert datasets.elevation_map().min() == 236
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -453,71 +453,6 @@ def test_separation_hidden_by_a_rotation_is_found(seed):
     problems.logistic_regression(x @ rotation, y)
 
 
-# Losses with targets
-
-
-@given(seed=seeds, shape=st.lists(st.integers(1, 4), max_size=3))
-def test_mse_is_the_plain_mean_of_squares(seed, shape):
-    a, b = normal(seed, *shape, 2)[..., 0], normal(seed + 1, *shape)
-    total = sum((p - t) ** 2 for p, t in zip(a.flatten().tolist(), b.flatten().tolist(), strict=True))
-    assert abs(problems.mse(a, b) - total / b.numel()) <= 1e-14 * (1 + total)
-
-
-@pytest.mark.parametrize(
-    ("predictions", "targets", "message"),
-    [
-        (
-            (5, 1),
-            (5,),
-            "mse: predictions (5, 1) and targets (5,) would broadcast to (5, 5); "
-            "reshape one, e.g. y[:, None]",
-        ),
-        (
-            (5,),
-            (5, 1),
-            "mse: predictions (5,) and targets (5, 1) would broadcast to (5, 5); "
-            "reshape one, e.g. y.reshape(predictions.shape)",
-        ),
-        (
-            (5, 2),
-            (5, 1),
-            "mse: predictions (5, 2) and targets (5, 1) would broadcast to (5, 2); reshape one",
-        ),
-        ((5,), (4,), "mse: predictions (5,) and targets (4,) differ in shape; they must be the same"),
-    ],
-)
-def test_mse_broadcasts_nothing(predictions, targets, message):
-    with pytest.raises(ValueError, match=r"^mse") as error:
-        problems.mse(torch.zeros(predictions), torch.zeros(targets))
-    assert str(error.value) == message
-
-
-@given(seed=seeds, B=st.integers(1, 5), C=st.integers(1, 4))
-def test_cross_entropy_is_the_mean_negative_log_probability(seed, B, C):
-    logits = 5 * normal(seed, B, C)
-    targets = normal(seed, B).abs().mul(10).long() % C
-    exponentials = logits.exp()
-    wanted = sum(
-        -math.log(exponentials[i, t] / exponentials[i].sum()) for i, t in enumerate(targets.tolist())
-    )
-    assert abs(problems.cross_entropy(logits, targets) - wanted / B) <= 1e-12
-    each = vmap(lambda z, t: problems.cross_entropy(z[None], t[None]))(logits, targets)
-    assert abs(each.mean() - wanted / B) <= 1e-12
-
-
-def test_cross_entropy_refuses_what_it_cannot_mean():
-    logits = torch.zeros(5, 3)
-    with pytest.raises(ValueError, match=r"\[B, C\] and targets \[B\]; got \(5, 3\) and \(5, 1\)"):
-        problems.cross_entropy(logits, torch.zeros(5, 1, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"got \(5, 3\) and \(1,\)"):
-        problems.cross_entropy(logits, torch.zeros(1, dtype=torch.int64))
-    with pytest.raises(TypeError, match=r"int64 classes; got torch.float32"):
-        problems.cross_entropy(logits, torch.zeros(5))
-    # The class that torch's own function silently leaves out.
-    with pytest.raises(RuntimeError, match="out of bounds"):
-        problems.cross_entropy(logits, torch.full((5,), -100))
-
-
 # Bad input
 
 
@@ -611,7 +546,7 @@ def test_390_months_of_prices_make_389_returns():
     assert sorted(months) == list(range(12 * 1990 + 1, 12 * 2022 + 6 + 1))
     assert len(months) == 390
 
-    data = problems.stocks()
+    data = datasets.stocks()
     assert data.features == ("IBM", "AAPL", "MSFT", "XRX", "ADBE")
     assert (data.x.shape, data.y.shape, len(data.dates)) == ((389, 5), (389,), 389)
     for t, (before, after) in enumerate(pairwise(sorted(months))):
@@ -639,18 +574,18 @@ def test_the_rows_left_out_hold_nothing_new():
         for name, *cells in zip(*[header, *rows], strict=True)
         if all(cell for cell, row in zip(cells, rows, strict=True) if row not in others)
     ]
-    assert set(complete) == {"Date", *problems.stocks().features, "^GSPC", "^IXIC"}
+    assert set(complete) == {"Date", *datasets.stocks().features, "^GSPC", "^IXIC"}
 
 
 def test_stock_regression_is_ill_conditioned_only_when_raw():
     raw, standardized = (problems.stock_regression(standardize=flag) for flag in (False, True))
     assert f"{raw.L / raw.mu:.1f} {standardized.L / standardized.mu:.2f}" == "294.3 4.95"
     assert abs(raw.minimum - standardized.minimum) <= 1e-13 * raw.minimum
-    assert torch.equal(raw.data[0], problems.stocks().x)
+    assert torch.equal(raw.data[0], datasets.stocks().x)
     x, y = standardized.data
     assert (x.mean(dim=0).abs() < 1e-14).all()
     assert ((x.square().mean(dim=0) - 1).abs() < 1e-13).all()
-    assert torch.equal(y, problems.stocks().y)
+    assert torch.equal(y, datasets.stocks().y)
 
 
 def test_elevation_map_is_the_file():
@@ -659,7 +594,7 @@ def test_elevation_map_is_the_file():
         assert file["ymin"] > file["ymax"]
         assert abs(file["dx"] - 1 / 1200) < 1e-15
         assert abs(file["dy"] - 1 / 1200) < 1e-15
-    assert np.array_equal(problems.elevation_map().numpy(), heights)
+    assert np.array_equal(datasets.elevation_map().numpy(), heights)
     assert (heights == heights.min()).sum() == 1
     assert (heights == heights.max()).sum() == 1
     row, column = np.unravel_index(heights.argmin(), heights.shape)
@@ -667,7 +602,7 @@ def test_elevation_map_is_the_file():
 
 
 def test_elevation_interpolates():
-    heights, f = problems.elevation_map(), vmap(problems.elevation().loss_fn)
+    heights, f = datasets.elevation_map(), vmap(problems.elevation().loss_fn)
     rows, columns = torch.meshgrid(torch.arange(344), torch.arange(403), indexing="ij")
     grid = torch.stack([columns, rows], dim=-1).double().reshape(-1, 2)
     assert torch.equal(f(grid).reshape(344, 403), heights)
@@ -683,7 +618,7 @@ def test_elevation_interpolates():
 
 
 def test_elevation_off_the_map_is_that_of_the_edge():
-    heights, f = problems.elevation_map(), problems.elevation().loss_fn
+    heights, f = datasets.elevation_map(), problems.elevation().loss_fn
     for place, (row, column) in {
         (-7.0, -0.5): (0, 0),
         (1e6, math.inf): (343, 402),
@@ -696,7 +631,7 @@ def test_elevation_off_the_map_is_that_of_the_edge():
     assert torch.equal(grad(f)(torch.tensor([-7.0, -7.0])), torch.zeros(2))
 
 
-@pytest.mark.parametrize("call", [problems.stocks, problems.elevation_map, problems.elevation])
+@pytest.mark.parametrize("call", [datasets.stocks, datasets.elevation_map, problems.elevation])
 def test_sample_data_needs_matplotlib_but_does_not_import_it(call, monkeypatch):
     monkeypatch.delitem(sys.modules, "matplotlib", raising=False)
     call()
@@ -706,13 +641,13 @@ def test_sample_data_needs_matplotlib_but_does_not_import_it(call, monkeypatch):
 @pytest.mark.parametrize(
     ("call", "module", "message"),
     [
-        (problems.stocks, "matplotlib", "problems.stocks needs matplotlib: .*'gdfunc.plot.'"),
+        (datasets.stocks, "matplotlib", "datasets.stocks needs matplotlib: .*'gdfunc.plot.'"),
         (problems.stock_regression, "matplotlib", "needs matplotlib: pip install 'gdfunc.plot.'"),
-        (problems.elevation_map, "matplotlib", "needs matplotlib: pip install 'gdfunc.plot.'"),
+        (datasets.elevation_map, "matplotlib", "needs matplotlib: pip install 'gdfunc.plot.'"),
         (problems.elevation, "matplotlib", "needs matplotlib: pip install 'gdfunc.plot.'"),
-        (problems.digits, "sklearn", "problems.digits needs scikit-learn: .*'gdfunc.demos.'"),
-        (problems.diabetes, "sklearn", "problems.diabetes needs scikit-learn: .*'gdfunc.demos.'"),
-        (problems.breast_cancer, "sklearn", "breast_cancer needs scikit-learn: .*'gdfunc.demos.'"),
+        (datasets.digits, "sklearn", "datasets.digits needs scikit-learn: .*'gdfunc.demos.'"),
+        (datasets.diabetes, "sklearn", "datasets.diabetes needs scikit-learn: .*'gdfunc.demos.'"),
+        (datasets.breast_cancer, "sklearn", "breast_cancer needs scikit-learn: .*'gdfunc.demos.'"),
     ],
 )
 def test_a_missing_extra_is_named_on_one_line(call, module, message, monkeypatch):
@@ -723,20 +658,20 @@ def test_a_missing_extra_is_named_on_one_line(call, module, message, monkeypatch
 
 
 def test_digits():
-    datasets = pytest.importorskip("sklearn.datasets")
-    data, file = problems.digits(), datasets.load_digits()
+    sklearn = pytest.importorskip("sklearn.datasets")
+    data, file = datasets.digits(), sklearn.load_digits()
     assert torch.equal(data.x * 16, torch.tensor(file.data))
     assert data.x.min() == 0
     assert data.x.max() == 1
     assert data.y.dtype == torch.int64
     assert data.y.tolist() == file.target.tolist()
     assert data.features[:2] == ("pixel_0_0", "pixel_0_1")
-    assert problems.digits(dtype=torch.float32).x.dtype == torch.float32
+    assert datasets.digits(dtype=torch.float32).x.dtype == torch.float32
 
 
 def test_diabetes():
-    datasets = pytest.importorskip("sklearn.datasets")
-    data, file = problems.diabetes(), datasets.load_diabetes()
+    sklearn = pytest.importorskip("sklearn.datasets")
+    data, file = datasets.diabetes(), sklearn.load_diabetes()
     assert np.array_equal(data.x.numpy(), file.data)
     assert np.array_equal(data.y.numpy(), file.target)
     assert (data.x.mean(dim=0).abs() < 1e-14).all()
@@ -744,12 +679,12 @@ def test_diabetes():
     eigenvalues = torch.linalg.eigvalsh(data.x.T @ data.x / len(data.x))
     assert 0.0091 < eigenvalues.max() < 0.0092
     assert abs(problems.linear_regression(data.x, data.y).L - 1) < 1e-12
-    assert problems.diabetes(dtype=torch.float32).y.dtype == torch.float32
+    assert datasets.diabetes(dtype=torch.float32).y.dtype == torch.float32
 
 
 def test_breast_cancer():
-    datasets = pytest.importorskip("sklearn.datasets")
-    data, file = problems.breast_cancer(), datasets.load_breast_cancer()
+    sklearn = pytest.importorskip("sklearn.datasets")
+    data, file = datasets.breast_cancer(), sklearn.load_breast_cancer()
     assert np.array_equal(data.x.numpy(), file.data)
     assert data.y.dtype == torch.int64
     assert data.y.tolist() == file.target.tolist()

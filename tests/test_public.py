@@ -57,7 +57,7 @@ def run_doctest(value, name):
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_the_docstring_has_an_example_that_runs(name):
-    if name.removeprefix("problems.") in ("digits", "diabetes", "breast_cancer"):
+    if name.removeprefix("datasets.") in ("digits", "diabetes", "breast_cancer"):
         pytest.importorskip("sklearn")
     tries, report = run_doctest(PUBLIC[name], name)
     assert not report, report

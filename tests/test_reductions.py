@@ -290,7 +290,7 @@ def test_every_reduction_is_that_of_materialised_gradients(name, size):
 @pytest.mark.parametrize("name", CASES)
 def test_each_leaf_takes_the_way_it_should(name):
     (loss_fn, params, data), expected = CASES[name]
-    ways = gd.explain_per_sample(loss_fn)(params, data(2))
+    ways = gd.reducers.explain(loss_fn)(params, data(2))
     assert list(ways) == [f"params['{leaf}']" for leaf in params]
     for kind, leaves in (("factors: ", expected), ("products: ", PRODUCTS.get(name, set()))):
         assert {path[8:-2] for path, way in ways.items() if way.startswith(kind)} == leaves, ways
@@ -560,8 +560,8 @@ class TestFallback:
 
     def check(self, loss_fn, why):
         params, batch = {"w": drawn(0, 9, 8)}, (normal(1, 3, 9),)
-        assert gd.explain_per_sample(loss_fn)(params, batch) == {"params['w']": why}
-        another = gd.explain_per_sample(lambda p, b: squared(b[0] @ p["w"]))(params, batch)
+        assert gd.reducers.explain(loss_fn)(params, batch) == {"params['w']": why}
+        another = gd.reducers.explain(lambda p, b: squared(b[0] @ p["w"]))(params, batch)
         assert another == {"params['w']": "factors: mm"}
         sizes, _ = gd.reduce_per_sample(loss_fn, R.norms())(params, batch)
         torch.testing.assert_close(sizes, materialised(loss_fn, params, batch)[0].norm(dim=1))
@@ -583,7 +583,7 @@ def test_whatever_is_finite_is_clipped_to_the_norm(dtype, size, positions):
 
     params = {"w": torch.ones(16, 12, dtype=dtype), "b": torch.ones(16, dtype=dtype)}
     if positions == 1 or dtype.itemsize >= 4:
-        assert "factors" in gd.explain_per_sample(loss_fn)(params, (x,))["params['w']"]
+        assert "factors" in gd.reducers.explain(loss_fn)(params, (x,))["params['w']"]
     bound = min(size, 1.0) / 3
     clipped, _ = gd.reduce_per_sample(loss_fn, R.clipped_sum(bound, nonfinite="zero"))(params, (x,))
     length = torch.cat([leaf.double().flatten() for leaf in clipped.values()]).norm()
@@ -624,7 +624,7 @@ def test_cancelling_positions_cost_no_accuracy():
 
     params = {"w": torch.ones(16, 12)}
     sizes, _ = gd.reduce_per_sample(loss_fn, R.norms())(params, (x,))
-    assert "factors" in gd.explain_per_sample(loss_fn)(params, (x,))["params['w']"]
+    assert "factors" in gd.reducers.explain(loss_fn)(params, (x,))["params['w']"]
     torch.testing.assert_close(sizes, materialised(loss_fn, params, (x,))[0].norm(dim=1), rtol=1e-4, atol=0)
 
 

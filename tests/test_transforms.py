@@ -1,5 +1,7 @@
 """The contract of transformations."""
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from hypothesis import given
@@ -70,3 +72,16 @@ def test_a_chain_refuses_what_is_no_transformation():
 def test_the_state_of_another_chain_raises(state):
     with pytest.raises(ValueError, match="opt_state was made for another chain: it should be a tuple of 2"):
         gd.chain(gd.scale(1.0), gd.scale(2.0)).update(GRADS, state)
+
+
+def test_mask_that_is_a_named_tuple_with_call_is_a_tree():
+    class Pair(NamedTuple):
+        w: object
+        b: object
+
+        def __call__(self, tree):
+            raise NotImplementedError
+
+    grads = Pair(torch.tensor(1.0), torch.tensor(2.0))
+    transform = gd.masked(gd.scale(0.0), Pair(True, False))
+    assert transform.update(grads, transform.init(grads), grads)[0] == (0.0, 2.0)

@@ -3,6 +3,7 @@
 from collections import OrderedDict, defaultdict
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -158,3 +159,19 @@ def test_unshare_copies_what_is_held_twice_only():
     assert first is a
     assert second.data_ptr() != a.data_ptr()
     assert third.data_ptr() != b.data_ptr()
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(3.0)[::-1],
+        np.arange(3, dtype=">f4"),
+        np.broadcast_to(np.arange(3.0), (2, 3)),
+        np.array(2.0),
+    ],
+    ids=["negative strides", "foreign byte order", "read-only", "0-d"],
+)
+def test_every_numeric_array_becomes_a_tensor(array):
+    tensor = _tree.as_tensors({"x": array})["x"]
+    assert tensor.tolist() == array.tolist()
+    assert tensor.dtype == getattr(torch, array.dtype.name)

@@ -18,9 +18,8 @@ from .._gradients import (
     check_samples,
     sample_bytes,
 )
-from .._per_sample import PerSample
+from .._per_sample import PerSample, Reducer
 from .._tree import Tree
-from ..reducers import Reducer
 
 _AT_ONCE = 2**26  # bytes: larger chunks leave the caches, and are no faster
 
@@ -41,7 +40,7 @@ def reduce_per_sample(
     that the loss multiplies with, convolves with, or looks up rows in, no gradient is made at all where
     their norms and sums follow from smaller factors, the activations and the errors that back-propagation
     finds; where these are not smaller, they are multiplied out. The rest is differentiated as it is;
-    `explain_per_sample` tells which leaf goes which way.
+    `reducers.explain` tells which leaf goes which way.
 
     Args:
         loss_fn: as in `batch_grad`; it meets each sample as a batch of one.
@@ -127,7 +126,7 @@ def reduce_per_sample(
     return reduced
 
 
-def explain_per_sample(loss_fn: LossFn) -> Callable[[Tree, Tree], dict[str, str]]:
+def explain(loss_fn: LossFn) -> Callable[[Tree, Tree], dict[str, str]]:
     """Make the function `(params, batch) -> dict` that tells which way the gradients of each leaf come.
 
     Args:
@@ -144,7 +143,7 @@ def explain_per_sample(loss_fn: LossFn) -> Callable[[Tree, Tree], dict[str, str]
     Example:
         >>> loss_fn = lambda p, x: ((x @ p["w"] + p["b"]) ** 2).mean()
         >>> params = {"w": torch.ones(8, 8), "b": torch.ones(8)}
-        >>> for path, way in gd.explain_per_sample(loss_fn)(params, torch.ones(3, 8)).items():
+        >>> for path, way in gd.reducers.explain(loss_fn)(params, torch.ones(3, 8)).items():
         ...     print(path, way)
         params['w'] factors: mm
         params['b'] direct: enters through add

@@ -1,15 +1,12 @@
 """Gradient transformations: what stands between a gradient and the step along it."""
 
-from ._adaptive import adabelief as adabelief
-from ._adaptive import adadelta as adadelta
-from ._adaptive import adagrad as adagrad
-from ._adaptive import adam as adam
-from ._adaptive import adamax as adamax
-from ._adaptive import adamw as adamw
-from ._adaptive import nadam as nadam
-from ._adaptive import radam as radam
-from ._adaptive import rmsprop as rmsprop
-from ._adaptive import yogi as yogi
+from ._adam import adabelief as adabelief
+from ._adam import adam as adam
+from ._adam import adamax as adamax
+from ._adam import adamw as adamw
+from ._adam import nadam as nadam
+from ._adam import radam as radam
+from ._adam import yogi as yogi
 from ._base import GradientTransformation as GradientTransformation
 from ._base import chain as chain
 from ._base import check_transform as check_transform
@@ -32,6 +29,9 @@ from ._momentum import momentum as momentum
 from ._momentum import rprop as rprop
 from ._momentum import sign as sign
 from ._momentum import weight_decay as weight_decay
+from ._rms import adadelta as adadelta
+from ._rms import adagrad as adagrad
+from ._rms import rmsprop as rmsprop
 from ._wrappers import accumulate as accumulate
 from ._wrappers import apply_if_finite as apply_if_finite
 from ._wrappers import freeze as freeze

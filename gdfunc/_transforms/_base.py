@@ -1,13 +1,13 @@
 """The contract of gradient transformations, and the parts that they are built of.
 
-A transformation is a pair of pure functions. It gives the direction u only: no learning rate and no
-sign, for the step does θ − lr·u. To add one, write a function of its hyperparameters that returns the
-pair: `init` builds the state with `zeros`, `update` hands a rule for one leaf to `each_leaf`, which takes
-care of trees, dtypes and states that do not fit. `sign` in `_momentum.py` is the smallest, `adam` in
-`_adaptive.py` the usual shape. Then add its line to the table in `tests/test_conformance.py`.
+A transformation is a pair of pure functions. It gives the direction u without learning rate and sign,
+because the step does θ − lr·u. To add one, copy the shape of `adam` in `_adam.py`: a NamedTuple for the
+state, the scalars of a step, and the formula for one leaf in `update`. `leafwise` makes the pair of them,
+and takes care of trees, dtypes and states that do not fit. Then add its line to the table in
+`tests/test_conformance.py` and its name to `__init__.py`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .. import _tree
 from .._errors import check_scalar
+from .._numerics import precise, wide
 from .._tree import Tree
 
 Scalar = float | Tensor
@@ -68,7 +69,7 @@ def scale(factor: float | Tensor) -> GradientTransformation:
         (tensor(1.5000), ())
     """
     factor = check_scalar("factor", factor, "(-inf, inf)")
-    return stateless(lambda g: g * in_dtype(g.dtype, factor)[0])
+    return stateless(lambda g, factor: g * factor, factor)
 
 
 def chain(*transforms: GradientTransformation) -> GradientTransformation:
@@ -112,7 +113,7 @@ def chain(*transforms: GradientTransformation) -> GradientTransformation:
 
 
 def check_transform(transform: Any, name: str = "transform") -> None:
-    """Refuse what is no transformation, and say what it takes to make it one."""
+    """Refuse an object that is no transformation."""
     if isinstance(transform, GradientTransformation):
         return
     kind = type(transform).__name__
@@ -135,82 +136,112 @@ def stateful(kind: type, init: Callable[[Tree], Any], update: Callable[..., Any]
     return GradientTransformation(init, checked)
 
 
-def stateless(rule: Callable[..., Tensor], *, with_params: bool = False) -> GradientTransformation:
-    """Make a transformation without memory of a rule for one leaf: `g -> u`, or `(g, p) -> u`."""
+def leafwise(
+    kind: Any,
+    update: Callable[..., tuple[Tensor | None, ...]],
+    starts: Sequence[Scalar | None],
+    of_step: Callable[[Any], tuple[Scalar, ...]] = lambda t: (),
+) -> GradientTransformation:
+    """Make a transformation of its formula for one leaf.
+
+    Args:
+        kind: the NamedTuple of the state: its trees, after a `step` if steps are counted.
+        update: `(g, *states, *scalars) -> (u, *new states)`.
+        starts: the first value of each tree of the state. None stands for a tree that is not used: it is
+            `()` in the state and None in `update`.
+        of_step: `t -> scalars` of step t = 1, 2, … in float64, or of None without a `step`. The scalars are
+            rounded once, to the dtype of each leaf.
+    """
+    counted = kind._fields[0] == "step"
+
+    def init(params: Tree) -> Any:
+        trees = [() if start is None else filled(params, start) for start in starts]
+        return kind(no_steps(params), *trees) if counted else kind(*trees)
+
+    @wraps(update)
+    def update_trees(grads: Tree, state: Any, params: Tree = None) -> tuple[Tree, Any]:
+        del params
+        step, trees = (state.step + 1, state[1:]) if counted else (None, state)
+        trees = [None if start is None else tree for tree, start in zip(trees, starts, strict=True)]
+        scalars = of_step(None if step is None else step.to(precise(step)))
+        updates, *trees = each_leaf(update, grads, *trees, scalars=scalars)
+        return updates, kind(step, *trees) if counted else kind(*trees)
+
+    return stateful(kind, init, update_trees)
+
+
+def stateless(
+    update: Callable[..., Tensor], *scalars: Scalar, with_params: bool = False
+) -> GradientTransformation:
+    """Make a transformation without memory of `(g, *scalars) -> u` or `(g, p, *scalars) -> u`."""
 
     def init(params: Tree) -> tuple[()]:
         del params
         return ()
 
-    def update(grads: Tree, state: tuple[()], params: Tree = None) -> tuple[Tree, tuple[()]]:
-        others = (needed(params),) if with_params else ()
-        (updates,) = each_leaf(lambda *leaves: (rule(*leaves),), grads, *others)
+    @wraps(update)
+    def update_trees(grads: Tree, state: tuple[()], params: Tree = None) -> tuple[Tree, tuple[()]]:
+        others = {"params": needed(params)} if with_params else {}
+        (updates,) = each_leaf(lambda *leaf: (update(*leaf),), grads, scalars=scalars, **others)
         return updates, state
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, update_trees)
 
 
-def each_leaf(rule: Callable[..., tuple[Tensor, ...]], grads: Tree, *others: Tree) -> tuple[Tree, ...]:
-    """Apply a rule to corresponding leaves; return as many trees as it gives results for a leaf.
+def each_leaf(
+    update: Callable[..., tuple[Tensor | None, ...]],
+    grads: Tree,
+    *states: Tree,
+    params: Tree = (),
+    scalars: Sequence[Scalar] = (),
+) -> tuple[Tree, ...]:
+    """Apply `(g, *states, p, *scalars) -> (u, *new states)` to corresponding leaves, and return the trees.
 
-    Every result is rounded to the dtype of its gradient, so that no scalar promotes a state.
+    Every result is rounded to the dtype of its gradient, so that no scalar promotes a state. A state that
+    is None stays None for every leaf, and comes back as `()`.
 
     Raises:
         ValueError: a tree of the state is not like grads, in structure or in a leaf's shape.
     """
     leaves, structure = _tree.flatten(grads)
-    columns = [leaves]
-    for other in others:
-        matched = _tree.match(structure, other)
-        if matched is None or any(o.shape != g.shape for o, g in zip(matched, leaves, strict=True)):
-            raise ValueError(
-                f"optimizer state was made for a different parameter tree, or with other options: "
-                f"{_tree.differences(other, grads, 'state', 'params')}; "
-                f"make it with transform.init(params)"
-            )
-        columns.append(matched)
-    results = [
-        [r if r.dtype == group[0].dtype else r.to(group[0].dtype) for r in rule(*group)]
-        for group in zip(*columns, strict=True)
-    ]
-    return tuple(_tree.unflatten(structure, list(column)) for column in zip(*results, strict=True))
+    given = [*states, params] if params != () else states
+    columns = [_matched(tree, grads, leaves, structure) for tree in given]
+    rounded: dict[torch.dtype, list[Scalar]] = {}
+    results: list[list[Any]] = [[] for _ in range(1 + len(states))]
+    for g, *others in zip(leaves, *columns, strict=True):
+        if g.dtype not in rounded:
+            rounded[g.dtype] = [in_dtype(scalar, g.dtype) for scalar in scalars]
+        for column, result in zip(results, update(g, *others, *rounded[g.dtype]), strict=True):
+            column.append(result if result is None or result.dtype == g.dtype else result.to(g.dtype))
+    return tuple(
+        () if i and states[i - 1] is None else _tree.unflatten(structure, column)
+        for i, column in enumerate(results)
+    )
+
+
+def _matched(tree: Tree, grads: Tree, leaves: list[Tensor], structure: Any) -> list[Any]:
+    """The leaves of a tree in the order of those of grads, whose shapes they must have."""
+    if tree is None:
+        return [None] * len(leaves)
+    matched = _tree.match(structure, tree)
+    if matched is None or any(o.shape != g.shape for o, g in zip(matched, leaves, strict=True)):
+        raise ValueError(
+            f"optimizer state was made for a different parameter tree, or with other options: "
+            f"{_tree.differences(tree, grads, 'state', 'params')}; make it with transform.init(params)"
+        )
+    return matched
 
 
 def zeros(params: Tree) -> Tree:
-    """A tree of zeros like params: the usual first state."""
+    """Make a tree of zeros like params: the usual first state."""
     return _tree.map(torch.zeros_like, params)
 
 
-def no_steps(params: Tree) -> Tensor:
-    """A count of steps, 0-d int64, on the parameters' device."""
-    return torch.zeros((), dtype=torch.int64, device=_tree.leaves(params)[0].device)
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which the scalars of a leaf are computed: its own, but at least float32."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def in_dtype(dtype: torch.dtype, *scalars: Scalar) -> list[Scalar]:
-    """Bring 0-d tensors to the dtype of a leaf's scalars, so that they promote nothing."""
-    return [scalar.to(wide(dtype)) if isinstance(scalar, Tensor) else scalar for scalar in scalars]
-
-
-def lerp(start: Tensor, end: Tensor, weight: Scalar) -> Tensor:
-    """start + weight·(end − start), in the dtype of the leaf."""
-    return torch.lerp(start, end, weight.to(start.dtype) if isinstance(weight, Tensor) else weight)
-
-
-def select(condition: Tensor, yes: Scalar, no: Scalar, dtype: torch.dtype) -> Tensor:
-    """`torch.where` for scalars, in the dtype of a leaf's scalars: torch makes numbers float32 there."""
-    device, dtype = condition.device, wide(dtype)
-    yes, no = (torch.as_tensor(scalar, dtype=dtype, device=device) for scalar in (yes, no))
-    return torch.where(condition, yes, no)
-
-
-def safe_sqrt(x: Tensor) -> Tensor:
-    """√x with a finite derivative at zero: x counts as no less than the smallest normal number."""
-    return x.clamp_min(torch.finfo(x.dtype).tiny).sqrt()
+def filled(params: Tree, start: Scalar) -> Tree:
+    """Make a tree like params whose entries are all `start`."""
+    if not isinstance(start, Tensor):
+        return _tree.map(lambda p: torch.full_like(p, start), params)
+    return _tree.map(lambda p: (torch.zeros_like(p) + start).to(p.dtype), params)
 
 
 def needed(params: Tree, name: str = "this transformation") -> Tree:
@@ -218,3 +249,36 @@ def needed(params: Tree, name: str = "this transformation") -> Tree:
     if params is None:
         raise ValueError(f"{name} needs params: update(grads, opt_state, params)")
     return params
+
+
+def no_steps(params: Tree) -> Tensor:
+    """Make a count of steps, 0-d int64, on the parameters' device."""
+    leaves = _tree.leaves(params)
+    return torch.zeros((), dtype=torch.int64, device=leaves[0].device if leaves else None)
+
+
+def in_dtype(scalar: Any, dtype: torch.dtype) -> Any:
+    """Round a 0-d float tensor to the dtype of a leaf's scalars, so that it promotes nothing."""
+    is_float = isinstance(scalar, Tensor) and scalar.is_floating_point()
+    return scalar.to(wide(dtype)) if is_float else scalar
+
+
+def ema(average: Tensor, x: Tensor, beta: Scalar) -> Tensor:
+    """Average exponentially: β·average + (1 − β)·x."""
+    weight = 1.0 - beta
+    return torch.lerp(average, x, weight.to(x.dtype) if isinstance(weight, Tensor) else weight)
+
+
+def ema_of_squares(average: Tensor, x: Tensor, beta: Scalar) -> Tensor:
+    """Average squares exponentially, β·average + (1 − β)·x², without overflow of x² alone."""
+    if not isinstance(beta, Tensor):
+        return torch.addcmul(beta * average, x, x, value=1.0 - beta)
+    return torch.addcmul(in_dtype(beta, x.dtype) * average, in_dtype(1.0 - beta, x.dtype) * x, x)
+
+
+def check_betas(betas: tuple[Scalar, Scalar]) -> tuple[Scalar, Scalar]:
+    """Return two decay rates, each in [0, 1)."""
+    if isinstance(betas, float | int) or len(betas) != 2:
+        raise TypeError(f"betas must be a pair (β₁, β₂); got {betas!r}")
+    beta1, beta2 = betas
+    return check_scalar("betas[0]", beta1, "[0, 1)"), check_scalar("betas[1]", beta2, "[0, 1)")

@@ -5,8 +5,9 @@ from torch import Tensor
 
 from .. import _tree
 from .._errors import check_scalar
+from .._numerics import like, norms
 from .._tree import Tree
-from ._base import GradientTransformation, Scalar, each_leaf, in_dtype, stateless
+from ._base import GradientTransformation, Scalar, each_leaf, stateless
 
 
 def clip_by_value(limit: Scalar) -> GradientTransformation:
@@ -29,11 +30,11 @@ def clip_by_value(limit: Scalar) -> GradientTransformation:
     """
     limit = check_scalar("limit", limit, "(0, inf)")
 
-    def rule(g: Tensor) -> Tensor:
-        bound = torch.as_tensor(limit, dtype=g.dtype, device=g.device)
+    def update(g: Tensor) -> Tensor:
+        bound = like(limit, g)
         return torch.clamp(g, -bound, bound)
 
-    return stateless(rule)
+    return stateless(update)
 
 
 def clip_by_global_norm(max_norm: Scalar) -> GradientTransformation:
@@ -67,10 +68,8 @@ def clip_by_global_norm(max_norm: Scalar) -> GradientTransformation:
     def update(grads: Tree, state: tuple[()], params: Tree = None) -> tuple[Tree, tuple[()]]:
         del params
         norm = _tree.norm(grads)
-        bound = torch.as_tensor(max_norm, dtype=norm.dtype, device=norm.device)
-        factor = _shrink(norm, bound)
-        (updates,) = each_leaf(lambda g: (g * in_dtype(g.dtype, factor)[0],), grads)
-        return updates, state
+        factor = _shrink(norm, like(max_norm, norm))
+        return each_leaf(lambda g, factor: (g * factor,), grads, scalars=(factor,))[0], state
 
     return GradientTransformation(init, update)
 
@@ -102,15 +101,13 @@ def adaptive_clip(clipping: Scalar = 0.01, *, eps: Scalar = 1e-3) -> GradientTra
     clipping, eps = check_scalar("clipping", clipping, "(0, inf)"), check_scalar("eps", eps, "(0, inf)")
 
     def norm(x: Tensor) -> Tensor:
-        dims = tuple(range(1, x.ndim)) if x.ndim > 1 else None
-        return torch.linalg.vector_norm(x, dim=dims, keepdim=x.ndim > 1)
+        return norms(x.flatten(1)).view(-1, *[1] * (x.ndim - 1)) if x.ndim > 1 else norms(x.flatten())
 
-    def rule(g: Tensor, p: Tensor) -> Tensor:
-        share = in_dtype(g.dtype, clipping)[0]
-        least = torch.as_tensor(eps, dtype=g.dtype, device=g.device)
-        return g * _shrink(norm(g), share * torch.maximum(norm(p), least))
+    def update(g: Tensor, p: Tensor, clipping: Scalar) -> Tensor:
+        size = norm(p)
+        return g * _shrink(norm(g), clipping * torch.maximum(size, like(eps, size))).to(g.dtype)
 
-    return stateless(rule, with_params=True)
+    return stateless(update, clipping, with_params=True)
 
 
 def zero_nans() -> GradientTransformation:

@@ -8,19 +8,10 @@ from torch import Tensor
 
 from .. import _tree
 from .._errors import check_int, check_scalar
+from .._numerics import like, norms, safe_ratio
 from .._tree import Tree
-from ._adaptive import adam
-from ._base import (
-    GradientTransformation,
-    Scalar,
-    chain,
-    each_leaf,
-    in_dtype,
-    lerp,
-    stateful,
-    stateless,
-    zeros,
-)
+from ._adam import adam
+from ._base import GradientTransformation, Scalar, chain, ema, leafwise, stateless
 from ._momentum import momentum as accumulate_momentum
 from ._momentum import weight_decay as add_decay
 
@@ -45,7 +36,7 @@ def trust_ratio(*, coefficient: Scalar = 1.0) -> GradientTransformation:
     """
     coefficient = check_scalar("coefficient", coefficient, "(0, inf)")
     return stateless(
-        lambda g, p: g * _trust(_norm(p), _norm(g), in_dtype(g.dtype, coefficient)[0]), with_params=True
+        lambda g, p, coefficient: g * _trust(_norm(p), _norm(g), coefficient), coefficient, with_params=True
     )
 
 
@@ -77,14 +68,13 @@ def lars(
     decay = check_scalar("weight_decay", weight_decay, "[0, inf)")
     trust = check_scalar("trust_coefficient", trust_coefficient, "(0, inf)")
 
-    def rule(g: Tensor, p: Tensor) -> Tensor:
-        rate, coefficient = in_dtype(g.dtype, decay, trust)
+    def update(g: Tensor, p: Tensor, decay: Scalar, trust: Scalar) -> Tensor:
         size, slope = _norm(p), _norm(g)
-        both = (size > 0) & (slope > 0)
-        slope = torch.where(both, slope + rate * size, torch.zeros_like(slope))
-        return (g + rate * p) * _trust(size, slope, coefficient)
+        both = (size != 0) & (slope != 0)
+        slope = torch.where(both, slope + decay * size, torch.zeros_like(slope))
+        return (g + decay * p) * _trust(size, slope, trust)
 
-    return chain(stateless(rule, with_params=True), accumulate_momentum(momentum))
+    return chain(stateless(update, decay, trust, with_params=True), accumulate_momentum(momentum))
 
 
 def lamb(
@@ -163,6 +153,23 @@ def muon(
     check_int("ns_steps", ns_steps, 1)
     eps = check_scalar("eps", eps, "(0, inf)")
 
+    def update(
+        g: Tensor, buffer: Tensor, beta: Scalar, a: Scalar, b: Scalar, c: Scalar
+    ) -> tuple[Tensor, ...]:
+        buffer = ema(buffer, g, momentum)
+        x = ema(g, buffer, 1.0 - beta) if nesterov else buffer
+        tall = x.shape[0] > x.shape[1]
+        x = x.T if tall else x
+        size = _norm(x)
+        x = x / torch.maximum(size, like(eps, size)).to(x.dtype)
+        for _ in range(ns_steps):
+            gram = x @ x.T
+            x = a * x + (b * gram + c * (gram @ gram)) @ x
+        x = x.T if tall else x
+        return math.sqrt(max(1.0, g.shape[0] / g.shape[1])) * x, buffer
+
+    transform = leafwise(MuonState, update, (0.0,), lambda t: (momentum, *coefficients))
+
     def init(params: Tree) -> MuonState:
         for path, leaf in _tree.named_leaves(params, "params"):
             if leaf.ndim != 2:
@@ -170,38 +177,17 @@ def muon(
                     f"{path} has shape {tuple(leaf.shape)}, but muon is for matrices; give it another "
                     f"transformation with partition"
                 )
-        return MuonState(zeros(params))
+        return transform.init(params)
 
-    def update(grads: Tree, state: MuonState, params: Tree = None) -> tuple[Tree, MuonState]:
-        del params
-
-        def rule(g: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor]:
-            beta, a, b, c = in_dtype(g.dtype, momentum, *coefficients)
-            least = torch.as_tensor(eps, dtype=g.dtype, device=g.device)
-            buffer = lerp(buffer, g, 1.0 - beta)
-            x = lerp(g, buffer, beta) if nesterov else buffer
-            tall = x.shape[0] > x.shape[1]
-            x = x.T if tall else x
-            x = x / torch.maximum(_norm(x), least)
-            for _ in range(ns_steps):
-                gram = x @ x.T
-                x = a * x + (b * gram + c * (gram @ gram)) @ x
-            x = x.T if tall else x
-            return math.sqrt(max(1.0, g.shape[0] / g.shape[1])) * x, buffer
-
-        updates, buffer = each_leaf(rule, grads, state.momentum_buffer)
-        return updates, MuonState(buffer)
-
-    return stateful(MuonState, init, update)
+    return transform._replace(init=init)
 
 
 def _norm(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x)
+    return norms(x.flatten())
 
 
 def _trust(size: Tensor, slope: Tensor, coefficient: Scalar) -> Tensor:
     """coefficient·size/slope, or 1 where either is zero, with finite derivatives."""
-    both = (size > 0) & (slope > 0)
     return torch.where(
-        both, coefficient * size / torch.where(both, slope, torch.ones_like(slope)), torch.ones_like(size)
+        (size != 0) & (slope != 0), coefficient * safe_ratio(size, slope), torch.ones_like(size)
     )

@@ -1,6 +1,5 @@
 """L-BFGS: curvature from the last few displacements and changes of the gradient."""
 
-from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor
 
 from .. import _tree
 from .._errors import check_int, check_scalar
+from .._numerics import like, widest
 from .._tree import Tree
 from ._base import GradientTransformation, Scalar, needed, stateful
 
@@ -70,7 +70,7 @@ def lbfgs(history: int = 10, *, eps: Scalar = 1e-10) -> GradientTransformation:
         point, gradient = _vector(needed(params, "lbfgs")), _vector(grads)
         s, y = point - state.params, gradient - state.grads
         curvature = s @ y
-        keep = curvature > torch.as_tensor(eps, dtype=point.dtype, device=point.device)
+        keep = curvature > like(eps, point)
         inverse = 1 / torch.where(keep, curvature, torch.ones_like(curvature))
 
         def push(rows: Tensor, row: Tensor) -> Tensor:
@@ -101,13 +101,13 @@ def _two_loops(gradient: Tensor, state: LBFGSState) -> Tensor:
 def _vector(tree: Tree) -> Tensor:
     """Join all leaves into a new vector [P], in the widest of their dtypes, at least float32."""
     leaves = _tree.leaves(tree)
-    dtype = reduce(torch.promote_types, (leaf.dtype for leaf in leaves), torch.float32)
-    return torch.cat([leaf.flatten().to(dtype) for leaf in leaves])
+    dtype = widest(leaves)
+    return torch.cat([leaf.flatten().to(dtype) for leaf in leaves]) if leaves else torch.zeros(0)
 
 
 def _like_tree(vector: Tensor, tree: Tree) -> Tree:
     """Cut a vector into a tree with the shapes and dtypes of another."""
     leaves, structure = _tree.flatten(tree)
-    parts = vector.split([leaf.numel() for leaf in leaves])
+    parts = vector.split([leaf.numel() for leaf in leaves]) if leaves else ()
     shaped = [part.reshape(leaf.shape).to(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)]
     return _tree.unflatten(structure, shaped)

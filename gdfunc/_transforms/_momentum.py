@@ -1,26 +1,15 @@
 """Directions from a running average of gradients, and from their signs."""
 
-from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import _tree
 from .._errors import check_scalar
+from .._numerics import like
+from .._numerics import sign as sign_of
 from .._tree import Tree
-from ._base import (
-    GradientTransformation,
-    Scalar,
-    each_leaf,
-    in_dtype,
-    lerp,
-    no_steps,
-    select,
-    stateful,
-    stateless,
-    zeros,
-)
+from ._base import GradientTransformation, Scalar, check_betas, ema, leafwise, stateless
 
 
 class MomentumState(NamedTuple):
@@ -57,35 +46,24 @@ def momentum(
         I. Sutskever, J. Martens, G. Dahl, G. Hinton, "On the importance of initialization and momentum in
         deep learning", 2013. torch: `SGD(momentum=, dampening=, nesterov=)`.
     """
-    momentum = check_scalar("momentum", momentum, "[0, 1)")
+    beta = check_scalar("momentum", momentum, "[0, 1)")
     dampening = check_scalar("dampening", dampening, "[0, 1]")
 
-    def init(params: Tree) -> MomentumState:
-        return MomentumState(no_steps(params), zeros(params))
+    def of_step(t: Tensor) -> tuple[Scalar, ...]:
+        one = torch.ones_like(t)
+        return beta, torch.where(t == 1, one, one - dampening)
 
-    def update(grads: Tree, state: MomentumState, params: Tree = None) -> tuple[Tree, MomentumState]:
-        del params
+    def update(g: Tensor, b: Tensor, beta: Scalar, weight: Tensor) -> tuple[Tensor, ...]:
+        b = beta * b + weight * g
+        return (g + beta * b if nesterov else b), b
 
-        @cache
-        def weights(dtype: torch.dtype) -> tuple[Scalar, Scalar]:
-            beta, damp = in_dtype(dtype, momentum, dampening)
-            return beta, select(state.step == 0, 1.0, 1.0 - damp, dtype)
-
-        def rule(g: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-            beta, weight = weights(g.dtype)
-            b = beta * b + weight * g
-            return (g + beta * b if nesterov else b), b
-
-        updates, buffer = each_leaf(rule, grads, state.momentum_buffer)
-        return updates, MomentumState(state.step + 1, buffer)
-
-    return stateful(MomentumState, init, update)
+    return leafwise(MomentumState, update, (0.0,), of_step)
 
 
 def sign() -> GradientTransformation:
     """Take the sign of every entry of the gradient.
 
-    u = sign(g)
+    u = sign(g); NaN where g is NaN
 
     Example:
         >>> gd.sign().update(torch.tensor([3.0, -0.1, 0.0]), ())
@@ -95,7 +73,7 @@ def sign() -> GradientTransformation:
         J. Bernstein, Y.-X. Wang, K. Azizzadenesheli, A. Anandkumar, "signSGD: compressed optimisation for
         non-convex problems", 2018.
     """
-    return stateless(torch.sign)
+    return stateless(sign_of)
 
 
 class LionState(NamedTuple):
@@ -121,22 +99,12 @@ def lion(betas: tuple[Scalar, Scalar] = (0.9, 0.99)) -> GradientTransformation:
     References:
         X. Chen et al., "Symbolic discovery of optimization algorithms", 2023.
     """
-    betas = check_betas(betas)
+    beta1, beta2 = check_betas(betas)
 
-    def init(params: Tree) -> LionState:
-        return LionState(zeros(params))
+    def update(g: Tensor, m: Tensor) -> tuple[Tensor, ...]:
+        return sign_of(ema(m, g, beta1)), ema(m, g, beta2)
 
-    def update(grads: Tree, state: LionState, params: Tree = None) -> tuple[Tree, LionState]:
-        del params
-
-        def rule(g: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
-            beta1, beta2 = in_dtype(g.dtype, *betas)
-            return torch.sign(lerp(m, g, 1.0 - beta1)), lerp(m, g, 1.0 - beta2)
-
-        updates, exp_avg = each_leaf(rule, grads, state.exp_avg)
-        return updates, LionState(exp_avg)
-
-    return stateful(LionState, init, update)
+    return leafwise(LionState, update, (0.0,))
 
 
 class RpropState(NamedTuple):
@@ -174,31 +142,19 @@ def rprop(
         algorithm", 1993. torch: `Rprop`, in another unit.
     """
     factors = check_scalar("etas[0]", etas[0], "(0, 1)"), check_scalar("etas[1]", etas[1], "(1, inf)")
-    bounds = [check_scalar(f"step_sizes[{i}]", size, "(0, inf)") for i, size in enumerate(step_sizes)]
-    low, high = bounds
+    low, high = (check_scalar(f"step_sizes[{i}]", size, "(0, inf)") for i, size in enumerate(step_sizes))
     if not isinstance(low, Tensor) and not isinstance(high, Tensor) and low > high:
         raise ValueError(f"step_sizes must be (smallest, largest); got {step_sizes!r}")
 
-    def init(params: Tree) -> RpropState:
-        return RpropState(zeros(params), _tree.map(torch.ones_like, params))
+    def update(g: Tensor, prev: Tensor, size: Tensor) -> tuple[Tensor, ...]:
+        minus, plus, least, most = (like(scalar, g) for scalar in (*factors, low, high))
+        turn = sign_of(g) * sign_of(prev)
+        size = size * torch.where(turn > 0, plus, torch.where(turn < 0, minus, torch.ones_like(g)))
+        size = torch.clamp(size, least, most)
+        kept = torch.where(turn < 0, torch.zeros_like(g), g)
+        return sign_of(kept) * size, kept, size
 
-    def update(grads: Tree, state: RpropState, params: Tree = None) -> tuple[Tree, RpropState]:
-        del params
-
-        def rule(g: Tensor, prev: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            minus, plus, low, high = (
-                torch.as_tensor(h, dtype=g.dtype, device=g.device) for h in (*factors, *bounds)
-            )
-            turn = torch.sign(g) * torch.sign(prev)
-            size = size * torch.where(turn > 0, plus, torch.where(turn < 0, minus, torch.ones_like(g)))
-            size = torch.clamp(size, low, high)
-            kept = torch.where(turn < 0, torch.zeros_like(g), g)
-            return torch.sign(kept) * size, kept, size
-
-        updates, prev, step_size = each_leaf(rule, grads, state.prev, state.step_size)
-        return updates, RpropState(prev, step_size)
-
-    return stateful(RpropState, init, update)
+    return leafwise(RpropState, update, (0.0, 1.0))
 
 
 def weight_decay(rate: Scalar) -> GradientTransformation:
@@ -223,12 +179,4 @@ def weight_decay(rate: Scalar) -> GradientTransformation:
         I. Loshchilov, F. Hutter, "Decoupled weight decay regularization", 2019.
     """
     rate = check_scalar("rate", rate, "[0, inf)")
-    return stateless(lambda g, p: g + in_dtype(g.dtype, rate)[0] * p, with_params=True)
-
-
-def check_betas(betas: tuple[Scalar, Scalar]) -> tuple[Scalar, Scalar]:
-    """Return two decay rates, each in [0, 1)."""
-    if isinstance(betas, float | int) or len(betas) != 2:
-        raise TypeError(f"betas must be a pair (β₁, β₂); got {betas!r}")
-    beta1, beta2 = betas
-    return check_scalar("betas[0]", beta1, "[0, 1)"), check_scalar("betas[1]", beta2, "[0, 1)")
+    return stateless(lambda g, p, rate: g + rate * p, rate, with_params=True)

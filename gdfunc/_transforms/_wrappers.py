@@ -103,7 +103,9 @@ def _split(
     """Route each leaf to the transformation of its label; None lets it pass."""
 
     def labels_of(tree: Tree) -> list[Any]:
-        made = labels(tree) if callable(labels) else labels
+        # A NamedTuple with a `__call__` is a tree of labels all the same.
+        is_function = callable(labels) and _tree.leaves(labels) == [labels]
+        made = labels(tree) if is_function else labels
         listed = _tree.check_structure(made, tree, name, "params")
         for (path, _), label in zip(_tree.named_leaves(tree, name), listed, strict=True):
             if name == "mask" and not isinstance(label, bool):
@@ -177,8 +179,10 @@ def apply_if_finite(transform: GradientTransformation) -> GradientTransformation
     def update(
         grads: Tree, state: ApplyIfFiniteState, params: Tree = None
     ) -> tuple[Tree, ApplyIfFiniteState]:
-        finite = torch.stack([leaf.isfinite().all() for leaf in _tree.leaves(grads)]).all()
-        # The branch not taken must not see what is not finite either, or its derivative would be NaN.
+        finite = torch.ones_like(state.total, dtype=torch.bool)
+        for leaf in _tree.leaves(grads):
+            finite = finite & leaf.isfinite().all()
+        # Because NaN in the branch not taken would make the derivative NaN, it gets zeros.
         safe = _tree.where(finite, grads, zeros(grads))
         updates, inner = transform.update(safe, state.inner, params)
         skipped = (~finite).to(torch.int64)
@@ -226,7 +230,7 @@ def accumulate(transform: GradientTransformation, steps: int) -> GradientTransfo
         return AccumulateState(transform.init(params), zeros(params), no_steps(params))
 
     def update(grads: Tree, state: AccumulateState, params: Tree = None) -> tuple[Tree, AccumulateState]:
-        (total,) = each_leaf(lambda g, s: (s + g,), grads, state.sum)
+        _, total = each_leaf(lambda g, s: (g, s + g), grads, state.sum)
         updates, inner = transform.update(_tree.map(lambda s: s / steps, total), state.inner, params)
         complete = state.accumulated + 1 == steps
         return _tree.where(complete, updates, zeros(updates)), AccumulateState(

@@ -7,10 +7,10 @@ from torch import Tensor
 from .. import _tree
 from .._errors import check_scalar
 from .._gradients import LossFn, batch_grad
+from .._numerics import like
 from .._step import Step, apply_updates, copy_params
 from .._transforms import zeros
 from .._tree import Tree
-from ._scalars import like
 
 
 class HeavyBallState(NamedTuple):

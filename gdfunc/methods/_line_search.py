@@ -8,11 +8,12 @@ from torch import Tensor
 from .. import _tree
 from .._errors import check_int, check_scalar
 from .._gradients import LossFn, batch_grad
+from .._numerics import safe_ratio, widen
 from .._scan import scan
 from .._step import Step, apply_updates, copy_params
 from .._transforms import GradientTransformation, chain, check_transform
 from .._tree import Tree
-from ._scalars import learning_rate, safe_ratio, scalar
+from ._scalars import learning_rate, scalar
 
 _PLAIN = chain()
 
@@ -83,7 +84,7 @@ def line_search(
         grads, loss = gradients(params, batch)
         updates, opt_state = transform.update(grads, state.opt_state, params)
         longest = learning_rate(lr, params)
-        slope = _tree.dot(_wide(grads), _wide(updates))
+        slope = _tree.dot(_tree.map(widen, grads), _tree.map(widen, updates))
 
         def try_one(sizes: tuple[Tensor, Tensor], _: None) -> tuple[tuple[Tensor, Tensor], None]:
             accepted, size = sizes
@@ -162,8 +163,3 @@ def polyak(
         return PolyakState(apply_updates(params, grads, size), size), loss, grads
 
     return Step(init, advance, PolyakState)
-
-
-def _wide(tree: Tree) -> Tree:
-    """Widen half precision to float32, for sums."""
-    return _tree.map(lambda leaf: leaf.to(torch.promote_types(leaf.dtype, torch.float32)), tree)

@@ -5,10 +5,11 @@ from torch import Tensor
 from .. import _tree
 from .._errors import check_scalar
 from .._gradients import LossFn, batch_grad
+from .._numerics import safe_ratio
 from .._step import Step, TrainState, apply_updates, copy_params
 from .._transforms import GradientTransformation, chain, check_transform
 from .._tree import Tree
-from ._scalars import safe_ratio, scalar
+from ._scalars import scalar
 
 _PLAIN = chain()
 

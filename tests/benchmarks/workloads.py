@@ -65,7 +65,7 @@ def digits(steps: int, method: str = "sgd", batch_size: int = 32) -> Problem:
     """W2: the 1797 digits, an MLP 64-64-10, batches of 32."""
     net = network("mlp", 64, 64, 10)
     apply, params, _ = gd.modules.functional(net)
-    x, y = gd.problems.digits(dtype=torch.float32)[:2]
+    x, y = gd.datasets.digits(dtype=torch.float32)[:2]
     index = gd.sample_batches(gd.random.key(0), n=len(x), batch_size=batch_size, steps=steps)
 
     def loss_fn(params: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:

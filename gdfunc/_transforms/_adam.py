@@ -1,0 +1,354 @@
+"""Adam and its kin: averages of gradients over averages of their sizes."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._errors import check_scalar
+from .._numerics import precise, safe_sqrt
+from .._tree import Tree
+from ._base import (
+    GradientTransformation,
+    Scalar,
+    chain,
+    check_betas,
+    each_leaf,
+    ema,
+    ema_of_squares,
+    leafwise,
+    no_steps,
+    stateful,
+    zeros,
+)
+from ._momentum import weight_decay as add_decay
+
+
+class MomentsState(NamedTuple):
+    """The memory of Adam and its kin. Each has a class of its own, so that none takes another's state."""
+
+    step: Tensor
+    exp_avg: Tree
+    exp_avg_sq: Tree
+
+
+class AdamState(NamedTuple):
+    step: Tensor
+    exp_avg: Tree
+    exp_avg_sq: Tree
+    max_exp_avg_sq: Tree  # () without amsgrad
+
+
+class AdamaxState(MomentsState): ...
+
+
+class RAdamState(MomentsState): ...
+
+
+class AdaBeliefState(MomentsState): ...
+
+
+class YogiState(MomentsState): ...
+
+
+def _unbiased(t: Tensor, beta1: Scalar, beta2: Scalar, eps: Scalar) -> tuple[Scalar, Scalar]:
+    """The two scalars for which m̂/(√v̂ + ε) = m/(scale·√v + floor): this saves two passes over a leaf."""
+    bias1, bias2 = 1.0 - beta1**t, 1.0 - beta2**t
+    return bias1 / bias2.sqrt(), bias1 * eps
+
+
+def adam(
+    betas: tuple[Scalar, Scalar] = (0.9, 0.999), *, eps: Scalar = 1e-8, amsgrad: bool = False
+) -> GradientTransformation:
+    """Divide the running average of gradients by the root of that of their squares.
+
+    m' = β₁·m + (1 − β₁)·g;  v' = β₂·v + (1 − β₂)·g²;  u = m̂ / (√v̂ + ε)
+    with m̂ = m'/(1 − β₁ᵗ) and v̂ = v'/(1 − β₂ᵗ); with `amsgrad`, the largest v so far instead of v'
+
+    The first step is g/(|g| + ε). With ε = 0 an entry whose gradients are all zero does not move. lr is no
+    argument here: it goes to the step, or to `train`.
+
+    Args:
+        betas: (β₁, β₂), each in [0, 1).
+        eps: ε >= 0.
+        amsgrad: never let the divisor shrink.
+
+    Raises:
+        ValueError: a number is out of range.
+
+    Example:
+        >>> transform = gd.adam()
+        >>> transform.update(torch.tensor([2.0, -0.5]), transform.init(torch.zeros(2)))[0]
+        tensor([ 1.0000, -1.0000])
+
+    References:
+        D. Kingma, J. Ba, "Adam: a method for stochastic optimization", 2015. S. Reddi, S. Kale, S. Kumar,
+        "On the convergence of Adam and beyond", 2018 (amsgrad). torch: `Adam`.
+    """
+    beta1, beta2 = check_betas(betas)
+    eps = check_scalar("eps", eps, "[0, inf)")
+
+    def update(
+        g: Tensor, m: Tensor, v: Tensor, largest: Tensor | None, scale: Tensor, floor: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        m = ema(m, g, beta1)
+        v = ema_of_squares(v, g, beta2)
+        if largest is not None:
+            largest = torch.maximum(largest, v)
+        u = m / torch.addcmul(floor, scale, safe_sqrt(v if largest is None else largest))
+        return u, m, v, largest
+
+    starts = 0.0, 0.0, 0.0 if amsgrad else None
+    return leafwise(AdamState, update, starts, lambda t: _unbiased(t, beta1, beta2, eps))
+
+
+def adamw(
+    betas: tuple[Scalar, Scalar] = (0.9, 0.999),
+    *,
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 1e-2,
+    amsgrad: bool = False,
+) -> GradientTransformation:
+    """Add decoupled weight decay to `adam`.
+
+    u = m̂ / (√v̂ + ε) + λ·θ
+
+    Args:
+        betas: (β₁, β₂), each in [0, 1).
+        eps: ε >= 0.
+        weight_decay: λ >= 0.
+        amsgrad: as in `adam`.
+
+    Returns:
+        `chain(adam(betas, eps=eps, amsgrad=amsgrad), gd.weight_decay(weight_decay))`.
+
+    Raises:
+        ValueError: a number is out of range.
+
+    Example:
+        >>> transform, params = gd.adamw(), torch.tensor([1.0, 1.0])
+        >>> transform.update(torch.tensor([2.0, -0.5]), transform.init(params), params)[0]
+        tensor([ 1.0100, -0.9900])
+
+    References:
+        I. Loshchilov, F. Hutter, "Decoupled weight decay regularization", 2019. torch: `AdamW`.
+    """
+    return chain(adam(betas, eps=eps, amsgrad=amsgrad), add_decay(weight_decay))
+
+
+def adamax(betas: tuple[Scalar, Scalar] = (0.9, 0.999), *, eps: Scalar = 1e-8) -> GradientTransformation:
+    """Divide the running average of gradients by a decaying maximum of their sizes.
+
+    m' = β₁·m + (1 − β₁)·g;  v' = max(β₂·v, |g| + ε);  u = m' / (1 − β₁ᵗ) / v'
+
+    Args:
+        betas: (β₁, β₂), each in [0, 1).
+        eps: ε >= 0.
+
+    Raises:
+        ValueError: a number is out of range.
+
+    Example:
+        >>> transform = gd.adamax()
+        >>> transform.update(torch.tensor([2.0, -0.5]), transform.init(torch.zeros(2)))[0]
+        tensor([ 1.0000, -1.0000])
+
+    References:
+        D. Kingma, J. Ba, "Adam: a method for stochastic optimization", 2015, section 7.1. torch: `Adamax`,
+        whose `exp_inf` is `exp_avg_sq` here.
+    """
+    beta1, beta2 = check_betas(betas)
+    eps = check_scalar("eps", eps, "[0, inf)")
+
+    def update(
+        g: Tensor, m: Tensor, v: Tensor, beta2: Scalar, eps: Scalar, bias1: Tensor
+    ) -> tuple[Tensor, ...]:
+        m = ema(m, g, beta1)
+        v = torch.maximum(beta2 * v, g.abs() + eps)
+        return m / bias1 / v.clamp_min(torch.finfo(v.dtype).tiny), m, v
+
+    return leafwise(AdamaxState, update, (0.0, 0.0), lambda t: (beta2, eps, 1.0 - beta1**t))
+
+
+def radam(betas: tuple[Scalar, Scalar] = (0.9, 0.999), *, eps: Scalar = 1e-8) -> GradientTransformation:
+    """Rectify `adam` in its first steps, while the variance of its divisor is still unbounded.
+
+    ρ∞ = 2/(1 − β₂) − 1;  ρ = ρ∞ − 2t·β₂ᵗ/(1 − β₂ᵗ)
+    u = m̂·√(1 − β₂ᵗ)/(√v' + ε)·√((ρ−4)(ρ−2)ρ∞ / ((ρ∞−4)(ρ∞−2)ρ)) if ρ > 5, else m̂
+
+    Args:
+        betas: (β₁, β₂), each in [0, 1).
+        eps: ε >= 0.
+
+    Raises:
+        ValueError: a number is out of range.
+
+    Example:
+        >>> transform = gd.radam()
+        >>> transform.update(torch.tensor([2.0, -0.5]), transform.init(torch.zeros(2)))[0]
+        tensor([ 2.0000, -0.5000])
+
+    References:
+        L. Liu et al., "On the variance of the adaptive learning rate and beyond", 2020. torch: `RAdam`.
+    """
+    beta1, beta2 = check_betas(betas)
+    eps = check_scalar("eps", eps, "[0, inf)")
+
+    def of_step(t: Tensor) -> tuple[Scalar, ...]:
+        bias1, bias2 = 1.0 - beta1**t, 1.0 - beta2**t
+        longest = 2.0 / (1.0 - beta2) - 1.0
+        length = longest - 2.0 * t * beta2**t / bias2
+        rectified = length > 5.0
+        # Where it is not rectified, any length > 4 keeps the root and its derivative finite.
+        length = torch.where(rectified, length, torch.full_like(length, 6.0))
+        ratio = (length - 4.0) * (length - 2.0) * longest / ((longest - 4.0) * (longest - 2.0) * length)
+        ratio = torch.where(rectified, ratio, torch.ones_like(ratio))
+        return rectified, (bias2 * ratio).sqrt() / bias1, bias1, eps
+
+    def update(
+        g: Tensor, m: Tensor, v: Tensor, rectified: Tensor, factor: Tensor, bias1: Tensor, eps: Scalar
+    ) -> tuple[Tensor, ...]:
+        m = ema(m, g, beta1)
+        v = ema_of_squares(v, g, beta2)
+        return torch.where(rectified, m / (safe_sqrt(v) + eps) * factor, m / bias1), m, v
+
+    return leafwise(RAdamState, update, (0.0, 0.0), of_step)
+
+
+def adabelief(
+    betas: tuple[Scalar, Scalar] = (0.9, 0.999), *, eps: Scalar = 1e-16
+) -> GradientTransformation:
+    """Divide by how far gradients are from their running average, instead of by their size.
+
+    m' = β₁·m + (1 − β₁)·g;  v' = β₂·v + (1 − β₂)·(g − m')² + ε;  u = m̂ / (√v̂ + ε)
+
+    Args:
+        betas: (β₁, β₂), each in [0, 1).
+        eps: ε >= 0.
+
+    Raises:
+        ValueError: a number is out of range.
+
+    Example:
+        >>> transform = gd.adabelief()
+        >>> transform.update(torch.tensor([2.0, -0.5]), transform.init(torch.zeros(2)))[0]
+        tensor([ 1.1111, -1.1111])
+
+    References:
+        J. Zhuang et al., "AdaBelief optimizer: adapting stepsizes by the belief in observed gradients",
+        2020.
+    """
+    beta1, beta2 = check_betas(betas)
+    eps = check_scalar("eps", eps, "[0, inf)")
+
+    def update(
+        g: Tensor, m: Tensor, v: Tensor, eps: Scalar, scale: Tensor, floor: Tensor
+    ) -> tuple[Tensor, ...]:
+        m = ema(m, g, beta1)
+        v = ema_of_squares(v, g - m, beta2) + eps
+        return m / torch.addcmul(floor, scale, safe_sqrt(v)), m, v
+
+    return leafwise(AdaBeliefState, update, (0.0, 0.0), lambda t: (eps, *_unbiased(t, beta1, beta2, eps)))
+
+
+def yogi(
+    betas: tuple[Scalar, Scalar] = (0.9, 0.999),
+    *,
+    eps: Scalar = 1e-3,
+    initial_accumulator_value: float = 1e-6,
+) -> GradientTransformation:
+    """Let the average of squared gradients change by no more than the newest of them.
+
+    m' = β₁·m + (1 − β₁)·g;  v' = v − (1 − β₂)·sign(v − g²)·g²;  u = m' / (√v' + ε)
+
+    As in the paper, nothing corrects the bias of the averages.
+
+    Args:
+        betas: (β₁, β₂), each in [0, 1).
+        eps: ε >= 0.
+        initial_accumulator_value: v₀ >= 0, a number.
+
+    Raises:
+        ValueError: a number is out of range.
+
+    Example:
+        >>> transform = gd.yogi()
+        >>> transform.update(torch.tensor([2.0, -0.5]), transform.init(torch.zeros(2)))[0]
+        tensor([ 3.1127, -2.9686])
+
+    References:
+        M. Zaheer, S. Reddi, D. Sachan, S. Kale, S. Kumar, "Adaptive methods for nonconvex optimization",
+        2018.
+    """
+    beta1, beta2 = check_betas(betas)
+    eps = check_scalar("eps", eps, "[0, inf)")
+    start = check_scalar("initial_accumulator_value", initial_accumulator_value, "[0, inf)")
+
+    def update(g: Tensor, m: Tensor, v: Tensor, weight: Scalar, eps: Scalar) -> tuple[Tensor, ...]:
+        m = ema(m, g, beta1)
+        v = v - weight * torch.sign(v - g * g) * g * g
+        return m / (safe_sqrt(v) + eps), m, v
+
+    return leafwise(YogiState, update, (0.0, start), lambda t: (1.0 - beta2, eps))
+
+
+class NAdamState(NamedTuple):
+    step: Tensor
+    mu_product: Tensor
+    exp_avg: Tree
+    exp_avg_sq: Tree
+
+
+def nadam(
+    betas: tuple[Scalar, Scalar] = (0.9, 0.999), *, eps: Scalar = 1e-8, momentum_decay: Scalar = 4e-3
+) -> GradientTransformation:
+    """Give `adam` Nesterov's look-ahead momentum, with a schedule of its own.
+
+    μₜ = β₁·(1 − ½·0.96^(t·ψ));  Πₜ = μ₁ ⋯ μₜ
+    u = ((1 − μₜ)/(1 − Πₜ)·g + μₜ₊₁/(1 − Πₜ₊₁)·m') / (√v̂ + ε)
+
+    The product Π is kept in float64. torch keeps it in its default dtype.
+
+    Args:
+        betas: (β₁, β₂), each in [0, 1).
+        eps: ε >= 0.
+        momentum_decay: ψ >= 0.
+
+    Raises:
+        ValueError: a number is out of range.
+
+    Example:
+        >>> transform = gd.nadam()
+        >>> transform.update(torch.tensor([2.0, -0.5]), transform.init(torch.zeros(2)))[0]
+        tensor([ 1.0564, -1.0564])
+
+    References:
+        T. Dozat, "Incorporating Nesterov momentum into Adam", 2016. torch: `NAdam`.
+    """
+    beta1, beta2 = check_betas(betas)
+    eps = check_scalar("eps", eps, "[0, inf)")
+    decay = check_scalar("momentum_decay", momentum_decay, "[0, inf)")
+
+    def init(params: Tree) -> NAdamState:
+        count = no_steps(params)
+        return NAdamState(count, torch.ones_like(count, dtype=precise(count)), zeros(params), zeros(params))
+
+    def update(grads: Tree, state: NAdamState, params: Tree = None) -> tuple[Tree, NAdamState]:
+        del params
+        t = (state.step + 1).to(precise(state.step))
+        now, following = (beta1 * (1.0 - 0.5 * 0.96 ** (k * decay)) for k in (t, t + 1))
+        product = (state.mu_product * now).to(state.mu_product.dtype)
+        of_g, of_m = (1.0 - now) / (1.0 - product), following / (1.0 - product * following)
+
+        def rule(
+            g: Tensor, m: Tensor, v: Tensor, of_g: Tensor, of_m: Tensor, root: Tensor, eps: Scalar
+        ) -> tuple[Tensor, ...]:
+            m = ema(m, g, beta1)
+            v = ema_of_squares(v, g, beta2)
+            return (of_g * g + of_m * m) / (safe_sqrt(v) / root + eps), m, v
+
+        scalars = of_g, of_m, (1.0 - beta2**t).sqrt(), eps
+        updates, m, v = each_leaf(rule, grads, state.exp_avg, state.exp_avg_sq, scalars=scalars)
+        return updates, NAdamState(state.step + 1, product, m, v)
+
+    return stateful(NAdamState, init, update)

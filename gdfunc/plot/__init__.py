@@ -1,0 +1,11 @@
+"""Pictures of runs: descent paths over a loss, curves over steps, and maps of a sweep.
+
+Arrays and `ax` go in, artists come out. matplotlib is imported when something is drawn, and nothing global
+is touched: no pyplot, no rcParams, no backend. `plot_curves(...).figure.savefig("run.png")` is a whole
+script.
+"""
+
+from ._curves import plot_curves as plot_curves
+from ._descent import path as path
+from ._descent import plot_descent as plot_descent
+from ._grid import plot_grid as plot_grid

@@ -1,0 +1,125 @@
+"""Arguments, axes, colours, quantiles and legends: the parts that every kind of picture needs."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._errors import missing_extra
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+Array = np.ndarray
+
+# Okabe and Ito's colours, without their yellow: it is lost on white. Seven colours and four dashes have
+# no common divisor, so 28 lines go by before a pair returns, and neighbours differ without any colour.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
+
+# matplotlib's limits, margins and ticks overflow somewhat above this, where a float64 run still is finite.
+HUGE = 1e200
+
+
+def check_list(name: str, value: Any) -> Sequence[Any]:
+    if not isinstance(value, (list, tuple)):
+        kind = type(value).__name__
+        raise TypeError(f"{name} must be a list or tuple, also around a single one; got {kind}")
+    return value
+
+
+def check_labels(labels: Sequence[Any] | None, count: int, what: str) -> list[str]:
+    if count == 0:
+        raise ValueError(f"{what} is empty; give at least one")
+    if labels is None:
+        return [f"run {i}" for i in range(count)]
+    if len(labels) != count:
+        raise ValueError(f"labels has {len(labels)} entries but {what} has {count}; give one for each")
+    return [str(label) for label in labels]
+
+
+def to_array(name: str, value: Any) -> Array:
+    """Copy real numbers from any device, and from dtypes that NumPy does not know."""
+    if isinstance(value, Tensor) and not value.is_complex():
+        return value.detach().cpu().to(torch.float64, copy=True).numpy()
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{name} must hold real numbers; got dtype {array.dtype}")
+    return array.astype(np.float64)
+
+
+def to_number(name: str, value: Any) -> float:
+    number = to_array(name, value)
+    if number.shape != () or not np.isfinite(number):
+        raise ValueError(f"{name} must be a finite number; got {value!r}")
+    return float(number)
+
+
+def to_increasing(name: str, value: Any) -> Array:
+    numbers = to_array(name, value)
+    rising = numbers.ndim == 1 and len(numbers) >= 2 and (np.diff(numbers) > 0).all()
+    if not rising or not np.isfinite(numbers).all():
+        raise ValueError(f"{name} must be two or more finite numbers, increasing; got {value!r}")
+    return numbers
+
+
+def run_quantile(values: Array, q: float) -> Array:
+    """Interpolate between sorted runs [N, T]; next to a diverged run that is infinite."""
+    ordered = np.sort(np.where(np.isfinite(values), values, np.inf), axis=0)
+    position = q * (len(ordered) - 1)
+    below, above = ordered[math.floor(position)], ordered[math.ceil(position)]
+    with np.errstate(invalid="ignore", over="ignore"):
+        between = below + position % 1 * (above - below)
+    return np.where(below == above, below, between)
+
+
+def in_view(values: Array, top: float) -> Array:
+    return (np.abs(values) <= HUGE) & (values <= top)
+
+
+def with_notes(name: str, notes: list[str]) -> str:
+    return f"{name} ({', '.join(notes)})" if notes else name
+
+
+def not_finite_note(alive: Array, x: Array, xlabel: str) -> str:
+    end = alive.argmin()
+    return f"not finite {'at' if alive[end:].any() else 'from'} {xlabel} {x[end]:.12g}"
+
+
+def axes_for(ax: Axes | None) -> Axes:
+    if ax is not None:
+        return ax
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise missing_extra("gdfunc.plot", "matplotlib", "plot") from error
+    return Figure(figsize=(6, 4), layout="constrained").subplots()
+
+
+def line_style(i: int) -> tuple[str, Any]:
+    return _COLORS[i % len(_COLORS)], _DASHES[i % len(_DASHES)]
+
+
+def draw_legend(ax: Axes, entries: list[tuple[Any, str]]) -> None:
+    """Put the legend below the axes, or inside them if the figure's layout makes no room below."""
+    handles, labels = zip(*entries, strict=True)
+    figure: Any = ax.get_figure()
+    place: dict[str, Any] = {"loc": "best"}
+    if figure.get_layout_engine() is not None:
+        # Some 17 letters of this size fit an inch, and a handle takes as much as 6.
+        room = max(20, int(17 * ax.bbox.width / figure.dpi))
+        half = (len(labels) + 1) // 2
+        width = sum(6 + max(map(len, column), default=0) for column in (labels[:half], labels[half:]))
+        labels = tuple(textwrap.fill(label, room) for label in labels)
+        # The padding clears the numbers and the name of the x axis.
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "borderaxespad": 4.5, "frameon": False}
+        place["ncols"] = 2 if width <= room else 1
+    ax.legend(handles, labels, fontsize="small", **place)

@@ -1,0 +1,17 @@
+"""Losses with known minimum, smoothness L and strong convexity μ.
+
+Everything is float64 unless `dtype=` says otherwise, so that theory can be tested to the last digits. Every
+loss is `loss_fn(params, batch)` like any other: the mean over the batch, 0-d. The test functions have no
+data. Their losses ignore the batch, which may be left out.
+"""
+
+from ._functions import beale as beale
+from ._functions import himmelblau as himmelblau
+from ._functions import quadratic as quadratic
+from ._functions import rastrigin as rastrigin
+from ._functions import rosenbrock as rosenbrock
+from ._landscape import elevation as elevation
+from ._problem import Problem as Problem
+from ._regression import linear_regression as linear_regression
+from ._regression import logistic_regression as logistic_regression
+from ._regression import stock_regression as stock_regression
