@@ -456,11 +456,7 @@ LAYERS = {
     "embedding": table,
     "attention": attending,
     "residual": lambda width: ({"w": (width, width)}, lambda p, x: x + torch.tanh(x @ p["w"]), width),
-    "max pool": lambda width: (
-        {},
-        lambda p, x: F.max_pool1d(x[:, None], 2, 1, padding=1)[:, 0],
-        width + 1,
-    ),
+    "max pool": lambda width: ({}, lambda p, x: F.max_pool1d(x[:, None], 2, 1, padding=1)[:, 0], width + 1),
     "group norm": lambda width: (
         {},
         lambda p, x: F.group_norm(F.pad(x, (0, 1), value=0.5)[:, :, None], 1, eps=0.1)[:, :, 0],

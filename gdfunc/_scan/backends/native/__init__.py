@@ -1,40 +1,45 @@
-"""The backend that writes the whole loop as one C function.
+"""Run a whole loop as one C function, which is written for its body and compiled.
 
 Its stages, in the order in which they run:
 
     _trace           the body in few and simple operations
-    _decompositions  what compound ones are made of, where torch does not say: convolutions, pooling
-    _operators       each operation as an expression of elements; a pointwise one is a line in a table
+    _decompositions  compound operations in simple ones, where torch does not say: convolutions, pooling
+    operators/       each operation as an expression of elements; a pointwise one is a line in a table
     _index           where elements lie: linear in loop counters, through views
-    _kernel          one nest of loops, with each statement where what it needs is known
+    _statement       statements, each of which states what it reads and writes
+    _kernel          one nest of loops, in which each value is computed where its operands are known
     _tensor          tensors as functions of a point, and the moment when one is stored
     _reduction       sums and other reductions
     _contraction     sums of products, by tiles that stay in registers
-    _program         the step, the loop around it, and where all tensors lie
+    _memory          where the tensors of a step lie, and which of them can share memory
+    _program         the statements of a step, put into program.c, the C text around them
     _build           the compiler
 
 Nothing is fused across stored tensors, and nothing is approximated: the same operations as torch's, in
 another order only where a sum has one. Denormal numbers are kept, or flushed to zero where the calling
-thread does so (`torch.set_flush_denormal`), by all threads of the loop alike. What is not covered is
-refused before anything is compiled.
+thread does so (`torch.set_flush_denormal`), by all threads of the loop alike. An operation that is not
+covered is refused before anything is compiled.
 
-gcc and clang on x86-64 are tested, zig's clang too; AArch64 and macOS are written for, and untested.
+gcc and clang on x86-64 are tested, zig's clang too. AArch64 and macOS are written for, and untested.
 
-CUDA is not written. `_trace`, `_operators`, `_index` and `_tensor` would serve it as they are. A block of
-threads would take the place of a member, and the whole loop over time would stay inside one launch: in
-`_kernel` the outer loops of a nest become one that the block's threads share, with a barrier where a kernel
-reads what another has stored; `_reduction` ends in shuffles, `_contraction` in tiles of shared memory;
-`_program` puts carry and scratch there if they fit; and `_build` gives the text to NVRTC through torch. It
-would pay for sweeps of a hundred members and more: a single run would wait at barriers.
+CUDA is not written. `_trace`, `operators/`, `_index` and `_tensor` would serve it as they are. A block of
+threads would take the place of a member, and the whole loop over time would stay inside one launch. In
+`_kernel`, the outer loops of a nest would become one that the threads of a block share, with a barrier
+between a statement and one that reads what it writes. `_reduction` would end in shuffles, `_contraction` in
+tiles of shared memory. `_memory` would put carry and scratch there if they fit, and `_build` would give the
+text to NVRTC through torch. It would pay for sweeps of a hundred members and more: a single run would wait
+at barriers.
 
-To add a pointwise operator, write its line in `_operators.POINTWISE` (`PREDICATES` if its result is bool),
+To add a pointwise operator, write its line in `operators._pointwise.POINTWISE` (`PREDICATES` if its result
+is bool),
 
-    "hypot": "hypot{f}({0}, {1})",
+    "rsqrt": "1 / sqrt{f}({0})",
 
-under the name that aten has for it, or prims, without the prefix: a refusal says it. It is tested by its
-name in a table of `tests/test_native.py`: `FUNCTIONS` where the C library computes, to a few units in the
-last place, `EXACT` where all bits are torch's. Where the library has the function for whole vectors, its
-name in `_program._VECTORISED` makes it fast.
+under the name that aten has for it, or prims, without the prefix: a refusal says it. An operator that C's
+library has under the same name is a word in `FUNCTIONS` there. It is tested by its name in a table of
+`tests/test_native.py`: `FUNCTIONS` where the C library computes, to a few units in the last place, `EXACT`
+where all bits are torch's. Where the library has the function for whole vectors, its name in program.c
+makes it fast.
 """
 
 import ctypes
@@ -64,7 +69,7 @@ _compiling = Lock()
 
 
 def run(body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, unroll: int = 1) -> list[Tensor]:
-    """Run the loop, member by member if it is one of many. Compiled is once for each body.
+    """Run the loop, member by member if it is one of many. Each body is compiled once.
 
     Raises:
         BackendError: the body has an operation that is not covered, or it cannot be compiled.
@@ -79,17 +84,17 @@ def run(body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, unrol
     ys = [torch.empty((length, *shape), dtype=dtype, device="cpu") for shape, dtype in layout.ys]
     tensors = (*consts, *carry, *xs, *ys)
     if FakeTensor in map(type, tensors):
-        raise BackendError("a tensor has no value (FakeTensor), and a loop in C no use for it")
+        raise BackendError("the native loop needs data but was given a FakeTensor")
     layout.loop([leaf.data_ptr() for leaf in tensors], layout.strides, size, length)
     if body.members is None:
         return [*carry, *ys]
     results = zip([*carry, *ys], layout.dims, members.results, strict=True)
-    # Where all members have the same result, that of the first is it.
+    # Members that all have the same result share that of the first.
     return [leaf if is_each else leaf.select(dim, 0).clone() for leaf, dim, is_each in results]
 
 
 class _Layout:
-    """Where members and steps lie in the tensors of a loop: the same in each of its runs."""
+    """Where members and steps lie in the tensors of a loop. It is the same in each of its runs."""
 
     def __init__(self, body: Body) -> None:
         inputs = len(body.consts) + len(body.carry) + len(body.x)
@@ -134,9 +139,9 @@ class _Function:
         self.run.restype = number
 
     def __call__(self, starts: list[int], strides: tuple[Any, Any], size: int, length: int) -> None:
-        """Run all members, a share of them on each thread; all stop when one does.
+        """Run all members, a share of them on each thread. All threads stop when one does.
 
-        Only a thread that waits hears of Ctrl-C: a step that may take long has another thread run it.
+        Only a thread that waits hears of Ctrl-C, so another thread runs a step that may take long.
         """
         tables, stop = (_column(starts), *strides), ctypes.c_int()
         shares = min(size, torch.get_num_threads())
@@ -162,7 +167,7 @@ class _Function:
     def _share(
         self, tables: tuple[Any, ...], first: int, last: int, length: int, stop: ctypes.c_int
     ) -> None:
-        """Run some members, segment after segment: between two of them Python hears of Ctrl-C."""
+        """Run some members, segment after segment. Between two segments, Python hears of Ctrl-C."""
         memory = self.scratch()
         scratch = -(-ctypes.addressof(memory) // _ALIGNED) * _ALIGNED
         start, members = 0, last - first
@@ -177,7 +182,7 @@ class _Function:
 
 
 def _flushes() -> bool:
-    """Whether this thread has 0 for all denormal numbers, as `torch.set_flush_denormal` asks for."""
+    """Tell whether this thread has 0 for all denormal numbers, as `torch.set_flush_denormal` asks for."""
     return sys.float_info.min * 0.5 == 0
 
 

@@ -9,7 +9,7 @@ and a convolution is a sum of products of windows and kernels, which is a contra
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import wraps
+from functools import partial, wraps
 from itertools import repeat
 from math import inf, pi, prod, sqrt
 from typing import Any
@@ -24,20 +24,13 @@ Axes = tuple[Numbers, Numbers, Numbers, Numbers, Numbers]  # places, size, strid
 
 
 def _for_axes(n: int, *numbers: Numbers) -> Iterator[Numbers]:
-    """One number for all axes means that for each."""
+    """Let one number for all axes stand for each of them."""
     return ([*each] * n if len(each) == 1 else [*each] for each in numbers)
 
 
-def _windows(
-    x: Tensor,
-    places: Numbers,
-    size: Numbers,
-    stride: Numbers,
-    padding: Numbers,
-    dilation: Numbers,
-    fill: float = 0,
-) -> Tensor:
-    """So many windows along the last axes: [..., *places, *size]."""
+def _windows(x: Tensor, *axes: Numbers, fill: float = 0) -> Tensor:
+    """Take windows along the last axes: [..., *places, *size]."""
+    places, size, stride, padding, dilation = axes
     first = x.ndim - len(size)
     pads: list[int] = []
     for extent, *axis in zip(x.shape[first:], places, size, stride, padding, dilation, strict=True):
@@ -49,10 +42,9 @@ def _windows(
     return x
 
 
-def _back(
-    y: Tensor, extents: Numbers, size: Numbers, stride: Numbers, padding: Numbers, dilation: Numbers
-) -> Tensor:
-    """The transpose of windows: y[..., o] at [..., i, k] where i = o · s + k · d − p, else 0."""
+def _back(y: Tensor, extents: Numbers, *axes: Numbers) -> Tensor:
+    """Transpose windows: y[..., o] at [..., i, k] where i = o · s + k · d − p, else 0."""
+    size, stride, padding, dilation = axes
     first, n = y.ndim - len(size), len(size)
     for dim, step in enumerate(stride, first):
         y = pad(y.movedim(dim, -1)[..., None], (0, step - 1)).flatten(-2).movedim(-1, dim)
@@ -70,17 +62,8 @@ def _convolve(windows: Tensor, weight: Tensor, is_back: bool, groups: int) -> Te
     return products.sum([3, *range(-n, 0)]).flatten(1, 2)
 
 
-def _convolution(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Numbers,
-    padding: Numbers,
-    dilation: Numbers,
-    transposed: bool,
-    output_padding: Numbers,
-    groups: int,
-) -> Tensor:
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Tensor:
+    stride, padding, dilation, transposed, output_padding, groups = how
     size, n = weight.shape[2:], weight.ndim - 2
     stride, padding, dilation, output_padding = _for_axes(n, stride, padding, dilation, output_padding)
     axes = zip(x.shape[2:], size, stride, padding, dilation, output_padding, strict=True)
@@ -93,19 +76,8 @@ def _convolution(
     return out if bias is None else out + bias.reshape(-1, *repeat(1, n))
 
 
-def _convolution_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias_sizes: Numbers | None,
-    stride: Numbers,
-    padding: Numbers,
-    dilation: Numbers,
-    transposed: bool,
-    output_padding: Numbers,
-    groups: int,
-    mask: Sequence[bool],
-) -> tuple[Tensor | None, ...]:
+def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, *how: Any) -> tuple[Tensor | None, ...]:
+    _, stride, padding, dilation, transposed, _, groups, mask = how
     size, n = weight.shape[2:], weight.ndim - 2
     stride, padding, dilation = _for_axes(n, stride, padding, dilation)
     of_x = (_windows if transposed else _back)(grad, x.shape[2:], size, stride, padding, dilation)
@@ -121,7 +93,7 @@ def _convolution_backward(
 def _pooling(
     x: Tensor, size: Numbers, stride: Numbers, padding: Numbers, dilation: Numbers, ceil_mode: bool, n: int
 ) -> Axes:
-    """The places of the windows, and their numbers for each of the n axes."""
+    """Count the places of the windows, and give their numbers for each of the n axes."""
     size, stride, padding, dilation = _for_axes(n, size, stride or size, padding, dilation)
     places = []
     for extent, k, s, p, d in zip(x.shape[-n:], size, stride, padding, dilation, strict=True):
@@ -130,43 +102,27 @@ def _pooling(
     return places, size, stride, padding, dilation
 
 
-def _max_pool(n: int) -> Callable[..., Any]:
-    def max_pool(
-        x: Tensor,
-        size: Numbers,
-        stride: Numbers = (),
-        padding: Numbers = (0,),
-        dilation: Numbers = (1,),
-        ceil_mode: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        axes = _pooling(x, size, stride, padding, dilation, ceil_mode, n)
-        windows = _windows(x, *axes, fill=-inf).flatten(-n)
-        values = windows.amax(-1)
-        # As in torch, the place is that of the last NaN, else of the first largest; padding is none.
-        numbers = torch.arange(prod(x.shape[-n:])).reshape(x.shape[-n:])
-        at = _windows(numbers, *axes, fill=-1).flatten(-n)
-        first = torch.where((windows == values[..., None]) & (at >= 0), at, numbers.numel()).amin(-1)
-        last = torch.where(windows.isnan(), at, -1).amax(-1)
-        return values, torch.where(last < 0, first, last)
-
-    return max_pool
+def _max_pool(n: int, x: Tensor, size: Numbers, stride: Numbers = (), *how: Any) -> tuple[Tensor, Tensor]:
+    padding, dilation, ceil_mode = list[Any]([*how, *((0,), (1,), False)[len(how) :]])
+    axes = _pooling(x, size, stride, padding, dilation, ceil_mode, n)
+    windows = _windows(x, *axes, fill=-inf).flatten(-n)
+    values = windows.amax(-1)
+    # As in torch, the place is that of the last NaN, else of the first largest. Padding has no place.
+    numbers = torch.arange(prod(x.shape[-n:])).reshape(x.shape[-n:])
+    at = _windows(numbers, *axes, fill=-1).flatten(-n)
+    first = torch.where((windows == values[..., None]) & (at >= 0), at, numbers.numel()).amin(-1)
+    last = torch.where(windows.isnan(), at, -1).amax(-1)
+    return values, torch.where(last < 0, first, last)
 
 
-def _max_pool_backward(n: int) -> Callable[..., Tensor]:
-    def max_pool_backward(grad: Tensor, x: Tensor, *how: Any) -> Tensor:
-        *_, at = how
-        return (
-            torch.zeros_like(x)
-            .flatten(-n)
-            .scatter_add(-1, at.flatten(-n), grad.flatten(-n))
-            .reshape(x.shape)
-        )
-
-    return max_pool_backward
+def _max_pool_backward(n: int, grad: Tensor, x: Tensor, *how: Any) -> Tensor:
+    *_, at = how
+    flat = torch.zeros_like(x).flatten(-n)
+    return flat.scatter_add(-1, at.flatten(-n), grad.flatten(-n)).reshape(x.shape)
 
 
 def _counts(x: Tensor, axes: Axes, include_pad: bool, divisor: int | None, n: int) -> Any:
-    """By what the sum over each window is divided: the elements in it that count."""
+    """Count the elements by which the sum over each window is divided."""
     places, size, stride, padding, dilation = axes
     if divisor:
         return divisor
@@ -176,43 +132,21 @@ def _counts(x: Tensor, axes: Axes, include_pad: bool, divisor: int | None, n: in
     return _windows(ones, places, size, stride, padding, dilation).sum(list(range(-n, 0)))
 
 
-def _avg_pool(n: int) -> Callable[..., Tensor]:
-    def avg_pool(
-        x: Tensor,
-        size: Numbers,
-        stride: Numbers = (),
-        padding: Numbers = (0,),
-        ceil_mode: bool = False,
-        count_include_pad: bool = True,
-        divisor_override: int | None = None,
-    ) -> Tensor:
-        axes = _pooling(x, size, stride, padding, (1,), ceil_mode, n)
-        total = _windows(x, *axes).sum(list(range(-n, 0)))
-        return total / _counts(x, axes, count_include_pad, divisor_override, n)
-
-    return avg_pool
+def _avg_pool(n: int, x: Tensor, size: Numbers, stride: Numbers = (), *how: Any) -> Tensor:
+    padding, ceil_mode, include_pad, divisor = list[Any]([*how, *((0,), False, True, None)[len(how) :]])
+    axes = _pooling(x, size, stride, padding, (1,), ceil_mode, n)
+    return _windows(x, *axes).sum(list(range(-n, 0))) / _counts(x, axes, include_pad, divisor, n)
 
 
-def _avg_pool_backward(n: int) -> Callable[..., Tensor]:
-    def avg_pool_backward(
-        grad: Tensor,
-        x: Tensor,
-        size: Numbers,
-        stride: Numbers,
-        padding: Numbers,
-        ceil_mode: bool,
-        count_include_pad: bool,
-        divisor_override: int | None,
-    ) -> Tensor:
-        axes = _pooling(x, size, stride, padding, (1,), ceil_mode, n)
-        share = grad / _counts(x, axes, count_include_pad, divisor_override, n)
-        return _back(share, x.shape[-n:], *axes[1:]).sum(list(range(-n, 0)))
-
-    return avg_pool_backward
+def _avg_pool_backward(n: int, grad: Tensor, x: Tensor, *how: Any) -> Tensor:
+    size, stride, padding, ceil_mode, include_pad, divisor = how
+    axes = _pooling(x, size, stride, padding, (1,), ceil_mode, n)
+    share = grad / _counts(x, axes, include_pad, divisor, n)
+    return _back(share, x.shape[-n:], *axes[1:]).sum(list(range(-n, 0)))
 
 
 def _adaptive_avg_pool2d_backward(grad: Tensor, x: Tensor) -> Tensor:
-    """All windows are alike, or it is refused."""
+    """Average alike windows; others are refused."""
     extents, places = x.shape[-2:], grad.shape[-2:]
     if any(extent % place for extent, place in zip(extents, places, strict=True)):
         return NotImplemented
@@ -239,7 +173,7 @@ def _erfinv(y: Tensor) -> Tensor:
 
 
 def _along(rewrite: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a tensor without axes one, for the time being."""
+    """Give a tensor without axes one axis while the rewriting runs."""
 
     @wraps(rewrite)
     def rewritten(x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -251,10 +185,8 @@ def _along(rewrite: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @_along
-def _sort(
-    x: Tensor, dim: int = -1, descending: bool = False, *, stable: Any = True
-) -> tuple[Tensor, Tensor]:
-    """Put each element where it belongs: the number of those before it. NaN is the largest."""
+def _sort(x: Tensor, dim: int = -1, descending: bool = False, **_: Any) -> tuple[Tensor, Tensor]:
+    """Put each element at the number of those before it. NaN is the largest."""
     rows = x.movedim(dim, -1)
     left, right = rows[..., :, None], rows[..., None, :]
     low, high = (right, left) if descending else (left, right)
@@ -266,9 +198,7 @@ def _sort(
 
 
 @_along
-def _topk(
-    x: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
-) -> tuple[Tensor, Tensor]:
+def _topk(x: Tensor, k: int, dim: int = -1, largest: bool = True, *_: Any) -> tuple[Tensor, Tensor]:
     values, at = _sort(x, dim, largest)
     return values.narrow(dim, 0, k), at.narrow(dim, 0, k)
 
@@ -282,7 +212,7 @@ def _kthvalue(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[
 
 @_along
 def _median(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
-    """The lower one of two in the middle; of what has a NaN, its first NaN."""
+    """Take the lower one of two in the middle; of what has a NaN, its first NaN."""
     value, at = _kthvalue(x, (x.shape[dim] + 1) // 2, dim, keepdim)
     if not x.is_floating_point():
         return value, at
@@ -296,7 +226,7 @@ def _median_of_all(x: Tensor) -> Tensor:
 
 
 def _diagonal_scatter(x: Tensor, source: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
-    """Elements of a diagonal are one row and one column apart."""
+    """Write a strided slice: elements of a diagonal are one row and one column apart."""
     rows = x.movedim((dim1, dim2), (-2, -1))
     width, count = rows.shape[-1], source.shape[-1]
     start = offset if offset >= 0 else -offset * width
@@ -305,7 +235,7 @@ def _diagonal_scatter(x: Tensor, source: Tensor, offset: int = 0, dim1: int = 0,
 
 
 def _index_copy(x: Tensor, dim: int, at: Tensor, source: Tensor) -> Tensor:
-    """Here a negative index is a mistake."""
+    """Copy rows to where an index says, which may not be negative here."""
     if not x.ndim:
         return _index_copy(x[None], 0, at.reshape(1), source.reshape(1))[0]
     rows = at.reshape([at.numel() if axis == dim % x.ndim else 1 for axis in range(x.ndim)])
@@ -313,22 +243,16 @@ def _index_copy(x: Tensor, dim: int, at: Tensor, source: Tensor) -> Tensor:
 
 
 def _smooth_l1_backward(grad: Tensor, x: Tensor, target: Tensor, reduction: int, beta: float) -> Tensor:
-    """NaN has NaN for a slope, not 0."""
+    """Give NaN the slope NaN, not 0."""
     off = x - target
     slope = torch.where(off >= beta, 1.0, torch.where(off <= -beta, -1.0, off / beta))
     return slope * grad / (max(x.numel(), 1) if reduction == 1 else 1)
 
 
 def _group_norm(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    n: int,
-    c: int,
-    area: int,
-    groups: int,
-    eps: float,
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, *how: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
+    n, c, area, groups, eps = how
     rows = x.reshape(n, groups, c // groups * area)
     var, mean = torch.var_mean(rows, -1, correction=0, keepdim=True)
     scale = torch.rsqrt(var + eps)
@@ -340,7 +264,7 @@ def _group_norm(
 
 def _addmm(bias: Tensor, a: Tensor, b: Tensor, beta: Any = 1, alpha: Any = 1) -> Tensor:
     total = a @ b if alpha == 1 else alpha * (a @ b)
-    if beta == 0:  # no NaN of it is seen
+    if beta == 0:  # so that its NaNs do not count
         return total
     return total + bias if beta == 1 else total + beta * bias
 
@@ -366,7 +290,7 @@ def _var_mean(
 
 
 def _zeros_for(tangent: Tensor, primal: Tensor, *, self_num_batch_dims: int = 0) -> Tensor:
-    """Give the zeros of forward mode that lie in memory as their primal does, which is no matter here."""
+    """Give the zeros of forward mode. torch lays them out as their primal, which does not matter here."""
     return primal.new_zeros((*tangent.shape[:self_num_batch_dims], *primal.shape))
 
 
@@ -401,14 +325,14 @@ _FLOATING: dict[Any, Callable[..., Any]] = {
     aten.erfinv.default: _erfinv,
     aten.convolution.default: _convolution,
     aten.convolution_backward.default: _convolution_backward,
-    aten.max_pool2d_with_indices.default: _max_pool(2),
-    aten.max_pool3d_with_indices.default: _max_pool(3),
-    aten.max_pool2d_with_indices_backward.default: _max_pool_backward(2),
-    aten.max_pool3d_with_indices_backward.default: _max_pool_backward(3),
-    aten.avg_pool2d.default: _avg_pool(2),
-    aten.avg_pool3d.default: _avg_pool(3),
-    aten.avg_pool2d_backward.default: _avg_pool_backward(2),
-    aten.avg_pool3d_backward.default: _avg_pool_backward(3),
+    aten.max_pool2d_with_indices.default: partial(_max_pool, 2),
+    aten.max_pool3d_with_indices.default: partial(_max_pool, 3),
+    aten.max_pool2d_with_indices_backward.default: partial(_max_pool_backward, 2),
+    aten.max_pool3d_with_indices_backward.default: partial(_max_pool_backward, 3),
+    aten.avg_pool2d.default: partial(_avg_pool, 2),
+    aten.avg_pool3d.default: partial(_avg_pool, 3),
+    aten.avg_pool2d_backward.default: partial(_avg_pool_backward, 2),
+    aten.avg_pool3d_backward.default: partial(_avg_pool_backward, 3),
     aten._adaptive_avg_pool2d_backward.default: _adaptive_avg_pool2d_backward,
 }
 OWN = _ANY | {operator: of_floats(rewrite) for operator, rewrite in _FLOATING.items()}

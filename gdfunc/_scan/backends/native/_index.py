@@ -1,6 +1,6 @@
 """Where an element lies: integers that are linear in loop counters, and what views do to them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -59,12 +59,17 @@ class Index:
             self.constant * factor, tuple((var, old * factor) for var, old in self.terms if factor)
         )
 
+    def where(self, values: "Mapping[Var | Part, Index]") -> "Index":
+        """Put indices in the place of the variables."""
+        return sum((values[var] * factor for var, factor in self.terms), Index(self.constant))
+
     def split(self, divisor: int) -> tuple["Index", "Index"]:
-        """Its quotient and its remainder; it is never negative."""
+        """The quotient and the remainder of an index that is never negative."""
         if divisor == 1:
             return self, Index()
-        whole = tuple((var, factor // divisor) for var, factor in self.terms if factor % divisor == 0)
-        rest = tuple((var, factor) for var, factor in self.terms if factor % divisor)
+        parts = [(var, factor, int(factor / divisor)) for var, factor in self.terms]
+        whole = tuple((var, times) for var, _, times in parts if times)
+        rest = tuple((var, factor - times * divisor) for var, factor, times in parts if factor % divisor)
         over, constant = divmod(self.constant, divisor)
         remainder = Index(constant, rest)
         if remainder.low >= 0 and remainder.high < divisor:

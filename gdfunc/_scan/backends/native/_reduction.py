@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import _contraction
+from ._contraction import contract
 from ._index import Index, Point, ravel, strides_of
-from ._kernel import C_TYPES, Kernel, NotFlat, over
-from ._tensor import Block, Formula, Lazy, Map, Memory, Stored, View, cast, fill, literal
+from ._kernel import Kernel, NotFlat, over
+from ._statement import C_TYPES, Access
+from ._tensor import Block, Filled, Formula, Lazy, Map, Memory, Stored, View, cast, fill, literal
 
 LONG = 1024  # numbers whose sum in float32 would not be good enough
 
@@ -49,15 +50,15 @@ class Reduced(Stored):
     """
 
     def __init__(self, block: Block, source: Lazy, dims: Sequence[int], kind: str) -> None:
-        kept = [dim for dim in range(len(source.shape)) if dim not in dims]
-        super().__init__(block, [source.shape[dim] for dim in kept], source.dtype)
+        rest = [dim for dim in range(len(source.shape)) if dim not in dims]
+        super().__init__(block, [source.shape[dim] for dim in rest], source.dtype)
         self.kind = kind
         self.extents = tuple(source.shape[dim] for dim in dims)
-        order = [*kept, *dims]
+        order = [*rest, *dims]
 
         def place(point: Point, within: Point) -> Point:
-            known = dict(zip(order, (*point, *within), strict=True))
-            return tuple(known[dim] for dim in range(len(order)))
+            axes = dict(zip(order, (*point, *within), strict=True))
+            return tuple(axes[dim] for dim in range(len(order)))
 
         self.place = place
         self.source = source
@@ -86,34 +87,26 @@ class Reduced(Stored):
 
     def emit(self) -> Memory:
         source = self.source
+        done = None
         if self.kind == "sum" and isinstance(source, Map) and source.template == PRODUCT:
-            done = _contraction.contract(
-                self.block, source.args, self.place, self.shape, self.extents, self.dtype
-            )
-            if done is not None:
-                return done
+            done = contract(self.block, source.args, self.place, self.shape, self.extents, self.dtype)
+        return done or super().emit()
+
+    def write(self, out: Memory) -> None:
         if self.dtype is torch.float32 and self.kind in ("sum", "prod") and prod(self.extents) > LONG:
-            return self._wide()
-        out = self.out()
-        if not prod(self.extents):
+            wide = copy(self)  # in double precision, rounded at the end
+            wide.dtype, wide.target, wide.source = torch.float64, None, cast(self.source, torch.float64)
+            fill(self.block, out, cast(wide, self.dtype))
+        elif not prod(self.extents):
             first = KINDS[self.kind].first(self.dtype)
-            fill(self.block, out, Formula(out.shape, out.dtype, lambda kernel, point: first))
+            fill(self.block, out, Formula(self.shape, self.dtype, lambda kernel, point: first))
         elif self._rows_lie_together():
             self._by_rows(out)
         else:
             self._one_by_one(out)
-        return out
-
-    def _wide(self) -> Memory:
-        """The same in double precision, rounded at the end."""
-        wide = copy(self)
-        wide.dtype, wide.target, wide.source = torch.float64, None, cast(self.source, torch.float64)
-        out = self.out()
-        fill(self.block, out, cast(wide, self.dtype))
-        return out
 
     def _rows_lie_together(self) -> bool:
-        """Whether steps along the last axis of the result are shorter than those along what is reduced."""
+        """Tell whether steps along the result's last axis are shorter than those along the reduced axes."""
         wide = [extent for extent in self.shape if extent != 1]
         if not wide or wide[-1] < 4:
             return False
@@ -121,15 +114,17 @@ class Reduced(Stored):
         if len(outer) == len(kernel.loops):
             return True
         rows, column = outer[-1], kernel.loops[-1]
-        near = {row: sum(index.factor(row) == 1 for index in kernel.accesses) for row in (rows, column)}
-        far = {row: sum(index.factor(row) > 1 for index in kernel.accesses) for row in (rows, column)}
-        return near[rows] - far[rows] > near[column] - far[column]
+        score = {}  # reads of neighbours less reads that are far from each other
+        for var in (rows, column):
+            strides = [access.place.factor(var) for access in kernel.accesses if access.place]
+            score[var] = sum(stride == 1 for stride in strides) - sum(stride > 1 for stride in strides)
+        return score[rows] > score[column]
 
     def _nest(self, flat_out: bool, flat_in: bool) -> tuple[Kernel, tuple[Point, str], list]:
         outer, point = over(self.shape, flat_out, "i")
         inner, within = over(self.extents, flat_in, "k")
         kernel = Kernel([*outer, *inner], flat_out or flat_in)
-        kernel.before[len(outer)].append("")  # the accumulator's place, before all that needs it
+        kernel.before[len(outer)].append("")  # the place of the accumulator, before all that needs it
         value = self.source.at(kernel, self.place(point, within))
         return kernel, (point, value), outer
 
@@ -138,7 +133,8 @@ class Reduced(Stored):
         for flat in ((True, True), (False, True), (False, False)):
             try:
                 kernel, (point, value), outer = self._nest(*flat)
-                place, _ = kernel.place(out.place(point))
+                place = out.place(point)
+                kernel.place(place)
             except NotFlat:
                 continue
             depth = len(outer)
@@ -148,32 +144,33 @@ class Reduced(Stored):
                 kernel.before[depth][0] += " int nan = 0;"
                 kernel.before[-1].append(f"nan |= {value} != {value};")
                 kernel.after[depth].append(f"if (nan) a = {literal(nan, self.dtype)};")
-            kernel.after[depth].append(f"{out.pointer}[{place}] = a;")
-            is_sum = bool(kind.clause) and depth < len(kernel.loops)
-            return self.block.add(kernel, reduced=kind.clause if is_sum else "", parallel=is_sum)
+            kernel.store(out.buffer, place, "a", depth=depth)
+            is_parallel = bool(kind.clause) and depth < len(kernel.loops)
+            return self.block.add(kernel, is_parallel, kind.clause)
 
     def _by_rows(self, out: Memory) -> None:
-        """A row of accumulators: in registers if it is short, else where the result is to be."""
+        """Accumulate rows: in registers if they are short, else where the result is to be."""
         kind, c_type = KINDS[self.kind], C_TYPES[self.dtype]
         outer, point = over(self.shape, flat=False)
         inner, within = over(self.extents, flat=False, prefix="k")
         *rows, column = outer
         kernel = Kernel([*rows, *inner, column])
-        start, _ = kernel.place(out.place(point) + Index(0, ((column, -1),)))
-        short, at = column.extent <= _SHORT_ROW, len(rows)
-        home = (
-            f"{c_type} a[{column.extent}];" if short else f"{c_type} *restrict a = {out.pointer} + {start};"
-        )
         each = f"for (int64_t {column.name} = 0; {column.name} < {column.extent}; {column.name}++)"
-        a = f"a[{column.name}]"
-        kernel.before[at] += [home, f"{each} {a} = {kind.first(self.dtype)};"]
+        a, depth, place = f"a[{column.name}]", len(rows), out.place(point)
+        if column.extent <= _SHORT_ROW:
+            home = f"{c_type} a[{column.extent}];"
+            kernel.after[depth].append(each)
+            kernel.store(out.buffer, place, a, depth=depth)
+        else:
+            start, _ = kernel.place(place + Index(0, ((column, -1),)))
+            home = f"{c_type} *restrict a = {out.buffer.name} + {start};"
+            kernel.accesses.append(Access(out.buffer, writes=True))
+        kernel.before[depth] += [home, f"{each} {a} = {kind.first(self.dtype)};"]
         value = self.source.at(kernel, self.place(point, within))
         step = kind.step.format(a=a, v=value)
         if self._looks_for_nan:
             step = f"{value} != {value} ? {value} : {step}"
         kernel.before[-1].append(f"{a} = {step};")
-        if short:
-            kernel.after[at].append(f"{each} {out.pointer}[{start} + {column.name}] = {a};")
         self.block.add(kernel)
 
 
@@ -181,49 +178,40 @@ _SHORT_ROW = 128
 PRODUCT = "{0} * {1}"
 
 
-class Extremum(Stored):
-    """Where along an axis the first largest or smallest value is; NaN is both."""
+def extremum(block: Block, source: Lazy, dims: Sequence[int], is_max: bool) -> Lazy:
+    """Find where along axes the first largest or smallest value is. NaN is both."""
+    rest = [dim for dim in range(len(source.shape)) if dim not in dims]
+    extents = [source.shape[dim] for dim in dims]
 
-    def __init__(self, block: Block, source: Lazy, dims: Sequence[int], is_max: bool) -> None:
-        kept = [dim for dim in range(len(source.shape)) if dim not in dims]
-        super().__init__(block, [source.shape[dim] for dim in kept], torch.int64)
-        self.source, self.kept, self.dims, self.is_max = source, kept, list(dims), is_max
-
-    def emit(self) -> Memory:
-        out = self.out()
-        extents = [self.source.shape[dim] for dim in self.dims]
-        outer, point = over(self.shape, flat=False)
+    def write(out: Memory) -> None:
+        outer, point = over(out.shape, flat=False)
         inner, within = over(extents, flat=False, prefix="k")
-        kernel = Kernel([*outer, *inner])
-        c_type, depth = C_TYPES[self.source.dtype], len(outer)
-        kernel.before[depth].append(f"{c_type} best = 0; int64_t at = -1;")
-        known = dict(zip([*self.kept, *self.dims], (*point, *within), strict=True))
-        v = self.source.at(kernel, tuple(known[dim] for dim in range(len(known))))
+        kernel, depth = Kernel([*outer, *inner]), len(outer)
+        kernel.before[depth].append(f"{C_TYPES[source.dtype]} best = 0; int64_t at = -1;")
+        axes = dict(zip([*rest, *dims], (*point, *within), strict=True))
+        v = source.at(kernel, tuple(axes[dim] for dim in range(len(axes))))
         rank, _ = kernel.place(ravel(within, strides_of(extents)))
-        better = f"{v} {'>' if self.is_max else '<'} best || ({v} != {v} && best == best)"
+        better = f"{v} {'>' if is_max else '<'} best || ({v} != {v} && best == best)"
         kernel.before[-1].append(f"if (at < 0 || {better}) {{ best = {v}; at = {rank}; }}")
-        place, _ = kernel.place(out.place(point))
-        kernel.after[depth].append(f"{out.pointer}[{place}] = at;")
-        self.block.add(kernel, parallel=False)
-        return out
+        kernel.store(out.buffer, out.place(point), "at", depth=depth)
+        block.add(kernel, parallel=False)
+
+    return Filled(block, [source.shape[dim] for dim in rest], torch.int64, write)
 
 
-class Cumulated(Stored):
-    """The reductions of all values up to each, along one axis."""
+def cumulated(block: Block, source: Lazy, dim: int, name: str) -> Lazy:
+    """Reduce all values up to each, along one axis."""
+    kind, dtype = KINDS[name], source.dtype
+    wide = torch.float64 if dtype.is_floating_point else torch.int64  # as torch does
 
-    def __init__(self, block: Block, source: Lazy, dim: int, kind: str) -> None:
-        super().__init__(block, source.shape, source.dtype)
-        self.source, self.dim, self.kind = source, dim, KINDS[kind]
-
-    def emit(self) -> Memory:
-        out = self.out()
-        loops, point = over(self.shape, flat=False)
-        last = [var for var in loops if self.shape[self.dim] != 1 and point[self.dim].factor(var)]
+    def write(out: Memory) -> None:
+        loops, point = over(out.shape, flat=False)
+        last = [var for var in loops if out.shape[dim] != 1 and point[dim].factor(var)]
         kernel = Kernel([*[var for var in loops if var not in last], *last])
-        wide = torch.float64 if self.dtype.is_floating_point else torch.int64  # as torch does
-        kernel.before[len(loops) - len(last)].append(f"{C_TYPES[wide]} a = {self.kind.first(wide)};")
-        value = self.source.at(kernel, point)
-        kernel.before[-1].append(f"a = {self.kind.step.format(a='a', v=value)};")
-        kernel.store(out.pointer, out.place(point), f"({C_TYPES[self.dtype]})a")
-        self.block.add(kernel, parallel=False)
-        return out
+        kernel.before[len(loops) - len(last)].append(f"{C_TYPES[wide]} a = {kind.first(wide)};")
+        value = source.at(kernel, point)
+        kernel.before[-1].append(f"a = {kind.step.format(a='a', v=value)};")
+        kernel.store(out.buffer, out.place(point), f"({C_TYPES[dtype]})a")
+        block.add(kernel, parallel=False)
+
+    return Filled(block, source.shape, dtype, write)

@@ -1,7 +1,7 @@
 """Tensors as functions from a point to a value, and the moment when one gets memory of its own.
 
 A tensor that is used once, or that is cheap, is never stored: its expression is written where it is used.
-Those that are stored write a kernel, the first time that somebody asks for their memory.
+A stored tensor writes its kernels when its memory is first needed.
 """
 
 from abc import ABC, abstractmethod
@@ -15,7 +15,8 @@ import torch
 
 from ...._errors import BackendError
 from ._index import Index, Point, ravel, strides_of, unravel
-from ._kernel import C_TYPES, Kernel, NotFlat, over
+from ._kernel import Kernel, NotFlat, over
+from ._statement import C_TYPES, Buffer, Statement
 
 Shape = tuple[int, ...]
 
@@ -29,26 +30,27 @@ class Unsupported(BackendError):
 
 @dataclass
 class Block:
-    """The statements of a loop's step, and the memory that they need beside their inputs and results."""
+    """The statements of a step, and what they need beside their inputs and results."""
 
-    lines: list[str] = field(default_factory=list)
-    fields: dict[str, tuple[str, int]] = field(default_factory=dict)  # of the struct w: type and size
+    statements: list[Statement] = field(default_factory=list)
+    buffers: list[Buffer] = field(default_factory=list)  # of intermediate results
     functions: list[str] = field(default_factory=list)
     names: Iterator[int] = field(default_factory=count)
-    work: float = 0  # rounds of all loops
-    nested: float = 0  # rounds of all that loops within the step go through
+
+    def inner(self) -> "Block":
+        """Begin the block of a loop within the step."""
+        return Block([], self.buffers, self.functions, self.names)
 
     def scratch(self, shape: Sequence[int], dtype: torch.dtype) -> "Memory":
-        """Memory for a tensor, contiguous and aligned."""
-        name = f"s{next(self.names)}"
-        self.fields[name] = C_TYPES[dtype], max(prod(shape), 1)
-        return Memory(f"w->{name}", tuple(shape), dtype)
+        """Take memory for a tensor, contiguous and aligned."""
+        self.buffers.append(Buffer(f"s{next(self.names)}", dtype, max(prod(shape), 1)))
+        return Memory(self.buffers[-1], shape)
 
-    def add(self, kernel: Kernel, **how: Any) -> None:
-        if any(not var.extent for var in kernel.loops):
-            return  # what it reads may not exist
-        self.lines += kernel.lines(**how)
-        self.work += prod(var.extent for var in kernel.loops)
+    def add(self, kernel: Kernel, parallel: bool = True, reduction: str = "") -> None:
+        """Add a kernel. The rounds of its innermost loop may be taken in any order if it is parallel."""
+        kernel.parallel, kernel.reduction = parallel, reduction
+        if kernel.rounds:  # else what it reads may not exist
+            self.statements.append(kernel)
 
 
 class Lazy(ABC):
@@ -77,7 +79,7 @@ class Formula(Lazy):
 
 
 def constant(number: Any, shape: Sequence[int], dtype: torch.dtype) -> Lazy:
-    """A tensor of equal elements."""
+    """Make a tensor of equal elements."""
     text = literal(number, dtype)
     return Formula(shape, dtype, lambda kernel, point: text, 0)
 
@@ -113,7 +115,7 @@ class Map(Lazy):
 
 
 def cast(tensor: Lazy, dtype: torch.dtype) -> Lazy:
-    """The tensor with its elements converted."""
+    """Convert the elements."""
     if tensor.dtype == dtype:
         return tensor
     if dtype is torch.uint8 and tensor.dtype.is_floating_point:  # modulo 256, as in torch
@@ -132,6 +134,13 @@ class View(Lazy):
         return self.source.at(kernel, self.remap(point))
 
 
+def behind(tensor: Lazy, point: Point) -> tuple[Lazy, Point]:
+    """Look through views: the tensor that they show, and the point there."""
+    while isinstance(tensor, View):
+        point, tensor = tensor.remap(point), tensor.source
+    return tensor, point
+
+
 def expand(tensor: Lazy, shape: Sequence[int]) -> Lazy:
     """Repeat along axes of extent 1 and new ones at the left."""
     if tensor.shape == tuple(shape):
@@ -147,7 +156,7 @@ def expand(tensor: Lazy, shape: Sequence[int]) -> Lazy:
 
 
 def reshape(tensor: Lazy, shape: Sequence[int]) -> Lazy:
-    """The same elements in the same order."""
+    """Keep the elements and their order."""
     if tensor.shape == tuple(shape):
         return tensor
     old, strides = tensor.shape, strides_of(shape)
@@ -158,132 +167,136 @@ class Memory(Lazy):
     """A tensor that lies in memory."""
 
     def __init__(
-        self,
-        pointer: str,
-        shape: Sequence[int],
-        dtype: torch.dtype,
-        strides: Sequence[int] | None = None,
-        start: int = 0,
+        self, buffer: Buffer, shape: Sequence[int], strides: Sequence[int] | None = None, start: int = 0
     ) -> None:
-        self.pointer, self.shape, self.dtype, self.start = pointer, tuple(shape), dtype, start
+        self.buffer, self.shape, self.dtype, self.start = buffer, tuple(shape), buffer.dtype, start
         self.strides = strides_of(shape) if strides is None else tuple(strides)
 
     def place(self, point: Point) -> Index:
         return ravel(point, self.strides) + self.start
 
     def at(self, kernel: Kernel, point: Point) -> str:
-        return kernel.read(self.pointer, self.place(point), self.dtype)
+        return kernel.read(self.buffer, self.place(point))
 
     def part(self, dim: int, start: int, step: int, extent: int) -> "Memory":
-        """Some of its rows."""
+        """Take some of its rows."""
         shape, strides = list(self.shape), list(self.strides)
         start = self.start + start * strides[dim]
         shape[dim], strides[dim] = extent, strides[dim] * step
-        return Memory(self.pointer, shape, self.dtype, strides, start)
+        return Memory(self.buffer, shape, strides, start)
 
 
 class Stored(Lazy):
-    """A tensor that gets memory when it is first asked for; its kernels are in its own block."""
+    """A tensor that gets memory when that is first needed, which kernels in its block fill."""
 
     def __init__(self, block: Block, shape: Sequence[int], dtype: torch.dtype) -> None:
         self.block, self.shape, self.dtype = block, tuple(shape), dtype
-        self.target: Memory | None = None  # where to, if it is a result
-        self._memory: Memory | None = None
+        self.target: Memory | None = None  # where a result goes
+        self.is_written = False
 
     def memory(self) -> Memory:
-        if self._memory is None:
+        if not self.is_written:
             self._memory = self.emit()
+            self.is_written = True
         return self._memory
 
-    @abstractmethod
     def emit(self) -> Memory:
-        """Write the kernels that fill its memory."""
+        out = self.target or self.block.scratch(self.shape, self.dtype)
+        self.write(out)
+        return out
 
-    def out(self) -> Memory:
-        return self.target or self.block.scratch(self.shape, self.dtype)
+    @abstractmethod
+    def write(self, out: Memory) -> None:
+        """Write the kernels that fill its memory."""
 
     def at(self, kernel: Kernel, point: Point) -> str:
         return self.memory().at(kernel, point)
 
 
-class Kept(Stored):
-    """Another tensor, stored."""
+class Filled(Stored):
+    """A tensor whose memory a function fills."""
 
-    def __init__(self, block: Block, source: Lazy) -> None:
-        super().__init__(block, source.shape, source.dtype)
-        self.source = source
+    def __init__(
+        self, block: Block, shape: Sequence[int], dtype: torch.dtype, write: Callable[[Memory], None]
+    ) -> None:
+        super().__init__(block, shape, dtype)
+        self._write = write
 
-    def emit(self) -> Memory:
-        out = self.out()
-        fill(self.block, out, self.source)
-        return out
+    def write(self, out: Memory) -> None:
+        self._write(out)
+
+
+def stored(block: Block, source: Lazy, target: Memory | None = None) -> Stored:
+    """Store another tensor."""
+    copy = Filled(block, source.shape, source.dtype, lambda out: fill(block, out, source))
+    copy.target = target
+    return copy
 
 
 def fill(block: Block, target: Memory, source: Lazy) -> None:
-    """Write a tensor into memory: in one loop if all that is read lies in a row as well."""
+    """Write a tensor into memory: in one loop if all that it reads lies in a row as well."""
     for flat in (True, False):
         loops, point = over(target.shape, flat)
         kernel = Kernel(loops, flat)
         try:
             value = source.at(kernel, point)
-            kernel.store(target.pointer, target.place(point), value)
+            kernel.store(target.buffer, target.place(point), value)
         except NotFlat:
             continue
         return block.add(kernel)
 
 
-class Written(Stored):
-    """A tensor that is put together from parts: each part is (dim, start, step, tensor), or a whole."""
+Part = tuple[int, int, int, Lazy]  # dim, start and step of where a tensor goes
 
-    def __init__(
-        self,
-        block: Block,
-        shape: Sequence[int],
-        parts: Sequence[tuple[int, int, int, Lazy]],
-        base: Lazy | None,
-    ) -> None:
-        super().__init__(block, shape, parts[0][-1].dtype)
-        self.parts, self.base = parts, base
 
-    def emit(self) -> Memory:
-        out = self.out()
-        if self.base is not None:
-            fill(self.block, out, self.base)
-        for dim, start, step, tensor in self.parts:
+def assembled(block: Block, shape: Sequence[int], parts: Sequence[Part], base: Lazy | None = None) -> Lazy:
+    """Put a tensor together from parts, over a base."""
+
+    def write(out: Memory) -> None:
+        if base is not None:
+            fill(block, out, base)
+        for dim, start, step, tensor in parts:
             if prod(tensor.shape):
-                fill(self.block, out.part(dim, start, step, tensor.shape[dim]), tensor)
-        return out
+                fill(block, out.part(dim, start, step, tensor.shape[dim]), tensor)
+
+    return Filled(block, shape, parts[0][-1].dtype, write)
 
 
-class Scattered(Stored):
-    """A tensor of which some elements are replaced, or added to, where an index says."""
+Where = Callable[[Kernel, Point], Point]  # from a point to the one that an index says
 
-    def __init__(
-        self, block: Block, base: Lazy, source: Lazy, where: Callable[[Kernel, Point], Point], adds: bool
-    ) -> None:
-        super().__init__(block, base.shape, base.dtype)
-        self.base, self.source, self.where, self.adds = base, source, where, adds
 
-    def emit(self) -> Memory:
-        out = self.out()
-        fill(self.block, out, self.base)
-        loops, point = over(self.source.shape, flat=False)
+def scattered(block: Block, base: Lazy, source: Lazy, where: Where, adds: bool) -> Lazy:
+    """Replace some elements, or add to them, where an index says."""
+
+    def write(out: Memory) -> None:
+        fill(block, out, base)
+        loops, point = over(source.shape, flat=False)
         kernel = Kernel(loops)
-        value = self.source.at(kernel, point)
-        place = out.place(self.where(kernel, point))
-        kernel.store(out.pointer, place, value, "+=" if self.adds else "=")
-        self.block.add(kernel, parallel=False)
-        return out
+        value = source.at(kernel, point)
+        kernel.store(out.buffer, out.place(where(kernel, point)), value, "+=" if adds else "=")
+        block.add(kernel, parallel=False)
+
+    return Filled(block, base.shape, base.dtype, write)
 
 
-def address(block: Block, tensor: Lazy, point: Point) -> tuple[Memory, Index]:
-    """Where in memory the element at a point is; a tensor that has none is stored."""
-    while isinstance(tensor, View):
-        point, tensor = tensor.remap(point), tensor.source
+def address(block: Block, tensor: Lazy, point: Point) -> tuple[Buffer, Index]:
+    """Find the element at a point in memory; a tensor without memory is stored."""
+    tensor, point = behind(tensor, point)
     if isinstance(tensor, Memory):
         memory = tensor
-    elif isinstance(tensor, Stored):
-        memory = tensor.memory()
     else:
-        memory = Kept(block, tensor).memory()
-    return memory, memory.place(point)
+        memory = (tensor if isinstance(tensor, Stored) else stored(block, tensor)).memory()
+    return memory.buffer, memory.place(point)
+
+
+def contiguous(block: Block, tensor: Lazy, free: int = 0) -> Memory:
+    """Find the tensor where it lies, if it is contiguous but for its first axes; else copy it."""
+    loops, point = over(tensor.shape, flat=False)
+    if isinstance(behind(tensor, point)[0], (Memory, Stored)):
+        buffer, place = address(block, tensor, point)
+        strides = [sum(place.factor(var) for var, _ in index.terms) for index in point]
+        shape = tensor.shape[free:]
+        dense = zip(shape, strides[free:], strides_of(shape), strict=True)
+        if {var for var, _ in place.terms} <= {*loops} and all(n == 1 or a == b for n, a, b in dense):
+            return Memory(buffer, tensor.shape, strides, place.constant)
+    return stored(block, tensor).memory()

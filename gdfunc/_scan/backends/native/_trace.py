@@ -11,7 +11,7 @@ from torch.func import functionalize
 
 from ..._body import Aval, Body, trace_flat
 from ._decompositions import OWN, of_floats
-from ._operators import COVERED, name_of
+from .operators import COVERED, name_of
 
 
 def operations(body: Body) -> fx.GraphModule:

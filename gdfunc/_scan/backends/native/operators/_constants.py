@@ -1,0 +1,53 @@
+"""Tensors that are made of numbers."""
+
+from math import prod
+
+import torch
+
+from .._index import Point
+from .._kernel import Kernel
+from .._statement import C_TYPES, Buffer
+from .._tensor import Formula, Lazy, Memory, constant, literal
+from ._call import Call, lowers
+
+_LONGEST_TABLE = 4096  # elements of a constant that is written into the code
+_FILLED = {
+    **dict.fromkeys(("zeros", "zeros_like", "new_zeros", "_efficientzerotensor"), 0),
+    **dict.fromkeys(("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"), 0),
+    **dict.fromkeys(("ones", "ones_like", "new_ones"), 1),
+}
+
+
+@lowers(*_FILLED)
+def _filled(call: Call) -> Lazy:
+    return constant(_FILLED[call.name], call.shape, call.dtype)
+
+
+@lowers("full", "full_like", "new_full", "scalar_tensor", "fill")
+def _full(call: Call) -> Lazy:
+    name = {"scalar_tensor": "s", "fill": "value"}.get(call.name, "fill_value")
+    return call.tensor(call[name])
+
+
+@lowers("arange")
+def _arange(call: Call) -> Lazy:
+    if call.dtype.is_floating_point:
+        return table(call)
+    first, step = int(call.arguments.get("start", 0)), int(call.arguments.get("step", 1))
+
+    def at(kernel: Kernel, point: Point) -> str:
+        text, names = kernel.place(point[0] * step + first)
+        return kernel.let(C_TYPES[call.dtype], text, names)
+
+    return Formula(call.shape, call.dtype, at)
+
+
+def table(call: Call) -> Lazy:
+    """Let torch make a tensor of constants, and write it down."""
+    if torch.Tag.nondeterministic_seeded in call.node.target.tags or prod(call.shape) > _LONGEST_TABLE:  # type: ignore[union-attr]
+        raise call.refuse()
+    values = call.node.target(*call.node.args, **call.node.kwargs)  # type: ignore[operator]
+    rows = ", ".join(literal(value, call.dtype) for value in values.flatten().tolist()) or "0"
+    buffer = Buffer(f"table_{len(call.block.functions)}", call.dtype)
+    call.block.functions.append(f"static const {buffer.c_type} {buffer.name}[] = {{{rows}}};")
+    return Memory(buffer, call.shape)

@@ -1,0 +1,120 @@
+/* The program around one step. Names that begin with a dollar sign stand for what depends on the body. */
+#include <math.h>
+#include <stdint.h>
+
+#define VECTOR $vector /* bytes */
+
+#ifdef VECTOR_MATH /* the C library has these functions for whole vectors too */
+#define MATH __attribute__((simd("notinbranch"), const))
+#else
+#define MATH __attribute__((const))
+#endif
+#define UNARY(name) MATH double name(double); MATH float name##f(float);
+#define BINARY(name) MATH double name(double, double); MATH float name##f(float, float);
+UNARY(exp) UNARY(exp2) UNARY(expm1) UNARY(log) UNARY(log1p) UNARY(log2) UNARY(log10)
+UNARY(sin) UNARY(cos) UNARY(tan) UNARY(asin) UNARY(acos) UNARY(atan) UNARY(erf) UNARY(erfc)
+UNARY(sinh) UNARY(cosh) UNARY(tanh) UNARY(asinh) UNARY(acosh) UNARY(atanh)
+BINARY(pow) BINARY(atan2) BINARY(hypot)
+
+#define VECTOR_OF(type) typedef type vector_##type \
+    __attribute__((vector_size(VECTOR), aligned(sizeof(type)), may_alias));
+VECTOR_OF(float) VECTOR_OF(double) VECTOR_OF(int32_t) VECTOR_OF(int64_t)
+
+#ifdef __clang__
+#define TILES __attribute__((noinline))
+#define SHUFFLE(integer, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define TILES __attribute__((noinline, optimize("fp-contract=fast")))
+#define SHUFFLE(integer, a, b, ...) __builtin_shuffle(a, b, (vector_##integer){__VA_ARGS__})
+#endif
+
+/* Transposes rows x columns numbers, square by square. A square of L x L numbers is L vectors. For d = 1, 2,
+   4, ... L / 2, rows that are d apart swap numbers that are d apart. After the last swap, each row is what
+   was a column. Rows of the result are filled up to whole vectors. */
+#define EACH_2(f, L, d, q) f(L, d, (q)), f(L, d, (q) + 1)
+#define EACH_4(f, L, d, q) EACH_2(f, L, d, q), EACH_2(f, L, d, (q) + 2)
+#define EACH_8(f, L, d, q) EACH_4(f, L, d, q), EACH_4(f, L, d, (q) + 4)
+#define EACH_16(f, L, d, q) EACH_8(f, L, d, q), EACH_8(f, L, d, (q) + 8)
+#define LOW(L, d, q) ((q) & (d) ? (L) + (q) - (d) : (q))
+#define HIGH(L, d, q) ((q) & (d) ? (L) + (q) : ((q) + (d)) % (2 * (L)))
+#define SWAP(type, integer, L, d) \
+    if (d < L) for (int p = 0; p < L; p++) if (!(p & d)) { \
+        const vector_##type low = SHUFFLE(integer, r[p], r[p + d], EACH_##L(LOW, L, d, 0)); \
+        r[p + d] = SHUFFLE(integer, r[p], r[p + d], EACH_##L(HIGH, L, d, 0)); \
+        r[p] = low; \
+    }
+#define TRANSPOSITION(type, integer, L) \
+    static __attribute__((noinline, unused)) void transpose_##type( \
+        const type *restrict from, int64_t step, type *restrict to, int64_t over, \
+        int64_t rows, int64_t columns) { \
+        for (int64_t i = 0; i < rows; i += L) \
+        for (int64_t j = 0; j + L <= columns; j += L) { \
+            vector_##type r[L]; \
+            for (int p = 0; p < L; p++) \
+                r[p] = i + p < rows ? *(const vector_##type *)(from + (i + p) * step + j) : (vector_##type){0}; \
+            SWAP(type, integer, L, 1) SWAP(type, integer, L, 2) SWAP(type, integer, L, 4) SWAP(type, integer, L, 8) \
+            for (int p = 0; p < L; p++) *(vector_##type *)(to + (j + p) * over + i) = r[p]; \
+        } \
+        for (int64_t i = 0; i < rows; i++) \
+        for (int64_t j = columns - columns % L; j < columns; j++) to[j * over + i] = from[i * step + j]; \
+    }
+#if VECTOR == 64
+TRANSPOSITION(float, int32_t, 16) TRANSPOSITION(double, int64_t, 8)
+#elif VECTOR == 32
+TRANSPOSITION(float, int32_t, 8) TRANSPOSITION(double, int64_t, 4)
+#else
+TRANSPOSITION(float, int32_t, 4) TRANSPOSITION(double, int64_t, 2)
+#endif
+
+#define OF_MEMBER(type, name, at) type *restrict name = (type *)(place[at] + n * member[at]);
+#define OF_STEP(type, name, at) type *restrict name = (type *)(place[at] + n * member[at] + t * time[at]);
+#define CONST(type, name, at) OF_MEMBER(const type, name, at)
+#define CARRY(type, name, at) OF_MEMBER(type, name, at)
+#define X(type, name, at) OF_STEP(const type, name, at)
+#define Y(type, name, at) OF_STEP(type, name, at)
+
+$functions
+struct carry { $carry char none; };
+struct near { $near char none; };
+struct scratch { $scratch struct carry carries[2]; };
+
+#if $small /* all is the compiler's to keep in registers */
+#define SCRATCH_SIZE 0
+#define HOME struct scratch here, *restrict w = &here;
+#define TURN(t) 0
+#define END *now = *next;
+#else /* the two carries change places in turn */
+#define SCRATCH_SIZE sizeof(struct scratch)
+#define HOME struct scratch *restrict w = (struct scratch *)memory;
+#define TURN(t) (((t) - t0) & 1)
+#define END
+#endif
+
+const int64_t scratch_size = SCRATCH_SIZE, step_rounds = $rounds;
+
+/* Where the tensors of a step lie. */
+$places
+
+/* Runs steps t0 to t1 of members n0 to n1. Returns -1, or the step in which an index is out of range. */
+int64_t run(int64_t n0, int64_t n1, int64_t t0, int64_t t1, char *const *place,
+            const int64_t *member, const int64_t *time, char *memory, const volatile int *stop) {
+    struct near local, *restrict v = &local;
+    HOME
+    int bad = 0;
+    for (int64_t n = n0; n < n1; n++) {
+        if (*stop) return -1;
+        $of_member
+        struct carry *first = w->carries;
+        $load
+        for (int64_t t = t0; t < t1; t++) {
+            struct carry *restrict now = w->carries + TURN(t), *restrict next = w->carries + !TURN(t);
+            $of_step
+            $step
+            if (bad) return t;
+            END
+        }
+        const struct carry *last = w->carries + TURN(t1);
+        $save
+    }
+    return -1;
+}
