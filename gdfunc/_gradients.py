@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import _tree, random
 from ._errors import check_choice, check_int
+from ._torch._modes import versions
 from ._tree import Tree
 
 LossFn = Callable[[Tree, Tree], Tensor]
@@ -313,9 +314,9 @@ def sample_bytes(param_leaves: Sequence[Tensor]) -> int:
 def apart(gradients: GradFn, params: Tree, batch: Tree, param_leaves: list[Tensor]) -> tuple[Tree, Tensor]:
     """Keep inputs and outputs apart: nothing is written into the batch, no memory is shared."""
     samples = _tree.leaves(batch)
-    versions = _tree.versions(samples)
+    before = versions(samples)
     grads, loss = gradients(params, batch)
-    if _tree.versions(samples) != versions:
+    if versions(samples) != before:
         raise ValueError("the loss wrote into batch, whose values are now lost; it must not")
     return _tree.unshare((grads, loss), [*param_leaves, *samples])
 

@@ -8,14 +8,15 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import combinations, pairwise
-from math import prod
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.utils._pytree as _pytree
 from torch import Tensor
-from torch._functorch.pyfunctorch import VmapInterpreter, retrieve_all_functorch_interpreters
+
+from ._torch._modes import storage
+from ._torch._transforms import is_transformed, unwrapped
 
 from . import _numerics
 
@@ -257,51 +258,14 @@ def unshare(tree: Tree, others: Sequence[Tensor]) -> Tree:
     return map(own, tree)
 
 
-def versions(leaves: Sequence[Any]) -> list[int]:
-    """How often each tensor was written to; 0 where torch does not count."""
-    return [0 if is_transformed(leaf) or leaf.is_inference() else leaf._version for leaf in leaves]
-
-
 def as_tensors(tree: Tree) -> Tree:
     """Turn NumPy arrays among the leaves into tensors."""
     return map(lambda leaf: _numerics.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf, tree)
 
 
-def is_transformed(leaf: Tensor) -> bool:
-    """Tell whether a grad, jvp or vmap under way has wrapped this tensor."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(leaf)
-
-
-def layers(leaf: Tensor) -> list[Tensor]:
-    """List a tensor and what transformations have wrapped in it, the innermost last."""
-    found = [leaf]
-    while is_transformed(found[-1]):
-        found.append(torch._C._functorch.get_unwrapped(found[-1]))
-    return found
-
-
-def may_be_differentiated(leaf: Tensor) -> bool:
-    """Tell whether autograd, or a grad of torch.func at any level, follows this tensor."""
-    return any(layer.requires_grad for layer in layers(leaf))
-
-
-def members() -> int:
-    """How many calls the vmaps under way stand for."""
-    levels = retrieve_all_functorch_interpreters()
-    return prod(level.batch_size() for level in levels if isinstance(level, VmapInterpreter))
-
-
 def unwrap(tree: Tree) -> Tree:
-    """Take leaves out of the transformations under way; a vmapped axis becomes a leading one."""
-
-    def bare(leaf: Any) -> Any:
-        while isinstance(leaf, Tensor) and is_transformed(leaf):
-            axis = torch._C._functorch.maybe_get_bdim(leaf)
-            leaf = torch._C._functorch.get_unwrapped(leaf)
-            leaf = leaf if axis < 0 else leaf.movedim(axis, 0)
-        return leaf
-
-    return map(bare, tree)
+    """Take the tensors out of all running transformations; a vmapped axis becomes a leading axis."""
+    return map(lambda leaf: unwrapped(leaf) if isinstance(leaf, Tensor) else leaf, tree)
 
 
 def detach(tree: Tree) -> Tree:
@@ -316,12 +280,6 @@ def detach(tree: Tree) -> Tree:
 def cut(tree: Tree) -> Tree:
     """Make every leaf a constant to all derivatives, those of torch.func too."""
     return map(lambda leaf: leaf.detach(), tree)
-
-
-def storage(leaf: Tensor) -> int:
-    """Identify the memory that a tensor is a view of."""
-    with torch._C.DisableTorchFunction():  # a trace under way is not to see this
-        return leaf.untyped_storage()._cdata
 
 
 def overlap(leaves: Sequence[Tensor]) -> tuple[int, int] | None:

@@ -41,6 +41,7 @@ from ._per_sample import Dense, Leaf, Outer, PerSample, Rows
 from ._reductions import reduce_per_sample
 from ._sampling import _as_range
 from ._step import Step, apply_updates, copy_params
+from ._torch._transforms import is_transformed
 from ._transforms import GradientTransformation, chain, check_transform
 from ._transforms._base import no_steps
 from ._tree import Tree
@@ -124,7 +125,7 @@ def poisson_batches(
 
     counts = torch.arange(steps.start, steps.stop, device=key.device)
     index, sizes = torch.func.vmap(draw, chunk_size=max(1, 2**20 // n))(counts)
-    if not _tree.is_transformed(sizes) and int(sizes.max()) > width:
+    if not is_transformed(sizes) and int(sizes.max()) > width:
         late = int(sizes.argmax())
         raise ValueError(
             f"the batch of step {steps[late]} has {int(sizes[late])} samples, over max_batch = {width}; "

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import gdfunc as gd
-from gdfunc._scan import _lock
+from gdfunc import _lock
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 

@@ -1,6 +1,8 @@
 """The rooms: a module imports only lower ranks, and each foreign package has one door."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import gdfunc
 
 PACKAGE = Path(gdfunc.__file__).parent
 RANKS = {
-    0: {"_tree", "_numerics", "_errors", "_progress", "_through", "random"},
+    0: {"_torch", "_lock", "_tree", "_numerics", "_errors", "_progress", "_through", "random"},
     1: {"_sampling", "_gradients", "_transforms", "schedules", "_scan", "losses", "problems", "datasets"}
     | {"_per_sample", "reducers", "_reductions"},
     2: {"_step", "curvature"},
@@ -20,6 +22,8 @@ RANK = {room: rank for rank, rooms in RANKS.items() for room in rooms}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 # random checks its arguments with _errors: a rank 0 room that imports nothing of ours.
 SAME_RANK = {
+    ("_tree", "_torch"),
+    ("_torch", "_lock"),
     ("random", "_errors"),
     ("_gradients", "random"),
     ("_sampling", "random"),
@@ -76,6 +80,94 @@ DOORS = {
 def test_foreign_packages_have_one_door(package):
     users = {room_of(path) for path in FILES if any(name.startswith(package) for _, name in imports(path))}
     assert users <= DOORS[package]
+
+
+def chain(node: ast.AST) -> list[str]:
+    """The names of a dotted expression, such as torch.ops.aten; the first is empty for any other object."""
+    names = []
+    while isinstance(node, ast.Attribute):
+        names.append(node.attr)
+        node = node.value
+    return [getattr(node, "id", ""), *names[::-1]]
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def private_names_of_torch(path: Path) -> list[str]:
+    """The names of torch in a file that torch does not promise to keep: private or experimental."""
+    tree, found = ast.parse(path.read_text()), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found += [[*node.module.split("."), alias.name] for alias in node.names]
+        elif isinstance(node, ast.Attribute):
+            found.append(chain(node))
+    allowed = ["torch", "utils", "_pytree"] if room_of(path) == "_tree" else None
+    private = [names for names in found if "experimental" in names or any(map(is_private, names))]
+    return [".".join(names) for names in private if names[0] == "torch" and names != allowed]
+
+
+OUTSIDE = [path for path in FILES if room_of(path) != "_torch"]
+NAMES = {  # of attributes that gdfunc defines
+    node.attr if isinstance(node, ast.Attribute) else getattr(node, "name", None) or getattr(node, "id", "")
+    for path in FILES
+    for node in ast.walk(ast.parse(path.read_text()))
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Name))
+    or (isinstance(node, ast.Attribute) and chain(node)[0] in ("self", "cls"))
+} | {name for path in FILES for name in path.relative_to(PACKAGE).with_suffix("").parts}
+
+
+def is_documented(names: list[str]) -> bool:
+    """Tell whether a name is one of NamedTuples or CPython, or of an operator, which has a schema."""
+    is_of_python = names[-1] in ("_replace", "_fields", "_asdict") or names == ["sys", "_getframe"]
+    return is_of_python or "aten" in names
+
+
+@pytest.mark.parametrize("path", OUTSIDE, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_private_names_of_torch_have_one_door(path):
+    assert not private_names_of_torch(path)
+
+
+@pytest.mark.parametrize("path", OUTSIDE, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_private_attributes_of_foreign_objects_have_one_door(path):
+    """Such as a tensor's `_version`: an attribute with a private name that gdfunc does not define."""
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
+    foreign = [chain(node) for node in nodes if is_private(node.attr) and node.attr not in NAMES]
+    assert not [".".join(names) for names in foreign if not is_documented(names)]
+
+
+@pytest.mark.parametrize("path", OUTSIDE, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_foreign_modules_are_patched_in_one_room_only(path):
+    """No setattr, and no assignment to an attribute of a module that the file imports."""
+    tree = ast.parse(path.read_text())
+    modules = {
+        alias.asname or alias.name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            assert chain(node.func)[-1] not in ("setattr", "delattr"), f"line {node.lineno}"
+        if isinstance(node, (ast.Attribute, ast.Subscript)) and not isinstance(node.ctx, ast.Load):
+            owner = chain(node.value)[0]
+            assert owner not in modules, f"{owner} is changed in line {node.lineno}"
+
+
+def test_an_eager_run_imports_no_module_of_a_compiler():
+    code = """
+import sys
+import torch
+import gdfunc as gd
+gd.scan(lambda c, x: (c + x, c), torch.tensor(0), torch.arange(3), backend="eager")
+heavy = "sympy", "torch._inductor", "torch._dynamo", "torch.fx.experimental.symbolic_shapes"
+print([name for name in heavy if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_only_known_packages_are_imported():

@@ -12,6 +12,7 @@ from torch.func import grad, vmap
 
 import gdfunc as gd
 from gdfunc import _tree
+from gdfunc._torch._transforms import members
 
 from .references import normal
 
@@ -81,7 +82,7 @@ def test_members_are_counted_over_all_vmaps():
     counted = []
 
     def f(x):
-        counted.append(_tree.members())
+        counted.append(members())
         return x.sum()
 
     vmap(vmap(f))(torch.ones(3, 4))

@@ -1,24 +1,16 @@
 """A scan's body as a graph over plain tensors: the one thing that a compiled backend receives."""
 
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from itertools import count
-from types import FrameType
 from typing import Any, NamedTuple
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, fx
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
-from torch.utils._python_dispatch import _disable_current_modes
 
-from ._lock import Lock
+from .._torch._graphs import graph_of
+from .._torch._modes import no_autocast, uses_autocast
 
 
 class Aval(NamedTuple):
@@ -74,7 +66,7 @@ class Body:
     def as_traced(self) -> AbstractContextManager[None]:
         """Let operations mean what they meant in the trace: its casts are in it, and its default dtype."""
         changed = torch.get_default_dtype() != self.floats
-        return _settings(self.floats) if changed or torch._C._is_any_autocast_enabled() else _AS_IT_IS
+        return _settings(self.floats) if changed or uses_autocast() else _AS_IT_IS
 
     @property
     def has_loops(self) -> bool:
@@ -92,7 +84,7 @@ class Body:
         """Trace a function of this body's graph into a body of its own, once for each key."""
         if key not in self.kept:
             with self.as_traced():
-                self.kept[key] = Body(trace_flat(function, (*consts, *carry, *x)), consts, carry, x)
+                self.kept[key] = Body(graph_of(function, (*consts, *carry, *x)), consts, carry, x)
         return self.kept[key]
 
     def reached(self, inputs: Sequence[bool]) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
@@ -124,7 +116,7 @@ class BatchedBody(Body):
     @cached_property
     def graph(self) -> fx.GraphModule:  # type: ignore[override]
         with self.as_traced():
-            return _with_reshapes(trace_flat(self._function, (*self.consts, *self.carry, *self.x)))
+            return _with_reshapes(graph_of(self._function, (*self.consts, *self.carry, *self.x)))
 
 
 @contextmanager
@@ -132,7 +124,7 @@ def _settings(floats: torch.dtype) -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(floats)
     try:
-        with torch._C._DisableAutocast():
+        with no_autocast():
             yield
     finally:
         torch.set_default_dtype(before)
@@ -140,7 +132,6 @@ def _settings(floats: torch.dtype) -> Iterator[None]:
 
 _AS_IT_IS = nullcontext()
 _numbers = count()
-tracing = Lock(waits=True)  # torch.fx patches what all threads share
 
 
 def _with_reshapes(graph: fx.GraphModule) -> fx.GraphModule:
@@ -163,96 +154,3 @@ def _sources(graph: fx.GraphModule, results: list[fx.Node]) -> list[int]:
         for source in node.all_input_nodes:
             masks[node] |= masks[source]
     return [masks[node] for node in results]
-
-
-def trace_flat(
-    function: Callable[..., Any], avals: Avals, rewrites: dict[Any, Callable[..., Any]] | None = None
-) -> fx.GraphModule:
-    """Trace a function of flat tensors that closes over none."""
-    with clean_room() as mode:
-        return prune(record(function, rewrites)(*[stand_in(mode, aval) for aval in avals]))
-
-
-def record(function: Callable[..., Any], rewrites: dict[Any, Callable[..., Any]] | None = None) -> Any:
-    """Give what runs a function and writes down its operations, the cut of a gradient included."""
-    # Without a table, make_fx of torch 2.15 makes of detach an alias, which cuts nothing.
-    return make_fx(function, {torch.ops.aten._efficientzerotensor.default: _zeros, **(rewrites or {})})
-
-
-def proxy_mode() -> Any:
-    """Find the trace under way, if there is one."""
-    return get_proxy_mode() if torch._C._len_torch_dispatch_stack() else None
-
-
-def _zeros(size: Any, *, dtype: Any = None, device: Any = None, **_: Any) -> torch.Tensor:
-    """Give the zeros of forward mode a memory."""
-    return torch.zeros(size, dtype=dtype, device=device)
-
-
-def prune(graph: fx.GraphModule) -> fx.GraphModule:
-    """Drop what no result needs."""
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    return graph
-
-
-@contextmanager
-def clean_room(shapes: ShapeEnv | None = None) -> Iterator[FakeTensorMode]:
-    """Leave all transformations and modes under way, for one in which tensors have no values."""
-    with _uninterrupted(), tracing, ExitStack() as stack:
-        stack.enter_context(_no_function_modes())
-        stack.enter_context(_disable_current_modes())
-        stack.enter_context(temporarily_clear_interpreter_stack())
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(torch.autograd.set_detect_anomaly(False))
-        mode = stack.enter_context(FakeTensorMode(shape_env=shapes))
-        stack.callback(_over.add, mode)
-        yield mode
-
-
-_over: WeakSet[FakeTensorMode] = WeakSet()
-
-
-def is_over(leaf: FakeTensor) -> bool:
-    """Tell whether a tensor without a value is left from a trace that is over."""
-    return leaf.fake_mode in _over
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Let a first Ctrl-C wait for the end: torch's modes may not survive it. A second one does not wait."""
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield
-        return
-    caught: list[tuple[int, FrameType | None]] = []
-
-    def wait(*what: Any) -> None:
-        if caught:
-            handler(*what)
-        caught.append(what)
-
-    signal.signal(signal.SIGINT, wait)
-    try:
-        yield
-    finally:
-        if signal.getsignal(signal.SIGINT) is wait:  # and not one that f has put there
-            signal.signal(signal.SIGINT, handler)
-        if caught:
-            handler(*caught[0])
-
-
-@contextmanager
-def _no_function_modes() -> Iterator[None]:
-    modes = [torch._C._pop_torch_function_stack() for _ in range(torch._C._len_torch_function_stack())]
-    try:
-        yield
-    finally:
-        for mode in reversed(modes):
-            torch._C._push_on_torch_function_stack(mode)
-
-
-def stand_in(mode: FakeTensorMode, aval: Aval) -> Tensor:
-    """A tensor without values that no transformation or trace under way knows of."""
-    with torch._C._DisableFuncTorch(), _disable_current_modes(), mode:
-        return torch.empty(aval.shape, dtype=aval.dtype, device=aval.device)

@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
-from torch._subclasses.fake_tensor import is_fake
 
 from .. import _tree
 from .._errors import BackendError, untraceable
+from .._torch._graphs import tracer
+from .._torch._modes import has_no_value
 from .._tree import Tree
-from ._body import proxy_mode
 from ._loop import Loop, Runner, checkpointed
 from ._scan import Read, check_step, within
 from .backends import _auto, _cudagraph, _inductor, _replay, native
@@ -81,6 +81,6 @@ def _traced(
 
 def _shown(*tensors: list[Tensor]) -> Sequence[list[Tensor]]:
     """Let a trace under way find tensors from outside of it: it sees what an operation is given."""
-    if proxy_mode() is None:
+    if tracer() is None:
         return tensors
-    return [[leaf if is_fake(leaf) else leaf.view_as(leaf) for leaf in leaves] for leaves in tensors]
+    return [[leaf if has_no_value(leaf) else leaf.view_as(leaf) for leaf in leaves] for leaves in tensors]

@@ -15,17 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._functorch.pyfunctorch import FunctionalizeInterpreter, retrieve_all_functorch_interpreters
-from torch._subclasses.fake_tensor import FakeTensor
-from torch._subclasses.functional_tensor import FunctorchFunctionalizeAPI
-from torch.autograd import forward_ad
 from torch.func import jvp, vjp, vmap
-from torch.fx.experimental.proxy_tensor import get_proxy_slot, track_tensor_tree
-from torch.utils._python_dispatch import _disable_current_modes
 
-from .. import _tree
 from .._errors import untraceable
-from ._body import Avals, BatchedBody, Body, Members, proxy_mode, stand_in
+from .._torch._graphs import is_recorded, record_call
+from .._torch._modes import mode_of, no_dispatch_modes, valueless
+from .._torch._transforms import functionalization, is_transforming, may_be_differentiated
+from ._body import Avals, BatchedBody, Body, Members
 
 Flags = tuple[bool, ...]
 Leaves = Sequence[Tensor]
@@ -49,16 +45,16 @@ class Loop:
         loop, tensors = self, (*consts, *init, *xs)
         if _is_plain(tensors):
             return list(_Scan.forward(self, *tensors))
-        innermost = retrieve_all_functorch_interpreters()[-1:]
-        if innermost and isinstance(innermost[0], FunctionalizeInterpreter):
-            return self._below(FunctorchFunctionalizeAPI(innermost[0]), consts, init, xs)
-        if not self.keeps and any(map(_tree.may_be_differentiated, tensors)):
+        level = functionalization()
+        if level is not None:
+            return self._below(level, consts, init, xs)
+        if not self.keeps and any(map(may_be_differentiated, tensors)):
             loop = replace(self, body=_keeping(self.body), keeps=True)
         return list(_Scan.apply(loop, *tensors)[: len(init) + len(self.body.y)])
 
-    def _below(self, level: FunctorchFunctionalizeAPI, *tensors: Leaves) -> list[Tensor]:
+    def _below(self, level: Any, *tensors: Leaves) -> list[Tensor]:
         """Run under a level of `functionalize`, for which autograd.Function has no rule: a loop is pure."""
-        given: Any = level.unwrap_tensors(tensors)  # type: ignore[arg-type]
+        given: Any = level.unwrap_tensors(tensors)
         with level.redispatch_to_next():
             results: Any = self(*given)
         return list(level.wrap_tensors(results))
@@ -85,9 +81,8 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(loop: Loop, *tensors: Tensor) -> tuple[Tensor, ...]:
-        mode = proxy_mode()
-        traced = mode and any(get_proxy_slot(leaf, mode.tracer, None) for leaf in tensors)
-        return tuple((in_trace.get() if traced else run)(loop, tensors))
+        recorded = any(map(is_recorded, tensors))
+        return tuple((in_trace.get() if recorded else run)(loop, tensors))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -186,17 +181,14 @@ def _as_node(loop: Loop, tensors: Leaves) -> list[Tensor]:
     numbers = loop.body.number, loop.length, loop.unroll, int(loop.reverse), int(loop.keeps)
     nested_scan.loop = loop  # type: ignore[attr-defined]
     nested_scan.__name__ = "_".join(["scan", backend, *map(str, numbers)])
-    mode = next((leaf.fake_mode for leaf in tensors if isinstance(leaf, FakeTensor)), None)
+    mode = mode_of(tensors)
     if mode is None:
-        with _disable_current_modes():
+        with no_dispatch_modes():
             results = run(loop, tensors)
     else:
         avals = (*loop.body.carry, *[aval.with_axis(loop.length) for aval in loop.body.y])
-        results = [stand_in(mode, aval) for aval in avals]
-    tracer: Any = proxy_mode().tracer
-    call = tracer.create_proxy("call_function", nested_scan, tuple(map(tracer.unwrap_proxy, tensors)), {})
-    track_tensor_tree(results, call, constant=None, tracer=tracer)
-    return results
+        results = [valueless(mode, *aval) for aval in avals]
+    return record_call(nested_scan, tensors, results)
 
 
 in_trace: ContextVar[Callable[[Loop, Leaves], list[Tensor]]] = ContextVar("in_trace", default=_as_node)
@@ -204,8 +196,7 @@ in_trace: ContextVar[Callable[[Loop, Leaves], list[Tensor]]] = ContextVar("in_tr
 
 def _is_plain(tensors: Leaves) -> bool:
     """Tell that no derivative is asked for, and no transformation under way: no rule applies."""
-    inside = torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
-    return not inside and True not in [leaf.requires_grad for leaf in tensors]
+    return not is_transforming() and True not in [leaf.requires_grad for leaf in tensors]
 
 
 def _active(body: Body, given: Sequence[bool]) -> tuple[Flags, Flags, Flags]:

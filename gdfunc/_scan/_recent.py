@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from ._lock import Lock
+from .._lock import Lock
 
 REMEMBERED, BYTES = 512, 2**28  # entries, before the least recently used is forgotten
 

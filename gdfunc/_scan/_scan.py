@@ -11,6 +11,8 @@ from torch import Tensor
 
 from .. import _tree
 from .._errors import BackendError, check_choice, check_int
+from .._torch._modes import versions
+from .._torch._transforms import is_transformed
 from .._tree import Tree
 from . import _eager
 
@@ -173,7 +175,7 @@ def is_traced() -> bool:
 
 def is_readable(leaf: Tensor) -> bool:
     """Tell whether a tensor has a value, and one that is at hand: no transformation, trace or GPU."""
-    return leaf.device.type == "cpu" and not _tree.is_transformed(leaf) and not is_traced()
+    return leaf.device.type == "cpu" and not is_transformed(leaf) and not is_traced()
 
 
 def check_step(body: Body, init: Tree, xs: Tree) -> None:
@@ -242,9 +244,9 @@ def _checked(f: Body, init: Tree) -> Body:
 
     def body(carry: Tree, x: Tree) -> tuple[Tree, Tree]:
         given = _tree.leaves((carry, x))
-        versions = _tree.versions(given)
+        before = versions(given)
         result = f(carry, x)
-        if _tree.versions(given) != versions:
+        if versions(given) != before:
             raise ValueError("f wrote into its carry or x; it must return new tensors instead")
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(f"f must return a pair (carry, y); got {type(result).__name__}")

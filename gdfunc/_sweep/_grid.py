@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import _tree
+from .._torch._transforms import is_transformed
 from .._tree import Tree
 
 
@@ -189,7 +190,7 @@ def _axis(name: str, given: Any) -> Axis:
     if isinstance(given, Tensor | np.ndarray | Mapping) or hasattr(given, "_fields"):
         values = _tree.clone(_slices(name, _tree.as_tensors(given)))
         leaves = _tree.leaves(values)
-        is_plain = isinstance(values, Tensor) and values.ndim == 1 and not _tree.is_transformed(values)
+        is_plain = isinstance(values, Tensor) and values.ndim == 1 and not is_transformed(values)
         labels = numbers(values) if is_plain else list(range(len(leaves[0])))
     elif isinstance(given, Sequence) and not isinstance(given, str | bytes):
         values = _stacked(given)
@@ -250,7 +251,7 @@ def _column(entries: tuple[Any, ...]) -> Tensor | None:
 
 def _check_values(name: str, path: str, leaf: Tensor) -> None:
     """Refuse what is never meant; under vmap, `train` could no longer see it."""
-    if not leaf.is_floating_point() or leaf.device.type != "cpu" or _tree.is_transformed(leaf):
+    if not leaf.is_floating_point() or leaf.device.type != "cpu" or is_transformed(leaf):
         return
     is_lr = name == "lr"
     bad = ~(leaf.isfinite() & (leaf >= 0)) if is_lr else leaf.isnan()
@@ -271,7 +272,7 @@ def _label(value: Any, position: int) -> Any:
         return value.tolist()
     if isinstance(value, plain) or (type(value) is tuple and all(isinstance(x, plain) for x in value)):
         return value
-    if isinstance(value, Tensor) and not value.ndim and not _tree.is_transformed(value):
+    if isinstance(value, Tensor) and not value.ndim and not is_transformed(value):
         return numbers(value[None])[0]
     return getattr(value, "__name__", position)
 

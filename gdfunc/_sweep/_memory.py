@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import _tree
+from .._torch._modes import TorchDispatchMode, is_symbolic_zero, storage
 from .._tree import Tree
 
 
@@ -34,12 +34,12 @@ class Memory(TorchDispatchMode):
     def meet(self, tree: Tree, made: bool) -> None:
         for leaf in _tree.leaves(tree):
             if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
-                storage = leaf.untyped_storage()
-                if storage._cdata not in self.sizes:
-                    self.sizes[storage._cdata] = storage.nbytes() if made else 0
-                    self.now += self.sizes[storage._cdata]
+                memory, place = leaf.untyped_storage(), storage(leaf)
+                if place not in self.sizes:
+                    self.sizes[place] = memory.nbytes() if made else 0
+                    self.now += self.sizes[place]
                     self.peak = max(self.peak, self.now)
-                    weakref.finalize(storage, self.forget, storage._cdata)
+                    weakref.finalize(memory, self.forget, place)
 
     def forget(self, storage: int) -> None:
         self.now -= self.sizes.pop(storage)
@@ -47,4 +47,4 @@ class Memory(TorchDispatchMode):
 
 def _material(leaf: Any) -> Any:
     """Forward mode's symbolic zeros have no storage, and crash torch when a mode hands them on."""
-    return torch.zeros_like(leaf) if isinstance(leaf, Tensor) and leaf._is_zerotensor() else leaf
+    return torch.zeros_like(leaf) if isinstance(leaf, Tensor) and is_symbolic_zero(leaf) else leaf

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _tree
+from .._torch._transforms import is_transformed
 from .._tree import Tree
 from ._grid import Grid, numbers
 
@@ -49,7 +50,7 @@ class SweepResult:
         pairs = zip(leaves, shapes, strict=True)
         named = [f"{dotted(path)} {shape}".lstrip() for (path, _), shape in pairs]
         axes = repr(self.grid).removeprefix("Grid(").removesuffix(")") or "one point"
-        count = "?" if _tree.is_transformed(self.diverged) else int(self.diverged.sum())
+        count = "?" if is_transformed(self.diverged) else int(self.diverged.sum())
         return f"SweepResult({axes}, {count} of {len(self.grid)} diverged, outputs: {', '.join(named)})"
 
     @property
@@ -124,7 +125,7 @@ class SweepResult:
 
 def _trimmed(leaf: Tensor, lengths: Tensor | None) -> Tensor:
     """Leave out the padding that no member needs."""
-    if lengths is None or not len(lengths) or _tree.is_transformed(lengths):
+    if lengths is None or not len(lengths) or is_transformed(lengths):
         return leaf
     return leaf[:, : int(lengths.max())]
 

@@ -17,6 +17,7 @@ from .._sampling import take
 from .._scan._scan import Read, check_checkpoint, check_tensors, is_readable, is_traced, read_once, settle
 from .._step import Step, StepLike, as_step, check_lr, params_of
 from .._through import asked
+from .._torch._transforms import members
 from .._tree import Tree
 from ._body import RECORDERS, Body, Recorder, Stop, first_state
 
@@ -116,7 +117,7 @@ def make_plan(
     grain = 1 if backend == "eager" else _GRAIN
     grain = -(-(kept_blocks or 1) // grain) * grain  # every segment keeps a carry
     size = sum(math.prod(leaf.shape[1:]) for leaf in _tree.leaves(data)) * index.shape[1]
-    work = sum(leaf.numel() for leaf in leaves) * max(size, 1) * _tree.members() * every
+    work = sum(leaf.numel() for leaf in leaves) * max(size, 1) * members() * every
     return Plan(
         body=body,
         state=first_state(init, stop),

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .. import _tree
+from .._torch._transforms import is_transformed
 
 Params = dict[str, Tensor]
 
@@ -123,7 +124,7 @@ def make_apply(module: nn.Module, defaults: Params) -> Callable[..., Any]:
             output = functional_call(skeleton, params | buffers, args, kwargs, strict=True)
         except RuntimeError as error:
             recurrent = _first(skeleton, nn.RNNBase)
-            if recurrent and any(map(_tree.is_transformed, _tree.tensors((params, args, kwargs)))):
+            if recurrent and any(map(is_transformed, _tree.tensors((params, args, kwargs)))):
                 raise ValueError(
                     f"{recurrent} cannot run under vmap, which per-sample gradients and sweeps use; "
                     f"write its loop over time with the cell (nn.GRUCell, nn.LSTMCell, nn.RNNCell)"
@@ -185,7 +186,8 @@ def _check_shapes(params: Params, expected: Params) -> None:
 
 
 def _check_batch_norm(module: nn.Module, inputs: Any) -> None:
-    normalisation = _first(module, nn.modules.batchnorm._BatchNorm, training=True)
+    kinds = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
+    normalisation = _first(module, kinds, training=True)
     if normalisation and any(x.ndim > 1 and len(x) == 1 for x in _tree.tensors(inputs)):
         raise ValueError(
             f"{normalisation} in training mode has no statistics in a batch of one, which is what "
@@ -193,8 +195,10 @@ def _check_batch_norm(module: nn.Module, inputs: Any) -> None:
         )
 
 
-def _first(module: nn.Module, kind: type[nn.Module], training: bool = False) -> str:
-    """Describe the first submodule of a kind; empty if there is none."""
+def _first(
+    module: nn.Module, kind: type[nn.Module] | tuple[type[nn.Module], ...], training: bool = False
+) -> str:
+    """Describe the first submodule of a class, or of one of several; empty if there is none."""
     for name, child in module.named_modules():
         if isinstance(child, kind) and (child.training or not training):
             return f"nn.{type(child).__name__} {name!r}"

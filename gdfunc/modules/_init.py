@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import _tree, random
+from .._torch._modes import TorchDispatchMode
 from ._ensemble import form, stack_modules
 from ._functional import Functional, check_module, make_apply
 

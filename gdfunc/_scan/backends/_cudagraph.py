@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..._errors import BackendError
+from ..._lock import Lock
 from .._body import Aval, Body
-from .._lock import Lock
 from .._loop import Leaves
 from . import _replay
 

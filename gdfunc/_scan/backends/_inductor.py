@@ -1,6 +1,5 @@
 """The backend that compiles a whole loop with Inductor, through torch's scan operator."""
 
-import os
 import sys
 import time
 import warnings
@@ -12,10 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import _tree
 from ..._errors import BackendError
-from .._body import Body, clean_room, proxy_mode, stand_in
-from .._lock import Lock
+from ..._lock import Lock
+from ..._torch._graphs import node_of, recorder
+from ..._torch._inductor import (
+    compiled,
+    inductor_decompositions,
+    scan_operator,
+    shape_environment,
+    symbolic_length,
+)
+from ..._torch._modes import clean_room, storage, valueless
+from ..._torch._patches import inductor_cache
+from .._body import Body
 from .._loop import Leaves, in_trace
 from .._loop import run as run_loop
 from . import _replay
@@ -77,43 +85,22 @@ def _loop(
 
 def _compile(body: Body, once: bool) -> Callable[[list[Tensor]], Any]:
     """Compile the loop, for any length, or a single step."""
-    # Imported where used: they take seconds, and an eager run needs none of them.
-    import torch._inductor.config as config
-    from torch._dynamo.source import ConstantSource
-    from torch._guards import TracingContext, tracing
-    from torch._inductor.compile_fx import compile_fx_inner
-    from torch.fx.experimental.proxy_tensor import make_fx
-    from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
-
-    shapes = ShapeEnv()
-    length: Any = 1
+    shapes = shape_environment()
     with clean_room(shapes) as mode, _nested_loops_inline():
-        if not once:
-            symbol = shapes.create_symbol(64, ConstantSource("length"), dynamic_dim=DimDynamic.DYNAMIC)
-            length = shapes.create_symintnode(symbol, hint=64)
-        xs = [stand_in(mode, aval.with_axis(length)) for aval in body.x] or [torch.empty(length)]
-        inputs = [*[stand_in(mode, aval) for aval in (*body.consts, *body.carry)], *xs]
+        length = 1 if once else symbolic_length(shapes)
+        xs = [valueless(mode, *aval.with_axis(length)) for aval in body.x] or [torch.empty(length)]
+        inputs = [*[valueless(mode, *aval) for aval in (*body.consts, *body.carry)], *xs]
 
         def function(*tensors: Tensor) -> list[Tensor]:
             return _lowered(body, *body.split(tensors), 1 if once else 2)
 
-        graph = make_fx(function, decomposition_table=_decompositions())(*inputs)
-    on_cpu = all(leaf.device.type == "cpu" for leaf in inputs)
-    # Precompiled headers would come from a directory in /tmp that anybody may have made.
-    options = {"cpp_wrapper": on_cpu, "scalar_asserts": False, "cpp_cache_precompile_headers": False}
-
-    def attempt(**more: Any) -> Callable[[list[Tensor]], Any]:
-        with config.patch(options | more), tracing(TracingContext(mode)):
-            return compile_fx_inner(graph, inputs, cpp_wrapper=on_cpu)
-
+        graph = recorder(function, _decompositions())(*inputs)
     operations = sum(node.op == "call_function" for node in body.graph.graph.nodes)
-    with _told(f"compiling a loop of {operations} operations with Inductor"), _own_cache():
+    directory = private_directory() / "inductor"
+    said = f"compiling a loop of {operations} operations with Inductor"
+    with _told(said), inductor_cache(directory), guarded(directory):
         try:
-            try:
-                with _vectors_of_torch():
-                    return attempt(**{"cpp.vec_isa_ok": True})
-            except Exception:
-                return attempt()
+            return compiled(graph, inputs, mode)
         except Exception as error:
             raise BackendError(_reason(error)) from error
 
@@ -122,8 +109,6 @@ def _lowered(
     body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, unroll: int = 1
 ) -> list[Tensor]:
     """Write the loop in torch's terms, for Inductor."""
-    from torch._higher_order_ops.scan import scan_op
-
     # The operator wants a carry, an x and two results; its body must return what nobody else holds.
     extra = [torch.zeros(())] if not init or len(init) + len(body.y) < 2 else []
     # It also writes into its carry where it lies, be that in a loop within a loop what others read.
@@ -139,24 +124,22 @@ def _lowered(
         results = step(*carry, *[x[0] for x in xs], *consts)
         results[len(carry) :] = [y[None] for y in results[len(carry) :]]
     else:
-        results = list(scan_op(step, carry, xs, tuple(map(_held, consts))))
+        results = scan_operator(step, carry, xs, [_held(const) for const in consts])
     return results[len(extra) :]
 
 
 def _held(const: Tensor) -> Tensor:
     """Copy what is not an input: the code for a loop within a loop frees a view after its first step."""
-
-    mode = proxy_mode()
-    return const if mode.tracer.unwrap_proxy(const).node.op == "placeholder" else const.clone()
+    return const if node_of(const).op == "placeholder" else const.clone()
 
 
 def _apart(results: Leaves, others: Leaves) -> list[Tensor]:
     """Copy those results whose memory others hold, or that are not contiguous."""
-    held, own = {_tree.storage(leaf) for leaf in others}, []
+    held, own = {storage(leaf) for leaf in others}, []
     for leaf in results:
-        if _tree.storage(leaf) in held or not leaf.is_contiguous():
+        if storage(leaf) in held or not leaf.is_contiguous():
             leaf = leaf.clone(memory_format=torch.contiguous_format)
-        held.add(_tree.storage(leaf))
+        held.add(storage(leaf))
         own.append(leaf)
     return own
 
@@ -172,8 +155,6 @@ def _nested_loops_inline() -> Iterator[None]:
 
 
 def _decompositions() -> dict[Any, Callable[..., Any]]:
-    from torch._inductor.decomposition import select_decomp_table
-
     def mm(a: Tensor, b: Tensor) -> Tensor:
         if a.numel() * b.shape[1] > _SMALL_MATMUL:
             return NotImplemented
@@ -187,39 +168,7 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
             return bmm(b.mT, a.mT).mT
         return NotImplemented
 
-    return {**select_decomp_table(), torch.ops.aten.mm.default: mm, torch.ops.aten.bmm.default: bmm}
-
-
-@contextmanager
-def _own_cache() -> Iterator[None]:
-    """Keep compiled code where nobody else can put anything, because it is loaded and run."""
-    name, directory = "TORCHINDUCTOR_CACHE_DIR", private_directory() / "inductor"
-    before, os.environ[name] = os.environ.get(name), str(directory)
-    try:
-        with guarded(directory):
-            yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
-@contextmanager
-def _vectors_of_torch() -> Iterator[None]:
-    """Use the vector instructions that torch's own kernels use: to try each with the compiler takes 9 s."""
-    from torch._inductor import cpu_vec_isa
-
-    known = {"AVX512": cpu_vec_isa.VecAVX512, "AVX2": cpu_vec_isa.VecAVX2}
-    kind, probe = known.get(torch.backends.cpu.get_cpu_capability()), cpu_vec_isa.valid_vec_isa_list
-    if kind is None:
-        yield
-        return
-    cpu_vec_isa.valid_vec_isa_list = lambda: [kind()]  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        cpu_vec_isa.valid_vec_isa_list = probe
+    return {**inductor_decompositions(), torch.ops.aten.mm.default: mm, torch.ops.aten.bmm.default: bmm}
 
 
 @contextmanager

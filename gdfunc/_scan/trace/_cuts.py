@@ -5,17 +5,15 @@ a graph cannot say is that a tensor got other values and kept its derivative, as
 under no_grad, or by way of a detached alias. The body is opaque then: it is not differentiated.
 """
 
-from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType
-from torch._functorch import eager_transforms
-from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
 from ... import _tree
+from ..._torch._modes import storage, versions
+from ..._torch._transforms import has_forward_mode, layers
 
 _WRITES = "an in-place operation under no_grad or on a detached tensor"
 _FORWARD = "a forward-mode derivative under no_grad"
@@ -34,12 +32,12 @@ class Cuts:
     def call(self, func: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, list[Tensor]]:
         """Give the result, and which tensors the function wrote into."""
         given = _tree.tensors((args, kwargs))
-        plain = [_tree.layers(leaf)[-1] for leaf in given]
-        before = _tree.versions(plain)
+        plain = [layers(leaf)[-1] for leaf in given]
+        before = versions(plain)
         result = func(*args, **kwargs)
         quiet = not torch.is_grad_enabled() or getattr(func, "__module__", None) == "torch.nn.init"
-        versions = zip(before, _tree.versions(plain), strict=True)
-        written = [leaf for leaf, (old, new) in zip(given, versions, strict=True) if old != new]
+        counts = zip(given, before, versions(plain), strict=True)
+        written = [leaf for leaf, old, new in counts if old != new]
         first = _tree.tensors(args[:1]) or given[:1]
         targets = {id(leaf) for leaf in (*first, *_tree.tensors(kwargs.get("out")))}
         for leaf in written:
@@ -69,8 +67,7 @@ class Cuts:
 
     def cut(self, result: Any, known: Collection[int] = ()) -> Any:
         """Cut what is new; what a function was given and gives back is as before."""
-        within = retrieve_all_functorch_interpreters()[self._depth :]
-        if any(level.key() == TransformType.Jvp for level in within):  # which no_grad does not stop
+        if has_forward_mode(above=self._depth):  # which no_grad does not stop
             self.opaque.add(_FORWARD)
             return result
         return _tree.map(lambda leaf: leaf if id(leaf) in known else _constant(leaf), result)
@@ -79,7 +76,7 @@ class Cuts:
         return self._is_alias(leaf) or _memory(leaf) in self._constants
 
     def _is_alias(self, leaf: Tensor) -> bool:
-        return any(id(inner) in self._aliases for inner in _tree.layers(leaf))
+        return any(id(inner) in self._aliases for inner in layers(leaf))
 
 
 def _creates_graph(positional: bool = False, *, create_graph: bool = False, **_: Any) -> bool:
@@ -93,41 +90,9 @@ def _is_factory(func: Any) -> bool:
 
 
 def _memory(leaf: Tensor) -> int:
-    return _tree.storage(_tree.layers(leaf)[-1])
+    return storage(layers(leaf)[-1])
 
 
 def _constant(leaf: Any) -> Any:
     differentiable = isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
     return leaf.detach() if differentiable else leaf
-
-
-@contextmanager
-def replaced(owner: Any, name: str, new: Any) -> Iterator[None]:
-    """Let an attribute have another value for a while."""
-    before = vars(owner).get(name)
-    setattr(owner, name, new)
-    try:
-        yield
-    finally:
-        if before is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, before)
-
-
-@contextmanager
-def gradients_cut(cuts: Cuts) -> Iterator[None]:
-    """Let what `torch.func` differentiates under no_grad be a constant in a graph too."""
-
-    def cutting(taken: Callable[..., Any]) -> Callable[..., Any]:
-        def impl(*args: Any, **kwargs: Any) -> Any:
-            result = taken(*args, **kwargs)
-            return result if torch.is_grad_enabled() else cuts.cut(result)
-
-        return impl
-
-    with ExitStack() as stack:
-        for name in ("grad_and_value_impl", "_vjp_with_argnums"):
-            new = cutting(getattr(eager_transforms, name))
-            stack.enter_context(replaced(eager_transforms, name, new))
-        yield

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..._torch._modes import default_device, unseen, uses_autocast
 from .._recent import Recent
 from ._names import is_library, named
 from ._readers import BITS, CONSTANTS, HIDDEN, reader
@@ -71,7 +72,7 @@ def fingerprint(f: Any) -> Fingerprint:
     settings, tried = _settings(), _written.find(code) or []
     for key in tried:
         if key.parts[0] == settings:
-            with torch._C.DisableTorchFunction():
+            with unseen():
                 found = key.again(f)
             if found:
                 return Fingerprint(key, *found)
@@ -142,7 +143,7 @@ def _read(f: Any, settings: Hashable) -> tuple[Fingerprint, list[int]]:
                         refer((vars(module)[name],))
         return Key(key) if readable else None
 
-    with torch._C.DisableTorchFunction():  # modes and subclasses are not to see this
+    with unseen():  # modes and subclasses are not to see this
         try:
             whole = walk()
         except Exception:  # there is what does not let itself be read, or, as a symbolic shape, has no hash
@@ -152,9 +153,7 @@ def _read(f: Any, settings: Hashable) -> tuple[Fingerprint, list[int]]:
 
 def _settings() -> Hashable:
     """Tell what torch lets every function see."""
-    # Without a mode, of which a default device is one, torch asks for it in vain, but for long.
-    device = torch._C._len_torch_function_stack() and torch.get_default_device()
-    autocast = torch._C._is_any_autocast_enabled() and tuple(
+    autocast = uses_autocast() and tuple(
         torch.is_autocast_enabled(d) and torch.get_autocast_dtype(d) for d in ("cpu", "cuda")
     )
-    return torch.get_default_dtype(), device, torch.is_grad_enabled(), autocast
+    return torch.get_default_dtype(), default_device(), torch.is_grad_enabled(), autocast

@@ -5,20 +5,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.proxy_tensor import track_tensor_tree
-from torch.nn import functional
 from torch.nn.parameter import Parameter
-from torch.overrides import TorchFunctionMode
 
 from ... import _tree
 from ..._errors import BackendError, is_ours, untraceable
-from .._body import Aval, is_over, proxy_mode, stand_in
+from ..._torch._graphs import ASSERT_ASYNC, MULTILABEL_MARGIN_LOSSES, record_attribute
+from ..._torch._modes import FakeTensor, FakeTensorMode, TraceMode, is_over, storage, valueless
+from ..._torch._transforms import is_transformed, rewrapped
+from .._body import Aval
 from ._cuts import Cuts
 from ._rewrites import getter, rewritten
 
 
-class Lift(TorchFunctionMode):
+class Lift(TraceMode):
     """Put a stand-in for every tensor that f uses but was neither given nor made.
 
     A transformation inside f may have wrapped such a tensor before an operation shows it. Then the
@@ -43,7 +42,7 @@ class Lift(TorchFunctionMode):
         args, kwargs = _tree.map(self.plain, (args, kwargs or {}))
         func, args = rewritten(func, args, self.plain)
         result, written = self.cuts.call(func, args, kwargs)
-        if any(_tree.storage(leaf) in self.outside for leaf in written if not _tree.is_transformed(leaf)):
+        if any(storage(leaf) in self.outside for leaf in written if not is_transformed(leaf)):
             raise wrote("a tensor it closes over")  # at once, lest f puts the stand-in into its place
         return result
 
@@ -59,25 +58,14 @@ class Lift(TorchFunctionMode):
         return self.known[id(leaf)][1]
 
     def _find(self, leaf: Tensor) -> Tensor:
-        level = torch._C._functorch.maybe_get_level(leaf) if _tree.is_transformed(leaf) else 0
-        if level == _DEAD:  # what vjp leaves for the gradients that are asked of it later
-            inner = torch._C._functorch.get_unwrapped(leaf)
-            found = self.plain(inner)
-            return leaf if found is inner else found
-        if level > self.depth:
-            inner = torch._C._functorch.get_unwrapped(leaf)
-            found = self.plain(inner)
-            if found is inner:
-                return leaf
-            axis = torch._C._functorch.maybe_get_bdim(leaf)
-            if axis < 0:
-                return torch._C._functorch._wrap_for_grad(found, level)
-            return torch._C._functorch._add_batch_dim(found, axis, level)
+        wrapper = rewrapped(leaf, self.plain, self.depth)
+        if wrapper is not None:
+            return wrapper
         if isinstance(leaf, FakeTensor) and leaf.fake_mode is self.mode:
             return leaf
-        found = stand_in(self.mode, Aval.of(leaf))
-        self.outside.add(_tree.storage(found))
-        _show(found)
+        found = valueless(self.mode, *Aval.of(leaf))
+        self.outside.add(storage(found))
+        record_attribute(found)
         return found
 
 
@@ -100,9 +88,6 @@ def wrote(what: str) -> ValueError:
     return ValueError(f"f wrote into {what}; it must return new tensors instead")
 
 
-_DEAD = -2  # the level of a wrapper whose transformation is over
-
-
 _OF_AUTOGRAD = {getter("requires_grad"), getter("is_leaf"), getter("grad_fn")}
 # What a stand-in has not, or otherwise.
 _OF_THE_ORIGINAL = {*_OF_AUTOGRAD, Tensor.stride, Tensor.is_contiguous}
@@ -117,20 +102,6 @@ _REFUSED = {
         "detaches a tensor in place, or replaces its data",
     ),
     # torch's decomposition is wrong: it counts what comes after the first -1.
-    **dict.fromkeys(
-        (functional.multilabel_margin_loss, torch._C._nn.multilabel_margin_loss),
-        "applies multilabel_margin_loss",
-    ),
-    torch._assert_async: "applies _assert_async",
+    **dict.fromkeys(MULTILABEL_MARGIN_LOSSES, "applies multilabel_margin_loss"),
+    ASSERT_ASYNC: "applies _assert_async",
 }
-
-
-def _show(leaf: Tensor) -> None:
-    """Let the trace know that a tensor has no value, before it takes it for a constant."""
-    mode = proxy_mode()
-    if mode is None:  # within an operation, of which nothing is written down
-        return
-    tracer: Any = mode.tracer
-    name = f"outside_{len(vars(tracer.root))}"
-    setattr(tracer.root, name, leaf)
-    track_tensor_tree(leaf, tracer.create_proxy("get_attr", name, (), {}), constant=None, tracer=tracer)

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch._ops import OperatorBase, OpOverloadPacket
-from torch._subclasses import FakeTensor
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from ..._torch._graphs import OperatorBase, OpOverloadPacket
+from ..._torch._modes import FakeTensor
 from ._names import Names, is_library, is_librarys, named
 
 # What an object is by value (None: there is no telling), and its parts.

@@ -1,35 +1,28 @@
 """From a user's function to a body: Python is left behind, closed-over tensors become inputs."""
 
 import linecache
-import logging
 import traceback
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from threading import get_ident
+from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensor,
-)
-from torch.autograd.function import FunctionMeta
 from torch.func import functionalize
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
 
 from ... import _tree
 from ..._errors import BackendError, is_ours, untraceable
 from ..._through import asked
+from ..._torch._graphs import graph_of, needs_a_value, operators, recorder, without_dead_code, writes
+from ..._torch._modes import FakeTensor, active_modes, clean_room, plain_copy, tracing, valueless
+from ..._torch._patches import applied_functions, gradients_under_no_grad, no_log_of_fake_tensors
+from ..._torch._transforms import depth, may_be_differentiated, neutral_levels
 from ..._tree import Tree
-from .._body import Aval, Avals, Body, clean_room, prune, record, stand_in, trace_flat, tracing
+from .._body import Aval, Avals, Body
 from .._recent import Recent
 from .._scan import check_tensor, within
-from ._cuts import Cuts, gradients_cut, replaced
+from ._cuts import Cuts
 from ._fingerprint import Fingerprint, fingerprint
 from ._lift import Lift, check_plain, wrote
 from ._names import is_librarys
@@ -76,14 +69,14 @@ def trace(
     lasting = None not in keys and through.fixed_point is None
     recipe = _recipes.find(key) if lasting else None
     if recipe is None:
-        with undone(print_of_f.objects), _noted() as opaque:
+        with undone(print_of_f.objects), tracing, applied_functions(_is_theirs) as opaque:
             graph, lift, y_structure = _record(
                 body, carry_structure, carry_avals, x_structure, x_avals, opaque
             )
         originals = _lift_attributes(graph, lift)
         if lift.asks:
             seen, lasting = (*carry, *rows, *[leaf for leaf, _ in lift.known.values()]), False
-            if any(map(_tree.may_be_differentiated, seen)):
+            if any(map(may_be_differentiated, seen)):
                 raise untraceable(
                     "f asks what autograd knows of a tensor, of which a compiled loop knows nothing"
                 )
@@ -119,15 +112,19 @@ def _record(
     opaque: set[str],
 ) -> tuple[fx.GraphModule, "Lift", _tree.Structure]:
     """Run the body once on tensors without values, and write down its operations."""
-    depth, device = _depth(), _default_device()
+    around, device = depth(), _default_device()
     structures: list[_tree.Structure] = []
-    with clean_room() as mode, _silence(), sdpa_kernel(SDPBackend.MATH):  # which has all derivatives
-        lift = Lift(mode, depth, Cuts(opaque, depth))
+    with (
+        clean_room() as mode,
+        no_log_of_fake_tensors(),
+        sdpa_kernel(SDPBackend.MATH),  # the only kernel of attention that has all derivatives
+    ):
+        lift = Lift(mode, around, Cuts(opaque, around))
 
         def flat(*leaves: Tensor) -> list[Tensor]:
             given = _tree.unflatten(carry_structure, leaves[: len(carry)])
             row = _tree.unflatten(x_structure, leaves[len(carry) :])
-            with lift, gradients_cut(lift.cuts), device:
+            with lift, gradients_under_no_grad(lift.cuts.cut), device:
                 new, y = body(given, row)
             for path, leaf in _tree.named_leaves(y, "y"):
                 check_tensor(leaf, path)
@@ -135,28 +132,22 @@ def _record(
             structures.append(structure)
             return [lift.plain(leaf) for leaf in (*_tree.leaves(new), *ys)]
 
-        # Levels that change nothing, so that a wrapper made inside f has a higher one than those outside.
-        for _ in range(depth):
-            torch._C._functorch._vmap_increment_nesting(1, "same")
         try:
-            graph = record(flat, OPERATIONS)(*[stand_in(mode, aval) for aval in (*carry, *x)])
-        except (*_NO_VALUES, RuntimeError) as error:
-            if not isinstance(error, _NO_VALUES) and ".numpy()" not in str(error):
+            with neutral_levels(around):  # a wrapper made inside f lies above all those outside
+                graph = recorder(flat, OPERATIONS)(*[valueless(mode, *aval) for aval in (*carry, *x)])
+        except Exception as error:
+            if not needs_a_value(error):
                 raise
             raise BackendError(
                 f"f decides on the value of a tensor at {_users_line(error)}; a compiled loop has none "
                 f"when it is made: use torch.where, or backend='eager' without checkpoint"
             ) from error
-        finally:
-            for _ in range(depth):
-                torch._C._functorch._vmap_decrement_nesting()
     return graph, lift, structures[0]
 
 
 def _default_device() -> AbstractContextManager[Any]:
     """Give what makes new tensors in a trace where they are made now; refuse modes that it cannot see."""
-    modes = [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]
-    theirs = [mode for mode in modes if _is_theirs(type(mode))]
+    theirs = [mode for mode in active_modes() if _is_theirs(type(mode))]
     if theirs:
         raise untraceable(f"a {type(theirs[0]).__name__} is active, of which a compiled loop knows nothing")
     device = torch.get_default_device()
@@ -165,26 +156,6 @@ def _default_device() -> AbstractContextManager[Any]:
 
 def _is_theirs(cls: type) -> bool:
     return cls.__module__.partition(".")[0] not in ("torch", "gdfunc")
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Keep the tracer's log of a mistake in f from the terminal: it is raised anyway."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    before, log.disabled = log.disabled, True
-    try:
-        yield
-    finally:
-        log.disabled = before
-
-
-_NO_VALUES = (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode)
-
-
-def _depth() -> int:
-    """How many transformations of torch.func are under way."""
-    innermost = torch._C._functorch.peek_interpreter_stack()
-    return 0 if innermost is None else innermost.level()
 
 
 def _users_line(error: BaseException) -> str:
@@ -214,7 +185,7 @@ def _lift_attributes(graph: fx.GraphModule, lift: Lift) -> list[Tensor]:
                         f"f makes a tensor in a way that a trace cannot follow, of a tensor or a generator "
                         f"from outside ({type(value).__name__})"
                     )
-                original = _own(value)
+                original = plain_copy(value)
             with graph.graph.inserting_before(first):
                 placeholder = graph.graph.placeholder(f"const_{len(inputs)}")
             placeholder.meta["val"] = value
@@ -224,27 +195,20 @@ def _lift_attributes(graph: fx.GraphModule, lift: Lift) -> list[Tensor]:
     return [leaf for _, leaf in inputs.values()]
 
 
-def _own(constant: Tensor) -> Tensor:
-    """Copy a tensor out of sight of all that is under way."""
-    with torch._C.DisableTorchFunction(), torch._C._DisableFuncTorch(), _disable_current_modes():
-        return constant.detach().clone()
-
-
 def _checked(graph: fx.GraphModule, consts: int) -> fx.GraphModule:
     """Refuse what a graph cannot repeat, and write in-place operations as pure ones."""
-    prune(graph)
-    targets = [node.target for node in graph.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
-    for target in targets:
+    without_dead_code(graph)
+    for target in operators(graph):
         if torch.Tag.nondeterministic_seeded in target.tags:
             raise untraceable(
                 f"f draws from torch's generator ({target}), whose numbers a compiled loop would not "
                 f"repeat; draw from gd.random with a key in xs"
             )
-    if not any(target._schema.is_mutable for target in targets):
+    if not any(map(writes, operators(graph))):
         return graph
     given = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
     avals = tuple(map(Aval.of, given))
-    pure = trace_flat(functionalize(graph, remove="mutations"), avals, _ASSIGNMENTS)
+    pure = graph_of(functionalize(graph, remove="mutations"), avals, _ASSIGNMENTS)
     inputs = [node for node in pure.graph.nodes if node.op == "placeholder"]
     for node in pure.graph.nodes:
         if node.target is torch.ops.aten.copy_.default and node.args[0] in inputs:
@@ -290,22 +254,6 @@ def _shared(graph: fx.GraphModule, consts: Avals, carry: Avals, x: Avals, opaque
     return body
 
 
-@contextmanager
-def _noted() -> Iterator[set[str]]:
-    """List the functions applied that have a derivative of their own: a graph has their values alone."""
-    applied: set[str] = set()
-    thread = get_ident()
-
-    def noting(cls: Any, name: str) -> Any:
-        if name == "forward" and get_ident() == thread and _is_theirs(cls):
-            applied.add(cls.__qualname__)
-        return type.__getattribute__(cls, name)
-
-    with tracing, replaced(FunctionMeta, "__getattribute__", noting):
-        yield applied
-
-
 def _foreign(graph: fx.GraphModule) -> set[str]:
     """Which operations are not torch's own: a derivative that they have may not be one of a graph."""
-    targets = {node.target for node in graph.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
-    return {str(target) for target in targets if target.namespace not in ("aten", "prims")}
+    return {str(target) for target in operators(graph) if target.namespace not in ("aten", "prims")}

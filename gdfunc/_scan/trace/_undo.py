@@ -12,9 +12,7 @@ from contextlib import contextmanager, suppress
 from functools import cache, partial
 from typing import Any
 
-from torch._subclasses import FakeTensor
-
-from .._body import is_over
+from ..._torch._modes import FakeTensor, is_over
 from ._names import is_library, is_librarys, named
 from ._readers import slots
 

@@ -53,11 +53,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensor
 
 from ...._errors import BackendError
+from ...._lock import Lock
+from ...._torch._modes import FakeTensor
 from ..._body import Body, Members
-from ..._lock import Lock
 from ..._loop import Leaves
 from ._build import Library, build
 from ._program import LONG, write

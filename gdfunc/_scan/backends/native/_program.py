@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
+from ...._torch._graphs import OpOverload, schema_arguments
 from ..._body import Aval, Body
 from ._contraction import vector
 from ._memory import nearest, overwrites, share, spans
@@ -162,7 +163,7 @@ def _step(
 
 def _key(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     """Make what two nodes share that compute the same."""
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if not isinstance(node.target, OpOverload):
         return node
     args = fx.node.map_arg((node.args, node.kwargs), lambda arg: ("node", id(values[arg])))
     return node.target, repr(args)
@@ -173,13 +174,13 @@ def _lowered(block: Block, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         return values[node.args[0]][node.args[1]]  # type: ignore[index]
     if hasattr(node.target, "loop"):
         return _loop(block, node.target.loop, [values[arg] for arg in node.args])  # type: ignore[index]
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if not isinstance(node.target, OpOverload):
         raise Unsupported(str(node.target))
     for value in node.meta["val"] if isinstance(node.meta["val"], (list, tuple)) else [node.meta["val"]]:
         _check(value, f" ({node.target})")
-    schema = node.target._schema
-    order = [argument.name for argument in schema.arguments]
-    defaults = {each.name: each.default_value for each in schema.arguments if each.has_default_value()}
+    schema = schema_arguments(node.target)
+    order = [argument.name for argument in schema]
+    defaults = {each.name: each.default_value for each in schema if each.has_default_value()}
     given = defaults | dict(zip(order, node.args, strict=False)) | node.kwargs
     arguments = fx.node.map_arg({name: given[name] for name in order if name in given}, values.__getitem__)
     return lower(Call(block, node, arguments))

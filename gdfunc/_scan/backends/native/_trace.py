@@ -4,12 +4,11 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import torch
 from torch import fx
-from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.func import functionalize
 
-from ..._body import Aval, Body, trace_flat
+from ...._torch._graphs import OpOverload, decompositions, graph_of, needs_a_value, operators, writes
+from ..._body import Aval, Body
 from ._decompositions import OWN, of_floats
 from .operators import COVERED, name_of
 
@@ -17,25 +16,20 @@ from .operators import COVERED, name_of
 def operations(body: Body) -> fx.GraphModule:
     """Trace the body once more, with compound operations taken apart and in-place ones made pure."""
     avals = (*body.consts, *body.carry, *body.x)
-    graph = trace_flat(body.graph, avals, _rewrites())
-    targets = [node.target for node in graph.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
-    if any(target._schema.is_mutable for target in targets):
+    graph = graph_of(body.graph, avals, _rewrites())
+    if any(map(writes, operators(graph))):
         inputs = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
         pure = functionalize(graph, remove="mutations")
-        graph = trace_flat(pure, tuple(map(Aval.of, inputs)), _rewrites())
+        graph = graph_of(pure, tuple(map(Aval.of, inputs)), _rewrites())
     return graph
 
 
 @cache
 def _rewrites() -> dict[Any, Callable[..., Any]]:
-    # Imported where used: torch's decompositions take seconds.
-    from torch._decomp import core_aten_decompositions, decomposition_table
-
-    known = {**decomposition_table, **core_aten_decompositions()}
     rewrites = {
         operator: _if_possible(rewrite)
-        for operator, rewrite in known.items()
-        if isinstance(operator, torch._ops.OpOverload) and name_of(operator) not in COVERED
+        for operator, rewrite in decompositions().items()
+        if isinstance(operator, OpOverload) and name_of(operator) not in COVERED
     }
     for operator, rewrite in rewrites.items():
         if name_of(operator).startswith("upsample_") and "nearest" not in name_of(operator):
@@ -49,7 +43,9 @@ def _if_possible(rewrite: Callable[..., Any]) -> Callable[..., Any]:
     def rewritten(*args: Any, **kwargs: Any) -> Any:
         try:
             return rewrite(*args, **kwargs)
-        except DataDependentOutputException:
-            return NotImplemented
+        except Exception as error:
+            if needs_a_value(error):
+                return NotImplemented
+            raise
 
     return rewritten

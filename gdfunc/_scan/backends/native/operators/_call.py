@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import fx
 
+from ....._torch._graphs import schema_name
 from .._tensor import Block, Lazy, Shape, Unsupported, cast, constant, expand
 
 
 def name_of(target: Any) -> str:
     """An operator's name in its schema: add for aten's, prims::add for another's; else nothing."""
-    return target._schema.name.removeprefix("aten::") if isinstance(target, torch._ops.OpOverload) else ""
+    return schema_name(target).removeprefix("aten::")
 
 
 class Call:

@@ -1,0 +1,11 @@
+"""The one door to names of torch that torch does not promise to keep, and to patches of torch's modules.
+
+    _transforms   torch.func's stack of transformations and the tensors that they wrap
+    _modes        torch's stacks of modes, tensors without values, memory and versions of tensors
+    _graphs       operators, and the recording of a function as a graph
+    _inductor     Inductor's compiler
+    _patches      attributes of other modules that are replaced for a while, each with its reason
+
+A new release of torch is work in this room alone. Modules of torch that take long to import are imported
+inside functions, so that an eager run loads none of them.
+"""

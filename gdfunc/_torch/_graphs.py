@@ -1,0 +1,118 @@
+"""Operators of torch, and the recording of a function as a graph of them."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._ops import OperatorBase as OperatorBase
+from torch._ops import OpOverload as OpOverload
+from torch._ops import OpOverloadPacket as OpOverloadPacket
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, make_fx, track_tensor_tree
+from torch.nn import functional
+
+from ._modes import clean_room, valueless
+
+Rewrites = dict[Any, Callable[..., Any]]
+
+MULTILABEL_MARGIN_LOSSES = functional.multilabel_margin_loss, torch._C._nn.multilabel_margin_loss
+ASSERT_ASYNC = torch._assert_async
+
+
+def recorder(function: Callable[..., Any], rewrites: Rewrites | None = None) -> Callable[..., Any]:
+    """Make the function of the same tensors that returns the graph of its operations, detach included."""
+    # Without a table, make_fx of torch 2.15 turns detach into an alias, which cuts no derivative.
+    return make_fx(function, {torch.ops.aten._efficientzerotensor.default: _zeros, **(rewrites or {})})
+
+
+def _zeros(size: Any, *, dtype: Any = None, device: Any = None, **_: Any) -> Tensor:
+    """Give the symbolic zeros of forward mode a memory."""
+    return torch.zeros(size, dtype=dtype, device=device)
+
+
+def graph_of(
+    function: Callable[..., Any], specs: Iterable[tuple[Any, ...]], rewrites: Rewrites | None = None
+) -> fx.GraphModule:
+    """Trace a function of flat tensors that closes over none, given (shape, dtype, device) of each."""
+    with clean_room() as mode:
+        return without_dead_code(recorder(function, rewrites)(*[valueless(mode, *spec) for spec in specs]))
+
+
+def without_dead_code(graph: fx.GraphModule) -> fx.GraphModule:
+    """Drop the operations that no result needs, and return the same graph."""
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
+def tracer() -> Any:
+    """Return the tracer that records operations now, or None."""
+    mode = get_proxy_mode() if torch._C._len_torch_dispatch_stack() else None
+    return None if mode is None else mode.tracer
+
+
+def is_recorded(leaf: Tensor) -> bool:
+    """Tell whether the running tracer follows this tensor."""
+    found = tracer()
+    return found is not None and get_proxy_slot(leaf, found, None) is not None
+
+
+def node_of(leaf: Tensor) -> fx.Node:
+    """Return the node that stands for a tensor in the running tracer's graph."""
+    return tracer().unwrap_proxy(leaf).node
+
+
+def record_call(
+    target: Callable[..., Any], tensors: Sequence[Tensor], results: list[Tensor]
+) -> list[Tensor]:
+    """Write a call into the running tracer's graph; return its results, which the tracer follows."""
+    found = tracer()
+    call = found.create_proxy("call_function", target, tuple(map(found.unwrap_proxy, tensors)), {})
+    track_tensor_tree(results, call, constant=None, tracer=found)
+    return results
+
+
+def record_attribute(leaf: Tensor) -> None:
+    """Enter a tensor into the running tracer's graph as an attribute, before it is taken for a constant."""
+    found = tracer()
+    if found is None:  # within an operation, of which nothing is recorded
+        return
+    name = f"outside_{len(vars(found.root))}"
+    setattr(found.root, name, leaf)
+    track_tensor_tree(leaf, found.create_proxy("get_attr", name, (), {}), constant=None, tracer=found)
+
+
+def operators(graph: fx.GraphModule) -> list[OpOverload]:
+    """List the operators of torch that a graph calls, in order."""
+    return [node.target for node in graph.graph.nodes if isinstance(node.target, OpOverload)]
+
+
+def writes(operator: OpOverload) -> bool:
+    """Tell whether an operator writes into one of its arguments."""
+    return operator._schema.is_mutable
+
+
+def schema_name(target: Any) -> str:
+    """Return an operator's name in its schema, such as aten::add; an empty text for other targets."""
+    return target._schema.name if isinstance(target, OpOverload) else ""
+
+
+def schema_arguments(operator: OpOverload) -> Sequence[Any]:
+    """List the arguments of an operator's schema, each with its name and default."""
+    return operator._schema.arguments
+
+
+def decompositions() -> Rewrites:
+    """Collect torch's decompositions of operators into simpler ones."""
+    from torch._decomp import core_aten_decompositions, decomposition_table
+
+    return {**decomposition_table, **core_aten_decompositions()}
+
+
+def needs_a_value(error: BaseException) -> bool:
+    """Tell whether an error says that a tensor without values was asked for its value."""
+    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    kinds = (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode)
+    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and ".numpy()" in str(error))

@@ -1,0 +1,158 @@
+"""torch's stacks of modes, tensors without values, and the memory and versions of tensors."""
+
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
+from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
+from torch._subclasses.fake_tensor import is_fake
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
+
+from .._lock import Lock
+from ._transforms import is_transformed, no_transforms, no_wrapping
+
+has_no_value = is_fake  # a FakeTensor, also inside the wrapper of a transformation
+
+tracing = Lock(waits=True)  # Because torch.fx patches attributes that all threads share while it traces.
+
+
+class TraceMode(TorchFunctionMode):
+    """The mode in which a user's function runs while gdfunc traces it."""
+
+
+def is_tracing() -> bool:
+    """Tell whether the caller runs inside a trace of gdfunc."""
+    if not torch._C._len_torch_function_stack():  # faster than the list, and most often 0
+        return False
+    return any(isinstance(mode, TraceMode) for mode in _get_current_function_mode_stack())
+
+
+@contextmanager
+def clean_room(shapes: Any = None) -> Iterator[FakeTensorMode]:
+    """Suspend all running transformations and modes; yield a mode in which tensors have no values.
+
+    Args:
+        shapes: torch's ShapeEnv, for sizes that are symbols; see `_inductor.symbolic_length`.
+    """
+    with _uninterrupted(), tracing, ExitStack() as stack:
+        stack.enter_context(_no_function_modes())
+        stack.enter_context(_disable_current_modes())
+        stack.enter_context(no_transforms())
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autograd.set_detect_anomaly(False))
+        # Not a subclass with an attribute, because torch's scan knows this class alone.
+        mode: Any = stack.enter_context(FakeTensorMode(shape_env=shapes))
+        mode.is_over = False
+        stack.callback(setattr, mode, "is_over", True)
+        yield mode
+
+
+def is_over(leaf: FakeTensor) -> bool:
+    """Tell whether a tensor without a value was left behind by a trace that is over."""
+    return getattr(leaf.fake_mode, "is_over", False)
+
+
+def valueless(mode: FakeTensorMode, shape: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Make a tensor without values that no running transformation or trace knows of."""
+    with no_wrapping(), _disable_current_modes(), mode:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+
+def mode_of(tensors: Sequence[Tensor]) -> FakeTensorMode | None:
+    """Return the mode of the first tensor that has no value."""
+    return next((leaf.fake_mode for leaf in tensors if isinstance(leaf, FakeTensor)), None)
+
+
+def plain_copy(constant: Tensor) -> Tensor:
+    """Copy a tensor without any running mode or transformation seeing it."""
+    with unseen(), no_wrapping(), _disable_current_modes():
+        return constant.detach().clone()
+
+
+def no_dispatch_modes() -> AbstractContextManager[Any]:
+    """Suspend all running dispatch modes."""
+    return _disable_current_modes()
+
+
+def unseen() -> AbstractContextManager[Any]:
+    """Keep operations from function modes and from tensor subclasses."""
+    return torch._C.DisableTorchFunction()
+
+
+def active_modes() -> list[Any]:
+    """List the running modes of torch, on calls of functions and on operators."""
+    return [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]
+
+
+def default_device() -> torch.device | None:
+    """Return the default device, or None for torch's own."""
+    # A default device is a function mode. Without one, torch asks for it in vain, but slowly.
+    return torch.get_default_device() if torch._C._len_torch_function_stack() else None
+
+
+def uses_autocast() -> bool:
+    """Tell whether autocast is on, for any device."""
+    return torch._C._is_any_autocast_enabled()
+
+
+def no_autocast() -> AbstractContextManager[Any]:
+    """Turn autocast off for all devices."""
+    return torch._C._DisableAutocast()
+
+
+@contextmanager
+def _no_function_modes() -> Iterator[None]:
+    modes = [torch._C._pop_torch_function_stack() for _ in range(torch._C._len_torch_function_stack())]
+    try:
+        yield
+    finally:
+        for mode in reversed(modes):
+            torch._C._push_on_torch_function_stack(mode)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Delay a first Ctrl-C, because torch's modes may not survive it. A second Ctrl-C is not delayed."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    caught: list[tuple[int, FrameType | None]] = []
+
+    def delay(*what: Any) -> None:
+        if caught:
+            handler(*what)
+        caught.append(what)
+
+    signal.signal(signal.SIGINT, delay)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is delay:  # f may have installed a handler of its own
+            signal.signal(signal.SIGINT, handler)
+        if caught:
+            handler(*caught[0])
+
+
+def storage(leaf: Tensor) -> int:
+    """Identify the memory that a tensor is a view of."""
+    with unseen():
+        return leaf.untyped_storage()._cdata
+
+
+def versions(leaves: Sequence[Any]) -> list[int]:
+    """Count how often each tensor was written to; 0 where torch does not count."""
+    return [0 if is_transformed(leaf) or leaf.is_inference() else leaf._version for leaf in leaves]
+
+
+def is_symbolic_zero(leaf: Tensor) -> bool:
+    """Tell whether a tensor is a zero of forward mode, which has no storage."""
+    return leaf._is_zerotensor()

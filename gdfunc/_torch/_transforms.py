@@ -1,0 +1,128 @@
+"""torch.func's stack of transformations and the tensors that they wrap."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import _functorch
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import (
+    FunctionalizeInterpreter,
+    VmapInterpreter,
+    retrieve_all_functorch_interpreters,
+    temporarily_clear_interpreter_stack,
+)
+from torch._subclasses.functional_tensor import FunctorchFunctionalizeAPI
+from torch.autograd import forward_ad
+
+_FINISHED = -2  # the level of a wrapper whose transformation has returned
+
+
+def is_transformed(leaf: Tensor) -> bool:
+    """Tell whether a running grad, jvp or vmap has wrapped this tensor."""
+    return _functorch.is_functorch_wrapped_tensor(leaf)
+
+
+def layers(leaf: Tensor) -> list[Tensor]:
+    """List a tensor and the tensors that transformations have wrapped in it, the innermost last."""
+    found = [leaf]
+    while is_transformed(found[-1]):
+        found.append(_functorch.get_unwrapped(found[-1]))
+    return found
+
+
+def may_be_differentiated(leaf: Tensor) -> bool:
+    """Tell whether autograd, or a grad of torch.func at any level, follows this tensor."""
+    return any(layer.requires_grad for layer in layers(leaf))
+
+
+def unwrapped(leaf: Tensor) -> Tensor:
+    """Take a tensor out of all running transformations; a vmapped axis becomes a leading axis."""
+    while is_transformed(leaf):
+        axis = _functorch.maybe_get_bdim(leaf)
+        leaf = _functorch.get_unwrapped(leaf)
+        leaf = leaf if axis < 0 else leaf.movedim(axis, 0)
+    return leaf
+
+
+def rewrapped(leaf: Tensor, inner: Callable[[Tensor], Tensor], depth: int) -> Tensor | None:
+    """Replace the tensor inside a wrapper by `inner` of it, and wrap the result alike.
+
+    A wrapper whose transformation has returned, as vjp leaves them for later gradients, is dropped.
+
+    Returns:
+        The new wrapper; `leaf` where `inner` changes nothing; None for a tensor that no transformation
+        above level `depth` has wrapped.
+    """
+    level = _functorch.maybe_get_level(leaf) if is_transformed(leaf) else 0
+    if level != _FINISHED and level <= depth:
+        return None
+    old = _functorch.get_unwrapped(leaf)
+    new = inner(old)
+    if new is old:
+        return leaf
+    if level == _FINISHED:
+        return new
+    axis = _functorch.maybe_get_bdim(leaf)
+    return (
+        _functorch._wrap_for_grad(new, level) if axis < 0 else _functorch._add_batch_dim(new, axis, level)
+    )
+
+
+def members() -> int:
+    """Multiply the batch sizes of all running vmaps."""
+    levels = retrieve_all_functorch_interpreters()
+    return prod(level.batch_size() for level in levels if isinstance(level, VmapInterpreter))
+
+
+def depth() -> int:
+    """Count the running transformations of torch.func."""
+    innermost = _functorch.peek_interpreter_stack()
+    return 0 if innermost is None else innermost.level()
+
+
+def is_transforming() -> bool:
+    """Tell whether a transformation of torch.func or a level of forward mode is running."""
+    # forward_ad has no public way to ask for its level.
+    return _functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def has_forward_mode(above: int) -> bool:
+    """Tell whether a jvp runs above level `above`."""
+    levels = retrieve_all_functorch_interpreters()[above:]
+    return any(level.key() == TransformType.Jvp for level in levels)
+
+
+def functionalization() -> FunctorchFunctionalizeAPI | None:
+    """Return the innermost running transformation if it is `torch.func.functionalize`."""
+    innermost = retrieve_all_functorch_interpreters()[-1:]
+    if innermost and isinstance(innermost[0], FunctionalizeInterpreter):
+        return FunctorchFunctionalizeAPI(innermost[0])
+    return None
+
+
+def no_transforms() -> AbstractContextManager[Any]:
+    """Suspend all running transformations of torch.func."""
+    return temporarily_clear_interpreter_stack()
+
+
+@contextmanager
+def neutral_levels(number: int) -> Iterator[None]:
+    """Add levels that change nothing, so that wrappers made within lie above `number`."""
+    for _ in range(number):
+        _functorch._vmap_increment_nesting(1, "same")
+    try:
+        yield
+    finally:
+        for _ in range(number):
+            _functorch._vmap_decrement_nesting()
+
+
+@contextmanager
+def no_wrapping() -> Iterator[None]:
+    """Let operations pass all transformations by: their results are plain tensors."""
+    with torch._C._DisableFuncTorch():
+        yield
