@@ -67,6 +67,11 @@ def untraceable(what: str) -> BackendError:
     return BackendError(f"{what}: use backend='eager' without checkpoint")
 
 
+def check_tensor(leaf: Any, path: str) -> None:
+    if not isinstance(leaf, torch.Tensor):
+        raise TypeError(f"{path} is {type(leaf).__name__}, not a Tensor; wrap it in torch.tensor")
+
+
 class TrainingInterrupted(_Copyable, KeyboardInterrupt):
     """Ctrl-C stopped a run; nothing that was finished is lost.
 

@@ -15,10 +15,9 @@ import torch
 import torch.utils._pytree as _pytree
 from torch import Tensor
 
+from . import _numerics
 from ._torch._modes import storage
 from ._torch._transforms import is_transformed, unwrapped
-
-from . import _numerics
 
 Tree = Any
 _Class = TypeVar("_Class", bound=type)

@@ -15,8 +15,8 @@ from torch.func import grad, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gdfunc as gd
-from gdfunc._scan._body import Body
-from gdfunc._scan._loop import Loop, checkpointed
+from gdfunc._scan._body import Body, Loop
+from gdfunc._scan._loop import apply, checkpointed
 from gdfunc._scan.backends import _cudagraph, _replay
 from gdfunc._scan.trace._trace import trace
 
@@ -234,8 +234,8 @@ def loops(runner, inner, outer):
     """A loop over a loop, as checkpoint makes them."""
     body, consts = body_of(lambda c, x: (torch.sin(c) + x, c * 2), normal(1, 3), normal(2, 1, 3))
     length = inner * outer
-    loop = Loop(body, length, runner)
-    return lambda: checkpointed(loop, inner, consts, [normal(1, 3)], [normal(2, length, 3)])
+    loop = Loop(body, length)
+    return lambda: checkpointed(loop, runner, inner, consts, [normal(1, 3)], [normal(2, length, 3)])
 
 
 @pytest.mark.parametrize(
@@ -263,9 +263,11 @@ def test_the_rules_of_the_primitive(every):
     init = normal(1, 3)
 
     def loss(runner, scale, x):
-        loop = Loop(body, 37, runner)
+        loop = Loop(body, 37)
         inputs = [scale], [init], [x]
-        carry, ys = loop(*inputs) if every is None else checkpointed(loop, every, *inputs)
+        carry, ys = (
+            apply(loop, runner, *inputs) if every is None else checkpointed(loop, runner, every, *inputs)
+        )
         return (carry**2).sum() + (ys**3).mean()
 
     assert len(consts) == 1

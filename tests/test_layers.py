@@ -1,6 +1,8 @@
 """The rooms: a module imports only lower ranks, and each foreign package has one door."""
 
 import ast
+import functools
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -42,11 +44,18 @@ def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+@functools.cache
+def nodes_of(path: Path) -> list[ast.AST]:
+    """All nodes of a file's syntax tree."""
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
+@functools.cache
 def imports(path: Path) -> set[tuple[str, str]]:
     """All (package, name) pairs that a file imports; our own rooms come as ("gdfunc", room)."""
     depth = len(path.relative_to(PACKAGE).parts)
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             found |= {(alias.name.split(".")[0], alias.name) for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
@@ -97,8 +106,8 @@ def is_private(name: str) -> bool:
 
 def private_names_of_torch(path: Path) -> list[str]:
     """The names of torch in a file that torch does not promise to keep: private or experimental."""
-    tree, found = ast.parse(path.read_text()), []
-    for node in ast.walk(tree):
+    found = []
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             found += [alias.name.split(".") for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and not node.level:
@@ -114,7 +123,7 @@ OUTSIDE = [path for path in FILES if room_of(path) != "_torch"]
 NAMES = {  # of attributes that gdfunc defines
     node.attr if isinstance(node, ast.Attribute) else getattr(node, "name", None) or getattr(node, "id", "")
     for path in FILES
-    for node in ast.walk(ast.parse(path.read_text()))
+    for node in nodes_of(path)
     if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Name))
     or (isinstance(node, ast.Attribute) and chain(node)[0] in ("self", "cls"))
 } | {name for path in FILES for name in path.relative_to(PACKAGE).with_suffix("").parts}
@@ -134,7 +143,7 @@ def test_private_names_of_torch_have_one_door(path):
 @pytest.mark.parametrize("path", OUTSIDE, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_private_attributes_of_foreign_objects_have_one_door(path):
     """Such as a tensor's `_version`: an attribute with a private name that gdfunc does not define."""
-    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
+    nodes = [node for node in nodes_of(path) if isinstance(node, ast.Attribute)]
     foreign = [chain(node) for node in nodes if is_private(node.attr) and node.attr not in NAMES]
     assert not [".".join(names) for names in foreign if not is_documented(names)]
 
@@ -142,14 +151,13 @@ def test_private_attributes_of_foreign_objects_have_one_door(path):
 @pytest.mark.parametrize("path", OUTSIDE, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_foreign_modules_are_patched_in_one_room_only(path):
     """No setattr, and no assignment to an attribute of a module that the file imports."""
-    tree = ast.parse(path.read_text())
     modules = {
         alias.asname or alias.name.split(".")[0]
-        for node in ast.walk(tree)
+        for node in nodes_of(path)
         if isinstance(node, (ast.Import, ast.ImportFrom))
         for alias in node.names
     }
-    for node in ast.walk(tree):
+    for node in nodes_of(path):
         if isinstance(node, ast.Call):
             assert chain(node.func)[-1] not in ("setattr", "delattr"), f"line {node.lineno}"
         if isinstance(node, (ast.Attribute, ast.Subscript)) and not isinstance(node.ctx, ast.Load):
@@ -182,9 +190,8 @@ FORBIDDEN_CALLS = {"eval", "exec", "manual_seed", "item", "load"}
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_nothing_forbidden_is_used(path):
-    tree = ast.parse(path.read_text())
-    assert not any(isinstance(node, ast.Assert) for node in ast.walk(tree))
-    for node in ast.walk(tree):
+    assert not any(isinstance(node, ast.Assert) for node in nodes_of(path))
+    for node in nodes_of(path):
         if isinstance(node, ast.Call):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             from_numpy = isinstance(node.func, ast.Attribute) and ast.unparse(node.func) == "np.load"
@@ -197,6 +204,82 @@ def test_nothing_forbidden_is_used(path):
         if isinstance(node, ast.Attribute):
             assert node.attr != "data" or not isinstance(node.ctx, ast.Store)
     assert "pickle" not in {package for package, _ in imports(path)}
+
+
+# What each part of _scan imports of it: trace and backends make and run bodies, so _body lies below them.
+SCAN = {
+    "_scan": {"_loop"},
+    "_loop": {"_derived", "trace", "backends", "_body"},
+    "_derived": {"_body"},
+    "trace": {"_body", "_recent"},
+    "backends": {"_body", "_recent"},
+    "_body": set(),
+    "_recent": set(),
+}
+
+
+def scan_imports(path: Path) -> set[str]:
+    """The parts of _scan that a file of it imports, wherever the import stands in the file."""
+    depth = len(path.relative_to(PACKAGE / "_scan").parts)
+    found = set()
+    for node in nodes_of(path):
+        if isinstance(node, ast.ImportFrom) and node.level == depth:
+            found |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
+    return found
+
+
+def files_of_scan() -> dict[str, list[Path]]:
+    """The files of each part of _scan, without its __init__."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted((PACKAGE / "_scan").rglob("*.py")):
+        found.setdefault(path.relative_to(PACKAGE / "_scan").parts[0].removesuffix(".py"), []).append(path)
+    return {part: paths for part, paths in found.items() if part != "__init__"}
+
+
+@pytest.mark.parametrize("part", SCAN)
+def test_imports_inside_scan_go_down(part):
+    files = files_of_scan()
+    assert set(files) == {*SCAN}
+    for path in files[part]:
+        assert scan_imports(path) - {part} <= SCAN[part], path.name
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_import_hides_in_a_function(path):
+    """A circle of imports could hide there: inside functions only heavy modules of others are imported."""
+    for function in nodes_of(path):
+        if isinstance(function, ast.FunctionDef):
+            for node in ast.walk(function):
+                is_ours = isinstance(node, ast.ImportFrom) and node.level
+                assert not is_ours, f"line {node.lineno}"
+
+
+def imported_files(path: Path) -> set[Path]:
+    """Our own files that a file imports by name."""
+    found = set()
+    for node in nodes_of(path):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            for target in [base / alias.name for alias in node.names] + ([base] if node.module else []):
+                files = target.with_suffix(".py"), target / "__init__.py"
+                found |= {file for file in files if file.exists()}
+    return found
+
+
+def test_no_imports_form_a_circle():
+    graphlib.TopologicalSorter({path: imported_files(path) for path in FILES}).prepare()
+
+
+HIDDEN_CHANNELS = {
+    "contextvars": {"_through"},
+    "dis": {"_scan"},
+}  # modules, and the rooms that still use them
+
+
+@pytest.mark.parametrize("module", HIDDEN_CHANNELS)
+def test_no_room_uses_a_hidden_channel(module):
+    users = {room_of(path) for path in FILES if module in {name for _, name in imports(path)}}
+    assert users <= HIDDEN_CHANNELS[module]
 
 
 def test_no_room_is_a_drawer():

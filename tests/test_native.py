@@ -23,8 +23,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import gdfunc as gd
 from gdfunc._errors import BackendError
-from gdfunc._scan import _body, _recent
-from gdfunc._scan.backends import _auto, native
+from gdfunc._scan import _body, _recent, backends
+from gdfunc._scan.backends import native
 from gdfunc._scan.trace import _trace
 
 from .builds import quick
@@ -913,7 +913,7 @@ def test_another_number_of_members_traces_and_compiles_nothing(monkeypatch):
     }
     for case in cases.values():
         case(starts[:2])
-    monkeypatch.setattr(_body, "trace_flat", None)
+    monkeypatch.setattr(_body, "graph_of", None)
     monkeypatch.setattr(native, "build", None)
     for case in cases.values():
         torch.testing.assert_close(case(starts), torch.stack([case(row[None])[0] for row in starts]))
@@ -1093,10 +1093,10 @@ def test_training_is_that_of_eager():
             assert_same(lambda backend: run(backend=backend), 1e-9, 1e-11)  # noqa: B023
 
 
-@pytest.mark.parametrize(("ranks", "steps"), [("_QUICK", 1_000), ("_QUICK", 9_999), ("_RANKED", 10_000)])
+@pytest.mark.parametrize(("ranks", "steps"), [("QUICK", 1_000), ("QUICK", 9_999), ("RANKED", 10_000)])
 def test_auto_takes_the_native_loop(ranks, steps, monkeypatch):
     ran, run = [], native.run
-    monkeypatch.setattr(_auto, ranks, {"cpu": (lambda *a: ran.append(a[4]) or run(*a),)})
+    monkeypatch.setattr(backends, ranks, {"cpu": (lambda *a: ran.append(a[4]) or run(*a),)})
     xs = tame(0, (steps, 3), torch.float64)
     gd.scan(descend, xs[0], xs, backend="auto")
     assert ran == [steps]

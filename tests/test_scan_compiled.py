@@ -19,8 +19,8 @@ from torch.func import grad, jvp, vmap
 
 import gdfunc as gd
 from gdfunc._errors import BackendError
-from gdfunc._scan import _recent, _scan
-from gdfunc._scan.backends import _auto, _inductor, native
+from gdfunc._scan import _recent, _scan, backends
+from gdfunc._scan.backends import _inductor, native
 from gdfunc._scan.trace import _trace
 
 from .assertions import assert_agrees, assert_same_bits
@@ -167,14 +167,8 @@ def test_a_scan_within_a_compiled_one_is_compiled_with_it():
     expected = loop(shared_within(loop), init, xs)
     assert_agrees(inductor(f, init, xs), expected)
     assert_agrees(gd.scan(f, init, xs, checkpoint=2), expected)
-    token = _scan.within.set("inductor")
-    try:
-        assert [_trace.trace(f, f, init, xs[:, :steps]).body.has_loops for steps in (16, 17)] == [
-            False,
-            True,
-        ]
-    finally:
-        _scan.within.reset(token)
+    traced = [_trace.trace(f, f, init, xs[:, :steps]) for steps in (16, 17)]
+    assert [each.body.has_loops for each in traced] == [False, True]
 
 
 @pytest.mark.parametrize("options", TRACED)
@@ -515,8 +509,8 @@ def test_what_a_trace_does_not_follow_is_refused(reason, options, monkeypatch):
     start = torch.ones(2, dtype=torch.float64)
     with pytest.raises(BackendError, match=reason):
         gd.scan(lambda c, x: (c, f(c)), start, length=2, **options)
-    monkeypatch.setattr(_scan, "_WORTH_C", 2)
-    monkeypatch.setattr(_auto, "_told", set())
+    monkeypatch.setattr(_scan, "_WORTH_TRACING", 2)
+    monkeypatch.setattr(backends, "_said", set())
     with pytest.warns(UserWarning, match=f"steps back: {reason}"):
         got = gd.scan(lambda c, x: (c, f(c)), start, length=2, backend="auto")
     assert_same_bits(got, gd.scan(lambda c, x: (c, f(c)), start, length=2))
@@ -639,12 +633,12 @@ def test_cudagraph_without_cuda_says_so():
 @pytest.fixture
 def told(monkeypatch):
     """What auto has warned of so far: nothing."""
-    monkeypatch.setattr(_auto, "_told", set())
+    monkeypatch.setattr(backends, "_said", set())
 
 
 def test_auto_is_eager_for_few_steps_and_compiled_for_many(compilations, monkeypatch, told):
     ran = []
-    monkeypatch.setitem(_auto._RANKED, "cpu", (lambda *a: ran.append(a[4]) or _inductor.run(*a),))
+    monkeypatch.setitem(backends.RANKED, "cpu", (lambda *a: ran.append(a[4]) or _inductor.run(*a),))
     xs = normal(0, 10_000, 3) * 0.1
     p = normal(1, 3)
     short, _ = gd.scan(descend, p, xs[:999], backend="auto")
@@ -656,7 +650,8 @@ def test_auto_is_eager_for_few_steps_and_compiled_for_many(compilations, monkeyp
 
 
 def test_auto_steps_back_with_one_warning_where_f_cannot_be_traced(monkeypatch, told):
-    monkeypatch.setattr(_scan, "_WORTH_COMPILING", 3)
+    monkeypatch.setattr(_scan, "_WORTH_TRACING", 3)
+    monkeypatch.setattr(backends, "WORTH_COMPILING", 3)
     xs = normal(0, 4)
 
     def f(c, x):
@@ -672,7 +667,8 @@ def test_auto_steps_back_with_one_warning_where_f_cannot_be_traced(monkeypatch, 
 
 
 def test_auto_steps_back_with_one_warning_where_compiling_fails(monkeypatch, told):
-    monkeypatch.setattr(_scan, "_WORTH_COMPILING", 3)
+    monkeypatch.setattr(_scan, "_WORTH_TRACING", 3)
+    monkeypatch.setattr(backends, "WORTH_COMPILING", 3)
 
     def fail(*args, **kwargs):
         raise BackendError("no such luck")

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from torch.func import grad, jvp, vmap
 
 import gdfunc as gd
-from gdfunc._scan import _recent
-from gdfunc._scan.backends import _auto, _inductor, native
+from gdfunc._scan import _recent, backends
+from gdfunc._scan.backends import _inductor, native
 from gdfunc._scan.trace import _trace
 from gdfunc._train._drive import segment_end
 from gdfunc._train._plan import _GRAIN
@@ -512,7 +512,7 @@ def ran(monkeypatch):
         lengths.append(length)
         return run_loop(body, consts, init, xs, length, unroll)
 
-    monkeypatch.setattr(_auto, "_RANKED", {"cpu": (watched,)})
+    monkeypatch.setattr(backends, "RANKED", {"cpu": (watched,)})
     return lengths
 
 
@@ -522,8 +522,8 @@ def test_auto_is_eager_for_a_short_run_and_compiled_for_a_long_one(ran, monkeypa
             run(steps, backend="auto", progress=ctrl_c(1))
         assert ran == at_once
     ran.clear()
-    monkeypatch.setattr("gdfunc._scan._scan._WORTH_C", 40)
-    monkeypatch.setattr("gdfunc._scan._scan._WORTH_COMPILING", 40)
+    monkeypatch.setattr("gdfunc._scan._scan._WORTH_TRACING", 40)
+    monkeypatch.setattr(backends, "WORTH_COMPILING", 40)
     assert_same_bits(run(39, backend="auto"), run(39, backend="eager"))
     assert ran == []
     monkeypatch.setattr("gdfunc._train._drive._SEGMENT_SECONDS", 0.0)  # its segments are short
@@ -536,8 +536,9 @@ def test_auto_says_once_that_it_steps_back_and_an_explicit_backend_refuses(monke
         loss = linear_loss(params, batch)
         return loss if loss > 1 else loss / 2
 
-    monkeypatch.setattr("gdfunc._scan._scan._WORTH_COMPILING", 1)
-    monkeypatch.setattr(_auto, "_told", set())
+    monkeypatch.setattr("gdfunc._scan._scan._WORTH_TRACING", 1)
+    monkeypatch.setattr(backends, "WORTH_COMPILING", 1)
+    monkeypatch.setattr(backends, "_said", set())
     step = gd.make_step(loss_fn)
     expected = run(step=step, backend="eager")
     reason = r"f decides on the value of a tensor at .*test_train_backends.py:\d+: `return loss if loss > 1"
@@ -553,8 +554,8 @@ def test_auto_says_once_that_it_steps_back_and_an_explicit_backend_refuses(monke
 def test_auto_is_native_for_a_run_of_middle_length_and_else_takes_no_slow_compiler(ran, monkeypatch):
     native_ran, run_natively = [], native.run
     watched = lambda *loop: native_ran.append(loop[4]) or run_natively(*loop)  # noqa: E731
-    monkeypatch.setattr(_auto, "_QUICK", {"cpu": (watched,)})
-    monkeypatch.setattr(_auto, "_told", set())
+    monkeypatch.setattr(backends, "QUICK", {"cpu": (watched,)})
+    monkeypatch.setattr(backends, "_said", set())
     assert_agrees(run(1_000, backend="auto"), run(1_000, backend="eager"), INIT)
     assert (ran, sum(native_ran)) == ([], 1_000)
 
@@ -573,8 +574,9 @@ def test_auto_replays_what_inductor_cannot_compile(monkeypatch):
     def no_compiler(*args):
         raise gd.BackendError("there is no compiler")
 
-    monkeypatch.setattr("gdfunc._scan._scan._WORTH_COMPILING", 1)
-    monkeypatch.setattr(_auto, "_told", set())
+    monkeypatch.setattr("gdfunc._scan._scan._WORTH_TRACING", 1)
+    monkeypatch.setattr(backends, "WORTH_COMPILING", 1)
+    monkeypatch.setattr(backends, "_said", set())
     monkeypatch.setattr(_inductor, "_compile", no_compiler)
     monkeypatch.setattr(native, "_compiled", no_compiler)
     with pytest.warns(UserWarning, match="backend='auto' steps back: there is no compiler") as told:

@@ -88,15 +88,15 @@ def tapped(loss_fn: LossFn, params: Tree, batch: Tree) -> Program:
         return params, check_loss(of_sample(params, sample))
 
     try:
-        traced = trace(f, body, params, batch, read)
+        traced = trace(f, body, params, batch, read, keeps_loops=False)
     except Exception as error:  # whatever it is, it is met again, and better told, on real tensors
         refused = f"the loss cannot be traced ({type(error).__name__})"
         _refused.keep(key, refused, read.size)
         return direct(loss_fn, params, batch, refused)
-    kept = traced.body.kept
-    if "taps" not in kept:
-        kept["taps"] = _tap(traced.body.graph, len(traced.body.consts), len(traced.body.carry))
-    graph, ways = kept["taps"]
+    body_of = traced.body
+    if body_of.taps is None:
+        body_of.taps = _tap(body_of.graph, len(body_of.consts), len(body_of.carry))
+    graph, ways = body_of.taps
     if not any(isinstance(way, Uses) for way in ways):
         return direct(loss_fn, params, batch, "")._replace(ways=ways)
     return Program(ways, _runner(graph, ways, traced.closed_over))

@@ -20,6 +20,7 @@ from .._gradients import (
 )
 from .._per_sample import PerSample, Reducer
 from .._tree import Tree
+from ._program import tapped
 
 _AT_ONCE = 2**26  # bytes: larger chunks leave the caches, and are no faster
 
@@ -89,8 +90,6 @@ def reduce_per_sample(
     entries = any(fold.entries for fold in folds)
 
     def reduced(params: Tree, batch: Tree) -> tuple[Tree, Tensor]:
-        from ._program import tapped  # brings in the tracer and its hundreds of modules
-
         batch = _tree.as_tensors(batch)
         leaves = check_params(params)
         size = check_samples(batch, leaves, params)
@@ -150,8 +149,6 @@ def explain(loss_fn: LossFn) -> Callable[[Tree, Tree], dict[str, str]]:
     """
 
     def explained(params: Tree, batch: Tree) -> dict[str, str]:
-        from ._program import tapped
-
         batch = _tree.as_tensors(batch)
         check_samples(batch, check_params(params), params)
         ways = tapped(loss_fn, params, batch).ways

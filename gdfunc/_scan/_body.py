@@ -1,9 +1,9 @@
-"""A scan's body as a graph over plain tensors: the one thing that a compiled backend receives."""
+"""A scan's body as a graph over plain tensors, and the loop over it: what a compiled backend receives."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
 from typing import Any, NamedTuple
 
 import torch
@@ -12,9 +12,14 @@ from torch import Tensor, fx
 from .._torch._graphs import graph_of
 from .._torch._modes import no_autocast, uses_autocast
 
+Flags = tuple[bool, ...]
+Leaves = Sequence[Tensor]
+Runner = Callable[["Body", Leaves, Leaves, Leaves, int, int], list[Tensor]]
+# (body, consts, init, xs, length > 0, unroll) -> [*carry, *ys], which share no storage with the inputs
+
 
 class Aval(NamedTuple):
-    """What is known of a tensor before it has a value."""
+    """The shape, dtype and device of a tensor, without its values."""
 
     shape: tuple[Any, ...]
     dtype: torch.dtype
@@ -22,7 +27,7 @@ class Aval(NamedTuple):
 
     @classmethod
     def of(cls, leaf: Tensor, first: int = 0) -> "Aval":
-        """Tell of a tensor, from some axis on."""
+        """Describe a tensor, or its slices over the axes before `first`."""
         return cls(tuple(leaf.shape[first:]), leaf.dtype, leaf.device)
 
     def with_axis(self, size: Any) -> "Aval":
@@ -30,6 +35,51 @@ class Aval(NamedTuple):
 
 
 Avals = tuple[Aval, ...]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A body, and how often and in which direction to run it. Who runs it is an argument of running."""
+
+    body: "Body"
+    length: int
+    reverse: bool = False
+    unroll: int = 1
+    keeps: bool = False  # the last y's are the carry before each step, for the backward pass
+
+    def forward(self, runner: Runner, tensors: Leaves) -> list[Tensor]:
+        """Run on plain tensors: a backend only goes forward, over contiguous ones."""
+        consts, init, xs = self.body.split([leaf.contiguous().resolve_neg() for leaf in tensors])
+        if self.reverse:
+            xs = tuple(leaf.flip(0) for leaf in xs)
+        with self.body.as_traced():
+            results = runner(self.body, consts, init, xs, self.length, self.unroll)
+        if self.reverse:
+            results[len(init) :] = [leaf.flip(0) for leaf in results[len(init) :]]
+        return results
+
+    @property
+    def results(self) -> Avals:
+        """Describe the results: the last carry, and each y with an axis for the steps."""
+        return (*self.body.carry, *[aval.with_axis(self.length) for aval in self.body.y])
+
+
+@dataclass(frozen=True)
+class Nested:
+    """The target of a node that is a loop inside a graph; targets of equal loops are equal."""
+
+    loop: Loop
+    call: Callable[[Loop, Leaves], list[Tensor]]  # the primitive, for where no backend walks the graph
+
+    __name__ = "nested_scan"  # torch.fx writes it into the graph's code
+
+    def __call__(self, *tensors: Tensor) -> list[Tensor]:
+        return self.call(self.loop, tensors)
+
+
+def nested_loops(graph: fx.GraphModule) -> list[Loop]:
+    """List the loops inside a graph, in order."""
+    return [node.target.loop for node in graph.graph.nodes if isinstance(node.target, Nested)]
 
 
 class Members(NamedTuple):
@@ -44,7 +94,14 @@ class Members(NamedTuple):
 class Body:
     """A pure function of flat lists, `(*consts, *carry, *x) -> [*carry, *y]`, as a graph of operations.
 
-    Bodies compare by identity. What was derived from one, and what a backend made of it, is kept with it.
+    Bodies compare by identity. What is made of a body lives as long as the body.
+
+    Attributes:
+        derived: the bodies of derived loops, by rule and arguments.
+        layout, native: where tensors lie in C, and the compiled function or the reason that there is none.
+        inductor: compiled loops, by the settings that they depend on.
+        cudagraph: recorded blocks, or reasons that there are none, by number of steps and settings.
+        taps: the graph for per-sample gradients, and how each leaf of params enters it.
     """
 
     members: Members | None = None
@@ -59,19 +116,23 @@ class Body:
 
     def _enter(self, consts: Avals, carry: Avals, x: Avals, y: Avals, sources: list[int]) -> None:
         self.consts, self.carry, self.x, self.y, self._sources = consts, carry, x, y, sources
-        self.number = next(_numbers)
         self.floats = torch.get_default_dtype()  # to which operations of integers go
-        self.kept: dict[Any, Any] = {}
+        self.derived: dict[Hashable, Body] = {}
+        self.layout: Any = None
+        self.native: Callable[..., None] | Exception | None = None
+        self.inductor: dict[Hashable, Callable[[list[Tensor]], Any]] = {}
+        self.cudagraph: dict[Hashable, Callable[..., list[Tensor]] | str | None] = {}
+        self.taps: tuple[fx.GraphModule, list[Any]] | None = None
 
     def as_traced(self) -> AbstractContextManager[None]:
         """Let operations mean what they meant in the trace: its casts are in it, and its default dtype."""
         changed = torch.get_default_dtype() != self.floats
         return _settings(self.floats) if changed or uses_autocast() else _AS_IT_IS
 
-    @property
+    @cached_property
     def has_loops(self) -> bool:
         """Whether a step of it runs a loop of its own."""
-        return any(hasattr(node.target, "loop") for node in self.graph.graph.nodes)
+        return bool(nested_loops(self.graph))
 
     def split(self, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
         """Split what there is one of for each input into that of consts, carry and x."""
@@ -79,16 +140,16 @@ class Body:
         return tuple(leaves[:first]), tuple(leaves[first:second]), tuple(leaves[second:])
 
     def derive(
-        self, key: Any, function: Callable[..., Any], consts: Avals, carry: Avals, x: Avals
+        self, key: Hashable, function: Callable[..., Any], consts: Avals, carry: Avals, x: Avals
     ) -> "Body":
         """Trace a function of this body's graph into a body of its own, once for each key."""
-        if key not in self.kept:
+        if key not in self.derived:
             with self.as_traced():
-                self.kept[key] = Body(graph_of(function, (*consts, *carry, *x)), consts, carry, x)
-        return self.kept[key]
+                self.derived[key] = Body(graph_of(function, (*consts, *carry, *x)), consts, carry, x)
+        return self.derived[key]
 
-    def reached(self, inputs: Sequence[bool]) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
-        """Tell which leaves of the carry and of y depend, at some step, on the inputs that are flagged."""
+    def dependent(self, inputs: Sequence[bool]) -> tuple[Flags, Flags]:
+        """Flag the leaves of the carry and of y that depend, at some step, on the flagged inputs."""
         consts, carry, x = self.split(inputs)
         while True:
             flagged = sum(1 << i for i, flag in enumerate((*consts, *carry, *x)) if flag)
@@ -131,7 +192,6 @@ def _settings(floats: torch.dtype) -> Iterator[None]:
 
 
 _AS_IT_IS = nullcontext()
-_numbers = count()
 
 
 def _with_reshapes(graph: fx.GraphModule) -> fx.GraphModule:

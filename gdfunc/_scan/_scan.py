@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from contextvars import ContextVar
 from functools import cache
 from typing import Any, NoReturn
 
@@ -10,19 +9,18 @@ import torch
 from torch import Tensor
 
 from .. import _tree
-from .._errors import BackendError, check_choice, check_int
-from .._torch._modes import versions
+from .._errors import BackendError, check_choice, check_int, check_tensor
+from .._torch._modes import current_trace, is_tracing, versions
 from .._torch._transforms import is_transformed
 from .._tree import Tree
-from . import _eager
+from . import _loop
+from ._loop import read_once as read_once
 
 Body = Callable[[Tree, Tree], tuple[Tree, Tree]]
 Read = Callable[[], Any]
 BACKENDS = ("eager", "native", "inductor", "cudagraph", "auto")
 _LAID_OUT = 16  # steps: a longer loop stays a loop where the body of another is traced
-_WORTH_C, _WORTH_COMPILING = 1_000, 10_000  # steps: fewer, at 1 ms each from Python, end before a compiler
-
-within: ContextVar[str | None] = ContextVar("within", default=None)  # the backend whose trace is under way
+_WORTH_TRACING = 1_000  # steps: fewer, at 1 ms each from Python, end before a trace and a compiler
 
 
 def scan(
@@ -119,87 +117,58 @@ def fold(
     unroll: int = 1,
     backend: str = "eager",
     checkpoint: int | str | None = None,
-    settled: bool = False,
+    steps: int | None = None,
     read: Read | None = None,
 ) -> tuple[Tree, Tree]:
-    """`scan`; for a segment of a longer run, whose backend is settled, and whose f was read before."""
+    """Run `scan`, for a segment of a run of so many steps in all, whose f was read before."""
     check_int("unroll", unroll, 1)
     xs = _tree.as_tensors(xs)
     check_tensors(init, "init")
     length = _length(xs, length)
-    backend = backend if settled else settle(backend, length)
+    trace, steps = current_trace(), length if steps is None else steps
+    backend = settle(backend, steps) if trace is None else check_choice("backend", backend, BACKENDS)
     every = check_checkpoint(checkpoint, length)
     body = _checked(f, init)
     if length == 0:
         _, y = body(init, _tree.map(lambda leaf: leaf.new_zeros(leaf.shape[1:]), xs))
         return _tree.clone(init), _tree.map(lambda leaf: leaf[:0].clone(), _stack([y]))
-    # Step by step it would be in the graph of the outer loop as often, and take minutes to compile.
-    nested = within.get() if backend == "eager" and length > _LAID_OUT else None
-    backend = nested or backend
-    if backend != "eager" or every is not None or nested:
+    # All steps of a long loop inside a traced f would take minutes to compile: it stays a loop.
+    joins = trace is not None and trace.keeps_loops and length > _LAID_OUT
+    if backend != "eager" or every is not None or joins:
         try:
-            return _compiled().run(f, body, init, xs, length, reverse, unroll, backend, every, read)
+            return _loop.run(f, body, init, xs, length, reverse, unroll, backend, steps, every, read)
         except BackendError as error:
-            if backend not in ("auto", "brief") or every is not None:
+            if backend != "auto" or every is not None:
                 raise
-            _compiled().step_back(error)
-    steps = range(length - 1, -1, -1) if reverse else range(length)
-    carry, ys = _eager.run(body, init, xs, steps)
-    return _tree.clone(carry), _stack(ys)
+            _loop.step_back(error)
+    carry, ys, order = init, [], range(length)
+    for t in reversed(order) if reverse else order:
+        carry, y = body(carry, _tree.map(lambda leaf, t=t: leaf[t], xs))
+        ys.append(y)
+    return _tree.clone(carry), _stack(ys[::-1] if reverse else ys)
 
 
 def call(f: Callable[[], Tree], backend: str) -> Tree:
     """`f()`; a backend other than eager takes it for the one step of a loop, and gives new tensors."""
     if backend != "eager":
         try:
-            return _compiled().call(f, backend)
+            return _loop.call(f, backend)
         except BackendError as error:
             if backend != "auto":
                 raise
-            _compiled().step_back(error)
+            _loop.step_back(error)
     return f()
 
 
-@cache
-def _compiled() -> Any:
-    """Bring in the tracer, and its hundreds of modules, once it is needed."""
-    from . import _compiled
-
-    return _compiled
-
-
-def is_traced() -> bool:
-    """Tell whether this code runs to be traced, on tensors without values."""
-    return within.get() is not None
-
-
 def is_readable(leaf: Tensor) -> bool:
-    """Tell whether a tensor has a value, and one that is at hand: no transformation, trace or GPU."""
-    return leaf.device.type == "cpu" and not is_transformed(leaf) and not is_traced()
-
-
-def check_step(body: Body, init: Tree, xs: Tree) -> None:
-    """Take the first step on its own, as if it were all, and forget the result."""
-    _stack([body(init, _tree.map(lambda leaf: leaf[0], xs))[1]])
-
-
-def read_once(f: Body) -> Read:
-    """Give what tells all that f can reach, and reads it when first asked, if ever."""
-
-    @cache
-    def read() -> Any:
-        from .trace._fingerprint import fingerprint  # for a trace only, as the tracer
-
-        return fingerprint(f)
-
-    return read
+    """Tell whether a tensor's value is at hand: no transformation, no trace, no GPU."""
+    return leaf.device.type == "cpu" and not is_transformed(leaf) and not is_tracing()
 
 
 def settle(backend: str, steps: int) -> str:
-    """Let `"auto"` be eager for a run that no compilation pays for, brief for one that no slow one does."""
-    if check_choice("backend", backend, BACKENDS) != "auto" or steps >= _WORTH_COMPILING:
-        return backend
-    return "brief" if steps >= _WORTH_C else "eager"
+    """Make `"auto"` eager for a run of so few steps that no trace pays for itself."""
+    check_choice("backend", backend, BACKENDS)
+    return "eager" if backend == "auto" and steps < _WORTH_TRACING else backend
 
 
 def check_checkpoint(checkpoint: Any, length: int) -> int | None:
@@ -306,8 +275,3 @@ def check_tensors(tree: Tree, name: str) -> None:
     if not all(isinstance(leaf, Tensor) for leaf in _tree.leaves(tree)):
         for path, leaf in _tree.named_leaves(tree, name):
             check_tensor(leaf, path)
-
-
-def check_tensor(leaf: Any, path: str) -> None:
-    if not isinstance(leaf, Tensor):
-        raise TypeError(f"{path} is {type(leaf).__name__}, not a Tensor; wrap it in torch.tensor")

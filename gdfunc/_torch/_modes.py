@@ -25,14 +25,26 @@ tracing = Lock(waits=True)  # Because torch.fx patches attributes that all threa
 
 
 class TraceMode(TorchFunctionMode):
-    """The mode in which a user's function runs while gdfunc traces it."""
+    """The mode in which a user's function runs while gdfunc traces it.
+
+    Attributes:
+        keeps_loops: whether a long scan inside the function stays a loop, or all its steps are recorded.
+    """
+
+    keeps_loops = True
+
+
+def current_trace() -> TraceMode | None:
+    """Return the mode of the trace that the caller runs in, or None: torch's stack is where it stands."""
+    if not torch._C._len_torch_function_stack():  # faster than the list, and most often 0
+        return None
+    modes = _get_current_function_mode_stack()
+    return next((mode for mode in reversed(modes) if isinstance(mode, TraceMode)), None)
 
 
 def is_tracing() -> bool:
     """Tell whether the caller runs inside a trace of gdfunc."""
-    if not torch._C._len_torch_function_stack():  # faster than the list, and most often 0
-        return False
-    return any(isinstance(mode, TraceMode) for mode in _get_current_function_mode_stack())
+    return current_trace() is not None
 
 
 @contextmanager

@@ -10,8 +10,9 @@ from torch import Tensor
 from .. import _tree
 from .._errors import NonFiniteError, TrainingInterrupted
 from .._progress import Progress, reporter
-from .._scan._scan import fold, is_traced
+from .._scan._scan import fold
 from .._step import params_of
+from .._torch._modes import is_tracing
 from .._tree import Tree
 from ._body import Stoppable, carry_of
 from ._plan import Plan
@@ -94,7 +95,7 @@ def first_blocks(plan: Plan) -> int:
     A trace gets the whole run as one loop. A run from Python begins with one block, which costs no more
     there than in a longer segment.
     """
-    if is_traced():
+    if is_tracing():
         return max(plan.steps, 1)
     if plan.grain == 1:
         return 1
@@ -138,7 +139,7 @@ def _advance(plan: Plan, done: Done, last: int) -> tuple[Done, Tensor | None]:
         rows,
         backend=plan.backend,
         checkpoint=plan.checkpoint,
-        settled=True,
+        steps=plan.steps,
         read=plan.key,
     )
     new = Done(last, state, (*done.records, records))

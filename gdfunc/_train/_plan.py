@@ -14,9 +14,10 @@ from .. import _tree
 from .._errors import BackendError, check_choice, check_int, warn
 from .._gradients import check_batch, check_params
 from .._sampling import take
-from .._scan._scan import Read, check_checkpoint, check_tensors, is_readable, is_traced, read_once, settle
+from .._scan._scan import Read, check_checkpoint, check_tensors, is_readable, read_once, settle
 from .._step import Step, StepLike, as_step, check_lr, params_of
 from .._through import asked
+from .._torch._modes import is_tracing
 from .._torch._transforms import members
 from .._tree import Tree
 from ._body import RECORDERS, Body, Recorder, Stop, first_state
@@ -150,7 +151,7 @@ def _check_end(check_finite: str, stop: Stop | None) -> None:
     check_choice("check_finite", check_finite, ("off", "loss", "all"))
     if stop is not None and not callable(stop):
         raise TypeError(f"stop must be a function (carry, loss) -> 0-d bool; got {stop!r}")
-    if is_traced() and (stop is not None or check_finite != "off"):
+    if is_tracing() and (stop is not None or check_finite != "off"):
         raise BackendError(
             "the values of a run with stop= or check_finite= decide where it ends, so it cannot be traced "
             "as a whole; give the backend to train, which then traces only its loop"

@@ -4,21 +4,20 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..._errors import BackendError
 from ..._lock import Lock
-from .._body import Aval, Body
-from .._loop import Leaves
+from .._body import Aval, Body, Leaves
 from . import _replay
 
 _ROW = 16  # steps in a graph, unless `unroll` says how many: with so many, the host has little to do
 _LONGEST = 256  # steps of a nested loop in a graph, all of its rounds together: each kernel is a node
 
-_around: ContextVar[int] = ContextVar("_around", default=0)  # steps under way around a nested loop
 _recording = Lock()
 
 
@@ -88,7 +87,8 @@ class _Block:
         self.steps, self.lock = steps, threading.Lock()
 
         def function() -> None:
-            done = _inline(steps, body, self.consts, self.carry, self.x, steps)
+            inlined = partial(_inlined, steps)
+            done = _replay.run(body, self.consts, self.carry, self.x, steps, nested=inlined)
             _copy([*self.carry, *self.y], done)
 
         # The first run is real: on other values an index may be out of range, which CUDA does not forgive.
@@ -120,22 +120,19 @@ def in_blocks(
     length: int,
     unroll: int = 1,
 ) -> list[Tensor]:
-    """Repeat what `record` makes of some steps; within such a record, just go through the steps."""
-    around = _around.get()
-    if around * length > _LONGEST:
-        raise _TooLong
-    if around:
-        return _inline(around * length, body, consts, init, xs, length)
+    """Repeat what `record` makes of some steps; what is not recorded has its nested loops recorded."""
+    nested = partial(in_blocks, record)
     steps = unroll if unroll > 1 else _ROW
     blocks = (_recorded(record, body, number, consts, init, xs) for number in (steps, 1))
     block = next(filter(None, blocks), None) if steps <= length else None
     if block is None:
-        return _replay.run(body, consts, init, xs, length)
+        return _replay.run(body, consts, init, xs, length, nested=nested)
     whole = length - length % block.steps
     ys = _empty(aval.with_axis(length) for aval in body.y)
     carry = block(consts, init, xs, ys, whole)
     if whole < length:
-        last = _replay.run(body, consts, carry, [x[whole:] for x in xs], length - whole)
+        rest = [x[whole:] for x in xs]
+        last = _replay.run(body, consts, carry, rest, length - whole, nested=nested)
         carry = last[: len(init)]
         _copy([y[whole:] for y in ys], last[len(init) :])
     return [*carry, *ys]
@@ -146,38 +143,39 @@ def _recorded(
 ) -> _Block | None:
     """The block of so many steps that is kept with the body; None if they are too long."""
     key = (
-        "cudagraph",
         record,
         steps,
         torch.are_deterministic_algorithms_enabled(),
         torch.get_float32_matmul_precision(),
     )
     with _recording:
-        if key not in body.kept:
+        if key not in body.cudagraph:
             before = sys.exception()
             try:
-                body.kept[key] = _Block(record, body, steps, consts, init, xs)
+                body.cudagraph[key] = _Block(record, body, steps, consts, init, xs)
             except _TooLong:
-                body.kept[key] = None
+                body.cudagraph[key] = None
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
                 # Where a capture fails, its end fails too, and hides why.
                 hidden = error.__context__
                 text = str(error if hidden in (None, before) else hidden).partition("\n")[0]
-                body.kept[key] = f"a CUDA graph cannot record this loop ({text}); use another backend"
-        block = body.kept[key]
+                body.cudagraph[key] = f"a CUDA graph cannot record this loop ({text}); use another backend"
+        block: Any = body.cudagraph[key]
     if isinstance(block, str):
         raise BackendError(block)
     return block
 
 
-def _inline(around: int, body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int) -> list[Tensor]:
-    token = _around.set(around)
-    try:
-        return _replay.run(body, consts, init, xs, length)
-    finally:
-        _around.reset(token)
+def _inlined(
+    around: int, body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, unroll: int = 1
+) -> list[Tensor]:
+    """Go through the steps of a nested loop, of which the record holds `around` runs."""
+    rounds = around * length
+    if rounds > _LONGEST:
+        raise _TooLong
+    return _replay.run(body, consts, init, xs, length, nested=partial(_inlined, rounds))
 
 
 def _empty(avals: Iterable[Aval]) -> list[Tensor]:

@@ -5,7 +5,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,9 +22,7 @@ from ..._torch._inductor import (
 )
 from ..._torch._modes import clean_room, storage, valueless
 from ..._torch._patches import inductor_cache
-from .._body import Body
-from .._loop import Leaves, in_trace
-from .._loop import run as run_loop
+from .._body import Body, Leaves
 from . import _replay
 from ._cache import guarded, private_directory
 
@@ -50,7 +47,7 @@ def run(body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, unrol
     carry, ys = done[: len(init)], [y.flatten(0, 1) for y in done[len(init) :]]
     if not rest:
         return [*carry, *ys]
-    last = _replay.run(body, consts, carry, [x[blocks * unroll :] for x in xs], rest)
+    last = _replay.run(body, consts, carry, [x[blocks * unroll :] for x in xs], rest, nested=run)
     pairs = zip(ys, last[len(init) :], strict=True)
     return [*last[: len(init)], *[torch.cat(pair) for pair in pairs]]
 
@@ -70,23 +67,22 @@ def _loop(
     body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, once: bool = False
 ) -> list[Tensor]:
     key = (
-        "inductor",
         once,
         torch.get_num_threads(),
         torch.are_deterministic_algorithms_enabled(),
         torch.get_float32_matmul_precision(),
     )
     with _compiling, warnings.catch_warnings():
-        if key not in body.kept:
+        if key not in body.inductor:
             warnings.simplefilter("ignore")  # torch's, about its own modules
-            body.kept[key] = _compile(body, once)
-    return list(body.kept[key]([*consts, *init, *(xs or [torch.empty(length)])]))
+            body.inductor[key] = _compile(body, once)
+    return list(body.inductor[key]([*consts, *init, *(xs or [torch.empty(length)])]))
 
 
 def _compile(body: Body, once: bool) -> Callable[[list[Tensor]], Any]:
     """Compile the loop, for any length, or a single step."""
     shapes = shape_environment()
-    with clean_room(shapes) as mode, _nested_loops_inline():
+    with clean_room(shapes) as mode:
         length = 1 if once else symbolic_length(shapes)
         xs = [valueless(mode, *aval.with_axis(length)) for aval in body.x] or [torch.empty(length)]
         inputs = [*[valueless(mode, *aval) for aval in (*body.consts, *body.carry)], *xs]
@@ -114,11 +110,13 @@ def _lowered(
     # It also writes into its carry where it lies, be that in a loop within a loop what others read.
     carry, xs = _apart([*extra, *init], [*consts, *xs]), list(xs) or [torch.zeros(length)]
 
+    graph = _replay.lower(body, lambda loop, given: loop.forward(_lowered, given))
+
     def step(*leaves: Tensor) -> list[Tensor]:
         now, rest = leaves[: len(carry)], leaves[len(carry) :]
         x, given = rest[: len(xs)], rest[len(xs) :]
         inputs = (*given, *now[len(extra) :], *x[: len(body.x)])
-        return _apart([*now[: len(extra)], *body.graph(*inputs)], leaves)
+        return _apart([*now[: len(extra)], *graph(*inputs)], leaves)
 
     if length == 1:
         results = step(*carry, *[x[0] for x in xs], *consts)
@@ -142,16 +140,6 @@ def _apart(results: Leaves, others: Leaves) -> list[Tensor]:
         held.add(storage(leaf))
         own.append(leaf)
     return own
-
-
-@contextmanager
-def _nested_loops_inline() -> Iterator[None]:
-    """Let a loop met in the trace become an operator of torch's."""
-    token = in_trace.set(lambda loop, tensors: run_loop(replace(loop, runner=_lowered), tensors))
-    try:
-        yield
-    finally:
-        in_trace.reset(token)
 
 
 def _decompositions() -> dict[Any, Callable[..., Any]]:

@@ -24,8 +24,9 @@ class Lift(TraceMode):
     stand-in is wrapped alike, and takes the wrapper's place in all that follows.
     """
 
-    def __init__(self, mode: FakeTensorMode, depth: int, cuts: Cuts) -> None:
+    def __init__(self, mode: FakeTensorMode, depth: int, cuts: Cuts, keeps_loops: bool) -> None:
         super().__init__()
+        self.keeps_loops = keeps_loops
         self.mode, self.depth, self.cuts = mode, depth, cuts
         self.asks = False  # whether f asks what autograd knows of a tensor that it was given, or made
         self.outside: set[int] = set()  # the memory of the stand-ins

@@ -12,16 +12,15 @@ from torch.func import functionalize
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ... import _tree
-from ..._errors import BackendError, is_ours, untraceable
+from ..._errors import BackendError, check_tensor, is_ours, untraceable
 from ..._through import asked
 from ..._torch._graphs import graph_of, needs_a_value, operators, recorder, without_dead_code, writes
 from ..._torch._modes import FakeTensor, active_modes, clean_room, plain_copy, tracing, valueless
 from ..._torch._patches import applied_functions, gradients_under_no_grad, no_log_of_fake_tensors
 from ..._torch._transforms import depth, may_be_differentiated, neutral_levels
 from ..._tree import Tree
-from .._body import Aval, Avals, Body
+from .._body import Aval, Avals, Body, nested_loops
 from .._recent import Recent
-from .._scan import check_tensor, within
 from ._cuts import Cuts
 from ._fingerprint import Fingerprint, fingerprint
 from ._lift import Lift, check_plain, wrote
@@ -55,8 +54,13 @@ def trace(
     init: Tree,
     xs: Tree,
     print_of_f: Fingerprint | None = None,
+    keeps_loops: bool = True,
 ) -> Traced:
-    """Trace a scan's body, f with checks around it; or find the trace of an f that computes the same."""
+    """Trace a scan's body, f with checks around it; or find the trace of an f that computes the same.
+
+    Args:
+        keeps_loops: whether a long scan inside f stays a loop, or all its steps are recorded.
+    """
     carry, carry_structure = _tree.flatten(init)
     rows, x_structure = _tree.flatten(xs)
     for leaf in (*carry, *rows):
@@ -65,13 +69,13 @@ def trace(
     x_avals = tuple([Aval.of(leaf, 1) for leaf in rows])
     print_of_f, through = print_of_f or fingerprint(f), asked()
     keys = print_of_f.key, _print_of_nodes(carry_structure, x_structure)
-    key = (within.get(), through, *keys, carry_structure, x_structure, carry_avals, x_avals)
+    key = (keeps_loops, through, *keys, carry_structure, x_structure, carry_avals, x_avals)
     lasting = None not in keys and through.fixed_point is None
     recipe = _recipes.find(key) if lasting else None
     if recipe is None:
         with undone(print_of_f.objects), tracing, applied_functions(_is_theirs) as opaque:
             graph, lift, y_structure = _record(
-                body, carry_structure, carry_avals, x_structure, x_avals, opaque
+                body, carry_structure, carry_avals, x_structure, x_avals, opaque, keeps_loops
             )
         originals = _lift_attributes(graph, lift)
         if lift.asks:
@@ -110,6 +114,7 @@ def _record(
     x_structure: _tree.Structure,
     x: Avals,
     opaque: set[str],
+    keeps_loops: bool,
 ) -> tuple[fx.GraphModule, "Lift", _tree.Structure]:
     """Run the body once on tensors without values, and write down its operations."""
     around, device = depth(), _default_device()
@@ -119,7 +124,7 @@ def _record(
         no_log_of_fake_tensors(),
         sdpa_kernel(SDPBackend.MATH),  # the only kernel of attention that has all derivatives
     ):
-        lift = Lift(mode, around, Cuts(opaque, around))
+        lift = Lift(mode, around, Cuts(opaque, around), keeps_loops)
 
         def flat(*leaves: Tensor) -> list[Tensor]:
             given = _tree.unflatten(carry_structure, leaves[: len(carry)])
@@ -245,7 +250,8 @@ _ASSIGNMENTS: dict[Any, Callable[..., Any]] = {
 
 def _shared(graph: fx.GraphModule, consts: Avals, carry: Avals, x: Avals, opaque: frozenset[str]) -> Body:
     """The body of this graph: the one that an equal graph had before, with what was compiled of it."""
-    key = (graph.code, consts, carry, x, opaque, torch.get_default_dtype())
+    loops = tuple(nested_loops(graph))  # whose code is one name
+    key = (graph.code, loops, consts, carry, x, opaque, torch.get_default_dtype())
     body = _bodies.find(key)
     if body is None:
         body = Body(graph, consts, carry, x)

@@ -57,8 +57,7 @@ from torch import Tensor
 from ...._errors import BackendError
 from ...._lock import Lock
 from ...._torch._modes import FakeTensor
-from ..._body import Body, Members
-from ..._loop import Leaves
+from ..._body import Body, Leaves, Members
 from ._build import Library, build
 from ._program import LONG, write
 from ._tensor import Unsupported as Unsupported
@@ -75,7 +74,9 @@ def run(body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, unrol
         BackendError: the body has an operation that is not covered, or it cannot be compiled.
         IndexError: a step uses an index that is out of range.
     """
-    layout = body.kept.get("layout") or body.kept.setdefault("layout", _Layout(body))
+    if body.layout is None:
+        body.layout = _Layout(body)
+    layout = body.layout
     members, size = layout.members, layout.members.size
     carry = [
         leaf.expand(shape).clone(memory_format=torch.contiguous_format)
@@ -108,17 +109,14 @@ class _Layout:
         self.ys = [((*each, *aval.shape), aval.dtype) for aval in base.y]
         self.dims = [0] * len(base.carry) + [1] * len(base.y)
         of_consts, _, of_xs = base.split(self.members.inputs)
-        member, step = [], []
-        for avals, flags, moves in (
-            (base.consts, of_consts, False),
-            (base.carry, (True,) * len(base.carry), False),
-            (base.x, of_xs, True),
-            (base.y, (True,) * len(base.y), True),
-        ):
-            for aval, is_each in zip(avals, flags, strict=True):
-                alone = prod(aval.shape) * aval.dtype.itemsize
-                member.append(alone if is_each else 0)
-                step.append(alone * (size if is_each else 1) if moves else 0)
+        each_carry, each_y = (True,) * len(base.carry), (True,) * len(base.y)
+        avals = (*base.consts, *base.carry, *base.x, *base.y)
+        bytes_of = [prod(aval.shape) * aval.dtype.itemsize for aval in avals]
+        is_each = (*of_consts, *each_carry, *of_xs, *each_y)
+        member = [alone if flag else 0 for alone, flag in zip(bytes_of, is_each, strict=True)]
+        step = [alone * (size if flag else 1) for alone, flag in zip(bytes_of, is_each, strict=True)]
+        fixed = len(base.consts) + len(base.carry)  # these do not move from step to step
+        step[:fixed] = [0] * fixed
         self.strides = _column(member), _column(step)
 
 
@@ -188,12 +186,12 @@ def _flushes() -> bool:
 
 def _compiled(body: Body) -> _Function:
     with _compiling:
-        if "native" not in body.kept:
+        if body.native is None:
             try:
-                body.kept["native"] = _Function(build(write(body)))
+                body.native = _Function(build(write(body)))
             except Unsupported as error:
-                body.kept["native"] = error
-        found = body.kept["native"]
+                body.native = error
+        found: Any = body.native
     if isinstance(found, Unsupported):
         raise found.with_traceback(None)
     return found

@@ -5,13 +5,12 @@ from importlib.resources import files
 from math import prod
 from operator import getitem
 from string import Template
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import fx
 
 from ...._torch._graphs import OpOverload, schema_arguments
-from ..._body import Aval, Body
+from ..._body import Aval, Body, Loop, Nested
 from ._contraction import vector
 from ._memory import nearest, overwrites, share, spans
 from ._statement import C_TYPES, Access, Buffer, Code, Repeat, largest_step
@@ -27,14 +26,6 @@ _VIEWS = {*RESHAPES, "expand", "permute", "transpose", "t", "slice", "select", "
 _PROGRAM = Template(files(__package__).joinpath("program.c").read_text(encoding="utf-8"))
 
 
-class _Leaf(NamedTuple):
-    """A leaf of the carry that a step changes: its number, and the memory before and after the step."""
-
-    at: int
-    old: Memory
-    new: Memory
-
-
 def write(body: Body) -> str:
     """Write the loop over a body in C, or refuse it.
 
@@ -48,28 +39,24 @@ def write(body: Body) -> str:
     }
     block, graph = Block(), operations(body)
     unchanged = _unchanged(body, graph)
-    carry = [
-        _Leaf(i, _memory(f"old_{i}", aval), _memory(f"new_{i}", aval))
+    carry = {
+        i: (_memory(f"old_{i}", aval), _memory(f"new_{i}", aval))
         for i, aval in enumerate(body.carry)
         if i not in unchanged
-    ]
-    moving = {leaf.at: leaf for leaf in carry}
-    before = [moving[i].old if i in moving else memory for i, memory in enumerate(arguments["CARRY"])]
-    after = [moving[i].new if i in moving else None for i in range(len(body.carry))]
+    }
+    before = [carry[i][0] if i in carry else memory for i, memory in enumerate(arguments["CARRY"])]
+    after = [carry[i][1] if i in carry else None for i in range(len(before))]
     _step(block, graph, [*arguments["CONST"], *before, *arguments["X"]], after, arguments["Y"])
     work = largest_step(block.statements)
     if work > _MOST_WORK:
         raise Unsupported(f"a step of {work:.1g} operations, where torch's own kernels are faster")
-    declared = [
-        (kind, f"{kind}({memory.buffer.c_type}, {memory.buffer.name}, {{}})")
-        for kind, memories in arguments.items()
-        for memory in memories
-    ]
-    lines = [(kind, text.format(at)) for at, (kind, text) in enumerate(declared)]
+    buffers = [(kind, memory.buffer) for kind, memories in arguments.items() for memory in memories]
+    declared = [f"{kind}({each.c_type}, {each.name}, {at})" for at, (kind, each) in enumerate(buffers)]
+    of_member = len(body.consts) + len(body.carry)
     parts = _placed(block, carry) | {
         "functions": block.functions,
-        "of_member": [text for kind, text in lines if kind in ("CONST", "CARRY")],
-        "of_step": [text for kind, text in lines if kind in ("X", "Y")],
+        "of_member": declared[:of_member],
+        "of_step": declared[of_member:],
         "step": [line for statement in block.statements for line in statement.lines()],
         "rounds": [str(int(sum(statement.rounds for statement in block.statements)))],
         "vector": [str(vector()[0])],
@@ -77,36 +64,35 @@ def write(body: Body) -> str:
     return _PROGRAM.substitute({name: "\n".join(text) for name, text in parts.items()})
 
 
-def _placed(block: Block, carry: Sequence[_Leaf]) -> dict[str, list[str]]:
+def _placed(block: Block, carry: dict[int, tuple[Memory, Memory]]) -> dict[str, list[str]]:
     """Write where the tensors of a step lie, and how the carry gets there and back."""
     lives = spans(block.statements)
     scratch = [buffer for buffer in block.buffers if buffer in lives]
     near = nearest(scratch)
     rest = {*scratch} - {*near}
     far = share({buffer: life for buffer, life in lives.items() if buffer in rest})
-    sizes = {leaf.at: prod(leaf.old.shape) * leaf.old.dtype.itemsize for leaf in carry}
+    sizes = {i: prod(old.shape) * old.dtype.itemsize for i, (old, _) in carry.items()}
     is_small = sum(sizes.values()) <= _BY_VALUE and not far
     places = {buffer: f"v->{buffer.name}" for buffer in near}
     places |= {buffer: f"w->{slot.name}" for buffer, slot in far.items()}
     places |= {buffer: buffer.parent.name for buffer in block.buffers if buffer.parent}
-    moving = []
-    for leaf in carry:
-        i, old, new = leaf.at, leaf.old.buffer, leaf.new.buffer
-        if not is_small and overwrites(block.statements, old, new):
-            places |= dict.fromkeys((old, new), f"carry_{i}")
+    moving = {}
+    for i, (old, new) in carry.items():
+        if not is_small and overwrites(block.statements, old.buffer, new.buffer):
+            places |= dict.fromkeys((old.buffer, new.buffer), f"carry_{i}")
         else:
-            places |= {old: f"now->c{i}", new: f"next->c{i}"}
-            moving.append(leaf)
+            places |= {old.buffer: f"now->c{i}", new.buffer: f"next->c{i}"}
+            moving[i] = old.buffer
     align = "" if is_small else "_Alignas(64) "
     slots = {slot.name: slot for slot in far.values()}
     return {
         "small": [str(int(is_small))],
         "places": [f"#define {buffer.name} {place}" for buffer, place in places.items()],
-        "carry": [f"{align}{each.buffer.c_type} c{i}[{each.buffer.count}];" for i, each, _ in moving],
+        "carry": [f"{align}{buffer.c_type} c{i}[{buffer.count}];" for i, buffer in moving.items()],
         "near": [f"_Alignas(64) {buffer.c_type} {buffer.name}[{buffer.count}];" for buffer in near],
         "scratch": [f"_Alignas(64) {slot.c_type} {slot.name}[{slot.count}];" for slot in slots.values()],
-        "load": [f"__builtin_memcpy(first->c{i}, carry_{i}, {sizes[i]});" for i, *_ in moving],
-        "save": [f"__builtin_memcpy(carry_{i}, last->c{i}, {sizes[i]});" for i, *_ in moving],
+        "load": [f"__builtin_memcpy(first->c{i}, carry_{i}, {sizes[i]});" for i in moving],
+        "save": [f"__builtin_memcpy(carry_{i}, last->c{i}, {sizes[i]});" for i in moving],
     }
 
 
@@ -172,7 +158,7 @@ def _key(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
 def _lowered(block: Block, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     if node.target is getitem:
         return values[node.args[0]][node.args[1]]  # type: ignore[index]
-    if hasattr(node.target, "loop"):
+    if isinstance(node.target, Nested):
         return _loop(block, node.target.loop, [values[arg] for arg in node.args])  # type: ignore[index]
     if not isinstance(node.target, OpOverload):
         raise Unsupported(str(node.target))
@@ -210,7 +196,7 @@ def _users(node: fx.Node) -> list[fx.Node]:
     return users
 
 
-def _loop(block: Block, loop: Any, tensors: Sequence[Lazy]) -> list[Lazy]:
+def _loop(block: Block, loop: Loop, tensors: Sequence[Lazy]) -> list[Lazy]:
     """Write a loop within the step."""
     body: Body = loop.body
     graph, inner = operations(body), block.inner()

@@ -1,0 +1,105 @@
+"""The bodies of derived loops: each is made once of another body, and kept with it."""
+
+from collections.abc import Iterable
+from itertools import compress, islice
+from typing import Any
+
+from torch import Tensor, fx
+from torch.func import jvp, vjp, vmap
+
+from ._body import BatchedBody, Body, Flags, Leaves, Members, Nested
+
+
+def keeping(body: Body) -> Body:
+    """Make the body that also returns the carry it was given, as the last of its y's; nothing is traced."""
+    if "keeping" not in body.derived:
+        graph, copies = fx.Graph(), dict[fx.Node, Any]()
+        results: Any = graph.graph_copy(body.graph.graph, copies)
+        inputs = [copies[node] for node in body.graph.graph.nodes if node.op == "placeholder"]
+        graph.output([*results, *body.split(inputs)[1]])
+        new = Body(fx.GraphModule(body.graph, graph), body.consts, body.carry, body.x)
+        new.opaque, new.floats, body.derived["keeping"] = body.opaque, body.floats, new
+    return body.derived["keeping"]
+
+
+def repeated(body: Body, inner: Nested) -> Body:
+    """Make the body whose step is a loop over this body."""
+    steps = inner.loop.length
+    x = tuple(aval.with_axis(steps) for aval in body.x)
+    return body.derive(("repeated", inner.loop), inner, body.consts, body.carry, x)
+
+
+def batched(body: Body, size: int, inputs: Flags, results: Flags) -> Body:
+    """Make vmap of a body; results that are the same for all members have no member axis."""
+    in_dims, out_dims = (tuple(0 if flag else None for flag in flags) for flags in (inputs, results))
+
+    def function(*tensors: Tensor) -> list[Tensor]:
+        members = vmap(lambda *leaves: tuple(body.graph(*leaves)), in_dims, out_dims)  # type: ignore[arg-type]
+        return list(members(*tensors))
+
+    key = "batched", size, inputs
+    if key not in body.derived:
+        body.derived[key] = BatchedBody(function, Members(body, size, inputs, results))
+    return body.derived[key]
+
+
+def pushed(body: Body, inputs: Flags, y: Flags) -> Body:
+    """Make jvp of a body: it carries the tangents next to the carry, and its y's are tangents."""
+    consts, carry, x = body.split(inputs)
+
+    def function(*tensors: Tensor) -> list[Tensor]:
+        rest = iter(tensors)
+        primals: list[Tensor] = []
+        tangents: list[Tensor] = []
+        for flags in (consts, carry, x):
+            primals += islice(rest, len(flags))
+            tangents += islice(rest, sum(flags))
+
+        def f(*moved: Tensor) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+            results = body.graph(*_merged(primals, inputs, moved))
+            return tuple(compress(results, (*carry, *y))), results[: len(carry)]
+
+        moving = tuple(compress(primals, inputs))
+        _, pushed, new = jvp(f, moving, tuple(tangents), has_aux=True)  # type: ignore[misc]
+        return [*new, *pushed]
+
+    return body.derive(
+        ("pushed", inputs, y),
+        function,
+        (*body.consts, *compress(body.consts, consts)),
+        (*body.carry, *compress(body.carry, carry)),
+        (*body.x, *compress(body.x, x)),
+    )
+
+
+def pulled(body: Body, inputs: Flags, y: Flags) -> Body:
+    """Make vjp of a body: it carries the cotangents of the carry, and sums those of the consts."""
+    consts, carry, x = body.split(inputs)
+
+    def function(*tensors: Tensor) -> list[Tensor]:
+        rest = iter(tensors)
+        of_consts = list(islice(rest, len(consts)))
+        of_carry, sums = list(islice(rest, sum(carry))), list(islice(rest, sum(consts)))
+        primals = [*of_consts, *islice(rest, len(carry) + len(x))]
+
+        def f(*moved: Tensor) -> tuple[Tensor, ...]:
+            return tuple(compress(body.graph(*_merged(primals, inputs, moved)), (*carry, *y)))
+
+        pull = vjp(f, *compress(primals, inputs))[1]
+        pulled = iter(pull((*of_carry, *rest)))
+        new_sums = [so_far + more for so_far, more in zip(sums, islice(pulled, len(sums)), strict=True)]
+        return [*islice(pulled, len(of_carry)), *new_sums, *pulled]
+
+    return body.derive(
+        ("pulled", inputs, y),
+        function,
+        body.consts,
+        (*compress(body.carry, carry), *compress(body.consts, consts)),
+        (*body.carry, *body.x, *compress(body.y, y)),
+    )
+
+
+def _merged(leaves: Leaves, flags: Flags, new: Iterable[Tensor]) -> list[Tensor]:
+    """Replace the flagged leaves."""
+    remaining = iter(new)
+    return [next(remaining) if flag else leaf for leaf, flag in zip(leaves, flags, strict=True)]
