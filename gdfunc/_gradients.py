@@ -1,4 +1,4 @@
-"""Loss functions into gradient functions: of a batch, and of every sample in it."""
+"""Gradients of losses: of a batch, and of every sample in it."""
 
 import os
 import sys
@@ -210,7 +210,7 @@ def check_mean_loss(loss_fn: LossFn, params: Tree, batch: Tree, *, rtol: float =
 
 
 def check_params(params: Tree) -> list[Tensor]:
-    """Refuse parameters that cannot be differentiated, or not each for itself; return their leaves."""
+    """Refuse parameters that cannot be differentiated separately, and return their leaves."""
     slots = _tree.slots(params)
 
     def path(position: int) -> str:
@@ -307,7 +307,7 @@ def available(limit: int | None, device: torch.device) -> int:
 
 
 def sample_bytes(param_leaves: Sequence[Tensor]) -> int:
-    """How large the gradient of one sample is."""
+    """Return the bytes of one sample's gradient."""
     return sum(leaf.numel() * leaf.element_size() for leaf in param_leaves)
 
 
@@ -325,7 +325,7 @@ def sample_loss(loss_fn: LossFn) -> LossFn:
     """The loss of one sample without its batch axis, which meets it as a batch of one."""
 
     def of_sample(params: Tree, sample: Tree) -> Tensor:
-        # The derivative of fused attention has no batching rule: that of matrix products has.
+        # The derivative of fused attention has no batching rule. The derivative of matrix products has one.
         with sdpa_kernel(SDPBackend.MATH):
             return loss_fn(params, _tree.map(lambda leaf: leaf[None], sample))
 
@@ -372,12 +372,12 @@ def check_dependence(loss: Tensor) -> Tensor:
 _NOTES = {
     "in-place": "a loss must not write into params or batch",
     "inplace": "a loss must not write into params or batch",
-    "randomness": 'per_sample_grad(loss_fn, randomness="different") draws anew for each sample',
+    "randomness": 'per_sample_grad(loss_fn, randomness="different") draws separately for each sample',
 }
 
 
 def kind(leaf: Any) -> str:
-    """What a leaf is, in a message: its dtype, or else its type."""
+    """Name a leaf in a message by its dtype, or else its type."""
     if isinstance(leaf, Tensor):
         return str(leaf.dtype).removeprefix("torch.")
     return "None" if leaf is None else type(leaf).__name__

@@ -81,6 +81,12 @@ def safe_ratio(a: Tensor, b: Tensor, at_zero: float = 0.0) -> Tensor:
     return torch.where(usable, a / torch.where(usable, b, torch.ones_like(b)), like(at_zero, a))
 
 
+def shrink(norm: Tensor, bound: Tensor) -> Tensor:
+    """Compute min(1, bound/norm), with a finite derivative at norm zero; NaN where the norm is NaN."""
+    above, one = ~(norm <= bound), torch.ones_like(norm)
+    return torch.where(above, bound / torch.where(above, norm, one), one)
+
+
 def root(squared: Tensor) -> Tensor:
     """Compute √x with the derivative zero at zero; what rounding left below zero counts as zero."""
     none = squared <= 0  # false for NaN, which is kept

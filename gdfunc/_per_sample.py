@@ -1,4 +1,4 @@
-"""Per-sample gradients as what they are made of: what a reduction asks of them, without [B, P].
+"""Per-sample gradients as factors, and the sums and norms that follow from them without [B, P].
 
 A leaf's gradients are kept as `Dense` [B, ...], or as sums of outer products. The latter is what
 back-propagation makes of a weight: with inputs aₜ and errors eₜ at its positions t, gᵢ = Σₜ aₜ eₜᵀ. Norms,
@@ -12,7 +12,7 @@ References:
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from math import nan
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -24,7 +24,7 @@ from ._errors import warn
 from ._numerics import norms, precise, root, usable_scale, widen
 from ._tree import Tree
 
-_MANY = 2**21  # entries that are small beside the rest of a chunk
+_MANY = 2**21  # entries: little compared with the rest of a chunk
 _PARTS = 16  # to take a chunk in, at most: a compiler writes all of them out
 
 
@@ -77,7 +77,7 @@ class Dense:
 
 
 class Layout(NamedTuple):
-    """Where the entries of a weight, as an operation meets it, lie in the leaf that it is a view of."""
+    """The place of a weight's entries, as an operation sees them, in the leaf that it is a view of."""
 
     leaf: torch.Size
     operand: tuple[int, ...]
@@ -123,7 +123,7 @@ class Outer:
 
     def sum_of_squares(self, mean: Tensor | None) -> Tensor:
         if self.left.shape[2] > 1:
-            # Squares of sums: there is no way round the entries, but a few samples at a time will do.
+            # Squares of sums need all entries, but of a few samples at a time.
             few = at_once(self.layout.leaf.numel(), len(self.left))
             parts = zip(self.left.split(few), self.right.split(few), strict=True)
             dense = (Dense(Outer(*part, self.layout).dense()) for part in parts)
@@ -174,7 +174,7 @@ class Rows:
         return table.index_add(0, self.index.flatten(), right.flatten(0, 1)).view(self.leaf)
 
     def sum_of_squares(self, mean: Tensor | None) -> Tensor:
-        # Within a sample equal indices add up first: the first of them takes the sum.
+        # Rows of one sample with equal indices add up first, into the first of them.
         right = widen(self.right)
         same = self._same(self)
         first = ~same.tril(-1).any(2)
@@ -251,7 +251,7 @@ class PerSample:
     def mean(self) -> Tree:
         """1/B Σᵢ gᵢ: a tree like params."""
         size = len(self.losses)
-        # Shares of a factor are far fewer divisions than those of a sum of products.
+        # Dividing a factor takes far fewer divisions than dividing the sum of products.
         return self.weighted_sum(self.losses.new_full((size,), 1 / size, dtype=precise(self.losses)))
 
     def sum_of_squares(self, mean: Tree = None) -> Tree:
@@ -311,8 +311,39 @@ class Reducer:
     entries: bool = True
 
 
+@dataclass(frozen=True)
+class Moments:
+    """The mean of `count` gradients, and the sum of the squares of their distances to it.
+
+    References:
+        T. Chan, G. Golub, R. LeVeque, "Algorithms for computing the sample variance", 1983.
+    """
+
+    params: Tree
+    count: int = 0
+    mean: Tree = None
+    squares: Tree = None
+
+    def plus(self, grads: PerSample) -> "Moments":
+        """Take in the next few samples."""
+        more, mean = len(grads.losses), grads.mean()
+        squares = grads.sum_of_squares(mean)
+        if not self.count:
+            return replace(self, count=more, mean=mean, squares=squares)
+        count = self.count + more
+        share = more / count
+
+        def spread(old: Tensor, new: Tensor, old_mean: Tensor, new_mean: Tensor) -> Tensor:
+            shift = new_mean - old_mean
+            return torch.addcmul(old + new, shift, shift, value=self.count * share)
+
+        squares = _tree.map(spread, self.squares, squares, self.mean, mean)
+        mean = _tree.map(partial(torch.lerp, weight=share), self.mean, mean)
+        return replace(self, count=count, mean=mean, squares=squares)
+
+
 def at_once(entries: int, size: int) -> int:
-    """How many of so many samples to take at a time, where each needs so many entries for a moment."""
+    """Return how many of `size` samples to take at a time, if each needs `entries` temporary entries."""
     return max(_MANY // entries, -(-size // _PARTS))
 
 

@@ -19,7 +19,7 @@ Product = Callable[[Tree, Tree, Tree], Tree]
 
 
 class Eigenpairs(NamedTuple):
-    """Eigenvalues, their eigenvectors, and how far each pair is from being one; see `top_eigenvalues`.
+    """Eigenvalues, their eigenvectors, and the residual of each pair; see `top_eigenvalues`.
 
     Attributes:
         eigenvalues: λ, [k].
@@ -341,10 +341,10 @@ def _lanczos(
 
     def extend(basis: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
         newest = basis.mT @ (rows == row).to(basis.dtype)
-        # The eigenvectors are constants to every derivative, so nothing here need be more.
+        # Because every derivative treats the eigenvectors as constants, nothing here is differentiated.
         image = matvec(newest).detach()
         nudge = start[(positions + row + 1) % len(start)]
-        # eigh raises on NaN, for all members of a vmapped run; the basis carries it on.
+        # eigh would raise on NaN for all members of a vmapped run, so NaN is kept in the basis alone.
         return basis + put(_extension(basis, image, nudge), row + 1), (basis @ image).nan_to_num(0, 0, 0)
 
     basis, projected = scan(extend, put(_unit(start), 0), rows, backend=backend)
@@ -355,8 +355,8 @@ def _lanczos(
 def _extension(basis: Tensor, image: Tensor, nudge: Tensor) -> Tensor:
     """The unit vector orthogonal to the basis that spans the image with it, or else the nudge.
 
-    Of an image in the basis' span nothing is left but rounding, a few eps. The start shifted is then as
-    good as drawn anew: its shifts are independent of each other, and of the matrix.
+    Of an image in the basis' span nothing is left but rounding, a few eps. A shift of the start is then as
+    good as a new draw: the shifts are independent of each other, and of the matrix.
     """
 
     def orthogonal(vector: Tensor) -> Tensor:
@@ -392,7 +392,7 @@ def _flat_rademacher(params: Tree, key: Tensor) -> Tensor:
 
 
 def _layout(params: Tree) -> tuple[int, torch.dtype, torch.device]:
-    """How many numbers params has, and where and in which dtype to compute with them as one vector."""
+    """Return the length, dtype and device of params as one vector."""
     leaves = check_params(params)
     return sum(leaf.numel() for leaf in leaves), widest(leaves), leaves[0].device
 

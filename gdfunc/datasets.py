@@ -187,7 +187,7 @@ def breast_cancer(*, dtype: torch.dtype = torch.float64) -> Dataset:
 
 
 def _folder(what: str, module: str, package: str, extra: str) -> Path:
-    """Where an installed package lies; it is not imported."""
+    """Find the folder of an installed package, without importing it."""
     spec = util.find_spec(module)
     if spec is None or spec.origin is None:
         raise missing_extra(f"datasets.{what}", package, extra)

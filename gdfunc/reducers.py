@@ -1,18 +1,17 @@
-"""What to make of per-sample gradients as they stream by; see `reduce_per_sample`."""
+"""Reductions of per-sample gradients, for `reduce_per_sample`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from . import _tree
 from ._errors import check_choice, check_int, check_scalar
-from ._numerics import wide
+from ._numerics import like, shrink, wide
+from ._per_sample import Moments, degrees_of_freedom
 from ._per_sample import PerSample as PerSample
 from ._per_sample import Reducer as Reducer
-from ._per_sample import degrees_of_freedom
 from ._reductions import explain as explain
 from ._tree import Tree
 
@@ -113,10 +112,7 @@ def clipped_sum(max_norm: float | Tensor, *, nonfinite: str = "propagate") -> Re
         if nonfinite == "zero":
             finite = norms.isfinite()
             grads, norms = grads.keep(finite), torch.where(finite, norms, torch.zeros_like(norms))
-        bound = torch.as_tensor(max_norm, dtype=norms.dtype, device=norms.device)
-        above = ~(norms <= bound)
-        factors = torch.where(above, bound / torch.where(above, norms, bound), torch.ones_like(norms))
-        return acc.plus(grads, grads.weighted_sum(factors))
+        return acc.plus(grads, grads.weighted_sum(shrink(norms, like(max_norm, norms))))
 
     return Reducer(_Sum, add, lambda acc: acc.rounded(), entries=False)
 
@@ -166,17 +162,11 @@ def variance(*, correction: int = 1) -> Reducer:
     """
     check_int("correction", correction, 0)
 
-    def add(acc: _Spread, grads: PerSample) -> _Spread:
-        more = len(grads.losses)
-        mean = grads.mean()
-        own = _Spread(acc.params, more, mean, grads.sum_of_squares(mean))
-        return acc.merged(own) if acc.count else own
-
-    def finish(acc: _Spread) -> Tree:
+    def finish(acc: Moments) -> Tree:
         freedom = degrees_of_freedom(acc.count, correction)
         return _tree.map(lambda s, p: (s / freedom).to(p.dtype), acc.squares, acc.params)
 
-    return Reducer(_Spread, add, finish, entries=False)
+    return Reducer(Moments, Moments.plus, finish, entries=False)
 
 
 def norms() -> Reducer:
@@ -341,29 +331,6 @@ class _Sum:
 
     def average(self) -> Tree:
         return _tree.map(lambda total, p: (total / self.count).to(p.dtype), self.total, self.params)
-
-
-@dataclass(frozen=True)
-class _Spread:
-    """The mean of so many gradients, and the sum of the squares of their distances to it."""
-
-    params: Tree
-    count: int = 0
-    mean: Tree = None
-    squares: Tree = None
-
-    def merged(self, other: "_Spread") -> "_Spread":
-        count = self.count + other.count
-        share = other.count / count
-
-        def spread(mine: Tensor, its: Tensor, own: Tensor, new: Tensor) -> Tensor:
-            shift = new - own
-            return torch.addcmul(mine + its, shift, shift, value=self.count * share)
-
-        squares = _tree.map(spread, self.squares, other.squares, self.mean, other.mean)
-        return _Spread(
-            self.params, count, _tree.map(partial(torch.lerp, weight=share), self.mean, other.mean), squares
-        )
 
 
 def _listed(quantity: Callable[[PerSample], Tree]) -> Reducer:

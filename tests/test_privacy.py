@@ -10,6 +10,7 @@ from torch import nn
 from torch.func import grad, vmap
 
 import gdfunc as gd
+from gdfunc.privacy import _clipping, _private
 
 from .references import COMPILED, fingerprint, linear_data, linear_loss, normal, storages
 
@@ -76,7 +77,7 @@ def test_a_factor_that_would_round_up_is_zero():
 def test_one_sample_more_moves_the_sum_by_its_bound_at_most(entries, dtype):
     batch = as_batch(entries, dtype)
     fewer = tuple(leaf[:-1] for leaf in batch)
-    reduced = [P._clipped_sums(dot_loss, zeros(dtype), b, 1.0, {})[0] for b in (batch, fewer)]
+    reduced = [_clipping.clipped_sums(dot_loss, zeros(dtype), b, 1.0, {})[0] for b in (batch, fewer)]
     moved = flat(reduced[0]) - flat(reduced[1])
     wide = torch.promote_types(dtype, torch.float32)
     assert moved.norm() <= bound(1.0, wide) + len(entries) * torch.finfo(wide).eps
@@ -375,8 +376,8 @@ def test_the_norm_finds_the_quantile():
 
 
 def test_the_count_of_the_unclipped_takes_its_share_of_the_privacy():
-    adaptive = P._checked_quantile(P.Quantile(1.0, noise=3.0), 1.1, 50.0)
-    own = P._sigma_of_sum(1.1, adaptive)
+    adaptive = _private._checked_quantile(P.Quantile(1.0, noise=3.0), 1.1, 50.0)
+    own = _private._sigma_of_sum(1.1, adaptive)
     assert own**-2 + (2 * 3.0) ** -2 == pytest.approx(1.1**-2)
     with pytest.raises(ValueError, match=r"max_norm.noise must be more than half of noise_multiplier"):
         private_step(max_norm=P.Quantile(1.0, noise=0.5), noise_multiplier=1.0)

@@ -1,4 +1,4 @@
-"""Where a weight enters the graph of a loss through an outer product, found operation by operation.
+"""The outer products through which a weight enters the graph of a loss, found operation by operation.
 
 For y = x·W the gradient of W is Σₜ xₜ eₜᵀ, with e the derivative with respect to y. So a use of a weight
 is known by the node y, the activation x, and how the two terms of the sum are made of x and e.
@@ -88,7 +88,7 @@ def _use(node: fx.Node, operand: fx.Node, leaf: fx.Node) -> Use | None:
 
 
 def _layout(operand: Tensor, leaf: Tensor) -> Layout | None:
-    """How a view that rearranges all entries of a contiguous leaf does so."""
+    """Describe a view that rearranges all entries of a contiguous leaf."""
     if operand.numel() != leaf.numel():
         return None
     strides = operand.stride()
@@ -137,7 +137,7 @@ def _convolution(node: fx.Node, operand: fx.Node, layout: Layout) -> Use | None:
     if operand is not weight:
         return None
     kernel = tuple(operand.meta["val"].shape[2:])
-    # The transposed convolution is the derivative of the other: input and error change places.
+    # The transposed convolution is the derivative of the plain one, so input and error change places.
     narrow = x.meta["val"] if transposed else node.meta["val"]
     spatial = tuple(narrow.shape[2:])
 
@@ -155,7 +155,7 @@ def _convolution(node: fx.Node, operand: fx.Node, layout: Layout) -> Use | None:
 def _windows(
     x: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any, spatial: Any, groups: int
 ) -> Tensor:
-    """What a convolution sees at each place: [B, N, C, *] -> [B, g, N·places, C/g·kernel]."""
+    """Unfold the inputs of a convolution at each place: [B, N, C, *] -> [B, g, N·places, C/g·kernel]."""
     x = torch.nn.functional.pad(x, [size for side in reversed(padding) for size in (side, side)])
     for axis, (k, step, d, places) in enumerate(zip(kernel, stride, dilation, spatial, strict=True), 3):
         x = x.unfold(axis, d * (k - 1) + 1, step).narrow(axis, 0, places)[..., ::d]

@@ -1,4 +1,4 @@
-"""What runs for every sample: the loss's graph with a tap behind each weight that enters a product.
+"""The program of one sample: the loss's graph with a tap behind each weight that enters a product.
 
 A tap is a zero added to an operation's result: the derivative with respect to it is the error that
 back-propagation has there. Each sample is a vmapped program of its own, so that nothing is taken for
@@ -46,7 +46,7 @@ class Program(NamedTuple):
     run: Callable[[Leaves, Leaves, str], tuple[Tensor, list[Leaf]]]
 
     def sample_bytes(self, leaves: Leaves) -> int:
-        """How large the gradients of one sample are in this form."""
+        """Return the bytes of one sample's gradients in this form."""
         return sum(
             leaf.element_size() * (_entries(way) if isinstance(way, Uses) and way.kept else leaf.numel())
             for leaf, way in zip(leaves, self.ways, strict=True)
@@ -143,7 +143,7 @@ def _way(leaf: fx.Node) -> Way:
 
 
 def _entries(way: Uses) -> int:
-    """How many entries the factors of one sample have."""
+    """Count the entries of one sample's factors."""
     groups, rows, columns = way.uses[0].shape
     return groups * sum(use.positions for use in way.uses) * (columns + (1 if way.uses[0].rows else rows))
 

@@ -285,7 +285,7 @@ def numbers(leaf: Tensor) -> list[Any]:
 
 
 def _identity(value: Any) -> Any:
-    """What two values have in common if they are one and the same."""
+    """Return a key that two values share only if they are the same."""
     try:
         hash(value)
     except TypeError:

@@ -1,4 +1,4 @@
-"""How much memory a call takes, counted and not timed."""
+"""The memory that a call takes, counted tensor by tensor."""
 
 import weakref
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a sweep returns: outputs that know their places on the grid."""
+"""The result of a sweep: outputs with their places on the grid."""
 
 import csv
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from ._grid import Grid, numbers
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SweepResult:
-    """What the members of a sweep returned, and where on the grid they stand.
+    """The outputs of a sweep's members, with their places on the grid.
 
     Attributes:
         outputs: what `run` returns, each leaf with a leading [N]: row i is of the point `grid[i]`.

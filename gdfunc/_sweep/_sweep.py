@@ -141,7 +141,7 @@ class _Piece(NamedTuple):
 
 
 def _finished(resume: Any, grid: Grid) -> list[_Piece]:
-    """What an interrupted sweep had finished, as the first piece of the one that goes on."""
+    """Return the finished part of an interrupted sweep, as the first piece of the resumed one."""
     if not isinstance(resume, SweepInterrupted):
         raise TypeError(f"resume is {type(resume).__name__}; pass the SweepInterrupted that was raised")
     if resume.result is None:

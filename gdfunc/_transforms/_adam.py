@@ -151,7 +151,7 @@ def adamax(betas: tuple[Scalar, Scalar] = (0.9, 0.999), *, eps: Scalar = 1e-8) -
     Example:
         >>> transform = gd.adamax()
         >>> transform.update(torch.tensor([2.0, -0.5]), transform.init(torch.zeros(2)))[0]
-        tensor([ 1.0000, -1.0000])
+        tensor([ 1., -1.])
 
     References:
         D. Kingma, J. Ba, "Adam: a method for stochastic optimization", 2015, section 7.1. torch: `Adamax`,
@@ -199,7 +199,7 @@ def radam(betas: tuple[Scalar, Scalar] = (0.9, 0.999), *, eps: Scalar = 1e-8) ->
         longest = 2.0 / (1.0 - beta2) - 1.0
         length = longest - 2.0 * t * beta2**t / bias2
         rectified = length > 5.0
-        # Where it is not rectified, any length > 4 keeps the root and its derivative finite.
+        # Any length > 4 keeps the root and its derivative finite where nothing is rectified.
         length = torch.where(rectified, length, torch.full_like(length, 6.0))
         ratio = (length - 4.0) * (length - 2.0) * longest / ((longest - 4.0) * (longest - 2.0) * length)
         ratio = torch.where(rectified, ratio, torch.ones_like(ratio))
@@ -320,7 +320,7 @@ def nadam(
     Example:
         >>> transform = gd.nadam()
         >>> transform.update(torch.tensor([2.0, -0.5]), transform.init(torch.zeros(2)))[0]
-        tensor([ 1.0564, -1.0564])
+        tensor([ 1.0565, -1.0565])
 
     References:
         T. Dozat, "Incorporating Nesterov momentum into Adam", 2016. torch: `NAdam`.

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import _tree
 from .._errors import check_scalar
-from .._numerics import like, norms
+from .._numerics import like, norms, shrink
 from .._tree import Tree
 from ._base import GradientTransformation, Scalar, each_leaf, stateless
 
@@ -68,7 +68,7 @@ def clip_by_global_norm(max_norm: Scalar) -> GradientTransformation:
     def update(grads: Tree, state: tuple[()], params: Tree = None) -> tuple[Tree, tuple[()]]:
         del params
         norm = _tree.norm(grads)
-        factor = _shrink(norm, like(max_norm, norm))
+        factor = shrink(norm, like(max_norm, norm))
         return each_leaf(lambda g, factor: (g * factor,), grads, scalars=(factor,))[0], state
 
     return GradientTransformation(init, update)
@@ -105,7 +105,7 @@ def adaptive_clip(clipping: Scalar = 0.01, *, eps: Scalar = 1e-3) -> GradientTra
 
     def update(g: Tensor, p: Tensor, clipping: Scalar) -> Tensor:
         size = norm(p)
-        return g * _shrink(norm(g), clipping * torch.maximum(size, like(eps, size))).to(g.dtype)
+        return g * shrink(norm(g), clipping * torch.maximum(size, like(eps, size))).to(g.dtype)
 
     return stateless(update, clipping, with_params=True)
 
@@ -120,9 +120,3 @@ def zero_nans() -> GradientTransformation:
         (tensor([0., 2.]), ())
     """
     return stateless(lambda g: torch.where(g.isnan(), torch.zeros_like(g), g))
-
-
-def _shrink(norm: Tensor, bound: Tensor) -> Tensor:
-    """min(1, bound/norm), with a finite derivative at norm zero."""
-    above, one = norm > bound, torch.ones_like(norm)
-    return torch.where(above, bound / torch.where(above, norm, one), one)

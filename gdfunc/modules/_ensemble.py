@@ -70,7 +70,7 @@ def member(stacked: Tree, i: int) -> Tree:
 
 
 class Prediction(NamedTuple):
-    """What an ensemble of N predicts; see `predict`.
+    """The prediction of an ensemble of N; see `predict`.
 
     Attributes:
         members: the output of each member, [N, ...].
@@ -169,7 +169,7 @@ def stack_modules(modules: Sequence[Any], name: str) -> Parts:
 
 
 def _layers(module: nn.Module) -> dict[str, str]:
-    """What can be told of every layer without its numbers."""
+    """List the class and the plain attributes of every layer."""
 
     def describe(layer: nn.Module) -> str:
         mode = "train" if layer.training else "eval"

@@ -47,7 +47,7 @@ def functional(module: nn.Module) -> Functional:
 
     Returns:
         `(apply, params, buffers)`. `apply(params, *args, buffers=None, return_buffers=False, **kwargs)`
-        gives the module's output for these parameters, and the new buffers beside it if asked. Without
+        gives the module's output for these parameters, and the new buffers with it if asked. Without
         `buffers` it uses those of the module.
 
     Raises:
@@ -106,7 +106,7 @@ def make_apply(module: nn.Module, defaults: Params) -> Callable[..., Any]:
     """Make the pure function of a module, with the buffers that it takes where it is given none."""
     params, buffers = _named(module)
     tensors = params | buffers
-    # deepcopy takes from its memo what is copied already: the tensors stay where they are, tied or not.
+    # deepcopy copies nothing that its memo holds, so the tensors stay where they are, tied or not.
     skeleton = copy.deepcopy(module, {id(tensor): tensor for tensor in tensors.values()})
 
     def apply(
@@ -136,7 +136,7 @@ def make_apply(module: nn.Module, defaults: Params) -> Callable[..., Any]:
 
 
 class Parts(NamedTuple):
-    """What a module holds: trained parameters, and the rest."""
+    """Split the tensors of a module into trained parameters and the rest."""
 
     params: Params
     buffers: Params

@@ -56,11 +56,11 @@ def init(make_module: Callable[[], nn.Module], keys: Tensor) -> Functional:
             f"pass one, such as lambda: nn.Linear(2, 1)"
         )
     _check_keys(keys)
-    # Only tensors come back through the transformations under way: what they are of is left here.
+    # Only tensors pass through transformations, so everything else is kept here.
     made: list[tuple[nn.Module, _tree.Structure]] = []
 
     def build(keys: Tensor) -> tuple[Tensor, ...]:
-        # A grid repeats its keys: each is one member.
+        # A grid repeats its keys, and each of them is one member.
         distinct, places = keys.unique(dim=0, return_inverse=True)
         members = [_make_module(make_module, key) for key in distinct]
         if len({id(member) for member in members}) < len(members):
@@ -78,7 +78,7 @@ def init(make_module: Callable[[], nn.Module], keys: Tensor) -> Functional:
 
 
 class _Init(torch.autograd.Function):
-    """Calls a function of keys [N, 2] with plain ones, whatever transformations are under way."""
+    """Calls a function of keys [N, 2] with plain keys under any transformation."""
 
     @staticmethod
     def forward(build: Callable[[Tensor], tuple[Tensor, ...]], keys: Tensor) -> tuple[Tensor, ...]:

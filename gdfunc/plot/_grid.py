@@ -35,7 +35,7 @@ def plot_grid(
 
     A cell reaches halfway to its neighbours (on a logarithmic axis to the geometric mean). Where the median
     is not finite the cell is hatched; where fewer members diverged it carries a cross; the legend counts
-    both. Values beyond `limits` have the colour of the end, and the colour bar, beside the axes, an arrow.
+    both. Values beyond `limits` have the colour of the end, and the colour bar has an arrow there.
 
     Args:
         result: of `sweep`, on a grid that is not zipped.

@@ -158,7 +158,7 @@ def logistic_regression(
 def stock_regression(*, standardize: bool = True, dtype: torch.dtype = torch.float64) -> Problem:
     """Make the linear regression of the S&P 500's monthly return on those of five of its shares.
 
-    Raw returns are small beside the bias's column of ones: the condition number L/μ is 294.3.
+    Raw returns are much smaller than the bias's column of ones: the condition number L/μ is 294.3.
     Brought to mean 0 and standard deviation 1 it is 4.95. The minimum is the same.
 
     Args:

@@ -1,4 +1,4 @@
-"""What per-sample gradients tell: how noisy a step is, how large batches should be, which samples count.
+"""Statistics of per-sample gradients: the noise of a step, a good batch size, and the samples that matter.
 
 `spread`, `gsnr` and `cosines` are reducers for `reduce_per_sample`. `spread` gives a few numbers, a
 `Spread`, of which the other statistics are functions, entry by entry. So a run records it once, and all
@@ -9,7 +9,7 @@ of them follow for every step:
     final, trajectory = gd.train(step, params, data, index, lr, record=record)
     gd.stats.noise_scale(trajectory.spread)  # [T]
 
-A single sample has no variance: whatever rests on one is NaN then, and a warning says so.
+A single sample has no variance: statistics that need one are NaN then, and a warning says so.
 """
 
 from ._batch_size import Verdict as Verdict

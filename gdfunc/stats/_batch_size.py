@@ -1,4 +1,4 @@
-"""How large a batch should be, from how its gradients spread."""
+"""Batch sizes that follow from the spread of the gradients."""
 
 from typing import NamedTuple
 
@@ -76,10 +76,10 @@ def two_batch(
 
 
 class Verdict(NamedTuple):
-    """What a test of the batch size says.
+    """The result of a test of the batch size.
 
     Attributes:
-        passed: bool, whether the batch was large enough; not where that is NaN.
+        passed: bool, whether the batch was large enough; False where the batch size is NaN.
         batch_size: the smallest that would have been, not rounded.
 
     Example:
@@ -92,7 +92,7 @@ class Verdict(NamedTuple):
 
 
 def norm_test(spread: Spread, theta: float | Tensor = 0.5) -> Verdict:
-    """Test whether a batch's gradient has an error that is small beside it.
+    """Test whether a batch's gradient has an error that is small compared with it.
 
     tr Σ̂ / B <= θ²‖ḡ‖²
 
@@ -150,7 +150,7 @@ def inner_product_test(spread: Spread, theta: float | Tensor = 0.9) -> Verdict:
 
 
 def orthogonality_test(spread: Spread, nu: float | Tensor = 5.84) -> Verdict:
-    """Test whether the noise across a batch's gradient is small beside it.
+    """Test whether the noise across a batch's gradient is small compared with it.
 
     1/(B−1) Σᵢ ‖gᵢ − (⟨gᵢ, ḡ⟩/‖ḡ‖²) ḡ‖² / B <= ν²‖ḡ‖²
 

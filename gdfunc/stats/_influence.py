@@ -18,7 +18,7 @@ def ranks(values: Tensor) -> Tensor:
     """Rank samples by their losses, gradient norms, or influence: 0 for the largest.
 
     Args:
-        values: [..., n]; each row is ranked for itself. NaN comes first, equals in their order.
+        values: [..., n]; each row is ranked separately. NaN comes first. Equal values keep their order.
 
     Returns:
         int64 [..., n].

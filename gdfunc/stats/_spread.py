@@ -1,6 +1,6 @@
-"""How the gradients of a batch lie around their mean."""
+"""Spread of the gradients of a batch around their mean."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 from .. import _tree, reducers
 from .._numerics import safe_ratio, wide, widen
-from .._per_sample import PerSample, degrees_of_freedom
+from .._per_sample import Moments, PerSample, degrees_of_freedom
 from .._tree import Tree
 from ..reducers import Reducer
 
 
 class Spread(NamedTuple):
-    """How the gradients of B samples lie around their mean; see `spread`.
+    """The spread of B samples' gradients around their mean; see `spread`.
 
     All are tensors 0-d, or [T] when recorded along a run, in at least float32.
 
@@ -60,18 +60,20 @@ def spread() -> Reducer:
     """
 
     def finish(acc: _Around) -> Spread:
-        length = _tree.norm(acc.mean)
-        dots = acc.listed(lambda grads: grads.dots(_unit(acc.mean, length)))
-        freedom = degrees_of_freedom(acc.count, 1)
+        mean, count = acc.moments.mean, acc.moments.count
+        length = _tree.norm(mean)
+        dots = acc.listed(lambda grads: grads.dots(_unit(mean, length)))
+        squares = torch.stack([leaf.sum() for leaf in _tree.leaves(acc.moments.squares)]).sum()
+        freedom = degrees_of_freedom(count, 1)
         return Spread(
-            size=torch.full_like(length, acc.count),
-            loss=acc.losses.to(length.dtype) / acc.count,
+            size=torch.full_like(length, count),
+            loss=acc.losses.to(length.dtype) / count,
             squared_norm=length.square(),
-            variance=acc.squares.to(length.dtype) / freedom,
+            variance=squares.to(length.dtype) / freedom,
             along=(dots - dots.mean()).square().sum().to(length.dtype) / freedom,
         )
 
-    return Reducer(lambda params: None, _Around.add, finish, entries=False)
+    return Reducer(_Around.init, _Around.add, finish, entries=False)
 
 
 def gsnr() -> Reducer:
@@ -129,10 +131,10 @@ def cosines(direction: Tree = None) -> Reducer:
     if direction is None:
 
         def finish(acc: _Around) -> Tensor:
-            unit = _unit(acc.mean, _tree.norm(acc.mean))
+            unit = _unit(acc.moments.mean, _tree.norm(acc.moments.mean))
             return acc.listed(lambda grads: safe_ratio(grads.dots(unit), grads.norms()))
 
-        return Reducer(lambda params: None, _Around.add, finish, entries=False)
+        return Reducer(_Around.init, _Around.add, finish, entries=False)
 
     along, lengths = reducers.dots(_unit(direction, _tree.norm(direction))), reducers.norms()
     return Reducer(
@@ -145,37 +147,23 @@ def cosines(direction: Tree = None) -> Reducer:
 
 @dataclass(frozen=True)
 class _Around:
-    """What is known of gradients so far, to go on with or to finish: their mean, and Σᵢ ‖gᵢ − mean‖²."""
+    """The moments of the gradients so far, the sum of the losses, and the last chunk."""
 
-    count: int
-    mean: Tree
-    squares: Tensor
-    losses: Tensor
-    last: PerSample
+    moments: Moments
+    losses: Any = 0.0
+    last: PerSample | None = None
 
     @staticmethod
-    def add(acc: "_Around | None", grads: PerSample) -> "_Around":
-        more = len(grads.losses)
-        mean = grads.mean()
-        squares = _total(grads.sum_of_squares(mean))
-        losses = grads.losses.sum()
-        if acc is None:
-            return _Around(more, mean, squares, losses, grads)
-        count = acc.count + more
-        shift = _tree.map(torch.sub, mean, acc.mean)
-        squares = acc.squares + squares + acc.count * more / count * _tree.dot(shift, shift)
-        mean = _tree.map(lambda old, d: old + more / count * d, acc.mean, shift)
-        return _Around(count, mean, squares, acc.losses + losses, grads)
+    def init(params: Tree) -> "_Around":
+        return _Around(Moments(params))
+
+    def add(self, grads: PerSample) -> "_Around":
+        return _Around(self.moments.plus(grads), self.losses + grads.losses.sum(), grads)
 
     def listed(self, quantity: Callable[[PerSample], Tensor]) -> Tensor:
-        """What there is one of for each sample, now that the mean is known."""
-        chunks: Sequence[PerSample] = (*(again() for again in self.last.earlier), self.last)
+        """List a quantity of each sample, now that the mean is known."""
+        chunks: Any = (*(again() for again in self.last.earlier), self.last) if self.last else ()
         return torch.cat([quantity(chunk) for chunk in chunks])
-
-
-def _total(tree: Tree) -> Tensor:
-    """The sum of all entries, in the widest dtype of the leaves."""
-    return torch.stack([leaf.sum() for leaf in _tree.leaves(tree)]).sum()
 
 
 def _unit(tree: Tree, length: Tensor) -> Tree:

@@ -1,17 +1,19 @@
-"""Schedules that only fall, or stay."""
+"""Schedules that are a formula of the count."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from .._errors import check_int
+from .._errors import check_choice, check_int
 from ._schedule import (
     Scalar,
     Schedule,
     check_callable,
     check_milestones,
     elapsed_share,
+    half_cosine,
     int_power,
     make_schedule,
 )
@@ -233,3 +235,157 @@ def lambda_(lr: Scalar, lr_lambda: Callable[[Tensor], Tensor]) -> Schedule:
         return lr * factor.to(lr)
 
     return make_schedule(formula, lr=lr)
+
+
+def cosine_annealing(lr: Scalar, T_max: int, eta_min: Scalar = 0.0) -> Schedule:
+    """Go from lr to `eta_min` along half a cosine.
+
+    lr(t) = eta_min + (lr − eta_min)·(1 + cos(π t/T_max))/2
+
+    As in torch, lr rises again after T_max and is back at its start at 2·T_max: this is the closed form,
+    which torch's recursion follows up to rounding. For a curve that stays down:
+    `sequential([cosine_annealing(lr, T_max, eta_min), constant(eta_min)], [T_max])`.
+
+    Args:
+        lr: the first value, a number >= 0 or a 0-d tensor.
+        T_max: the count at which `eta_min` is reached, >= 1.
+        eta_min: the lowest value, >= 0 or a 0-d tensor.
+
+    Returns, Raises:
+        As `constant`.
+
+    Example:
+        >>> gd.schedules.cosine_annealing(1.0, T_max=2)(torch.arange(5))
+        tensor([1.0000, 0.5000, 0.0000, 0.5000, 1.0000], dtype=torch.float64)
+
+    References:
+        I. Loshchilov, F. Hutter, "SGDR: stochastic gradient descent with warm restarts", 2017.
+    """
+    T_max = check_int("T_max", T_max, 1)
+    return make_schedule(
+        lambda n, lr, eta_min: torch.lerp(lr, eta_min, half_cosine((n % (2 * T_max)).double() / T_max)),
+        lr=lr,
+        eta_min=eta_min,
+    )
+
+
+def cosine_with_restarts(lr: Scalar, T_0: int, T_mult: int = 1, eta_min: Scalar = 0.0) -> Schedule:
+    """Anneal along half a cosine again and again, each time more slowly.
+
+    lr(t) = eta_min + (lr − eta_min)·(1 + cos(π (t − sᵢ)/Tᵢ))/2,  Tᵢ = T_0·T_multⁱ,  sᵢ = T₀ + … + Tᵢ₋₁
+
+    The cycle of a count is found among integers, so that each restart falls on its own count. In torch
+    that holds of `CosineAnnealingWarmRestarts.step()`; `.step(epoch)` takes a logarithm, which misses some.
+
+    Args:
+        lr: the value at each start, a number >= 0 or a 0-d tensor.
+        T_0: the length of the first cycle, >= 1.
+        T_mult: how many times longer each next cycle is, >= 1.
+        eta_min: what the cycles end at, >= 0 or a 0-d tensor.
+
+    Returns, Raises:
+        As `constant`.
+
+    Example:
+        >>> gd.schedules.cosine_with_restarts(1.0, T_0=2, T_mult=2)(torch.arange(7))
+        tensor([1.0000, 0.5000, 1.0000, 0.8536, 0.5000, 0.1464, 1.0000], dtype=torch.float64)
+
+    References:
+        I. Loshchilov, F. Hutter, "SGDR: stochastic gradient descent with warm restarts", 2017.
+    """
+    T_0, T_mult = check_int("T_0", T_0, 1), check_int("T_mult", T_mult, 1)
+
+    def progress(n: Tensor) -> Tensor:
+        """The share of its cycle that a count has behind it, in [0, 1)."""
+        if T_mult == 1:
+            return (n % T_0).double() / T_0
+        lengths, starts = [T_0], [0]
+        while starts[-1] + lengths[-1] <= torch.iinfo(torch.int64).max:
+            starts.append(starts[-1] + lengths[-1])
+            lengths.append(lengths[-1] * T_mult)
+        begin = torch.tensor(starts, device=n.device)
+        cycle = (n[..., None] >= begin).sum(-1) - 1
+        # Lengths are at most int64's largest or unreachable: as floats they do not overflow.
+        length = torch.tensor(lengths, dtype=torch.float64, device=n.device)
+        return (n - begin[cycle]).double() / length[cycle]
+
+    return make_schedule(
+        lambda n, lr, eta_min: torch.lerp(lr, eta_min, half_cosine(progress(n))), lr=lr, eta_min=eta_min
+    )
+
+
+def one_cycle(
+    max_lr: Scalar,
+    total_steps: int,
+    pct_start: Scalar = 0.3,
+    anneal_strategy: str = "cos",
+    div_factor: Scalar = 25.0,
+    final_div_factor: Scalar = 1e4,
+    three_phase: bool = False,
+) -> Schedule:
+    """Rise to `max_lr` and fall far below the start, in one run.
+
+    max_lr/div_factor → max_lr → max_lr/(div_factor·final_div_factor); with three phases the fall goes to
+    the first value as fast as the rise, and from there to the last.
+
+    Phase ends are those of torch's `OneCycleLR`: pct_start·total_steps − 1, twice that, total_steps − 1.
+    Differences to it: lr alone is scheduled, no momentum; from the last step on the value stays (torch
+    runs past the end for one step, then raises); a rise of no length, pct_start·total_steps = 1, starts
+    at `max_lr` (torch divides by zero).
+
+    Args:
+        max_lr: the largest value, a number >= 0 or a 0-d tensor.
+        total_steps: the length of the run, >= 1.
+        pct_start: the share of it that rises, in [0, 1] or a 0-d tensor.
+        anneal_strategy: `"cos"` or `"linear"`.
+        div_factor: max_lr over the first value, > 0 or a 0-d tensor.
+        final_div_factor: the first value over the last, > 0 or a 0-d tensor.
+        three_phase: whether to come back to the first value before the last.
+
+    Returns, Raises:
+        As `constant`.
+
+    Example:
+        >>> schedule = gd.schedules.one_cycle(1.0, 8, 0.5, anneal_strategy="linear", div_factor=4.0)
+        >>> schedule(torch.arange(8))
+        tensor([2.5000e-01, 5.0000e-01, 7.5000e-01, 1.0000e+00, 7.5001e-01, 5.0001e-01,
+                2.5002e-01, 2.5000e-05], dtype=torch.float64)
+
+    References:
+        L. N. Smith, N. Topin, "Super-convergence: very fast training of neural networks using large
+        learning rates", 2019.
+    """
+    total_steps = check_int("total_steps", total_steps, 1)
+    shape = {"cos": half_cosine, "linear": lambda share: share}[
+        check_choice("anneal_strategy", anneal_strategy, ("cos", "linear"))
+    ]
+
+    def formula(n: Tensor, max_lr: Tensor, pct_start: Tensor, div: Tensor, final_div: Tensor) -> Tensor:
+        t = n.clamp(max=total_steps - 1).double()
+        peak, last = pct_start * total_steps - 1, torch.full_like(pct_start, total_steps - 1)
+        ends = [torch.zeros_like(peak), peak, *([2 * peak] if three_phase else []), last]
+        initial = max_lr / div
+        levels = [initial, max_lr, *([initial] if three_phase else []), initial / final_div]
+        phases = [
+            (end, torch.lerp(low, high, shape(_progress(t, begin, end))))
+            for (begin, end), (low, high) in zip(pairwise(ends), pairwise(levels), strict=True)
+        ]
+        lrs = phases.pop()[1]
+        for end, values in reversed(phases):
+            lrs = torch.where(t <= end, values, lrs)
+        return lrs
+
+    return make_schedule(
+        formula,
+        max_lr=max_lr,
+        pct_start=pct_start,
+        div_factor=div_factor,
+        final_div_factor=final_div_factor,
+    )
+
+
+def _progress(t: Tensor, begin: Tensor, end: Tensor) -> Tensor:
+    """The share of [begin, end] that lies before t; 1 where the interval has no length."""
+    length = end - begin
+    is_long = length > 0
+    return torch.where(is_long, (t - begin) / torch.where(is_long, length, 1.0), 1.0)

@@ -1,0 +1,35 @@
+"""Differentially private descent: clip every sample's gradient, add noise to the sum, sample by Poisson.
+
+What a step reveals of one sample is bounded by the clipping and hidden by the noise. How much that adds up
+to over a run, an accountant computes, of Opacus or of Google's dp-accounting, from what `history` gives; it
+holds for Poisson sampling alone, so there is no history of shuffled batches:
+
+    plan = gd.privacy.poisson_batches(key, n, rate, steps)
+    step = gd.privacy.make_private_step(
+        loss_fn, gd.adam(), key=noise_key, max_norm=1.0, noise_multiplier=1.1, divisor=rate * n
+    )
+    final, trajectory = gd.train(step, step.init(params), gd.privacy.pad(data, plan), plan.index, lr)
+
+    accountant = opacus.accountants.RDPAccountant()
+    accountant.history = gd.privacy.history(plan, noise_multiplier=1.1)
+    epsilon = accountant.get_epsilon(delta=1e-5)
+
+Two data sets count as neighbours if one has one sample more. The number of samples, the rate and the
+divisor are taken as public. Losses and whatever else a run records of its batches are not private: do not
+publish them. Noise and batches come from `gdfunc.random`, which is not a cryptographic generator, and sums
+are floating-point: this is for research on private learning, not for releasing models trained on secrets.
+
+References:
+    M. Abadi et al., "Deep learning with differential privacy", 2016.
+    I. Mironov, "On significance of the least significant bits for differential privacy", 2012.
+"""
+
+from ._clipping import clipped_grad as clipped_grad
+from ._poisson import Padded as Padded
+from ._poisson import PoissonPlan as PoissonPlan
+from ._poisson import history as history
+from ._poisson import pad as pad
+from ._poisson import poisson_batches as poisson_batches
+from ._private import PrivateState as PrivateState
+from ._private import Quantile as Quantile
+from ._private import make_private_step as make_private_step

@@ -1,0 +1,195 @@
+"""The step of differentially private descent."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _tree, random
+from .._errors import check_scalar
+from .._gradients import LossFn
+from .._numerics import like
+from .._reductions import reduce_per_sample
+from .._step import Step, apply_updates, copy_params
+from .._transforms import GradientTransformation, chain, check_transform
+from .._transforms._base import no_steps
+from .._tree import Tree
+from ._clipping import check_max_norm, clipped_sums
+
+_PLAIN = chain()
+
+
+class Quantile(NamedTuple):
+    """A clipping norm that follows a quantile of the gradients' norms, privately.
+
+    C' = C·exp(−η(b − γ)),  b = ½ + 1/D (Σᵢ (1[‖gᵢ‖ <= C] − ½) + N(0, σ_b²))
+
+    Give it as the `max_norm` of `make_private_step`. b is a noisy share of the samples left unclipped: it
+    costs privacy too, and a step of noise multiplier z pays for both by adding the noise
+    z' = (z⁻² − (2σ_b)⁻²)^(−½) to the gradients, so that an accountant is given z all the same.
+
+    Attributes:
+        start: the first C > 0.
+        quantile: γ in [0, 1], the share of samples to be left unclipped.
+        lr: η >= 0, how fast C follows.
+        noise: σ_b, more than z/2; None: D/20.
+
+    Example:
+        >>> gd.privacy.Quantile(start=0.1).quantile
+        0.5
+
+    References:
+        G. Andrew, O. Thakkar, H. McMahan, S. Ramaswamy, "Differentially private learning with adaptive
+        clipping", 2021.
+    """
+
+    start: float | Tensor
+    quantile: float | Tensor = 0.5
+    lr: float | Tensor = 0.2
+    noise: Any = None
+
+
+class PrivateState(NamedTuple):
+    """The carry of a private run.
+
+    Attributes:
+        params, opt_state: as in `TrainState`.
+        steps: how many were taken, t, 0-d int64.
+        max_norm: C, 0-d or a tree like params of them.
+        noise_key: `fold_in(key, t)`, of the next noise.
+
+    Example:
+        >>> loss_fn = lambda w, x: (w * x).mean()
+        >>> settings = {"max_norm": 1.0, "noise_multiplier": 1.0, "divisor": 2.0}
+        >>> step = gd.privacy.make_private_step(loss_fn, key=gd.random.key(0), **settings)
+        >>> step.init(torch.tensor(1.0)).steps
+        tensor(0)
+    """
+
+    params: Tree
+    opt_state: Any
+    steps: Tensor
+    max_norm: Tree
+    noise_key: Tensor
+
+
+def make_private_step(
+    loss_fn: LossFn,
+    transform: GradientTransformation = _PLAIN,
+    *,
+    key: Tensor,
+    max_norm: Any,
+    noise_multiplier: float | Tensor,
+    divisor: float | Tensor,
+    chunk_size: int | str | None = "auto",
+    randomness: str = "error",
+    memory_limit: int | None = None,
+) -> Step:
+    """Make the step of differentially private descent (DP-SGD, and DP whatever the transformation is).
+
+    g = 1/D (Σᵢ gᵢ·min(1, C/‖gᵢ‖) + N(0, σ²C²)),  u, s' = update(g, s, θ),  θ' = θ − lr·u
+
+    Noise of step t is drawn from `fold_in(key, t)`, for all entries at once: use a key for one run only,
+    and keep it secret. The generator is not a cryptographic one. What `loss` and other records tell of the
+    data is not private; `grad_norm` is that of g, which is.
+
+    Args:
+        loss_fn: as in `batch_grad`; it meets each sample as a batch of one.
+        transform: what to do with the noisy gradient.
+        key: int64 [2], of the noise; not the one of the plan.
+        max_norm: C > 0; a tree like params of them, to clip leaf by leaf: then C² = Σ Cₗ² in the noise; or
+            a `Quantile`, which adapts it.
+        noise_multiplier: σ >= 0, the noise on the sum in units of C.
+        divisor: D > 0, a public constant such as rate·n.
+        chunk_size, randomness, memory_limit: as in `reduce_per_sample`.
+
+    Returns:
+        A `Step`, whose state is a `PrivateState`. The batch may be `Padded` and may be empty. The loss is
+        1/D Σᵢ L(θ, {i}).
+
+    Raises:
+        ValueError: an argument is out of range; (in the step) as `clipped_grad`.
+        TypeError: (in the step) as `clipped_grad`; the state is that of another step.
+
+    Example:
+        >>> loss_fn = lambda w, x: (w * x).mean()
+        >>> settings = {"max_norm": 1.0, "noise_multiplier": 1.0, "divisor": 2.0}
+        >>> step = gd.privacy.make_private_step(loss_fn, key=gd.random.key(0), **settings)
+        >>> state, loss = step(step.init(torch.tensor(1.0)), torch.tensor([1.0, 30.0]), 0.1)
+        >>> state.params
+        tensor(0.8060)
+
+    References:
+        M. Abadi et al., "Deep learning with differential privacy", 2016.
+        G. Andrew, O. Thakkar, H. McMahan, S. Ramaswamy, "Differentially private learning with adaptive
+        clipping", 2021.
+    """
+    check_transform(transform)
+    random.fold_in(key, 0)  # refuses what is no key
+    sigma = check_scalar("noise_multiplier", noise_multiplier, "[0, inf)")
+    divisor = check_scalar("divisor", divisor, "(0, inf)")
+    adaptive = _checked_quantile(max_norm, sigma, divisor) if isinstance(max_norm, Quantile) else None
+    first_norm = check_max_norm(max_norm.start if adaptive else max_norm)
+    options = {"chunk_size": chunk_size, "randomness": randomness, "memory_limit": memory_limit}
+    reduce_per_sample(loss_fn, (), **options)  # type: ignore[arg-type]  # refuses bad options at once
+
+    def init(params: Tree) -> PrivateState:
+        params = copy_params(params)
+        device = _tree.leaves(params)[0].device
+        limits = _tree.map(
+            lambda c: torch.as_tensor(c, dtype=torch.float64, device=device).clone(), first_norm
+        )
+        return PrivateState(
+            params, transform.init(params), no_steps(params), limits, random.fold_in(key.to(device), 0)
+        )
+
+    def advance(state: PrivateState, batch: Tree, lr: float | Tensor) -> tuple[PrivateState, Tensor, Tree]:
+        params, opt_state, steps, limits, noise_key = state
+        total, unclipped, loss = clipped_sums(loss_fn, params, batch, limits, options)
+        leaves, structure = _tree.flatten(total)
+        *noise, count_noise = _noise(noise_key, leaves)
+        std = _sigma_of_sum(sigma, adaptive) * torch.stack(_tree.leaves(limits)).square().sum().sqrt()
+        noisy = [(leaf + std * z.view(leaf.shape)) / divisor for leaf, z in zip(leaves, noise, strict=True)]
+        grads = _tree.map(lambda g, p: g.to(p.dtype), _tree.unflatten(structure, noisy), params)
+        if adaptive:
+            share = 0.5 + (unclipped + adaptive.noise * count_noise[0]) / divisor
+            limits = limits * torch.exp(-adaptive.lr * (share - adaptive.quantile))
+        updates, opt_state = transform.update(grads, opt_state, params)
+        moved = apply_updates(params, updates, lr)
+        steps = steps + 1
+        # The next key is carried, because a compiler would inline its computation into every draw.
+        next_key = random.fold_in(key.to(steps.device), steps)
+        return PrivateState(moved, opt_state, steps, limits, next_key), loss / like(divisor, loss), grads
+
+    return Step(init, advance, PrivateState)
+
+
+def _noise(key: Tensor, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Standard normal numbers for every entry of the leaves, and one more: all of one draw."""
+    sizes = [*(leaf.numel() for leaf in leaves), 1]
+    return random.normal(key, (sum(sizes),), torch.float64).split(sizes)
+
+
+def _sigma_of_sum(sigma: Any, adaptive: Quantile | None) -> Any:
+    """The noise left to the gradients, in units of C, where the count of unclipped ones has its own."""
+    if adaptive is None:
+        return sigma
+    share = sigma / (2 * adaptive.noise)
+    return sigma / (1 - share * share) ** 0.5
+
+
+def _checked_quantile(adaptive: Quantile, sigma: Any, divisor: Any) -> Quantile:
+    noise = divisor / 20 if adaptive.noise is None else adaptive.noise
+    noise = check_scalar("max_norm.noise", noise, "(0, inf)")
+    if not isinstance(sigma, Tensor) and not isinstance(noise, Tensor) and sigma >= 2 * noise:
+        raise ValueError(
+            f"max_norm.noise must be more than half of noise_multiplier, {sigma}; got {noise}; with less, "
+            f"the count alone reveals more than that"
+        )
+    return Quantile(
+        check_scalar("max_norm.start", adaptive.start, "(0, inf)"),
+        check_scalar("max_norm.quantile", adaptive.quantile, "[0, 1]"),
+        check_scalar("max_norm.lr", adaptive.lr, "[0, inf)"),
+        noise,
+    )
