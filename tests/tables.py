@@ -1,6 +1,7 @@
-"""Tables that several test files go through: the transformations, the backends.
+"""Tables that several test files go through: the transformations, the steps, the backends.
 
 To add a transformation, add its line to TABLE: every law of the family and of the backends then holds it.
+To add a step, add its line to STEPS.
 """
 
 from typing import NamedTuple
@@ -57,6 +58,7 @@ TABLE = {
     "zero_nans": Row(gd.zero_nans, {}, 0.3),
     "trust_ratio": Row(gd.trust_ratio, {"coefficient": 0.5}, 0.05),
     "lars": Row(gd.lars, {"momentum": 0.5, "weight_decay": 0.01, "trust_coefficient": 0.1}, 0.2),
+    "lbfgs": Row(lambda eps: gd.lbfgs(3, eps=eps), {"eps": 1e-6}, 0.3),
     "lamb": Row(betas(gd.lamb), {"beta1": 0.7, "beta2": 0.95, "eps": 1e-3, "weight_decay": 0.01}, 0.02),
     "muon": Row(
         lambda momentum, a, b, c, eps: gd.muon(momentum, ns_coefficients=(a, b, c), eps=eps),
@@ -93,6 +95,56 @@ def start_of(row, dtypes=(torch.float64,) * 3):
 
 def make(row, **changed):
     return row.make(**(row.hyperparameters | changed))
+
+
+class StepRow(NamedTuple):
+    """A step as a function of a loss, of data that belong to it, and of its hyperparameters."""
+
+    make: object
+    hyperparameters: dict
+    has_data: bool = False  # whether its batches are row numbers
+
+
+def step_of(make, *args, **hyperparameters):
+    return StepRow(lambda loss_fn, data, **h: make(loss_fn, *args, **h), hyperparameters)
+
+
+def around(wrap, **hyperparameters):
+    """A step that wraps another."""
+    return StepRow(lambda loss_fn, data, **h: wrap(gd.make_step(loss_fn), **h), hyperparameters)
+
+
+def with_data(make, **options):
+    return StepRow(lambda loss_fn, data: make(loss_fn, data, **options), {}, True)
+
+
+def private(loss_fn, **hyperparameters):
+    return gd.privacy.make_private_step(loss_fn, key=gd.random.key(0), divisor=6.0, **hyperparameters)
+
+
+STEPS = {
+    "plain": step_of(gd.make_step),
+    "transform": step_of(lambda f, momentum: gd.make_step(f, gd.momentum(momentum)), momentum=0.6),
+    "heavy_ball": step_of(gd.methods.heavy_ball, momentum=0.7),
+    "asgd": step_of(gd.methods.asgd, lambd=0.2, alpha=0.6, t0=2.3, weight_decay=0.1),
+    "ema": around(gd.methods.ema, decay=0.8),
+    "ema_debiased": around(lambda step, decay: gd.methods.ema(step, decay, debias=True), decay=0.8),
+    "lookahead": around(lambda step, alpha: gd.methods.lookahead(step, 3, alpha), alpha=0.4),
+    "sam": step_of(gd.methods.sam, rho=0.02),
+    "sam_adaptive": step_of(lambda f, rho: gd.methods.sam(f, rho=rho, adaptive=True), rho=0.02),
+    "schedule_free": step_of(gd.methods.schedule_free, beta=0.7, weight_decay=0.1),
+    "line_search": step_of(gd.methods.line_search, decrease=0.7, factor=0.6),
+    "polyak": step_of(gd.methods.polyak, minimum=0.001, max_step=0.4),
+    "lbfgs": step_of(gd.methods.lbfgs, 3),
+    "private": step_of(private, max_norm=0.5, noise_multiplier=0.7),
+    "svrg": with_data(gd.methods.svrg, batch_size=2),
+    "svrg_average": with_data(gd.methods.svrg, batch_size=2, output="average"),
+    "sarah": with_data(gd.methods.sarah, batch_size=2),
+    "sarah_average": with_data(gd.methods.sarah, batch_size=2, output="average"),
+    "sag": with_data(gd.methods.sag),
+    "saga": with_data(gd.methods.saga),
+}
+WITH_HYPERPARAMETERS = [name for name, row in STEPS.items() if row.hyperparameters]
 
 
 BACKENDS = {

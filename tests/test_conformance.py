@@ -1,14 +1,15 @@
-"""Transformations × laws. The transformations stand in `tables.TABLE`, a line for each."""
+"""Transformations × laws, and steps × laws. Each stands in `tables`, a line in TABLE or STEPS."""
 
 import pytest
 import torch
-from torch.func import grad, vmap
+from torch.func import grad, jvp, vmap
 
 import gdfunc as gd
 from gdfunc import _tree
 
-from .references import fingerprint, normal, storages
-from .tables import NUMBERED, TABLE, make, start_of
+from .assertions import assert_same_bits
+from .references import fingerprint, linear_data, linear_gradient, linear_loss, normal, storages
+from .tables import NUMBERED, STEPS, TABLE, WITH_HYPERPARAMETERS, make, start_of
 
 everywhere = pytest.mark.parametrize("name", TABLE)
 
@@ -243,8 +244,9 @@ def test_the_state_of_another_tree_raises(name):
     transform, start = make(row), start_of(row)
     other = {key: leaf for key, leaf in start.items() if key != "m"} | {"other": start["m"]}
     masks = name in ("masked", "partition")
-    with pytest.raises(ValueError, match=r"'other'|labels|mask"):
-        transform.update(gradients(other), transform.init(start), other)
+    if name != "lbfgs":  # whose state is one vector
+        with pytest.raises(ValueError, match=r"'other'|labels|mask"):
+            transform.update(gradients(other), transform.init(start), other)
     wider = {key: torch.cat([leaf, leaf], -1) if leaf.ndim else leaf for key, leaf in start.items()}
     if not masks:
         with pytest.raises(ValueError, match=r"has shape|different parameter tree"):
@@ -293,3 +295,223 @@ def test_the_table_has_every_transformation():
         if getattr(value, "__module__", "").startswith("gdfunc._transforms")
     }
     assert made - {"GradientTransformation", "freeze"} <= set(TABLE)
+
+
+# Steps.
+
+each_step = pytest.mark.parametrize("name", STEPS)
+PARAMS = {"w": normal(0, 3), "b": normal(1, 1)[0]}
+DATA = linear_data(3, 6, 3)
+ROWS = torch.tensor([[4, 1, 1, 0], [5, 5, 2, 3], [0, 0, 0, 0], [3, 1, 4, 5]])  # some samples twice
+LR = torch.tensor(0.05, dtype=torch.float64)
+
+
+def make_step(name, loss_fn=linear_loss, data=DATA, **changed):
+    row = STEPS[name]
+    return row.make(loss_fn, data, **(row.hyperparameters | changed))
+
+
+def plan_of(name, data=DATA):
+    """What `train` gets as its data and index."""
+    return (torch.arange(6), ROWS) if STEPS[name].has_data else (data, gd.full_batch(6, 4))
+
+
+def run(name, step, carry, lr=LR, data=DATA, **options):
+    data, index = plan_of(name, data)
+    return gd.train(step, carry, data, index, lr, **options)
+
+
+def params_of(carry):
+    return getattr(carry, "params", carry)
+
+
+def floats(tree):
+    return torch.cat([leaf.flatten().double() for leaf in _tree.leaves(tree) if leaf.is_floating_point()])
+
+
+@each_step
+def test_a_run_is_the_loop_of_its_calls(name):
+    step = make_step(name)
+    final, trajectory = run(name, step, step.init(PARAMS), record=("loss", "params", "grad_norm"))
+    data, index = plan_of(name)
+    carry = step.init(PARAMS)
+    for t, row in enumerate(index):
+        params, batch = params_of(carry), gd.take(data, row)
+        new, loss, grads = step.advance(carry, batch, LR)
+        assert_same_bits(step(carry, batch, LR), (new, loss))
+        assert_same_bits(trajectory.loss[t], loss)
+        assert_same_bits(_tree.map(lambda leaf, t=t: leaf[t], trajectory.params), params)
+        # A pass over many mini-batches measures its loss on all of the data.
+        measured_on = DATA if step.state is None or not STEPS[name].has_data else gd.take(DATA, row)
+        torch.testing.assert_close(loss, linear_loss(params, measured_on), rtol=1e-12, atol=0)
+        torch.testing.assert_close(trajectory.grad_norm[t], _tree.norm(grads), rtol=1e-12, atol=0)
+        if name != "private":  # whose gradient is clipped, and noisy
+            torch.testing.assert_close(grads, linear_gradient(params, measured_on), rtol=1e-11, atol=1e-12)
+        carry = new
+    assert_same_bits(final, carry)
+
+
+@each_step
+def test_a_run_in_two_parts_is_the_run(name):
+    step, (data, index) = make_step(name), plan_of(name)
+    whole, _ = gd.train(step, step.init(PARAMS), data, index, LR)
+    half, _ = gd.train(step, step.init(PARAMS), data, index[:1], LR)
+    as_arrays = _tree.map(lambda leaf: leaf.numpy(), data)
+    assert_same_bits(gd.train(step, half, as_arrays, index[1:], LR)[0], whole)
+
+
+@each_step
+def test_a_step_is_pure_and_shares_nothing(name):
+    params, (data, index) = _tree.clone(PARAMS), plan_of(name)
+    step, batches = make_step(name), [gd.take(data, row) for row in index]
+    begin = step.init(params)
+    carry = step(step(begin, batches[0], LR)[0], batches[1], LR)[0]
+    inputs = _tree.leaves((params, begin, carry, batches, DATA, LR))
+    before = fingerprint(inputs)
+    new, loss = step(carry, batches[2], LR)
+    results = fingerprint(_tree.leaves((new, loss)))
+    step(new, batches[3], LR)
+    assert fingerprint(inputs) == before
+    assert fingerprint(_tree.leaves((new, loss))) == results
+    places = storages([*inputs, *_tree.leaves((new, loss))])
+    assert len(set(places)) == len(places)
+
+
+def descend_by(name, step, carry, lr, data=DATA):
+    """Four steps, without `train`, which warns of half precision."""
+    data, index = plan_of(name, data)
+    for row in index:
+        carry, loss = step(carry, gd.take(data, row), lr)
+    return carry, loss
+
+
+TOLERANCES = {torch.float16: 0.1, torch.bfloat16: 0.2, torch.float32: 1e-4, torch.float64: 1e-6, None: 0.2}
+
+
+@each_step
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("lr", [0.05, torch.tensor(0.05), LR])
+def test_a_step_keeps_structure_shape_dtype_and_device(name, dtype, lr):
+    """With float64 hyperparameters; for dtype None the leaves are of two dtypes."""
+    first, second = (dtype, dtype) if dtype else (torch.bfloat16, torch.float64)
+    data = tuple(leaf.to(second) for leaf in DATA)
+
+    def loss_fn(params, batch):
+        return linear_loss(_tree.map(lambda leaf: leaf.to(second), params), batch)
+
+    hyperparameters = {
+        key: torch.tensor(value, dtype=torch.float64) for key, value in STEPS[name].hyperparameters.items()
+    }
+    step = make_step(name, loss_fn, data, **hyperparameters)
+    begin = step.init({"w": PARAMS["w"].to(first), "b": PARAMS["b"].to(second)})
+    final, loss = descend_by(name, step, begin, lr, data)
+    allowed = {first, second, torch.promote_types(second, torch.float32), torch.int64}
+    allowed |= {torch.float64} if name == "private" else set()  # its clipping norm
+    assert loss.dtype == second
+    assert _tree.flatten(final)[1] == _tree.flatten(begin)[1]
+    for got, old in zip(_tree.leaves(final), _tree.leaves(begin), strict=True):
+        assert (got.shape, got.dtype, got.device) == (old.shape, old.dtype, old.device)
+        assert got.isfinite().all()
+        assert got.dtype in allowed
+    params = params_of(final)
+    assert [params["w"].dtype, params["b"].dtype] == [first, second]
+    exact = make_step(name)
+    expected, _ = descend_by(name, exact, exact.init(PARAMS), LR)
+    if name not in ("private", "lbfgs"):  # where rounding turns the direction
+        assert (floats(params) - floats(params_of(expected))).norm() < TOLERANCES[dtype]
+
+
+def outcome(name, lr, params=PARAMS, **hyperparameters):
+    """A number in which everything in the last carry and all losses have a part."""
+    step = make_step(name, **hyperparameters)
+    final, trajectory = run(name, step, step.init(params), lr)
+    row = torch.cat([floats(final), trajectory.loss])
+    return row @ torch.linspace(1, 2, len(row), dtype=row.dtype)
+
+
+def arguments_of(name):
+    """A run as a function of lr, the start and every hyperparameter, and where to take it."""
+    hyperparameters = STEPS[name].hyperparameters
+
+    def f(lr, w, *values):
+        params = {"w": w, "b": PARAMS["b"]}
+        return outcome(name, lr, params, **dict(zip(hyperparameters, values, strict=True)))
+
+    values = [torch.tensor(value, dtype=torch.float64) for value in hyperparameters.values()]
+    return f, [LR, PARAMS["w"], *values]
+
+
+@each_step
+def test_a_vmapped_run_is_separate_runs(name):
+    f, arguments = arguments_of(name)
+    for i, argument in enumerate(arguments):
+        many = torch.stack([0.9 * argument, argument, 1.1 * argument])
+        dims = tuple(0 if j == i else None for j in range(len(arguments)))
+        together = vmap(f, dims)(*arguments[:i], many, *arguments[i + 1 :])
+        alone = torch.stack([f(*arguments[:i], one, *arguments[i + 1 :]) for one in many])
+        torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-12)
+        assert len(set(alone.tolist())) == 3 or i > 1  # a bound need not bind
+
+
+@each_step
+def test_the_derivatives_of_a_run_are_finite_differences(name):
+    f, arguments = arguments_of(name)
+    slopes = grad(f, tuple(range(len(arguments))))(*arguments)
+    for i, (argument, slope) in enumerate(zip(arguments, slopes, strict=True)):
+
+        def along(x, i=i):
+            return f(*arguments[:i], x, *arguments[i + 1 :])
+
+        direction = torch.cos(3 * argument)
+        ends = [along(argument + sign * 1e-6 * direction) for sign in (1, -1)]
+        expected = (ends[0] - ends[1]) / 2e-6
+        torch.testing.assert_close((slope * direction).sum(), expected, rtol=1e-5, atol=1e-5)
+        forward = jvp(along, (argument,), (direction,))[1]
+        torch.testing.assert_close(forward, (slope * direction).sum(), rtol=1e-8, atol=1e-10)
+
+
+@each_step
+def test_without_a_learning_rate_nothing_moves(name):
+    step = make_step(name)
+    final, _ = run(name, step, step.init(PARAMS), 0.0)
+    for tree in (params_of(final), getattr(final, "average", getattr(final, "slow", PARAMS))):
+        torch.testing.assert_close(tree, PARAMS, rtol=1e-15, atol=0)
+
+
+@each_step
+def test_autograd_and_numpy_stay_outside(name):
+    step = make_step(name, data=tuple(leaf.numpy() for leaf in DATA))
+    begin = step.init(_tree.map(lambda leaf: leaf.clone().requires_grad_(), PARAMS))
+    assert not any(leaf.requires_grad for leaf in _tree.leaves(begin))
+    batch = ROWS[0] if STEPS[name].has_data else tuple(leaf.numpy() for leaf in DATA)
+    as_tensors = ROWS[0] if STEPS[name].has_data else DATA
+    assert_same_bits(step(begin, batch, LR), step(begin, as_tensors, LR))
+
+
+@each_step
+def test_a_step_refuses_what_is_not_its_own(name):
+    step, batch = make_step(name), gd.take(plan_of(name)[0], plan_of(name)[1][0])
+    others = {type(make_step(other).init(PARAMS)): make_step(other).init(PARAMS) for other in STEPS}
+    for kind, carry in others.items():
+        if kind is not (step.state or dict):
+            with pytest.raises(TypeError, match=f"carry is {kind.__name__}, but this step needs"):
+                step(carry, batch, LR)
+            with pytest.raises(TypeError, match=f"carry is {kind.__name__}, but this step needs"):
+                run(name, step, carry)
+    with pytest.raises(TypeError, match=r"params\['w'\] is int64"):
+        step.init({"w": torch.arange(3), "b": torch.tensor(0.0)})
+    with pytest.raises(ValueError, match="params has no tensor leaves"):
+        step.init({})
+    for lr in (-1.0, float("nan"), torch.ones(1)):
+        with pytest.raises(ValueError, match="lr must be a finite number >= 0"):
+            step(step.init(PARAMS), batch, lr)
+
+
+@pytest.mark.parametrize("name", WITH_HYPERPARAMETERS)
+def test_a_hyperparameter_out_of_range_is_named(name):
+    for key in STEPS[name].hyperparameters:
+        bad = [float("nan"), "1", True, torch.tensor([0.5]), torch.tensor(1)]
+        bad += [] if key == "minimum" else [-0.1]
+        for value in bad:
+            with pytest.raises(ValueError, match=key):
+                make_step(name, **{key: value})

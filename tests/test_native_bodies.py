@@ -527,7 +527,7 @@ GRADIENTS = {
     "curved": curved,
 }
 # Signs of gradients that are zero but for rounding are of no meaning; masks are for the table's own trees.
-SMOOTH = sorted(set(TABLE) - {"sign", "lion", "rprop", "muon", "masked", "partition"})
+SMOOTH = sorted(set(TABLE) - {"sign", "lion", "rprop", "muon", "masked", "partition", "lbfgs"})
 
 
 class Training:

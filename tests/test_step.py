@@ -4,11 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.func import grad, vmap
 
 import gdfunc as gd
 
-from .references import fingerprint, linear_data, linear_gradient, linear_loss, normal, storages
+from .references import linear_data, linear_gradient, linear_loss, normal
 
 PARAMS = {"w": normal(0, 2), "b": normal(1, 1)[0]}
 BATCH = linear_data(3, 6, 2)
@@ -89,42 +88,6 @@ def test_a_step_keeps_structure_shape_dtype_and_strides(kind, lr, dtypes):
         assert not torch.equal(got, old)
 
 
-@pytest.mark.parametrize("kind", STEPS)
-def test_a_step_is_pure(kind):
-    make, carry_of = STEPS[kind]
-    step, carry, lr = make(linear_loss), carry_of(PARAMS), torch.tensor(0.1, dtype=torch.float64)
-    inputs = [*params_of(carry).values(), *BATCH, lr]
-    before = fingerprint(inputs)
-    first, loss = step(carry, BATCH, lr)
-    values = [leaf.clone() for leaf in params_of(first).values()]
-    step(first, BATCH, lr)
-    assert fingerprint(inputs) == before
-    assert all(torch.equal(old, leaf) for old, leaf in zip(values, params_of(first).values(), strict=True))
-    places = storages([*inputs, *params_of(first).values(), loss])
-    assert len(set(places)) == len(places)
-
-
-@pytest.mark.parametrize("kind", STEPS)
-def test_the_first_carry_is_a_detached_copy(kind):
-    params = PARAMS["w"].clone().requires_grad_()
-    first = params_of(STEPS[kind][0](linear_loss).init(params))
-    assert first.equal(params)
-    assert first.data_ptr() != params.data_ptr()
-    assert not first.requires_grad
-
-
-@pytest.mark.parametrize("kind", STEPS)
-def test_lr_is_data(kind):
-    make, carry_of = STEPS[kind]
-    step, carry = make(linear_loss), carry_of(PARAMS)
-    lrs = torch.tensor([0.0, 0.1, 0.5], dtype=torch.float64)
-    rows = vmap(lambda lr: params_of(step(carry, BATCH, lr)[0])["w"])(lrs)
-    for row, lr in zip(rows, lrs, strict=True):
-        torch.testing.assert_close(row, params_of(step(carry, BATCH, lr)[0])["w"], rtol=1e-14, atol=0)
-    slope = grad(lambda lr: params_of(step(carry, BATCH, lr)[0])["w"].sum())(lrs[1])
-    torch.testing.assert_close(slope, -linear_gradient(PARAMS, BATCH)["w"].sum())
-
-
 BAD_LRS = [
     (float("nan"), "got nan"),
     (float("inf"), "got inf"),
@@ -195,9 +158,3 @@ def test_a_transformation_that_is_none_raises():
     step = gd.make_step(linear_loss, bare)
     with pytest.raises(TypeError, match=r"transform.update must return \(updates, opt_state\); got dict"):
         step(step.init(PARAMS), BATCH, 0.1)
-
-
-@pytest.mark.parametrize("kind", STEPS)
-def test_a_first_carry_needs_parameters(kind):
-    with pytest.raises(ValueError, match="params has no tensor leaves"):
-        STEPS[kind][0](linear_loss).init({})

@@ -68,6 +68,11 @@ def lbfgs(history: int = 10, *, eps: Scalar = 1e-10) -> GradientTransformation:
 
     def update(grads: Tree, state: LBFGSState, params: Tree = None) -> tuple[Tree, LBFGSState]:
         point, gradient = _vector(needed(params, "lbfgs")), _vector(grads)
+        if len(point) != len(state.params):
+            raise ValueError(
+                f"optimizer state was made for a different parameter tree: it has {len(state.params)} "
+                f"parameters but params has {len(point)}; make it with transform.init(params)"
+            )
         s, y = point - state.params, gradient - state.grads
         curvature = s @ y
         keep = curvature > like(eps, point)

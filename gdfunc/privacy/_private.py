@@ -155,6 +155,8 @@ def make_private_step(
         if adaptive:
             share = 0.5 + (unclipped + adaptive.noise * count_noise[0]) / divisor
             limits = limits * torch.exp(-adaptive.lr * (share - adaptive.quantile))
+        else:
+            limits = _tree.clone(limits)  # no output shares storage with an input
         updates, opt_state = transform.update(grads, opt_state, params)
         moved = apply_updates(params, updates, lr)
         steps = steps + 1
