@@ -1,6 +1,13 @@
 """Real data that needs no network, from the sample files of matplotlib and scikit-learn.
 
 Everything is float64 unless `dtype=` says otherwise.
+
+`stocks` and `elevation_map` come from matplotlib; `digits`, `diabetes` and `breast_cancer`, each a
+`Dataset`, from scikit-learn.
+
+Example:
+    >>> gd.datasets.stocks().x.shape  # the monthly returns of five shares
+    torch.Size([389, 5])
 """
 
 import csv

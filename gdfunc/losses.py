@@ -2,6 +2,12 @@
 
 Every loss checks the shapes of its arguments before it computes, because torch would broadcast [n, 1] and
 [n] to [n, n] without a word.
+
+They are `mse`, `mae`, `huber`, `cross_entropy` and `binary_cross_entropy_with_logits`.
+
+Example:
+    >>> gd.losses.mse(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
+    tensor(2.)
 """
 
 import math

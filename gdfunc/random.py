@@ -7,6 +7,11 @@ NumPy's and Python's own generators are neither read nor written.
 
 This is a statistical generator, not a cryptographic one.
 
+Example:
+    >>> first, second = gd.random.split(gd.random.key(0))
+    >>> gd.random.permutation(first, 5)
+    tensor([0, 2, 4, 1, 3])
+
 References:
     J. Salmon, M. Moraes, R. Dror, D. Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011.
 """

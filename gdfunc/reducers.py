@@ -1,4 +1,22 @@
-"""Reductions of per-sample gradients, for `reduce_per_sample`."""
+"""What to make of per-sample gradients as they stream by, without the [B, P] numbers that hold them all.
+
+`reduce_per_sample(loss_fn, reducers)` folds chunks of gradients into what these ask for: `mean`,
+`weighted_sum`, `clipped_sum`, `second_moment`, `variance`, `norms`, `leaf_norms`, `dots` (with a
+direction), `gram` and `histogram`. A `Reducer(init, add, finish)` of your own gets one `PerSample`
+after the other.
+
+Weights of linear maps, convolutions and embeddings get no gradients of their own where norms and sums
+follow from the activations and errors, if those are smaller. `explain` tells which. A request that
+would exceed `memory_limit` raises before allocating, and the message suggests a `chunk_size` that fits.
+
+Example:
+    >>> problem = gd.problems.stock_regression()
+    >>> reducers = {"variance": gd.reducers.variance(), "clipped": gd.reducers.clipped_sum(1.0)}
+    >>> reduced = gd.reduce_per_sample(problem.loss_fn, reducers)
+    >>> results, losses = reduced(problem.params, problem.data)
+    >>> results["variance"]["w"].shape, losses.shape
+    (torch.Size([5]), torch.Size([389]))
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -38,6 +38,12 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return report
 
 
+# Workers share the cores. On tensors as small as the tests' more threads would only wait for one another.
+torch.set_num_threads(
+    max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+)
+
+
 def global_state() -> tuple[object, ...]:
     """What a library must leave alone: generators, default dtype, grad mode, determinism, denormals."""
     return (

@@ -192,9 +192,8 @@ print(gd.scan(lambda c, x: (c + x, c), torch.zeros(3), torch.ones(5, 3), backend
 """
 
 
-@pytest.mark.parametrize(
-    ("backend", "suffix"), [("native", ".so"), pytest.param("inductor", ".main.so", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # the laws above hold it within one process
+@pytest.mark.parametrize(("backend", "suffix"), [("native", ".so"), ("inductor", ".main.so")])
 def test_truncated_library_does_not_kill_a_new_process(backend, suffix, cache):
     def run():
         script = FRESH.replace("BACKEND", backend)

@@ -438,13 +438,3 @@ def test_on_cuda_within_a_capture_of_the_users():
     graph.replay()
     for one, other in zip(results, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
-
-
-@needs_cuda
-def test_on_cuda_through_scan():
-    xs = normal(1, 40, 3).cuda()
-    for name in ("cudagraph", "eager"):
-        carry, ys = gd.scan(lambda c, x: (torch.sin(c) + x, c), xs[0], xs, backend=name)
-        if name == "cudagraph":
-            got = carry, ys
-    torch.testing.assert_close(got, (carry, ys), rtol=1e-12, atol=1e-12)

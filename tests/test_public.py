@@ -1,4 +1,4 @@
-"""Every public name: one address, a docstring whose example runs, a place in the README."""
+"""Every public name: one address, a docstring whose example runs, a place in the README or in a guide."""
 
 import ast
 import doctest
@@ -12,7 +12,9 @@ import torch
 import gdfunc as gd
 
 ROOT = Path(gd.__file__).parents[1]
-README = (ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else ""
+PLACES = ("README.md", "demos/README.md", "tests/benchmarks/README.md")
+PAGES = [ROOT / place for place in PLACES if (ROOT / place).exists()]
+README = PAGES[0].read_text() if PAGES else ""
 PACKAGE = ROOT / "gdfunc"
 
 
@@ -41,6 +43,8 @@ def public_names():
 
 
 PUBLIC = public_names()
+SPACES = {name: value for name, value in vars(gd).items() if inspect.ismodule(value) and name[0] != "_"}
+GUIDES = "".join([README, *(module.__doc__ for module in SPACES.values())])
 
 
 def run_doctest(value, name):
@@ -55,28 +59,28 @@ def run_doctest(value, name):
     return runner.tries, "".join(report)
 
 
-@pytest.mark.parametrize("name", PUBLIC)
-def test_the_docstring_has_an_example_that_runs(name):
-    if name.removeprefix("datasets.") in ("digits", "diabetes", "breast_cancer"):
+@pytest.mark.parametrize("name", [*PUBLIC, *SPACES])
+def test_docstring_has_an_example_that_runs(name):
+    if name.split(".")[-1] in ("digits", "diabetes", "breast_cancer"):
         pytest.importorskip("sklearn")
-    tries, report = run_doctest(PUBLIC[name], name)
+    tries, report = run_doctest((PUBLIC | SPACES)[name], name)
     assert not report, report
     assert tries, f"{name} has no example"
 
 
 @pytest.mark.parametrize("name", [name for name, value in PUBLIC.items() if inspect.isfunction(value)])
-def test_the_docstring_opens_with_one_sentence(name):
+def test_docstring_opens_with_one_sentence(name):
     first = inspect.getdoc(PUBLIC[name]).split("\n\n")[0]
     assert first.endswith("."), first
     assert not re.search(r"\.\s+[A-Z]", first), f"{first}: more than one sentence"
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_the_readme_names_it(name):
-    assert re.search(rf"\b{re.escape(name.split('.')[-1])}\b", README), f"{name} is not in the README"
+def test_readme_or_a_guide_names_it(name):
+    assert re.search(rf"\b{re.escape(name.split('.')[-1])}\b", GUIDES), f"{name} is in no guide"
 
 
-def test_the_face_is_flat_and_explicit():
+def test_face_is_flat_and_explicit():
     source = (ROOT / "gdfunc" / "__init__.py").read_text()
     for node in ast.parse(source).body:
         if isinstance(node, ast.ImportFrom):
@@ -84,22 +88,30 @@ def test_the_face_is_flat_and_explicit():
     assert len({id(value) for value in PUBLIC.values()}) == len(PUBLIC)
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(page, language="python"):
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
 
 
-def test_the_readmes_blocks_run_in_order():
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_blocks_of_a_page_run_in_order(page):
     """A block may use what the blocks before it made; what it prints is checked if output follows."""
     globs, report, parser = {}, [], doctest.DocTestParser()
     runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS)
-    for index, block in enumerate(blocks("python")):
+    for index, block in enumerate(blocks(page)):
         if ">>>" in block:
             example = parser.get_doctest(block, globs, f"block {index}", None, 0)
             runner.run(example, out=report.append, clear_globs=False)
         else:
-            exec(compile(block, f"README block {index}", "exec"), globs)
+            exec(compile(block, f"{page.name} block {index}", "exec"), globs)
         assert not report, "".join(report)
 
 
-def test_the_readme_has_code():
-    assert len(blocks("python")) >= 2
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_of_a_page_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+    assert not [link for link in links if not (page.parent / link).exists()]
+
+
+def test_readme_is_short_and_has_code():
+    assert len(README.splitlines()) <= 220
+    assert len(blocks(PAGES[0])) >= 2

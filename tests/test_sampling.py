@@ -141,7 +141,8 @@ def test_take_indexes_every_leaf():
     data = {"x": np.arange(12.0).reshape(4, 3), "label": (torch.tensor([3, 2, 1, 0]), None)}
     batch = gd.take(data, torch.tensor([2, 0]))
     assert batch["x"].tolist() == [[6.0, 7.0, 8.0], [0.0, 1.0, 2.0]]
-    assert batch["label"][0].tolist() == [1, 3]
+    assert torch.equal(batch["label"][0], torch.tensor([1, 3]))
+    assert [leaf.dtype for leaf in gd._tree.leaves(batch)] == [torch.float64, torch.int64]
     assert batch["label"][1] is None
     whole = torch.arange(4.0)
     assert gd.take(whole, torch.arange(4)).data_ptr() != whole.data_ptr()

@@ -209,54 +209,6 @@ def test_a_scan_within_beside_an_assignment(options):
         assert_agrees(got, expected)
 
 
-@compiled
-def test_153679_two_chained_scans_and_the_gradient_of_the_first_layer(scan):
-    first, second, xs = normal(0, 3, 3), normal(1, 3, 3), normal(2, 4, 3)
-
-    def through(scan, first, second):
-        zero = torch.zeros(3, dtype=torch.float64)
-        _, hidden = scan(lambda h, x: ((new := torch.tanh(first @ h + x)), new), zero, xs)
-        _, out = scan(lambda h, x: ((new := torch.tanh(second @ h + x)), new), zero, hidden)
-        return (out**2).sum()
-
-    def by_autograd(scan):
-        leaves = [first.clone().requires_grad_(), second.clone().requires_grad_()]
-        through(scan, *leaves).backward()
-        return [leaf.grad for leaf in leaves]
-
-    expected = by_autograd(loop)
-    assert_agrees(by_autograd(scan), expected)
-    assert_agrees(list(grad(functools.partial(through, scan), (0, 1))(first, second)), expected)
-
-
-@compiled
-def test_184528_the_gradient_of_what_is_closed_over_when_the_carry_requires_none(scan):
-    matrix, xs, start = normal(0, 3, 3), normal(1, 4, 3), normal(2, 3)
-
-    def slope(scan):
-        leaf = matrix.clone().requires_grad_()
-        assert not start.requires_grad
-        carry, ys = scan(lambda h, x: ((new := torch.tanh(leaf @ h + x)), new), start, xs)
-        (carry.sum() + (ys**2).sum()).backward()
-        assert not start.requires_grad
-        return leaf.grad
-
-    assert_agrees(slope(scan), slope(loop))
-
-
-@compiled
-@pytest.mark.parametrize("members", [2, 3])
-def test_195324_a_shared_init_under_vmap(members, scan):
-    rates, start, xs = normal(0, members), normal(1, 2), normal(2, 4)
-
-    def run(scan, rate):
-        return scan(lambda w, x: (w - rate * torch.cos(w * x), w), start, xs)
-
-    rows = [run(loop, rate) for rate in rates]
-    carry, ys = vmap(functools.partial(run, scan))(rates)
-    assert_agrees((carry, ys), tuple(torch.stack(column) for column in zip(*rows, strict=True)))
-
-
 def descent_on(loss):
     return lambda w, x: (w - 0.1 * grad(loss)(w, x), loss(w, x))
 
@@ -619,12 +571,6 @@ def test_no_compiler_is_one_clear_sentence(tmp_path):
     )
     needed = "backend='inductor' needs a C++ compiler, and none was found: install g++ or clang++\n"
     assert done.stdout == needed
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a CUDA device")
-def test_cudagraph_without_cuda_says_so():
-    with refused("backend='cudagraph' needs"):
-        gd.scan(descend, normal(0, 3), normal(1, 5, 3), backend="cudagraph")
 
 
 # auto

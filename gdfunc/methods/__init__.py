@@ -1,10 +1,34 @@
 """Steps that need more than the gradient: the loss, lr, the new parameters, or the numbers of samples.
 
-    step = gd.methods.saga(loss_fn, data)
-    final, trajectory = gd.train(step, step.init(params), torch.arange(n), index, lr)
-
 Every one is a `Step`. In every state `params` is where the next loss is measured, so that
-`Trajectory.params[t]` belongs to `loss[t]`. An average of the parameters is kept beside it.
+`Trajectory.params[t]` belongs to `loss[t]`. An average of the parameters is a field of its own.
+
+| gd.methods | torch | optax |
+|---|---|---|
+| `heavy_ball` | | |
+| `asgd`, `ema`, `lookahead` | `ASGD`, `swa_utils.AveragedModel` | `ema`, `lookahead` |
+| `schedule_free` | | `contrib.schedule_free` |
+| `sam` | | `contrib.sam` |
+| `line_search`, `polyak` | | `scale_by_backtracking_linesearch`, `polyak_sgd` |
+| `lbfgs` | `LBFGS` | `scale_by_lbfgs` |
+| `svrg`, `sarah`, `sag`, `saga` | (asked for in pytorch#6657) | |
+
+The last four reduce the variance of a finite sum, and must know its samples. They close over the data,
+and their batches are row numbers:
+
+Example:
+    >>> problem = gd.problems.stock_regression()
+    >>> step = gd.methods.saga(problem.loss_fn, problem.data)
+    >>> index = gd.epoch_batches(gd.random.key(0), n=389, batch_size=30, epochs=20)
+    >>> state, _ = gd.train(step, step.init(problem.params), torch.arange(389), index, 0.05)
+    >>> bool(problem.loss_fn(state.params, problem.data) / problem.minimum - 1 < 1e-6)
+    True
+
+    >>> step = gd.methods.svrg(problem.loss_fn, problem.data, batch_size=30)
+    >>> passes = index.reshape(10, -1)  # a step is a full gradient and a pass of 24 mini-batches
+    >>> params, _ = gd.train(step, step.init(problem.params), torch.arange(389), passes, 0.05)
+    >>> bool(problem.loss_fn(params, problem.data) / problem.minimum - 1 < 1e-6)
+    True
 """
 
 from ._averaging import asgd as asgd

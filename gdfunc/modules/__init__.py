@@ -1,4 +1,34 @@
-"""`torch.nn.Module` in and out: a module, or an ensemble of them, as a pure function of its parameters."""
+"""`torch.nn.Module` in and out: a module, or an ensemble of them, as a pure function of its parameters.
+
+`functional(module)` gives a `Functional`: a pure `apply`, the `params` and the `buffers`. `state_dict`
+goes back. An ensemble is a `vmap` of that. `init(make_module, keys)` makes its members, each from its
+own key by the init schemes of its layers; with a single key it works inside a run that is itself
+vmapped over keys. `stack` stacks modules or parameters that exist already, and `member` takes one out.
+`predict` gives a `Prediction`: the results of all members, their mean and their spread.
+
+Batch normalisation in training mode and `nn.RNN`, `nn.GRU`, `nn.LSTM` have no per-sample gradients: use
+`nn.GroupNorm`, and a cell in a `scan`. Dropout draws from torch's own generator: seed it, or two runs
+differ. Running statistics of batch normalisation are dropped unless `apply` gets `return_buffers=True`.
+
+Example:
+    >>> def make_net():
+    ...     linear = torch.nn.Linear
+    ...     return torch.nn.Sequential(linear(5, 8), torch.nn.Tanh(), linear(8, 1)).double()
+    >>> init_keys, order_keys = gd.random.split(gd.random.key(1), 6).reshape(2, 3, 2)
+    >>> apply, params, _ = gd.modules.init(make_net, init_keys)
+    >>> problem = gd.problems.stock_regression()
+    >>> step = gd.make_step(lambda p, batch: gd.losses.mse(apply(p, batch[0])[:, 0], batch[1]))
+    >>> def train_member(params, key):
+    ...     index = gd.epoch_batches(key, n=389, batch_size=30, epochs=20)
+    ...     return gd.train(step, params, problem.data, index, 0.1)[0]
+    >>> ensemble = torch.func.vmap(train_member)(params, order_keys)
+    >>> prediction = gd.modules.predict(apply, ensemble, problem.data[0])
+    >>> prediction.members.shape, prediction.mean.shape
+    (torch.Size([3, 389, 1]), torch.Size([389, 1]))
+    >>> errors = (prediction.members[..., 0] - problem.data[1]).square().mean(dim=-1)
+    >>> bool(gd.losses.mse(prediction.mean[:, 0], problem.data[1]) < errors.mean())
+    True
+"""
 
 from ._ensemble import Prediction as Prediction
 from ._ensemble import member as member

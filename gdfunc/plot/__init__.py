@@ -3,6 +3,11 @@
 Arrays and `ax` go in, artists come out. matplotlib is imported when something is drawn, and nothing global
 is touched: no pyplot, no rcParams, no backend. `plot_curves(...).figure.savefig("run.png")` is a whole
 script.
+
+Example:
+    >>> axes = gd.plot.plot_curves([torch.tensor([3.0, 2.0, 1.0])])
+    >>> len(axes.lines)
+    1
 """
 
 from ._curves import plot_curves as plot_curves

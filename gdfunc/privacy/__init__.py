@@ -19,6 +19,21 @@ divisor are taken as public. Losses and whatever else a run records of its batch
 publish them. Noise and batches come from `gdfunc.random`, which is not a cryptographic generator, and sums
 are floating-point: this is for research on private learning, not for releasing models trained on secrets.
 
+`poisson_batches` makes a `PoissonPlan` of static shape for data that `pad` has made `Padded`. A
+`max_norm` is a number, a tree of numbers, or a `Quantile` of the norms. The state of a private step is
+a `PrivateState`. `clipped_grad` is the gradient without the noise.
+
+Example:
+    >>> problem, n, rate = gd.problems.stock_regression(), 389, 0.1
+    >>> plan = gd.privacy.poisson_batches(gd.random.key(0), n, rate, steps=20)
+    >>> settings = {"max_norm": 0.01, "noise_multiplier": 1.1, "divisor": rate * n}
+    >>> noise_key = gd.random.key(1)
+    >>> step = gd.privacy.make_private_step(problem.loss_fn, gd.momentum(0.9), key=noise_key, **settings)
+    >>> data = gd.privacy.pad(problem.data, plan)
+    >>> final, _ = gd.train(step, step.init(problem.params), data, plan.index, 0.3)
+    >>> gd.privacy.history(plan, noise_multiplier=1.1)
+    [(1.1, 0.1, 20)]
+
 References:
     M. Abadi et al., "Deep learning with differential privacy", 2016.
     I. Mironov, "On significance of the least significant bits for differential privacy", 2012.

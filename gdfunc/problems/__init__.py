@@ -3,6 +3,18 @@
 Everything is float64 unless `dtype=` says otherwise, so that theory can be tested to the last digits. Every
 loss is `loss_fn(params, batch)` like any other: the mean over the batch, 0-d. The test functions have no
 data. Their losses ignore the batch, which may be left out.
+
+Each is a `Problem`: `quadratic`, `rosenbrock`, `beale`, `rastrigin`, `himmelblau`, `linear_regression`,
+`logistic_regression`, `stock_regression` (on the shares of `gd.datasets`), and the landscape `elevation`.
+
+Example:
+    >>> problem = gd.problems.quadratic([1.0, 4.0])
+    >>> step = gd.make_step(problem.loss_fn)
+    >>> params = problem.params
+    >>> for _ in range(200):
+    ...     params, loss = step(params, problem.data, 1 / problem.L)
+    >>> bool(loss - problem.minimum < 1e-12)
+    True
 """
 
 from ._functions import beale as beale

@@ -1,15 +1,22 @@
-"""Statistics of per-sample gradients: the noise of a step, a good batch size, and the samples that matter.
+"""What per-sample gradients tell: the noise of a step, the size of batches, the samples that count.
 
 `spread`, `gsnr` and `cosines` are reducers for `reduce_per_sample`. `spread` gives a few numbers, a
-`Spread`, of which the other statistics are functions, entry by entry. So a run records it once, and all
-of them follow for every step:
+`Spread`. Most other statistics are functions of a `Spread`, entry by entry, so a run that records it
+once has them all for every step: `noise_scale` and its form for `two_batch` norms, `norm_test`,
+`inner_product_test` and `orthogonality_test` (each a `Verdict`), `cabs`, `diversity`. Which samples
+drive a run is told by `influence` and `self_influence` along its path, and by their `ranks`.
 
-    noise = gd.reduce_per_sample(loss_fn, gd.stats.spread())
-    record = {"loss": "loss", "spread": lambda params, loss: noise(params, data)[0]}
-    final, trajectory = gd.train(step, params, data, index, lr, record=record)
-    gd.stats.noise_scale(trajectory.spread)  # [T]
+A single sample has no variance. Statistics that need one are NaN then, and a warning says so.
 
-A single sample has no variance: statistics that need one are NaN then, and a warning says so.
+Example:
+    >>> problem = gd.problems.stock_regression()
+    >>> noise = gd.reduce_per_sample(problem.loss_fn, gd.stats.spread())
+    >>> record = {"loss": "loss", "spread": lambda params, loss: noise(params, problem.data)[0]}
+    >>> index = gd.epoch_batches(gd.random.key(0), n=389, batch_size=30, epochs=5)
+    >>> step = gd.make_step(problem.loss_fn)
+    >>> final, trajectory = gd.train(step, problem.params, problem.data, index, 0.03, record=record)
+    >>> gd.stats.noise_scale(trajectory.spread).shape  # the batch size that pays off, along the run
+    torch.Size([60])
 """
 
 from ._batch_size import Verdict as Verdict
