@@ -1,11 +1,13 @@
 """The few exceptions of gdfunc's own, and checks of single arguments at the door."""
 
+import linecache
 import math
 import os
 import sys
 import warnings
 from numbers import Integral, Real
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -56,10 +58,15 @@ class NonFiniteError(GdfuncError, ArithmeticError):
 class BackendError(GdfuncError, RuntimeError):
     """A backend cannot run this loop; the message says why, and what can.
 
+    Attributes:
+        untouched: whether everything that f can reach is as it was before the call.
+
     Example:
         >>> issubclass(gd.BackendError, RuntimeError)
         True
     """
+
+    untouched = True
 
 
 def untraceable(what: str) -> BackendError:
@@ -171,3 +178,9 @@ def warn(message: str) -> None:
 def is_ours(filename: str) -> bool:
     """Tell whether a file belongs to this library or to torch."""
     return filename.startswith(tuple(f"{Path(file).parent}{os.sep}" for file in (__file__, torch.__file__)))
+
+
+def line_of(frame: FrameType) -> str:
+    """Name the line that a frame executes, and show it."""
+    file, line = frame.f_code.co_filename, frame.f_lineno
+    return f"{file}:{line}: `{linecache.getline(file, line).strip()}`"

@@ -16,9 +16,9 @@ RANKS = {
     0: {"_torch", "_lock", "_tree", "_numerics", "_errors", "_progress", "_through", "random"},
     1: {"_sampling", "_gradients", "_transforms", "schedules", "_scan", "losses", "problems", "datasets"}
     | {"_per_sample", "reducers", "_reductions"},
-    2: {"_step", "curvature"},
+    2: {"_step", "curvature", "adjoints"},
     3: {"_train", "methods", "_sweep", "_hypergradient", "modules", "stats", "privacy"},
-    4: {"checkpoint", "distributed", "plot", "testing"},
+    4: {"checkpoint", "distributed", "plot", "testing", "interop"},
 }
 RANK = {room: rank for rank, rooms in RANKS.items() for room in rooms}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
@@ -36,7 +36,6 @@ SAME_RANK = {
     ("reducers", "_per_sample"),
     ("reducers", "_reductions"),
     *[("_reductions", room) for room in ("_gradients", "_per_sample", "_scan")],
-    ("privacy", "methods"),  # whose steps know how their states begin
 }
 
 

@@ -16,7 +16,7 @@ from .. import _tree
 from .._gradients import LossFn, check_dependence, check_loss, checked, sample_loss
 from .._per_sample import Dense, Leaf, Outer, Rows, at_once
 from .._scan._recent import Recent
-from .._scan.trace._fingerprint import fingerprint
+from .._scan.trace._key import key_of
 from .._scan.trace._trace import trace
 from .._tree import Tree
 from ._patterns import Use, find_uses
@@ -74,10 +74,10 @@ def direct(loss_fn: LossFn, params: Tree, batch: Tree, why: str) -> Program:
 def tapped(loss_fn: LossFn, params: Tree, batch: Tree) -> Program:
     """Find the weights whose gradients are products of factors; if there are none, go the direct way."""
     f = "one sample", loss_fn  # not to be taken for the same function as a scan's body
-    read = fingerprint(f)
-    if read.key is None:
-        return direct(loss_fn, params, batch, "the loss's closure cannot be read")
-    key = (read.key, *_kinds(params), *_kinds(_tree.map(lambda leaf: leaf[0], batch)))
+    reading = key_of(f)
+    if reading.key is None:
+        return direct(loss_fn, params, batch, "the loss reaches what cannot be compared from call to call")
+    key = (reading.key, *_kinds(params), *_kinds(_tree.map(lambda leaf: leaf[0], batch)))
     refused = _refused.find(key)
     if refused is not None:
         return direct(loss_fn, params, batch, refused)
@@ -88,10 +88,12 @@ def tapped(loss_fn: LossFn, params: Tree, batch: Tree) -> Program:
         return params, check_loss(of_sample(params, sample))
 
     try:
-        traced = trace(f, body, params, batch, read, keeps_loops=False)
-    except Exception as error:  # whatever it is, it is met again, and better told, on real tensors
+        traced = trace(f, body, params, batch, {"reading": reading}, keeps_loops=False)
+    except Exception as error:  # it occurs again, with a better message, on real tensors
+        if not getattr(error, "untouched", True):
+            raise
         refused = f"the loss cannot be traced ({type(error).__name__})"
-        _refused.keep(key, refused, read.size)
+        _refused.keep(key, refused, 64 * len(reading.key))
         return direct(loss_fn, params, batch, refused)
     body_of = traced.body
     if body_of.taps is None:

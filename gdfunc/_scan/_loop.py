@@ -9,7 +9,6 @@ So a backend only ever runs a loop forward, on plain tensors; it is never differ
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import cache
 from itertools import compress, islice
 from typing import Any
 
@@ -26,7 +25,7 @@ from . import _derived
 from ._body import Avals, Body, Flags, Leaves, Loop, Nested, Runner
 from .backends import replay, runner_of
 from .backends import step_back as step_back
-from .trace._fingerprint import Fingerprint, fingerprint
+from .trace._purity import put_back
 from .trace._trace import Traced, trace
 
 
@@ -41,10 +40,10 @@ def run(
     backend: str,
     steps: int,
     checkpoint: int | None,
-    read: Any,
+    seen: dict[Any, Any] | None,
 ) -> tuple[Tree, Tree]:
     """Trace a user's function, with the checks around it, and run the loop over its body."""
-    traced = _traced(f, body, init, xs, read)
+    traced = _traced(f, body, init, xs, seen)
     carry, structure = _tree.flatten(init)
     loop, runner = Loop(traced.body, length, reverse, unroll), runner_of(backend, steps)
     tensors = _visible(traced.closed_over, carry, _tree.leaves(xs))
@@ -64,30 +63,26 @@ def call(f: Callable[[], Tree], backend: str) -> Tree:
     return _tree.unflatten(traced.y_structure, [y.squeeze(0) for y in ys])
 
 
-def read_once(f: Callable[..., Any]) -> Callable[[], Fingerprint]:
-    """Make the function that reads all that f can reach at its first call, and returns that ever after."""
-    return cache(lambda: fingerprint(f))
-
-
 def _traced(
     f: Callable[..., Any],
     body: Callable[..., tuple[Tree, Tree]],
     init: Tree,
     xs: Tree,
-    read: Callable[[], Fingerprint] | None = None,
+    seen: dict[Any, Any] | None = None,
 ) -> Traced:
     """Trace a user's function. A mistake in it is raised from real tensors, where it reads better."""
     try:
-        return trace(f, body, init, xs, read and read())
-    except (BackendError, ValueError):
+        return trace(f, body, init, xs, seen)
+    except (BackendError, ValueError, Warning):
         raise
     except Exception as error:
-        _, y = body(init, _tree.map(lambda leaf: leaf[0], xs))
-        for path, leaf in _tree.named_leaves(y, "y"):
-            check_tensor(leaf, path)
-        raise untraceable(
-            f"f cannot be traced ({type(error).__name__}: {[*str(error).splitlines(), ''][0]})"
-        ) from error
+        with put_back(f):
+            _, y = body(init, _tree.map(lambda leaf: leaf[0], xs))
+            for path, leaf in _tree.named_leaves(y, "y"):
+                check_tensor(leaf, path)
+            raise untraceable(
+                f"f cannot be traced ({type(error).__name__}: {[*str(error).splitlines(), ''][0]})"
+            ) from error
 
 
 def _visible(*tensors: list[Tensor]) -> Sequence[list[Tensor]]:

@@ -14,10 +14,8 @@ from .._torch._modes import current_trace, is_tracing, versions
 from .._torch._transforms import is_transformed
 from .._tree import Tree
 from . import _loop
-from ._loop import read_once as read_once
 
 Body = Callable[[Tree, Tree], tuple[Tree, Tree]]
-Read = Callable[[], Any]
 BACKENDS = ("eager", "native", "inductor", "cudagraph", "auto")
 _LAID_OUT = 16  # steps: a longer loop stays a loop where the body of another is traced
 _WORTH_TRACING = 1_000  # steps: fewer, at 1 ms each from Python, end before a trace and a compiler
@@ -118,9 +116,9 @@ def fold(
     backend: str = "eager",
     checkpoint: int | str | None = None,
     steps: int | None = None,
-    read: Read | None = None,
+    seen: dict[Any, Any] | None = None,
 ) -> tuple[Tree, Tree]:
-    """Run `scan`, for a segment of a run of so many steps in all, whose f was read before."""
+    """Run `scan`, for a segment of a run of so many steps in all, given what was traced of f before."""
     check_int("unroll", unroll, 1)
     xs = _tree.as_tensors(xs)
     check_tensors(init, "init")
@@ -136,9 +134,9 @@ def fold(
     joins = trace is not None and trace.keeps_loops and length > _LAID_OUT
     if backend != "eager" or every is not None or joins:
         try:
-            return _loop.run(f, body, init, xs, length, reverse, unroll, backend, steps, every, read)
+            return _loop.run(f, body, init, xs, length, reverse, unroll, backend, steps, every, seen)
         except BackendError as error:
-            if backend != "auto" or every is not None:
+            if backend != "auto" or every is not None or not error.untouched:
                 raise
             _loop.step_back(error)
     carry, ys, order = init, [], range(length)
@@ -154,7 +152,7 @@ def call(f: Callable[[], Tree], backend: str) -> Tree:
         try:
             return _loop.call(f, backend)
         except BackendError as error:
-            if backend != "auto":
+            if backend != "auto" or not error.untouched:
                 raise
             _loop.step_back(error)
     return f()

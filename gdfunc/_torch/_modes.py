@@ -72,6 +72,11 @@ def is_over(leaf: FakeTensor) -> bool:
     return getattr(leaf.fake_mode, "is_over", False)
 
 
+def is_from_a_trace(leaf: Tensor) -> bool:
+    """Tell whether a tensor without a value was made in a trace of gdfunc, running or over."""
+    return isinstance(leaf, FakeTensor) and hasattr(leaf.fake_mode, "is_over")
+
+
 def valueless(mode: FakeTensorMode, shape: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Make a tensor without values that no running transformation or trace knows of."""
     with no_wrapping(), _disable_current_modes(), mode:
@@ -87,6 +92,21 @@ def plain_copy(constant: Tensor) -> Tensor:
     """Copy a tensor without any running mode or transformation seeing it."""
     with unseen(), no_wrapping(), _disable_current_modes():
         return constant.detach().clone()
+
+
+def same_bytes(a: Tensor, b: Tensor) -> bool:
+    """Tell whether two plain tensors have the same metadata and the same bits."""
+    with unseen(), no_wrapping(), _disable_current_modes():
+        if (
+            a.shape != b.shape
+            or a.dtype != b.dtype
+            or a.device != b.device
+            or has_no_value(a)
+            or has_no_value(b)
+        ):
+            return False
+        bits = [leaf.detach().contiguous().flatten().view(torch.uint8) for leaf in (a, b)]
+        return torch.equal(*bits)
 
 
 def no_dispatch_modes() -> AbstractContextManager[Any]:

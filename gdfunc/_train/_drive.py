@@ -140,7 +140,7 @@ def _advance(plan: Plan, done: Done, last: int) -> tuple[Done, Tensor | None]:
         backend=plan.backend,
         checkpoint=plan.checkpoint,
         steps=plan.steps,
-        read=plan.key,
+        seen=plan.seen,
     )
     new = Done(last, state, (*done.records, records))
     return (new.detached() if done.step < plan.cut else new), finite

@@ -14,7 +14,7 @@ from .. import _tree
 from .._errors import BackendError, check_choice, check_int, warn
 from .._gradients import check_batch, check_params
 from .._sampling import take
-from .._scan._scan import Read, check_checkpoint, check_tensors, is_readable, read_once, settle
+from .._scan._scan import check_checkpoint, check_tensors, is_readable, settle
 from .._step import Step, StepLike, as_step, check_lr, params_of
 from .._through import asked
 from .._torch._modes import is_tracing
@@ -55,7 +55,7 @@ class Plan:
         grain: segments are whole multiples of so many blocks.
         work: entries of the parameters times entries of the data that a block reads.
         backend: who runs the loop.
-        key: reads all that the body can reach, once for all segments.
+        seen: what was traced of the body, once for all segments.
         checkpoint: how many blocks lie between two carries that are kept for the backward pass, or None.
         cut: the number of steps through which derivatives do not go.
     """
@@ -68,7 +68,7 @@ class Plan:
     grain: int
     work: int
     backend: str
-    key: Read
+    seen: dict[Any, Any]
     checkpoint: int | None
     cut: int
 
@@ -128,7 +128,7 @@ def make_plan(
         grain=grain,
         work=work,
         backend=backend,
-        key=read_once(body),
+        seen={},
         checkpoint=kept_blocks,
         cut=0 if through.last is None else max(len(index) - through.last, 0) // every * every,
     )

@@ -8,21 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from ._axes import (
-    HUGE,
-    Array,
-    axes_for,
-    check_labels,
-    check_list,
-    draw_legend,
-    in_view,
-    line_style,
-    not_finite_note,
-    run_quantile,
-    to_array,
-    to_number,
-    with_notes,
-)
+from . import _axes
+from ._axes import HUGE, Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,23 +76,23 @@ def plot_curves(
     References:
         Masataka Okabe and Kei Ito, Color Universal Design, 2008 (the colours).
     """
-    runs = [_curve(f"curves[{i}]", curve) for i, curve in enumerate(check_list("curves", curves))]
-    names = check_labels(labels, len(runs), "curves")
+    runs = [_curve(f"curves[{i}]", curve) for i, curve in enumerate(_axes.check_list("curves", curves))]
+    names = _axes.check_labels(labels, len(runs), "curves")
     xs = _abscissae(x, [values.shape[1] for values in runs], log_x)
-    low, high = (to_number("band", quantile) for quantile in band)
+    low, high = (_axes.to_number("band", quantile) for quantile in band)
     if not 0 <= low <= high <= 1:
         raise ValueError(f"band must be two quantiles with 0 <= low <= high <= 1; got {band!r}")
     if minimum is not None:
-        runs = [values - to_number("minimum", minimum) for values in runs]
+        runs = [values - _axes.to_number("minimum", minimum) for values in runs]
         ylabel = f"{ylabel} − minimum"
 
-    ax = axes_for(ax)
+    ax = _axes.axes_for(ax)
     ax.set(xscale="log" if log_x else "linear", yscale="log" if log_y else "linear")
     ax.set(xlabel=xlabel, ylabel=ylabel, axisbelow=True)
     ax.grid(color="0.9", linewidth=0.6)
     ax.spines[["top", "right"]].set_visible(False)
     top = _top(runs, log_y)
-    edges = [(run_quantile(values, low), run_quantile(values, high)) for values in runs]
+    edges = [(_axes.run_quantile(values, low), _axes.run_quantile(values, high)) for values in runs]
     lines = [_draw_runs(ax, xs[i], values, edges[i], top, i) for i, values in enumerate(runs)]
     if log_y and not np.isfinite(ax.dataLim.minposy):
         # Without a positive value to go by, matplotlib would warn.
@@ -120,14 +107,14 @@ def plot_curves(
         if len(values) > 1:
             handle = (_draw_band(ax, steps, *edge, line.get_color()), line)
             name += f": median of {len(values)}, {100 * low:g}–{100 * high:g} %"
-        entries.append((handle, with_notes(name, _curve_notes(steps, values, top, xlabel, log_y))))
-    draw_legend(ax, entries)
+        entries.append((handle, _axes.with_notes(name, _curve_notes(steps, values, top, xlabel, log_y))))
+    _axes.draw_legend(ax, entries)
     return ax
 
 
 def _curve(name: str, value: Any) -> Array:
     """Return the values [N, T] of a curve's runs."""
-    values = to_array(name, value)
+    values = _axes.to_array(name, value)
     if values.ndim not in (1, 2) or values.size == 0:
         raise ValueError(f"{name} must be [T] or [N, T] with N, T >= 1; got shape {values.shape}")
     return np.atleast_2d(values)
@@ -141,7 +128,7 @@ def _abscissae(x: Any, lengths: list[int], log_x: bool) -> list[Array]:
         each = x if isinstance(x, (list, tuple)) else [x] * len(lengths)
         if len(each) != len(lengths):
             raise ValueError(f"x has {len(each)} entries but curves has {len(lengths)}; give one for each")
-        xs = [to_array(f"x[{i}]", values) for i, values in enumerate(each)]
+        xs = [_axes.to_array(f"x[{i}]", values) for i, values in enumerate(each)]
     for i, (values, length) in enumerate(zip(xs, lengths, strict=True)):
         if values.shape != (length,) or not np.isfinite(values).all():
             raise ValueError(f"x[{i}] must be {length} finite numbers, as curves[{i}]; got {values!r}")
@@ -157,7 +144,7 @@ def _top(runs: list[Array], log_y: bool) -> float:
     """Return the largest value to show: how far a diverging run is followed."""
     steady = [values[np.isfinite(values).all(axis=1)].ravel() for values in runs]
     known = np.concatenate([*steady, *(values[:, 0] for values in runs)])
-    known = known[in_view(known, HUGE) & ((known > 0) | (not log_y))]
+    known = known[_axes.in_view(known, HUGE) & ((known > 0) | (not log_y))]
     if len(known) == 0:
         return HUGE
     low, high = known.min(), known.max()
@@ -166,7 +153,7 @@ def _top(runs: list[Array], log_y: bool) -> float:
 
 def _diverged(values: Array) -> Any:
     """Tell which of the runs [N, T] cannot be shown whole."""
-    return ~in_view(values, HUGE).all(axis=1)
+    return ~_axes.in_view(values, HUGE).all(axis=1)
 
 
 def _curve_notes(x: Array, values: Array, top: float, xlabel: str, log_y: bool) -> list[str]:
@@ -174,9 +161,9 @@ def _curve_notes(x: Array, values: Array, top: float, xlabel: str, log_y: bool) 
     if len(values) > 1:
         notes += [f"{diverged.sum()} of {len(values)} diverged"] if diverged.any() else []
     elif diverged[0]:
-        end = in_view(values[0], top).argmin()
+        end = _axes.in_view(values[0], top).argmin()
         notes += [f"leaves the view at {xlabel} {x[end]:.12g}"] if alive[0, end] else []
-        notes += [] if alive.all() else [not_finite_note(alive[0], x, xlabel)]
+        notes += [] if alive.all() else [_axes.not_finite_note(alive[0], x, xlabel)]
     low = (values[alive] <= 0).sum()
     notes += [f"{low} of {values.size} values ≤ 0"] if log_y and low else []
     return notes
@@ -186,9 +173,9 @@ def _draw_runs(ax: Axes, x: Array, values: Array, edges: tuple[Array, Array], to
     """Draw a run, or the median of several and those that diverged; make room for what is to be seen."""
     from matplotlib.lines import Line2D
 
-    color, dashes = line_style(i)
+    color, dashes = _axes.line_style(i)
     lost = values[_diverged(values)]
-    middle = run_quantile(values, 0.5) if len(values) > 1 else values[0]
+    middle = _axes.run_quantile(values, 0.5) if len(values) > 1 else values[0]
     line = Line2D(x, middle, color=color, linestyle=dashes, linewidth=1.6, zorder=3)
     line.set_marker("o" if len(x) == 1 else "")
     ax.add_artist(line)  # unlike add_line, without making room for all of it
@@ -198,7 +185,7 @@ def _draw_runs(ax: Axes, x: Array, values: Array, edges: tuple[Array, Array], to
         ax.add_artist(Line2D(np.tile(np.append(x, np.nan), len(lost)), parted, color=color, linewidth=0.6))
     ax.update_datalim(np.column_stack([x, x]), updatey=False)
     for shown in (middle, *edges, *lost):
-        ax.update_datalim(np.column_stack([x, shown])[in_view(shown, top)])
+        ax.update_datalim(np.column_stack([x, shown])[_axes.in_view(shown, top)])
     if ax.get_yscale() == "log" and (middle <= 0).any():
         low, bottom = x[middle <= 0], ax.get_xaxis_transform()
         ax.plot(low, 0 * low + 0.012, "v", color=color, transform=bottom, markersize=3)
@@ -209,7 +196,7 @@ def _draw_ends(ax: Axes, x: Array, values: Array, top: float, color: Any) -> Non
     """Mark the last value in view of every run that diverges."""
     from matplotlib.lines import Line2D
 
-    inside = in_view(values, top)
+    inside = _axes.in_view(values, top)
     runs = np.flatnonzero(_diverged(values) & inside[:, 0])
     if len(runs):
         last = inside[runs].argmin(axis=1) - 1

@@ -13,19 +13,8 @@ from torch import Tensor
 
 from .. import _tree
 from .._errors import check_int
-from ._axes import (
-    Array,
-    axes_for,
-    check_labels,
-    check_list,
-    draw_legend,
-    line_style,
-    not_finite_note,
-    to_array,
-    to_increasing,
-    to_number,
-    with_notes,
-)
+from . import _axes
+from ._axes import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -136,19 +125,19 @@ def plot_descent(
     References:
         Masataka Okabe and Kei Ito, Color Universal Design, 2008 (the colours).
     """
-    trees = [_tree.as_tensors(tree) for tree in check_list("paths", paths)]
-    names = check_labels(labels, len(trees), "paths")
+    trees = [_tree.as_tensors(tree) for tree in _axes.check_list("paths", paths)]
+    names = _axes.check_labels(labels, len(trees), "paths")
     tracks = [_points(f"paths[{i}]", tree, trees[0]) for i, tree in enumerate(trees)]
     stars = [
         _points(f"minimizers[{i}]", _tree.map(lambda leaf: leaf[None], _tree.as_tensors(tree)), trees[0])
-        for i, tree in enumerate(check_list("minimizers", minimizers))
+        for i, tree in enumerate(_axes.check_list("minimizers", minimizers))
     ]
     count = check_int("levels", levels, 2) if isinstance(levels, int) else 0
-    shown = np.empty(0) if isinstance(levels, int) else to_increasing("levels", levels)
-    floor = None if minimum is None else to_number("minimum", minimum)
+    shown = np.empty(0) if isinstance(levels, int) else _axes.to_increasing("levels", levels)
+    floor = None if minimum is None else _axes.to_number("minimum", minimum)
     box = None if limits is None else _box(limits)
     check_int("resolution", resolution, 2)
-    ax = axes_for(ax)
+    ax = _axes.axes_for(ax)
 
     evaluate = functools.partial(_evaluate, loss, trees[0], chunk_size)
     visited = np.concatenate([*tracks, *stars])
@@ -168,13 +157,13 @@ def plot_descent(
     entries += _draw_contours(ax, x, y, heights.reshape(resolution, resolution), shown)
     xlabel, ylabel = _scalar_names(trees[0])
     ax.set(xlim=box[:, 0], ylim=box[:, 1], xlabel=xlabel, ylabel=ylabel)
-    draw_legend(ax, entries)
+    _axes.draw_legend(ax, entries)
     return ax
 
 
 def _box(limits: Any) -> Array:
     """Return the lower and the upper corner."""
-    pairs = to_array("limits", limits)
+    pairs = _axes.to_array("limits", limits)
     if pairs.shape != (2, 2) or not np.isfinite(pairs).all() or not (pairs[:, 0] < pairs[:, 1]).all():
         raise ValueError(f"limits must be ((low, high), (low, high)) with low < high; got {limits!r}")
     return pairs.T
@@ -199,7 +188,7 @@ def _points(name: str, tree: Tree, first: Tree) -> Array:
             f"{name} must have two scalars in all at each point, shaped as in paths[0]; "
             f"got points of shape {got}"
         )
-    return np.concatenate([to_array(name, leaf).reshape(len(leaf), -1) for leaf in leaves], axis=1)
+    return np.concatenate([_axes.to_array(name, leaf).reshape(len(leaf), -1) for leaf in leaves], axis=1)
 
 
 def _scalar_names(first: Tree) -> list[str]:
@@ -235,7 +224,7 @@ def _evaluate(loss: Callable[[Tree], Tensor], first: Tree, chunk_size: int | Non
             for column, leaf in zip(columns, like, strict=True)
         ]
         with torch.no_grad():
-            losses[finite] = to_array("loss", torch.func.vmap(at, chunk_size=chunk_size)(*leaves))
+            losses[finite] = _axes.to_array("loss", torch.func.vmap(at, chunk_size=chunk_size)(*leaves))
     return losses
 
 
@@ -279,7 +268,7 @@ def _crossing(inside: Array, outside: Array, box: Array) -> Array:
 def _draw_path(ax: Axes, points: Array, box: Array, name: str, i: int) -> tuple[Any, str]:
     from matplotlib.patheffects import Normal, Stroke
 
-    color, dashes = line_style(i)
+    color, dashes = _axes.line_style(i)
     alive = np.isfinite(points).all(axis=1)
     inside = _inside(points, box)
     # A path that never comes into the view has nothing to be cut at.
@@ -292,9 +281,9 @@ def _draw_path(ax: Axes, points: Array, box: Array, name: str, i: int) -> tuple[
         crosses.append(_crossing(points[last], points[last + 1], box))
     if not alive.all():
         end = alive.argmin()
-        notes.append(not_finite_note(alive, np.arange(len(points)), "step"))
+        notes.append(_axes.not_finite_note(alive, np.arange(len(points)), "step"))
         crosses += [point for point in points[:end][-1:] if inside[end - 1]]
-    label = with_notes(name, notes)
+    label = _axes.with_notes(name, notes)
     (line,) = ax.plot(*points[: last + 2].T, marker=".", color=color, linestyle=dashes, label=label)
     line.set(linewidth=1.4, markersize=4, zorder=3)
     line.set_path_effects([Stroke(linewidth=2.6, foreground="white"), Normal()])

@@ -1,6 +1,7 @@
 """The mode in which f runs in a trace: every call of torch goes through it, on stand-ins."""
 
 import sys
+from types import FrameType
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from ... import _tree
-from ..._errors import BackendError, is_ours, untraceable
+from ..._errors import BackendError, is_ours, line_of, untraceable
 from ..._torch._graphs import ASSERT_ASYNC, MULTILABEL_MARGIN_LOSSES, record_attribute
 from ..._torch._modes import FakeTensor, FakeTensorMode, TraceMode, is_over, storage, valueless
 from ..._torch._transforms import is_transformed, rewrapped
@@ -40,6 +41,8 @@ class Lift(TraceMode):
             return func(*args, **(kwargs or {}))
         if func in _REFUSED:
             raise untraceable(f"f {_REFUSED[func]}, which a compiled loop cannot")
+        if func in _FORMATS and (line := _users_line()):
+            raise untraceable(f"f formats or prints a tensor at {line}, but in a trace it has no value")
         args, kwargs = _tree.map(self.plain, (args, kwargs or {}))
         func, args = rewritten(func, args, self.plain)
         result, written = self.cuts.call(func, args, kwargs)
@@ -92,6 +95,7 @@ def wrote(what: str) -> ValueError:
 _OF_AUTOGRAD = {getter("requires_grad"), getter("is_leaf"), getter("grad_fn")}
 # What a stand-in has not, or otherwise.
 _OF_THE_ORIGINAL = {*_OF_AUTOGRAD, Tensor.stride, Tensor.is_contiguous}
+_FORMATS = {Tensor.__format__, Tensor.__repr__}
 _REFUSED = {
     getter("grad"): "reads .grad of a tensor",
     **dict.fromkeys(
@@ -106,3 +110,11 @@ _REFUSED = {
     **dict.fromkeys(MULTILABEL_MARGIN_LOSSES, "applies multilabel_margin_loss"),
     ASSERT_ASYNC: "applies _assert_async",
 }
+
+
+def _users_line() -> str:
+    """Name the user's line that formats a tensor, or nothing where torch does so for a message."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame and frame.f_code.co_filename.endswith(("_tensor.py", "overrides.py")):
+        frame = frame.f_back
+    return line_of(frame) if frame and not is_ours(frame.f_code.co_filename) else ""

@@ -2,7 +2,7 @@
 
 import linecache
 import traceback
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -15,18 +15,26 @@ from ... import _tree
 from ..._errors import BackendError, check_tensor, is_ours, untraceable
 from ..._through import asked
 from ..._torch._graphs import graph_of, needs_a_value, operators, recorder, without_dead_code, writes
-from ..._torch._modes import FakeTensor, active_modes, clean_room, plain_copy, tracing, valueless
+from ..._torch._modes import (
+    FakeTensor,
+    active_modes,
+    clean_room,
+    is_tracing,
+    plain_copy,
+    tracing,
+    valueless,
+)
 from ..._torch._patches import applied_functions, gradients_under_no_grad, no_log_of_fake_tensors
 from ..._torch._transforms import depth, may_be_differentiated, neutral_levels
 from ..._tree import Tree
 from .._body import Aval, Avals, Body, nested_loops
 from .._recent import Recent
+from ._code import owner
 from ._cuts import Cuts
-from ._fingerprint import Fingerprint, fingerprint
+from ._key import Key, Reading, key_of
 from ._lift import Lift, check_plain, wrote
-from ._names import is_librarys
+from ._purity import Recorded, record_twice, warn_of
 from ._rewrites import OPERATIONS
-from ._undo import undone
 
 
 class Traced(NamedTuple):
@@ -38,7 +46,7 @@ class Traced(NamedTuple):
 
 
 class _Recipe(NamedTuple):
-    """A trace for all functions of one fingerprint: closed-over tensors are their places in it."""
+    """A trace for all functions of one key: closed-over tensors are their places in it."""
 
     body: Body
     closed_over: list[int | Tensor]
@@ -53,12 +61,14 @@ def trace(
     body: Callable[[Tree, Tree], tuple[Tree, Tree]],
     init: Tree,
     xs: Tree,
-    print_of_f: Fingerprint | None = None,
+    seen: dict[Any, Any] | None = None,
     keeps_loops: bool = True,
 ) -> Traced:
-    """Trace a scan's body, f with checks around it; or find the trace of an f that computes the same.
+    """Trace a scan's body, f with checks around it; or find the trace of an f with the same key.
 
     Args:
+        seen: what was traced of f before, in the same run. It is filled, so that a run of many segments
+            reads and traces f once.
         keeps_loops: whether a long scan inside f stays a loop, or all its steps are recorded.
     """
     carry, carry_structure = _tree.flatten(init)
@@ -67,44 +77,58 @@ def trace(
         check_plain(leaf)
     carry_avals = tuple([Aval.of(leaf) for leaf in carry])
     x_avals = tuple([Aval.of(leaf, 1) for leaf in rows])
-    print_of_f, through = print_of_f or fingerprint(f), asked()
-    keys = print_of_f.key, _print_of_nodes(carry_structure, x_structure)
-    key = (keeps_loops, through, *keys, carry_structure, x_structure, carry_avals, x_avals)
-    lasting = None not in keys and through.fixed_point is None
-    recipe = _recipes.find(key) if lasting else None
-    if recipe is None:
-        with undone(print_of_f.objects), tracing, applied_functions(_is_theirs) as opaque:
-            graph, lift, y_structure = _record(
-                body, carry_structure, carry_avals, x_structure, x_avals, opaque, keeps_loops
-            )
+    about = (keeps_loops, asked(), carry_structure, x_structure, carry_avals, x_avals)
+    seen = {} if seen is None else seen
+    if about in seen:
+        return seen[about]
+
+    def record(body: Callable[..., Any]) -> Recorded:
+        with tracing, applied_functions(_is_theirs) as opaque:
+            structures = carry_structure, carry_avals, x_structure, x_avals
+            graph, lift, y_structure = _record(body, *structures, opaque, keeps_loops)
         originals = _lift_attributes(graph, lift)
-        if lift.asks:
-            seen, lasting = (*carry, *rows, *[leaf for leaf, _ in lift.known.values()]), False
-            if any(map(may_be_differentiated, seen)):
-                raise untraceable(
-                    "f asks what autograd knows of a tensor, of which a compiled loop knows nothing"
-                )
+        given = (*carry, *rows, *[leaf for leaf, _ in lift.known.values()])
+        if lift.asks and any(map(may_be_differentiated, given)):
+            raise untraceable(
+                "f asks what autograd knows of a tensor, of which a compiled loop knows nothing"
+            )
         for leaf in originals:
             check_plain(leaf)
-        consts = tuple(Aval.of(leaf) for leaf in originals)
-        pure = _checked(graph, len(consts))
-        shared = _shared(pure, consts, carry_avals, x_avals, frozenset(opaque | _foreign(pure)))
-        places = {id(leaf): place for place, leaf in enumerate(print_of_f.tensors)}
-        closed_over = [places.get(id(leaf), leaf) for leaf in originals]
-        recipe = _Recipe(shared, closed_over, y_structure)
-        hidden = [leaf for leaf in closed_over if isinstance(leaf, Tensor) and id(leaf) in lift.known]
-        if lasting and not hidden:
-            constants = [leaf.nbytes for leaf in closed_over if isinstance(leaf, Tensor)]
-            _recipes.keep(key, recipe, sum(constants) + print_of_f.size)
-    tensors = [print_of_f.tensors[at] if isinstance(at, int) else at for at in recipe.closed_over]
-    return Traced(recipe.body, tensors, recipe.y_structure)
+        return Recorded(graph, originals, (lift, y_structure, opaque))
+
+    nested = is_tracing()  # the trace that this loop is a part of has the key, and is made twice
+    reading = _EMPTY if nested else seen.get("reading") or key_of(f)
+    readings = reading, _key_of_nodes(carry_structure, x_structure)
+    key = (*about, *[each.key for each in readings])
+    lasting = not nested and all(each.key is not None for each in readings)
+    lasting = lasting and asked().fixed_point is None
+    recipe = _recipes.find(key) if lasting else None
+    if recipe is None:
+        recorded = record(body) if nested else record_twice(f, body, record)
+        for each in readings:
+            if each.key is None:
+                warn_of(each)
+        lift, y_structure, opaque = recorded.more
+        lasting = lasting and not lift.asks
+        places = {id(leaf): place for place, leaf in enumerate(reading.tensors)}
+        closed_over = [places.get(id(leaf), leaf) for leaf in recorded.closed_over]
+        recipe = _Recipe(_shared(recorded, carry_avals, x_avals, opaque), closed_over, y_structure)
+        constants = [leaf for leaf in closed_over if isinstance(leaf, Tensor)]
+        if lasting and not any(id(leaf) in lift.known for leaf in constants):
+            _recipes.keep(key, recipe, sum(leaf.nbytes for leaf in constants) + 64 * len(reading.key or ()))
+    tensors = [reading.tensors[at] if isinstance(at, int) else at for at in recipe.closed_over]
+    seen["reading"], seen[about] = reading, Traced(recipe.body, tensors, recipe.y_structure)
+    return seen[about]
 
 
-def _print_of_nodes(*structures: _tree.Structure) -> Hashable | None:
+def _key_of_nodes(*structures: _tree.Structure) -> Reading:
     """Read the classes of the user's that f is given instances of, and what these are made again from."""
     nodes = [node for structure in structures for node in _tree.nodes(structure)]
-    theirs = [node for node in nodes if node[1:] or not is_librarys(node[0])]
-    return fingerprint(theirs).key if theirs else ()
+    theirs = [node for node in nodes if node[1:] or owner(node[0].__module__) != "frozen"]
+    return key_of(theirs) if theirs else _EMPTY
+
+
+_EMPTY = Reading(Key(), [], [], "")
 
 
 def _record(
@@ -248,14 +272,16 @@ _ASSIGNMENTS: dict[Any, Callable[..., Any]] = {
 }
 
 
-def _shared(graph: fx.GraphModule, consts: Avals, carry: Avals, x: Avals, opaque: frozenset[str]) -> Body:
-    """The body of this graph: the one that an equal graph had before, with what was compiled of it."""
-    loops = tuple(nested_loops(graph))  # whose code is one name
-    key = (graph.code, loops, consts, carry, x, opaque, torch.get_default_dtype())
+def _shared(recorded: Recorded, carry: Avals, x: Avals, opaque: set[str]) -> Body:
+    """Give the body of a graph: that of an equal graph before, with what was compiled of it."""
+    consts = tuple(map(Aval.of, recorded.closed_over))
+    graph = _checked(recorded.graph, len(consts))
+    names, loops = frozenset(opaque | _foreign(graph)), tuple(nested_loops(graph))  # whose code is one name
+    key = (graph.code, loops, consts, carry, x, names, torch.get_default_dtype())
     body = _bodies.find(key)
     if body is None:
         body = Body(graph, consts, carry, x)
-        body.opaque = opaque
+        body.opaque = names
         _bodies.keep(key, body)
     return body
 

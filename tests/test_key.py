@@ -1,4 +1,7 @@
-"""The fingerprint of a function: equal when it is made anew, different after any change in its reach."""
+"""The key of a function: equal plain state gives an equal key, and no change leaves a key as it was.
+
+A key may be missing, which costs a trace on every call, but it is never stale.
+"""
 
 import collections
 import collections.abc
@@ -7,10 +10,13 @@ import enum
 import functools
 import gc
 import importlib
+import operator
 import os
 import random
+import re
 import sys
 import threading
+import time
 import types
 import typing
 import weakref
@@ -20,12 +26,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.func import grad, jvp, vmap
+from torch.func import grad, vmap
 
 import gdfunc as gd
-from gdfunc._scan import _recent
-from gdfunc._scan.trace import _fingerprint
-from gdfunc._scan.trace._fingerprint import fingerprint
+from gdfunc._scan.trace._key import key_of
 
 from .references import normal
 
@@ -41,30 +45,12 @@ SETTINGS.inner.depth = 3
 
 
 def key(f):
-    """The key that a walk gives; what reads f with code of its own gives the same."""
-    walked, _ = _fingerprint._read(f, _fingerprint._settings())
-    for _ in range(3):  # the code is written at the second reading
-        found = fingerprint(f)
-        assert found.key == walked.key
-        if found.key is not None:
-            for a, b in ((found.tensors, walked.tensors), (found.objects, walked.objects)):
-                assert list(map(id, a)) == list(map(id, b))
-    return walked.key
+    return key_of(f).key
 
 
 def reader(value):
     """A function with a value in its closure."""
     return lambda: value
-
-
-def attributed(x):
-    x.scale = 2.0
-    return x
-
-
-def with_keyword(f):
-    f.__kwdefaults__ = {"carry": 1}
-    return f
 
 
 class Model:
@@ -237,18 +223,11 @@ def training(seed):
 
 
 def test_a_step_made_anew_has_an_equal_key():
-    a, b = fingerprint(training(0)), fingerprint(training(1))
+    a, b = key_of(training(0)), key_of(training(1))
     assert a.key == b.key is not None
     assert hash(a.key) == hash(b.key)
     assert len(a.tensors) == len(b.tensors) == 2 + 6 + 3 + 3  # the buffers count twice: they are copied
     assert not {id(x) for x in a.tensors} & {id(x) for x in b.tensors}
-
-
-def test_the_same_function_twice_has_an_equal_key_and_the_same_tensors():
-    f = training(0)
-    a, b = fingerprint(f), fingerprint(f)
-    assert a.key == b.key
-    assert [id(x) for x in a.tensors] == [id(x) for x in b.tensors]
 
 
 def values():
@@ -383,29 +362,29 @@ def values():
     }
 
 
-def test_values_made_anew_are_equal_and_all_others_are_not():
+NOT_PLAIN = {
+    "counter",
+    "mapping proxy",
+    "table",
+    "other table",
+    "float of a class",
+    "other float of a class",
+}
+NOT_PLAIN |= {
+    "masked ndarray",
+    "other masked ndarray",
+    "masked ndarray over another value",
+    "alias",
+    "union",
+}
+NOT_PLAIN |= {"numpy dtype", "other numpy dtype"}
+
+
+def test_equal_values_have_equal_keys_and_different_values_have_different_keys():
     first, second = [{name: key(reader(v)) for name, v in values().items()} for _ in range(2)]
-    assert None not in first.values()
-    equal = [(a, b) for a in first for b in second if first[a] == second[b]]
-    assert equal == [(name, name) for name in first]
-
-
-def test_a_plain_object_is_itself():
-    mark = object()
-    assert key(reader(mark)) == key(reader(mark)) != key(reader(object()))
-
-
-def test_classes_alike_are_not_the_same():
-    class Alike(type):
-        def __eq__(self, other):
-            return True
-
-        def __hash__(self):
-            return 0
-
-    for meta in (type, Alike):
-        a, b = (meta("Empty", (), {"__slots__": ()}) for _ in range(2))
-        assert key(reader(a)) == key(reader(a)) != key(reader(b))
+    assert {name for name in first if first[name] is None} <= NOT_PLAIN
+    equal = [(a, b) for a in first for b in second if first[a] == second[b] is not None]
+    assert equal == [(name, name) for name in first if first[name] is not None]
 
 
 def test_keys_keep_alive_what_they_compare_by_identity():
@@ -480,12 +459,6 @@ def of_function(f, name, new):
     return f, replace(f, name, new)
 
 
-def of_step():
-    step = lambda p, b: p  # noqa: E731
-    step.settings = types.SimpleNamespace(scale=1)
-    return step, replace(step.settings, "scale", 2)
-
-
 def of_net(read=reader):
     with torch.random.fork_rng():
         net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5))
@@ -529,7 +502,6 @@ CHANGES = {
     "default": lambda: of_function(with_default, "__defaults__", (3.0,)),
     "keyword default": lambda: of_function(with_kwdefault, "__kwdefaults__", {"rate": 3.0}),
     "attribute of a function": lambda: of_function(named, "scale", 3.0),
-    "attribute behind a step's": of_step,
     "list entry": lambda: entry([1, 2], 1, 3),
     "nested list entry": lambda: (lambda x: (reader({"a": (x,)}), lambda: x.append(1)))([]),
     "dict entry": lambda: entry({"a": 1}, "a", 2),
@@ -578,9 +550,10 @@ CHANGES = {
 def test_a_change_changes_the_key(name):
     f, change = CHANGES[name]()
     before = key(f)
-    assert before == key(f) is not None
+    assert before == key(f)
+    assert (before is None) == (name == "attribute of a metaclass")
     change()
-    assert key(f) not in (before, None)
+    assert before is None or key(f) != before
 
 
 @pytest.mark.parametrize(
@@ -609,7 +582,7 @@ def test_a_global_counts_however_deep(f, monkeypatch):
 
 
 @pytest.mark.parametrize("f", [of_module, importing, importing_name, importing_inside])
-@pytest.mark.parametrize("wrap", [lambda f: f, lambda f: Model(f), lambda f: [[f]]])
+@pytest.mark.parametrize("wrap", [lambda f: f, lambda f: types.SimpleNamespace(f=f), lambda f: [[f]]])
 def test_an_attribute_of_a_module_counts_if_it_is_named(f, wrap, monkeypatch):
     monkeypatch.setitem(sys.modules, "settings_of_a_user", SETTINGS)
     before = key(wrap(f))
@@ -632,7 +605,7 @@ def test_the_name_that_a_global_has_counts():
 
 
 def test_modules_in_modules_in_cells_and_in_attributes_count(monkeypatch):
-    model = Model(options=SETTINGS)
+    model = types.SimpleNamespace(options=SETTINGS)
     for f in (of_inner_module, reader([of_inner_module, model]), lambda: model.options.inner.depth):
         before = key(f)
         monkeypatch.setattr(SETTINGS.inner, "depth", 4)
@@ -727,93 +700,19 @@ def test_aliases_of_objects_count():
     assert key(reader((a, a))) == key(reader((b, b))) != key(reader((a, b)))
 
 
-def holding(target, x):
-    target.x = x
-    return target
-
-
-CONTAINERS = {
-    "cell": reader,
-    "default": lambda x: lambda y=x: y,
-    "keyword default": lambda x: eval("lambda *, y=x: y", {"x": x}),
-    "global": lambda x: eval("lambda: x", {"x": x}),
-    "list": lambda x: [x],
-    "tuple": lambda x: (x,),
-    "dict": lambda x: {"a": x},
-    "dict key": lambda x: {x: 1},
-    "set": lambda x: {x},
-    "deque": lambda x: collections.deque([x]),
-    "named tuple": lambda x: Point(x),
-    "namespace": lambda x: types.SimpleNamespace(a=x),
-    "object": Model,
-    "slots": Slotted,
-    "dataclass": Config,
-    "method": lambda x: Model(x).step,
-    "method of the tensor": lambda x: x.sin,
-    "partial": lambda x: functools.partial(named, x),
-    "slice": slice,
-    "class": lambda x: type("Holder", (), {"x": x}),
-    "weak reference": weakref.ref,
-    "attribute of a tensor": lambda x: holding(torch.ones(2), x),
-    "table": lambda x: Table(a=x),
-    "default dict": lambda x: collections.defaultdict(int, a=x),
-    "mapping proxy": lambda x: types.MappingProxyType({"a": x}),
-    "cached": lambda x: functools.cache(reader(x)),
-    "torch.func": lambda x: vmap(grad(reader(x))),
-    "step": lambda x: gd.make_step(reader(x)),
-    "unreadable": lambda x: [iter(()), x],
-    "object that is unreadable": lambda x: holding(weakref.WeakSet(), x),
-}
-
-
-@pytest.mark.parametrize("name", CONTAINERS)
-def test_tensors_are_found(name):
-    x = torch.ones(3)
-    tensors = fingerprint(CONTAINERS[name](x)).tensors
-    assert any(tensor is x for tensor in tensors)
-    assert name == "attribute of a tensor" or len(tensors) == 1
-
-
 @given(st.permutations(range(6)))
 def test_tensors_come_in_the_order_of_the_key(order):
     """Whatever the order in which they were made; so equal keys mean the same places."""
     made = {i: torch.full((3,), float(i)) for i in order}
     f = reader({"a": [made[0], made[1]], "b": Model(made[2], (made[3], {"c": made[4]}))})
     g = reader([f, made[5], f])
-    found = [int(tensor[0]) for tensor in fingerprint(g).tensors]
+    found = [int(tensor[0]) for tensor in key_of(g).tensors]
     assert sorted(found) == list(range(6))
     again = {i: torch.zeros(3) for i in range(6)}
     h = reader({"a": [again[0], again[1]], "b": Model(again[2], (again[3], {"c": again[4]}))})
-    other = fingerprint(reader([h, again[5], h]))
+    other = key_of(reader([h, again[5], h]))
     assert other.key == key(g)
     assert [id(x) for x in other.tensors] == [id(again[i]) for i in found]
-
-
-def test_tensors_under_transformations_are_read_and_not_evaluated():
-    found = []
-
-    def f(x):
-        found.append(fingerprint(reader([x, x])))
-        return (x**2).sum()
-
-    x = torch.ones(4, 3)
-    grad(f)(x)
-    jvp(f, (x,), (x,))
-    vmap(f)(x)
-    vmap(grad(f))(x)
-    vmap(lambda row: jvp(f, (row,), (row,)))(x)
-    assert [tuple(tensor.shape) for _, (tensor,), _ in found] == [(4, 3), (4, 3), (3,), (3,), (3,)]
-    assert None not in [k for k, *_ in found]
-
-
-def test_fake_tensors_are_read():
-    from torch._subclasses import FakeTensorMode
-
-    with FakeTensorMode() as mode:
-        a, b, c = torch.ones(3), torch.ones(3), torch.ones(2)
-    wrapped = mode.from_tensor(torch.ones(3))
-    assert key(reader(a)) == key(reader(b)) == key(reader(wrapped)) is not None
-    assert key(reader(a)) not in (key(reader(c)), key(reader(torch.ones(3))))
 
 
 def test_symbolic_shapes_give_no_key():
@@ -834,7 +733,7 @@ def test_a_mode_of_torch_functions_sees_no_tensor():
             return func(*args, **(kwargs or {}))
 
     with Spy():
-        fingerprint(reader(ONES))
+        key_of(reader(ONES))
     assert seen == []
 
 
@@ -860,84 +759,6 @@ def test_nothing_is_run():
 # The shape of the graph.
 
 
-@pytest.fixture
-def no_walk(monkeypatch):
-    """From now on only what is read by code of its own can be read."""
-
-    def forbid():
-        monkeypatch.setattr(_fingerprint, "_read", lambda *_: pytest.fail("walked"))
-
-    return forbid
-
-
-@pytest.mark.parametrize("kind", [*sorted(CONTAINERS.keys() - {"unreadable"}), "model", "step"])
-def test_who_gave_a_key_twice_is_not_walked_over_again(kind, no_walk):
-    def make():
-        if kind == "step":
-            return training(0)
-        x = torch.ones(3)
-        return reader(Model(x, {"a": [x, 2.0], 1: x}) if kind == "model" else CONTAINERS[kind](x))
-
-    f, same = make(), make()
-    expected = key(f)
-    if key(same) != expected:  # a class is another one each time
-        same = f
-    no_walk()
-    assert fingerprint(f).key == fingerprint(same).key == expected is not None
-
-
-class Word(str):
-    __slots__ = ()
-
-
-def importing_a_library(carry):
-    import math
-
-    return carry * math.pi
-
-
-GRADS = torch.ones(2, requires_grad=True)
-BARE = "lambda carry: carry * abs"
-APART = {
-    "dtype": (torch.ones(2), torch.ones(2, dtype=torch.float64)),
-    "shape": (torch.ones(2), torch.ones(3)),
-    "strides": (torch.ones(2, 2), torch.ones(2, 2).T),
-    "layout": (torch.ones(()).expand(2, 2), torch.ones(2, 2).to_sparse()),
-    "device": (torch.ones(2), torch.ones(2, device="meta")),
-    "gradient": (torch.ones(2), GRADS),
-    "leaf": (GRADS, GRADS * 1),
-    "attribute": (torch.ones(2), attributed(torch.ones(2))),
-    "parameter": (torch.ones(2), torch.nn.Parameter(torch.ones(2), requires_grad=False)),
-    "module": (functools, collections),
-    "class": (torch.nn.Linear, torch.nn.ReLU),
-    "keys": ({"a": 1}, {"b": 1}),
-    "order of keys": ({"a": 1, "b": 1}, {"b": 1, "a": 1}),
-    "kind of keys": ({"a": 1}, {Word("a"): 1}),
-    "one key": ({}, {"a": 1}),
-    "no key": ({"a": 1}, {}),
-    "length": ([1, 2], [1, 2, 3]),
-    "emptied": ([1], []),
-    "filled": ([], [1]),
-    "kind": ([1], (1,)),
-    "code": (eval(BARE), eval("lambda carry: carry + abs")),
-    "default": (eval(BARE), types.FunctionType(eval(BARE).__code__, {}, None, (1,))),
-    "keyword": (eval(BARE), with_keyword(eval(BARE))),
-    "global": (eval(BARE), eval(BARE, {"abs": 1})),
-    "other global": (eval(BARE, {"abs": 1}), eval(BARE, {"abs": 2})),
-    "no global": (eval(BARE, {"abs": 1}), eval(BARE, {})),
-    "of a library": (eval(BARE, {"abs": 1}), eval(BARE, {"abs": 1, "__name__": "torch"})),
-    "of a user": (eval(BARE, {"abs": 1, "__name__": "torch"}), eval(BARE, {"abs": 1})),
-}
-
-
-@pytest.mark.parametrize("name", APART)
-def test_what_a_walk_tells_apart_is_told_apart_without(name):
-    """`key` compares both."""
-    a, b = map(reader, APART[name])
-    assert key(a) != key(b)
-    assert key(a) != key(b)
-
-
 def renamed_module():
     module = types.ModuleType("torch.made_up")
     module.rate = 2.0
@@ -957,18 +778,7 @@ def renamed_class():
     return reader([cls]), change
 
 
-def unhidden():
-    copied = types.FunctionType(os.getenv.__code__, os.getenv.__globals__, "getenv", (None,))
-    held = [copied]
-    return reader(held), lambda: held.__setitem__(0, os.getenv)
-
-
-def in_an_alias():
-    cls = type("Made", (), {"rate": 2.0})
-    return reader([list[cls], cls | None]), lambda: setattr(cls, "rate", 3.0)
-
-
-@pytest.mark.parametrize("make", [renamed_module, renamed_class, unhidden, in_an_alias])
+@pytest.mark.parametrize("make", [renamed_module, renamed_class])
 def test_contrived_changes_count_too(make):
     f, change = make()
     before = key(f)
@@ -977,7 +787,7 @@ def test_contrived_changes_count_too(make):
     assert key(f) != before
 
 
-@pytest.mark.parametrize("way", [os.environ, os.getenv, sys.modules, globals, eval, exec, vars, __import__])
+@pytest.mark.parametrize("way", [os.environ, os.getenv, sys.modules, globals, eval, exec, open, __import__])
 @pytest.mark.parametrize("hold", [lambda way: way, lambda way: [way], Model])
 def test_ways_to_what_cannot_be_read_give_no_key_by_whatever_name(way, hold):
     assert key(reader(hold(way))) is None
@@ -991,12 +801,6 @@ def test_builtins_by_the_name_of_their_module_give_no_key():
     assert key(lambda: builtins.abs(-SCALE)) is not None
 
 
-class Closed:
-    @property
-    def __dict__(self):
-        raise RuntimeError("not for you")
-
-
 class Unequal(type):
     def __eq__(cls, other):
         return cls is other
@@ -1006,54 +810,8 @@ class Unequal(type):
 
 def test_what_does_not_let_itself_be_read_gives_no_key():
     layouts = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
-    for value in (Closed(), Unequal("Made", (), {})(), layouts):
-        found = fingerprint(reader([ONES, value]))
-        assert found.key is None
-        assert found.tensors[:1] == [ONES] or found.tensors == []
-
-
-def test_written_code_is_forgotten(monkeypatch):
-    monkeypatch.setattr(_recent, "BYTES", 2**18)
-    monkeypatch.setattr(_fingerprint, "_keys", _recent.Recent())
-    monkeypatch.setattr(_fingerprint, "_written", _recent.Recent())
-    kept = []
-    for i in range(40):
-        f = eval(f"lambda: [{i}, values]", {"values": [float(i)] * 100})
-        key(f)
-        kept.append(weakref.ref(fingerprint(f).key.again))
-    del f
-    assert 1 <= sum(ref() is not None for ref in kept) < 10
-
-
-def test_a_function_that_imports_a_library_is_read():
-    assert key(importing_a_library) is not None
-
-
-def test_functions_of_one_code_take_turns_without_a_walk(no_walk):
-    functions = [reader([float(i), torch.ones(i)]) for i in range(4)]
-    keys = [key(f) for f in functions]
-    no_walk()
-    for _ in range(2):
-        assert [fingerprint(f).key for f in functions] == keys
-    assert len(set(keys)) == 4
-
-
-def test_what_reads_again_keeps_nothing_alive():
-    class Held:
-        pass
-
-    held = [Held(), Held()]
-    gone = [weakref.ref(each) for each in held]
-    key(f := reader([torch.ones(3), {"held": held}, reader(held)]))
-    del f, held
-    gc.collect()
-    assert [ref() for ref in gone] == [None, None]
-
-
-def test_code_is_not_written_for_what_is_long():
-    f = reader([[float(i)] for i in range(3000)])
-    assert key(f) == key(f) is not None
-    assert fingerprint(f).key.again is None
+    for value in (Unequal("Made", (), {})(), layouts):
+        assert key(reader([ONES, value])) is None
 
 
 def test_cycles_end():
@@ -1119,15 +877,6 @@ def test_modules_that_make_attributes_when_asked_and_those_found_by_name_give_no
     assert key(lambda: importlib.import_module("third").value) is None
 
 
-def test_an_assert_in_a_test_does_not_lead_into_pytest():
-    def f(x):
-        assert x > 0
-        return x
-
-    assert "@pytest_ar" in f.__code__.co_names
-    assert len(key(f).parts) < 20
-
-
 def test_an_empty_cell_differs_from_a_full_one():
     def make(value, fill):
         if fill:
@@ -1183,32 +932,127 @@ def test_one_thing_that_cannot_be_read_gives_no_key(name, wrap):
     assert key(wrap(UNREADABLE[name]())) is None
 
 
-RATE = 1.0
-environment, system = os.getenv, sys
-BY_NAME = {
-    "globals": lambda x: x * globals()["RATE"],
-    "eval": lambda x: x * eval("RATE"),
-    "environment": lambda x: x * float(os.environ["GDFUNC_RATE"]),
-    "by another name": lambda x: x * float(environment("GDFUNC_RATE")),
-    "a module among modules": lambda x: x * system.modules[__name__].RATE,
-    "an import": lambda x: x * __import__(__name__, fromlist=["RATE"]).RATE,
-    "globals of a function": lambda x: x * reader.__globals__["RATE"],
-    "a frame": lambda x: x * sys._getframe().f_globals["RATE"],
-    "environment, within": lambda x: (lambda y: y * float(os.getenv("GDFUNC_RATE")))(x),
+CONFIG = types.ModuleType("config_of_a_user")
+CONFIG.rate = 1.0
+NAME, READ_RATE = "rate", operator.attrgetter("rate")
+environment, system, get, of_module_by_name = os.getenv, sys, getattr, operator.attrgetter(NAME)
+
+
+def through_a_helper(module):
+    return module.rate
+
+
+def by_pattern(module):
+    match module:
+        case types.ModuleType(rate=rate):
+            return rate
+
+
+def imported_inside():
+    import config_of_a_user as config
+
+    return config.rate
+
+
+def imported_system():
+    import sys as system
+
+    return float(system.argv[1])
+
+
+# Ways to a number of a module, or of the environment, that changes between two runs.
+WAYS = {
+    "attribute": lambda: CONFIG.rate,
+    "attribute in a helper": lambda: through_a_helper(CONFIG),
+    "pattern": lambda: by_pattern(CONFIG),
+    "import inside": imported_inside,
+    "getattr": lambda: getattr(CONFIG, NAME),
+    "getattr by another name": lambda: get(CONFIG, NAME),
+    "hasattr": lambda: float(hasattr(CONFIG, "five")) * 4 + 1,
+    "__dict__": lambda: CONFIG.__dict__[NAME],
+    "vars": lambda: vars(CONFIG)[NAME],
+    "attrgetter": lambda: operator.attrgetter(NAME)(CONFIG),
+    "attrgetter made before": lambda: READ_RATE(CONFIG),
+    "reduce": lambda: functools.reduce(getattr, [NAME], CONFIG),
+    "format": lambda: float("{0.rate}".format(CONFIG)),  # noqa: UP030, UP032
+    "__getattribute__": lambda: CONFIG.__getattribute__(NAME),
+    "arguments of the program": lambda: float(sys.argv[1]),
+    "arguments, by getattr": lambda: float(getattr(sys, "argv")[1]),  # noqa: B009
+    "arguments, imported inside": imported_system,
+    "globals": lambda: globals()["CONFIG"].rate,
+    "eval": lambda: eval("CONFIG.rate"),
+    "environment": lambda: float(os.environ["GDFUNC_RATE"]),
+    "environment by another name": lambda: float(environment("GDFUNC_RATE")),
+    "modules": lambda: system.modules["config_of_a_user"].rate,
+    "__import__": lambda: __import__("config_of_a_user").rate,
+    "import_module": lambda: importlib.import_module("config_of_a_user").rate,
+    "globals of a function": lambda: reader.__globals__["CONFIG"].rate,
+    "frame": lambda: sys._getframe().f_globals["CONFIG"].rate,
+    "file": lambda: float(CONFIG.path.read_text()),
 }
 
 
-@pytest.mark.parametrize("name", BY_NAME)
-def test_what_is_read_by_a_name_made_at_run_time_is_never_stale(name, monkeypatch):
-    f = BY_NAME[name]
+@pytest.mark.filterwarnings("ignore:.*traced on every call")
+@pytest.mark.parametrize("name", WAYS)
+def test_a_run_is_never_stale_by_whatever_way_a_number_is_read(name, monkeypatch, tmp_path):
+    read = WAYS[name]
+    monkeypatch.setitem(sys.modules, "config_of_a_user", CONFIG)
+    monkeypatch.setattr(CONFIG, "path", tmp_path / "rate", raising=False)
 
     def run():
-        return gd.scan(lambda c, x: (c, f(x)), torch.ones(2), torch.ones(3), backend="native")[1]
+        return gd.scan(lambda c, x: (c, x * read()), torch.ones(2), torch.ones(3), backend="native")[1]
 
     for rate in (1.0, 5.0):
-        monkeypatch.setitem(globals(), "RATE", rate)
+        monkeypatch.setattr(CONFIG, "rate", rate)
+        monkeypatch.setattr(sys, "argv", ["program", str(rate)])
         monkeypatch.setenv("GDFUNC_RATE", str(rate))
+        (tmp_path / "rate").write_text(str(rate))
+        if rate == 5:
+            monkeypatch.setattr(CONFIG, "five", True, raising=False)
         assert run().tolist() == [rate] * 3
+
+
+@pytest.mark.parametrize(
+    ("held", "cause"),
+    [
+        (iter([1]), "f's closure variable `value` is a list_iterator"),
+        (
+            {"frame": [np.random.default_rng(0)]},
+            "f's closure variable `value`['frame'][0] is a numpy.Generator",
+        ),
+        (
+            types.SimpleNamespace(lock=threading.Lock()),
+            "f's closure variable `value`.lock is a _thread.lock",
+        ),
+        (lambda: sys.argv, "f's global `sys` is the module sys"),
+    ],
+)
+def test_a_loop_without_a_key_warns_once_and_names_the_object_and_the_cost(held, cause):
+    value = held
+
+    def run():
+        gd.scan(lambda c, x: (c + x, (value, None)[1]), ONES, ONES[:, None], backend="native")
+
+    with pytest.warns(UserWarning, match=re.escape(cause)) as caught:
+        run()
+    assert [
+        ("traced on every call" in str(each.message), "0.1 s" in str(each.message)) for each in caught
+    ] == [(True, True)]
+    run()
+
+
+def test_the_walk_stops_at_the_first_thing_that_is_not_plain():
+    held = [iter(()), [[float(i)] for i in range(10**6)]]
+    started = time.perf_counter()
+    assert key(reader(held)) is None
+    assert time.perf_counter() - started < 0.05
+
+
+def test_a_walk_that_goes_too_far_gives_no_key_in_time():
+    rows = [[float(i)] for i in range(10**6)]
+    started = time.process_time()
+    assert key(lambda: rows) is None
+    assert time.process_time() - started < 1
 
 
 # Key equality is deep equality.
@@ -1228,7 +1072,7 @@ trees = st.recursive(
         st.dictionaries(st.one_of(st.integers(0, 1), st.sampled_from("ab")), inner, max_size=2),
         st.builds(Point, inner, inner),
         st.builds(Model, inner, inner),
-        st.sets(scalars, max_size=2),
+        st.sets(st.integers(0, 3), max_size=2),
         st.lists(inner, max_size=2).map(collections.deque),
     ),
     max_leaves=8,

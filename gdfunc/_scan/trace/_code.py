@@ -1,0 +1,64 @@
+"""What the code of a function names, and whose modules are."""
+
+import functools
+import operator
+import os
+import sys
+import types
+from typing import Any
+
+from torch import Tensor
+
+# Modules that do not change while a program runs. Other standard modules read files and settings.
+_FROZEN = {"torch", "numpy", "gdfunc", "_pytest", "builtins", "math", "cmath", "functools", "itertools"}
+_FROZEN |= {"operator", "abc", "enum", "types", "typing", "collections", "dataclasses", "numbers", "copy"}
+_FROZEN |= {"contextlib", "warnings", "fractions", "statistics", "bisect", "heapq", "reprlib", "time"}
+_FROZEN |= {"datetime", "random", "uuid", "_operator", "_functools", "_collections", "_abc"}
+_STANDARD = os.path.dirname(os.__file__)
+# Code with these names may read what it does not name: anything, or any attribute of a module.
+HIDDEN = {"globals", "eval", "exec", "open", "__import__", "__globals__", "__builtins__", "f_globals"}
+HIDDEN |= {"f_back", "backends"}  # the last are torch's settings
+BY_NAME = {"getattr", "hasattr", "setattr", "delattr", "vars", "dir", "format", "format_map", "attrgetter"}
+BY_NAME |= {"methodcaller", "__dict__", "__dir__", "__getattr__", "__getattribute__", "__reduce_ex__"}
+GETTERS = {*map(id, (getattr, hasattr, vars, dir, operator.attrgetter, operator.methodcaller))}
+
+
+@functools.cache
+def owner(module: Any) -> str:
+    """Tell by its name whose a module is; a script may shadow a standard one."""
+    root = module.partition(".")[0] if isinstance(module, str) else ""
+    file = getattr(sys.modules.get(root), "__file__", None) or _STANDARD
+    if root in sys.stdlib_module_names:
+        return "user" if not file.startswith(_STANDARD) else "frozen" if root in _FROZEN else "standard"
+    return "frozen" if root in _FROZEN else "user"
+
+
+def names_in(f: types.FunctionType) -> dict[str, None]:
+    """List what the code of a function names, or nothing for one of a frozen library's."""
+    return {} if owner(f.__globals__.get("__name__")) == "frozen" else _names(f.__code__)
+
+
+@functools.lru_cache(4096)
+def _names(code: types.CodeType) -> dict[str, None]:
+    names = dict.fromkeys(part for name in code.co_names for part in (name, name.partition(".")[0]))
+    for const in code.co_consts:
+        if isinstance(const, types.CodeType):
+            names |= _names(const)
+        elif isinstance(const, tuple):  # it may be the pattern of a `match`
+            names |= dict.fromkeys(name for name in const if isinstance(name, str))
+    return names
+
+
+def imports_in(f: types.FunctionType) -> list[types.ModuleType]:
+    """List the modules, other than frozen ones, that a function may import where it runs."""
+    names, modules = names_in(f), []
+    homes, package = [""], f.__globals__.get("__package__") or ""
+    while package:
+        homes, package = [*homes, f"{package}."], package.rpartition(".")[0]
+    for path in [home + name for home in homes for name in names if home + name in sys.modules]:
+        # What else is named tells a standard module from an attribute of its name, such as `x.select`.
+        used = [name for name in names if name in vars(sys.modules[path])]
+        used = [name for name in used if name != path or not hasattr(Tensor, name)]
+        if owner(path) == "user" or (owner(path) == "standard" and used):
+            modules.append(sys.modules[path])
+    return modules

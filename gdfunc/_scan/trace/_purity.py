@@ -1,0 +1,201 @@
+"""Whether a function may be traced: called twice, it does the same and changes nothing.
+
+A compiled loop calls its function when it is traced, not in every step. So a function that draws, counts,
+appends or advances an iterator is refused by name, and everything that its trace changed is put back. Each
+new trace is made twice and the two graphs are compared, which shows a clock, or a generator of numbers that
+is out of sight. A cache may be filled. The tensors of a trace have no values, so none stays behind.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import zip_longest
+from types import FrameType, ModuleType
+from typing import Any, NamedTuple
+
+from torch import Tensor, fx
+from torch.overrides import TorchFunctionMode
+
+from ..._errors import BackendError, is_ours, line_of, warn
+from ..._torch._graphs import node_of, tracer
+from ..._torch._modes import is_from_a_trace, same_bytes
+from ..._torch._transforms import layers
+from ._key import Reading
+from ._reach import Entry, Reach, path
+
+_DEEP = 3  # containers within one another that are searched for tensors without values
+_REMEDY = (
+    "a compiled loop calls f when it is traced, not in every step. Keep what changes in the carry, draw "
+    "from gd.random with a key in xs, or use backend='eager' without checkpoint"
+)
+_warned: set[str] = set()
+
+
+class Recorded(NamedTuple):
+    """A graph whose first inputs are tensors that f closes over, these tensors, and what else is known."""
+
+    graph: fx.GraphModule
+    closed_over: list[Tensor]
+    more: Any
+
+
+Body = Callable[..., Any]
+Record = Callable[[Body], Recorded]
+
+
+def warn_of(reading: Reading) -> None:
+    """Warn, once for each cause, that a function has no key."""
+    last = reading.chain[-1]
+    root = type(last).__module__.partition(".")[0]
+    kind = type(last).__qualname__ if root == "builtins" else f"{root}.{type(last).__qualname__}"
+    what = f"is the module {last.__name__}" if isinstance(last, ModuleType) else f"is a {kind}"
+    cause = f"{path(reading.chain)} {reading.why or what}"
+    if cause not in _warned:
+        _warned.add(cause)
+        warn(
+            f"{cause}: gdfunc cannot tell whether it changes between calls, so this loop is traced on "
+            f"every call, which takes about 0.1 s. Let f reach only tensors and plain Python values"
+        )
+
+
+@contextmanager
+def put_back(f: Any) -> Iterator[Reach]:
+    """Leave what f can reach as it was if an error occurs; raise another error where that is impossible."""
+    reach = Reach(f)
+    try:
+        yield reach
+    except BaseException as error:
+        if spent := reach.restore():
+            refusal = _refusal(reach, spent, ". This cannot be put back: make it anew before the next run")
+            refusal.untouched = False
+            raise refusal from error
+        raise
+
+
+def record_twice(f: Any, body: Body, record: Record) -> Recorded:
+    """Record a body, and again to see whether f then changes something or does something else."""
+    with put_back(f) as reach:
+        moving: list[Tensor] = []  # that were kept, and depend on the carry or x
+
+        def watched(*given: Any) -> Any:
+            result = body(*given)
+            left = [leaf for _, new in reach.changes(reach.before).values() for leaf in _valueless(new)]
+            moving.extend(leaf for leaf in left if _depends(leaf))
+            return result
+
+        first = record(watched)
+        changes = reach.changes(reach.before)
+        spent = {entry for entry in changes if reach.places[entry[0]].does in ("draws from", "advances")}
+        if spent:
+            raise _refusal(reach, spent)
+        kept = {entry for entry, (_, new) in changes.items() if _valueless(new)}
+        constant = {entry for entry, (_, new) in changes.items() if _is_constant(new, moving)}
+        for filled in (True, False):
+            once = reach.now()
+            try:
+                second = record(body)
+                break
+            except Exception as error:
+                # A cache is filled once and then only read. Filled again, it must hold the same.
+                is_cache = filled and constant and constant.isdisjoint(reach.changes(once))
+                if not is_cache:
+                    raise (_refusal(reach, kept) if kept else error) from error
+                reach.restore(lambda place, new: _is_constant(new, moving))
+        again = reach.changes(once)
+        refilled = {entry for entry in changes if entry in again and _valueless(again[entry][1])}
+        if counted := again.keys() - refilled:
+            raise _refusal(reach, counted)
+        if _difference(first, second) is not None:
+            where = _line(body, record, first)
+            raise _refusal(f"f gives something else when it is called again{where}, as a clock does")
+    reach.restore(lambda place, new: bool(_valueless(new)))
+    return first
+
+
+def _refusal(reach: Reach | str, entries: Iterable[Entry] = (), more: str = "") -> BackendError:
+    does = dict.fromkeys(map(reach.describe, sorted(entries, key=str))) if isinstance(reach, Reach) else ()
+    what = reach if isinstance(reach, str) else f"f {' and '.join([*does][:3])}"
+    return BackendError(f"{what}, but {_REMEDY}{more}")
+
+
+def _valueless(value: Any, deep: int = _DEEP) -> list[Tensor]:
+    """List the tensors of a trace that a value is or holds."""
+    if isinstance(value, Tensor):
+        return [value] if is_from_a_trace(layers(value)[-1]) else []
+    if not deep or type(value) not in (tuple, list, dict):
+        return []
+    parts = value.values() if type(value) is dict else value
+    return [leaf for part in parts for leaf in _valueless(part, deep - 1)]
+
+
+def _is_constant(value: Any, moving: list[Tensor]) -> bool:
+    """Tell whether a value holds tensors of a trace that are the same in every step, as in a cache."""
+    left = _valueless(value)
+    return bool(left) and not any(leaf is other for leaf in left for other in moving)
+
+
+def _depends(leaf: Tensor) -> bool:
+    """Tell whether a tensor is computed from the carry or x, and not from their shapes alone."""
+    nodes = [node_of(layers(leaf)[-1])]
+    seen = {*nodes}
+    for node in nodes:  # which grow on the way
+        name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
+        if node.op == "placeholder":
+            return True
+        if not name.startswith("new_") and not name.endswith("_like"):
+            new = [source for source in node.all_input_nodes if source not in seen]
+            seen.update(new)
+            nodes += new
+    return False
+
+
+def _difference(a: Recorded, b: Recorded) -> fx.Node | None:
+    """Find the first node that is not the same in two graphs: the node of the second graph."""
+    places = [{node: place for place, node in enumerate(each.graph.graph.nodes)} for each in (a, b)]
+    for left, right in zip_longest(*places):
+        if left is None or right is None:
+            return left or right
+        same = left.op == right.op and _called(left) == _called(right)
+        if not same or _words(left, places[0]) != _words(right, places[1]):
+            return right
+    inputs = [node for node in places[1] if node.op == "placeholder"]
+    for left, right, node in zip(a.closed_over, b.closed_over, inputs, strict=False):
+        if left is not right and not same_bytes(left, right):
+            return next(iter(node.users), node)
+    return None
+
+
+def _called(node: fx.Node) -> Any:
+    """Return what a node calls; of a nested loop, the loop."""
+    return getattr(node.target, "loop", node.target)
+
+
+def _words(node: fx.Node, places: dict[fx.Node, int]) -> str:
+    return repr(fx.map_arg((node.args, node.kwargs), lambda source: f"%{places[source]}"))
+
+
+class _Lines(TorchFunctionMode):
+    """Note at each node of a graph which of the user's lines called the operation."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        found = tracer()
+        if found is not None and len(found.graph.nodes):
+            frame: FrameType | None = sys._getframe(1)
+            while frame and is_ours(frame.f_code.co_filename):
+                frame = frame.f_back
+            next(iter(reversed(found.graph.nodes))).meta.setdefault("frame", frame and line_of(frame))
+        return result
+
+
+def _line(body: Body, record: Record, first: Recorded) -> str:
+    """Record once more, to tell at which of the user's lines the graphs differ."""
+
+    def noting(*given: Any) -> Any:
+        with _Lines():
+            return body(*given)
+
+    node = _difference(first, record(noting))
+    while node is not None and node.op != "root" and "frame" not in node.meta:
+        node = node.next
+    return f" at {node.meta['frame']}" if node is not None and node.meta.get("frame") else ""
