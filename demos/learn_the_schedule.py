@@ -15,7 +15,7 @@ With δ = (θ − θ*, 1), its second moment S = E δδᵀ, and a sample's desig
 so that L-BFGS on it finds the schedule that none beats, and the best of Robbins and Monro's form,
 lr/(1 + decay·t). The learned schedule has only seen samples of it.
 
-Last come the ways to the derivative: modes of `hypergrad` against finite differences, and the bytes that
+Last come the ways to the derivative: adjoints of `hypergrad` against finite differences, and the bytes that
 each keeps alive at its peak, counted as tensors are made and freed.
 
 Sources: D. Maclaurin, D. Duvenaud, R. Adams, "Gradient-based hyperparameter optimization through reversible
@@ -44,10 +44,11 @@ import gdfunc as gd
 
 T, BATCH = 64, 8  # steps of the inner run, and the samples of each
 OUTER_BATCH, OUTER_LR = 64, 0.1  # orders in an outer step, and its first learning rate
-MODES: dict[str, dict[str, Any]] = {
-    "reverse": {"mode": "reverse"},
-    "checkpoint": {"mode": "checkpoint"},
-    "forward, 8 at once": {"mode": "forward", "chunk_size": 8},
+REVERSE = gd.adjoints.Reverse()
+ADJOINTS: dict[str, Any] = {
+    "reverse": REVERSE,
+    "checkpoint": gd.adjoints.Checkpoint("sqrt"),
+    "forward, 8 at once": gd.adjoints.Forward(chunk_size=8),
 }
 ONE_RATE = "forward, of one rate"
 LENGTHS = (16, 32, 64, 128)  # steps of the runs whose memory is counted
@@ -69,14 +70,14 @@ def excess(params: Any, _loss: Any = None) -> Tensor:
     return PROBLEM.loss_fn(params, PROBLEM.data) / PROBLEM.minimum - 1
 
 
-def final_excess(lrs: Tensor, index: Tensor) -> Tensor:
-    final, _ = gd.train(STEP, PROBLEM.params, PROBLEM.data, index, lrs, record=())
+def final_excess(lrs: Tensor, index: Tensor, adjoint: Any = REVERSE) -> Tensor:
+    final, _ = gd.train(STEP, PROBLEM.params, PROBLEM.data, index, lrs, record=(), adjoint=adjoint)
     return excess(final)
 
 
-def schedule_loss(log_lrs: Tensor, keys: Tensor) -> Tensor:
+def schedule_loss(log_lrs: Tensor, keys: Tensor, adjoint: Any = REVERSE) -> Tensor:
     """The loss of the outer descent: its parameters are log lr [T], its batch keys [B, 2]."""
-    return vmap(lambda key: final_excess(log_lrs.exp(), plan(key, len(log_lrs))))(keys).mean()
+    return vmap(lambda key: final_excess(log_lrs.exp(), plan(key, len(log_lrs)), adjoint))(keys).mean()
 
 
 def vector(params: Any) -> Tensor:
@@ -227,21 +228,23 @@ def _filled(leaf: Any) -> Any:
 
 
 def count_memory(lengths: tuple[int, ...]) -> dict[str, list[int]]:
-    """The peak of every mode, in bytes, for runs of these many steps."""
+    """The peak of every adjoint, in bytes, for runs of these many steps."""
     peaks: dict[str, list[int]] = {}
-    for name, options in {**MODES, ONE_RATE: {"mode": "forward"}}.items():
+    for name, adjoint in {**ADJOINTS, ONE_RATE: gd.adjoints.Forward()}.items():
         for steps in lengths:
             shape = () if name == ONE_RATE else (steps,)
             lrs = torch.full(shape, 0.03, dtype=torch.float64)
             index = plan(gd.random.key(2), steps)
+            gradient = gd.hypergrad(final_excess, adjoint=adjoint)
+            gradient(lrs, index)  # traces, before the mode that a trace would refuse
             with LiveBytes() as memory:
-                gd.hypergrad(final_excess, **options)(lrs, index)
+                gradient(lrs, index)
             peaks.setdefault(name, []).append(memory.peak)
     return peaks
 
 
 def check_gradients(start: Tensor) -> dict[str, float]:
-    """The largest difference of every mode to central differences, over the largest derivative."""
+    """The largest difference of every adjoint to central differences, over the largest derivative."""
     keys, log_lrs, h = gd.random.split(gd.random.key(3), 4), start.log(), 1e-5
     shifts = h * torch.eye(len(start), dtype=start.dtype)
     above, below = (
@@ -249,7 +252,10 @@ def check_gradients(start: Tensor) -> dict[str, float]:
         for sign in (1, -1)
     )
     differences = (above.outputs - below.outputs) / (2 * h)
-    exact = {name: gd.hypergrad(schedule_loss, **options)(log_lrs, keys) for name, options in MODES.items()}
+    exact = {
+        name: gd.hypergrad(schedule_loss, adjoint=adjoint)(log_lrs, keys)
+        for name, adjoint in ADJOINTS.items()
+    }
     largest = differences.abs().max()
     return {name: float((found.grads - differences).abs().max() / largest) for name, found in exact.items()}
 
@@ -257,7 +263,7 @@ def check_gradients(start: Tensor) -> dict[str, float]:
 def report_modes(errors: dict[str, float], peaks: dict[str, list[int]], lengths: tuple[int, ...]) -> None:
     print("                      differs from finite      peak bytes alive, in runs of so many steps")
     print(
-        "mode                  differences by  " + "".join(f"{steps:>12}" for steps in lengths) + "  growth"
+        "adjoint               differences by  " + "".join(f"{steps:>12}" for steps in lengths) + "  growth"
     )
     for name, counted in peaks.items():
         error = f"{errors[name]:.1e}" if name in errors else ""

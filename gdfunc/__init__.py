@@ -5,6 +5,7 @@ A step is a scan body, lr is data, randomness is a key, and a run is a tree of t
     final, trajectory = gd.train(gd.make_step(loss_fn), params, data, index, lr)
 """
 
+from . import adjoints as adjoints
 from . import curvature as curvature
 from . import datasets as datasets
 from . import losses as losses
@@ -28,6 +29,7 @@ from ._gradients import low_precision as low_precision
 from ._gradients import per_sample_grad as per_sample_grad
 from ._hypergradient import Hypergradient as Hypergradient
 from ._hypergradient import hypergrad as hypergrad
+from ._jit import jit as jit
 from ._reductions import reduce_per_sample as reduce_per_sample
 from ._sampling import epoch_batches as epoch_batches
 from ._sampling import full_batch as full_batch

@@ -71,7 +71,7 @@ class BackendError(GdfuncError, RuntimeError):
 
 def untraceable(what: str) -> BackendError:
     """What a trace cannot follow, and the way round."""
-    return BackendError(f"{what}: use backend='eager' without checkpoint")
+    return BackendError(f"{what}: use backend='eager' with adjoint=Reverse()")
 
 
 def check_tensor(leaf: Any, path: str) -> None:

@@ -1,22 +1,22 @@
-"""The derivative of a run with respect to what governs it: five ways, one switch."""
+"""The derivative of a run with respect to what governs it."""
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, jvp, vjp, vmap
+from torch.func import grad_and_value, jvp, vmap
 
 from . import _tree
-from ._errors import check_choice, check_int, warn
-from ._scan._scan import BACKENDS, call, is_readable
-from ._through import FixedPoint, Through, ask
+from ._scan._adjoint import Adjoint, check_adjoint
+from ._scan._scan import is_readable
 from ._tree import Tree
+from .adjoints import Forward, Implicit, Truncated
+from .adjoints._implicit import Reporting
 
-MODES = ("reverse", "checkpoint", "forward", "truncated", "implicit")
-_MODE_OF = {"last": "truncated", "solver": "implicit", "iterations": "implicit", "chunk_size": "forward"}
 Slot = int | str
 Function = Callable[[list[Tree]], tuple[Tensor, Any]]
 
@@ -28,9 +28,9 @@ class Hypergradient(NamedTuple):
         grads: dF/dφ, a tree like the argument; for several, a tuple, or a dict by name.
         value: F, 0-d.
         aux: what else the function returned, with `has_aux=True`.
-        residual: in mode `"implicit"`, ‖(I − Jᵀ)u − v‖ / ‖v‖ of the linear system, 0-d.
-        remaining: in mode `"implicit"`, u·(Φ(θ) − θ), 0-d: what F would still change by, to first order, if
-            the run went on to its fixed point.
+        residual: of `Implicit`, ‖(I − Jᵀ)u − v‖ / ‖v‖, 0-d float64. Several runs: the sum.
+        remaining: of `Implicit`, u·(Φ(θ) − θ), 0-d float64: by how much F would change, to first order, if
+            the run went on to its fixed point. Several runs: the sum.
 
     Example:
         >>> gd.Hypergradient(grads=torch.tensor(2.0), value=torch.tensor(1.0)).grads
@@ -48,120 +48,58 @@ def hypergrad(
     run: Callable[..., Any],
     argnums: Slot | Sequence[Slot] = 0,
     *,
-    mode: str = "reverse",
-    last: int | None = None,
-    solver: str | None = None,
-    iterations: int | None = None,
-    chunk_size: int | None = None,
+    adjoint: Adjoint | Forward | None = None,
     has_aux: bool = False,
-    backend: str = "eager",
 ) -> Callable[..., Hypergradient]:
     """Turn a function that trains and returns a number into the function that gives its derivative.
 
-    dF/dφ = ∂F/∂φ + ∂F/∂θ_T · dθ_T/dφ,  dθ_{t+1}/dφ = J_t · dθ_t/dφ + ∂Φ_t/∂φ,  J_t = ∂Φ_t/∂θ_t
+        dF/dφ,  F(φ) = run(φ)
 
-    where F(φ) = run(φ) and θ_{t+1} = Φ_t(θ_t, φ) are the steps. φ is any argument that reaches the number:
-    lr, a schedule [T], momentum, initial parameters, weights of the data, regularisation. The modes:
-
-    - `"reverse"`: from the last step to the first. A few times the time of the run for any number of
-      arguments; memory O(T).
-    - `"checkpoint"`: the same number with memory O(√T), for one more run. A `train(checkpoint=)` of your
-      own stands.
-    - `"forward"`: along with the run; memory does not grow with T. Time grows with the entries of φ, all of
-      which are vmapped: few, then.
-    - `"truncated"`: reverse through the `last` steps of each run alone, the carry before them held fixed
-      (with `every=` in `train`, from the last step before them that is recorded): biased, and cheap.
-    - `"implicit"`: at the end of a run that has converged, θ = Φ(θ, φ), by
-
-          dF/dφ = ∂F/∂φ + u·∂Φ/∂φ,  (I − Jᵀ) u = ∂F/∂θ
-
-      whatever the way there: memory of one step, and no dependence on the initial parameters. Φ is the
-      last step of the run, a transformation's state included: it has a fixed point if every step takes the
-      same batch, as in `full_batch`. The function calls `train` exactly once, and its number follows from
-      the final parameters: a trajectory counts as constant. For plain gradient descent I − J = lr·∇²L, and
-      the solvers work with Hessian-vector products.
+    φ is any argument that reaches the number: lr, a schedule [T], momentum, initial parameters, weights of
+    the data, regularisation. `torch.func.grad(run)` gives the same derivative. `hypergrad` adds names of
+    arguments, numbers in place of tensors, the value, forward mode, and what `Implicit` reports.
 
     Args:
         run: returns a 0-d float tensor, or with has_aux a pair `(number, tree of tensors)`.
         argnums: which arguments: a position or a name, or several.
-        mode: as above.
-        last: for `"truncated"`, how many steps at the end, at least 1.
-        solver: for `"implicit"`: `"cg"` (None), conjugate gradients, for a symmetric J: plain gradient
-            descent; or `"neumann"`, u = Σ_k (Jᵀ)ᵏ v, for any step that converges, as fast as the run does.
-        iterations: for `"implicit"`, of the solver, 100 (None); each is a backward pass through one step.
-        chunk_size: for `"forward"`, how many entries of φ at once; None: all.
+        adjoint: how the derivative goes through the run, one of `gd.adjoints`. It is passed to run as the
+            keyword `adjoint`, which run passes on to `train` or `scan`. `Forward()` alone is not passed on.
+            None: run is called as it is, and differentiated in reverse.
         has_aux: whether run returns a pair.
-        backend: `"eager"` calls run each time. Another one takes run with its derivative for the one step
-            of a `scan` on that backend: traced once, and repeated without Python for as long as shapes, T
-            and all that run can reach but the values of tensors stay. With `"native"` short runs take a
-            fifteenth of the time. Side effects of run happen in the trace alone, values (of lr, say) are
-            not checked, and Ctrl-C waits for the end. Not for `"implicit"`.
 
     Returns:
         A function of run's arguments that gives a `Hypergradient`. Chosen arguments are trees of float
-        tensors; a Python float becomes a 0-d float64 tensor. It can be vmapped and swept, and in all modes
-        but `"implicit"` differentiated again.
+        tensors; a Python float becomes a 0-d float64 tensor. It can be vmapped, swept and compiled
+        (`gd.jit`), and with all adjoints but `Implicit` differentiated again.
 
     Raises:
-        TypeError: a chosen argument has a leaf that is no float tensor; run returns no tensor.
-        ValueError: there is no such argument; run returns no 0-d real float tensor, or one that does not
-            depend on the arguments; an option of another mode; in `"implicit"`, not exactly one `train`.
-        BackendError: (a RuntimeError) run decides on the value of a tensor, or has what the backend does
-            not cover; see `scan`.
-        UserWarning: in mode `"implicit"` the residual is above 0.01, or what remains above a hundredth of
-            F (where their values can be read).
+        TypeError: a chosen argument has a leaf that is no float tensor; run returns no tensor; adjoint is
+            none of `gd.adjoints`.
+        ValueError: there is no such argument; run takes no keyword `adjoint`, or does not pass `Implicit`
+            on; run returns no 0-d real float tensor, or one that does not depend on the arguments.
+        UserWarning: see `gd.adjoints.Implicit`.
 
     Example:
         >>> problem = gd.problems.stock_regression()
         >>> step = gd.make_step(problem.loss_fn)
         >>> index = gd.full_batch(389, steps=50)
-        >>> def run(lr):
-        ...     final, _ = gd.train(step, problem.params, problem.data, index, lr)
+        >>> def run(lr, adjoint=gd.adjoints.Reverse()):
+        ...     final, _ = gd.train(step, problem.params, problem.data, index, lr, adjoint=adjoint)
         ...     return problem.loss_fn(final, problem.data)
-        >>> reverse = gd.hypergrad(run)(0.01)
-        >>> forward = gd.hypergrad(run, mode="forward")(0.01)
-        >>> print(f"{reverse.grads:.6e} {forward.grads:.6e}")
-        -1.223454e-02 -1.223454e-02
+        >>> adjoints = gd.adjoints.Reverse(), gd.adjoints.Checkpoint("sqrt"), gd.adjoints.Forward()
+        >>> print(*(f"{gd.hypergrad(run, 'lr', adjoint=adjoint)(0.01).grads:.6e}" for adjoint in adjoints))
+        -1.223454e-02 -1.223454e-02 -1.223454e-02
 
     References:
-        D. Maclaurin, D. Duvenaud, R. Adams, "Gradient-based hyperparameter optimization through reversible
-        learning", 2015.
-        L. Franceschi, M. Donini, P. Frasconi, M. Pontil, "Forward and reverse gradient-based hyperparameter
-        optimization", 2017.
-        A. Griewank, "Achieving logarithmic growth of temporal and spatial complexity in reverse automatic
-        differentiation", 1992.
-        A. Shaban, C.-A. Cheng, N. Hatch, B. Boots, "Truncated back-propagation for bilevel optimization",
-        2019.
-        F. Pedregosa, "Hyperparameter optimization with approximate gradient", 2016: conjugate gradients.
-        J. Lorraine, P. Vicol, D. Duvenaud, "Optimizing millions of hyperparameters by implicit
-        differentiation", 2020: the Neumann series.
+        See `gd.adjoints`, and L. Franceschi, M. Donini, P. Frasconi, M. Pontil, "Forward and reverse
+        gradient-based hyperparameter optimization", 2017.
     """
-    check_choice("mode", mode, MODES)
-    if check_choice("backend", backend, BACKENDS) != "eager" and mode == "implicit":
-        raise ValueError(f"mode='implicit' iterates in Python, with backend='eager'; got {backend!r}")
-    options = {"last": last, "solver": solver, "iterations": iterations, "chunk_size": chunk_size}
-    for name, value in options.items():
-        if value is not None and mode != _MODE_OF[name]:
-            raise ValueError(f"{name}= is for mode={_MODE_OF[name]!r}; got {value!r} in mode={mode!r}")
-    if mode == "truncated" and last is None:
-        raise ValueError("mode='truncated' needs last=, the number of steps to go back")
-    last = None if last is None else check_int("last", last, 1)
-    chunk_size = None if chunk_size is None else check_int("chunk_size", chunk_size, 1)
-    solver = check_choice("solver", solver or "cg", ("cg", "neumann"))
-    iterations = check_int("iterations", 100 if iterations is None else iterations, 1)
+    if adjoint is not None and not isinstance(adjoint, Forward):
+        _check_takes_adjoint(run, check_adjoint(adjoint))
     several = isinstance(argnums, Sequence) and not isinstance(argnums, str)
     chosen: list[Slot] = list(argnums) if several else [argnums]  # type: ignore[arg-type, list-item]
     if not chosen or not all(isinstance(which, int | str) for which in chosen):
         raise ValueError(f"argnums must be a position or a name, or several; got {argnums!r}")
-
-    def differentiate(f: Function, point: list[Tree]) -> tuple[Any, ...]:
-        if mode == "implicit":
-            return _implicit(f, point, solver, iterations)
-        if mode == "forward":
-            return _forward(f, point, chunk_size)
-        through = Through(checkpoint="sqrt" if mode == "checkpoint" else None, last=last)
-        with ask(through):
-            return _reverse(f, point, mode)
 
     def gradient(*args: Any, **kwargs: Any) -> Hypergradient:
         slots = [_slot(run, which, args, kwargs) for which in chosen]
@@ -170,41 +108,56 @@ def hypergrad(
             for which, slot in zip(chosen, slots, strict=True)
         ]
 
-        # Without those that are chosen: another number is no other function.
-        others = [None if i in slots else arg for i, arg in enumerate(args)]
-        named = {name: None if name in slots else arg for name, arg in kwargs.items()}
-
-        def f(point: list[Tree]) -> tuple[Tensor, Any]:
+        def f(point: list[Tree], **more: Any) -> tuple[Tensor, Any]:
             given = dict(zip(slots, point, strict=True))
             result = run(
-                *(given.get(i, arg) for i, arg in enumerate(others)),
-                **{name: given.get(name, arg) for name, arg in named.items()},
+                *(given.get(i, arg) for i, arg in enumerate(args)),
+                **{name: given.get(name, arg) for name, arg in kwargs.items()},
+                **more,
             )
             return _value(result, has_aux)
 
-        result = call(lambda: differentiate(f, point), backend)
-        if backend in ("eager", "auto"):  # a compiled loop gives new tensors
-            result = _tree.unshare(result, _tree.tensors((args, kwargs, point)))
-        grads, value, aux, *report = result
-        if not several:
-            grads = grads[0]
+        if isinstance(adjoint, Forward):
+            result = _forward(f, point, adjoint.chunk_size)
+        elif isinstance(adjoint, Implicit):
+            result = _implicit(f, point, adjoint)
         else:
+            result = _reverse(f if adjoint is None else partial(f, adjoint=adjoint), point, adjoint)
+        grads, *rest = _tree.unshare(result, _tree.tensors((args, kwargs, point)))
+        if several:
             by_name = all(isinstance(which, str) for which in chosen)
             grads = dict(zip(chosen, grads, strict=True)) if by_name else tuple(grads)
-        return Hypergradient(grads, value, aux, *report)
+        return Hypergradient(grads if several else grads[0], *rest)
 
     return gradient
 
 
-def _reverse(f: Function, point: list[Tree], mode: str) -> tuple[list[Tree], Tensor, Any]:
+def _reverse(f: Function, point: list[Tree], adjoint: Adjoint | None) -> tuple[Any, ...]:
     def checked(point: list[Tree]) -> tuple[Tensor, Any]:
         value, aux = f(point)
-        if mode != "truncated":
+        if not isinstance(adjoint, Truncated):  # whose last steps need not depend on the arguments
             _check_dependence(value)
         return value, aux
 
     grads, (value, aux) = grad_and_value(checked, has_aux=True)(point)
     return grads, value, aux
+
+
+def _implicit(f: Callable[..., Any], point: list[Tree], adjoint: Implicit) -> tuple[Any, ...]:
+    """Differentiate also by a report, whose cotangent says how well the system was solved."""
+
+    def reporting(point: list[Tree], report: Tensor) -> tuple[Tensor, Any]:
+        return f(point, adjoint=Reporting(adjoint.solver, adjoint.iterations, report=report))
+
+    report = torch.zeros(3, dtype=torch.float64, device=_tree.leaves(point)[0].device)
+    (grads, report), (value, aux) = grad_and_value(reporting, (0, 1), has_aux=True)(point, report)
+    residual, remaining, systems = report.unbind()
+    if is_readable(systems) and not systems:
+        raise ValueError(
+            "the number that run returns does not depend on the end of a run with adjoint=Implicit(...): "
+            "pass the keyword adjoint on to train or scan, and use the final carry, not the trajectory"
+        )
+    return grads, value, aux, residual, remaining
 
 
 def _forward(f: Function, point: list[Tree], chunk_size: int | None) -> tuple[list[Tree], Tensor, Any]:
@@ -240,103 +193,23 @@ def _forward(f: Function, point: list[Tree], chunk_size: int | None) -> tuple[li
     return _tree.unflatten(structure, grads), value, aux
 
 
-def _implicit(f: Function, point: list[Tree], solver: str, iterations: int) -> tuple[Any, ...]:
-    """Differentiate at the fixed point where the one run in f ends."""
-    end = FixedPoint()
-    with ask(Through(fixed_point=end)):
-        value, aux = f(point)
-    if not end.runs:
-        raise ValueError("mode='implicit' needs a function that calls train once; it called it never")
-    leaves, structure = _tree.flatten(end.carry)
-    moving = [i for i, leaf in enumerate(leaves) if leaf.is_floating_point()]
-
-    def around(carry: list[Tensor], point: list[Tree]) -> tuple[Tensor, list[Tensor]]:
-        """F and Φ as functions of the carry at the end and of φ."""
-        filled = dict(enumerate(leaves)) | dict(zip(moving, carry, strict=True))
-        given = FixedPoint(_tree.unflatten(structure, list(filled.values())), end.trajectory)
-        with ask(Through(fixed_point=given)):
-            value, _ = f(point)
-        _check_dependence(
-            value, "; in mode='implicit' a trajectory is a constant: use the final parameters"
-        )
-        image = _tree.leaves(given.image)
-        return value, [image[i] for i in moving]
-
-    start = [leaves[i] for i in moving]
-    (_, image), pull, *_ = vjp(around, start, point)
-    v, direct = pull((torch.ones_like(value), _tree.map(torch.zeros_like, image)))
-
-    def transposed(u: list[Tensor]) -> tuple[list[Tensor], list[Tree]]:
-        """Jᵀu and uᵀ·∂Φ/∂φ."""
-        return pull((torch.zeros_like(value), u))
-
-    def system(u: list[Tensor]) -> list[Tensor]:
-        return _plus(u, transposed(u)[0], -1)
-
-    u = {"cg": _conjugate_gradients, "neumann": _neumann}[solver](system, v, iterations)
-    residual = _ratio(_tree.norm(_plus(v, system(u), -1)), _tree.norm(v))
-    remaining = _tree.dot(u, _plus(image, start, -1))
-    if is_readable(residual):
-        _warn_of_error(value, residual, remaining, iterations)
-    return _plus(direct, transposed(u)[1]), value, aux, residual, remaining
-
-
-def _warn_of_error(value: Tensor, residual: Tensor, remaining: Tensor, iterations: int) -> None:
-    said = ""
-    if residual > 0.01:
-        said = (
-            f"left a residual of {residual:.2g} after {iterations} iterations: take more, or "
-            f"solver='neumann' for a step that is not plain gradient descent"
-        )
-    elif remaining.abs() > 0.01 * value.abs():
-        said = (
-            f"met a run that has not converged: its number, {value:.3g}, would still change by about "
-            f"{remaining:.2g}; take more steps, all on the same batch"
-        )
-    if said:
-        warn(f"mode='implicit' {said}")
-
-
-def _check_dependence(value: Tensor, hint: str = "") -> None:
+def _check_dependence(value: Tensor) -> None:
     if not value.requires_grad:
         raise ValueError(
-            f"the number that run returns does not depend on the chosen arguments "
-            f"(detach, .item() and comparisons cut the path{hint})"
+            "the number that run returns does not depend on the chosen arguments (detach, .item() and "
+            "comparisons cut the path)"
         )
 
 
-def _conjugate_gradients(
-    system: Callable[[list[Tensor]], list[Tensor]], v: list[Tensor], iterations: int
-) -> list[Tensor]:
-    """Solve A u = v for a symmetric, positive definite A."""
-    u, residual, direction = _tree.map(torch.zeros_like, v), v, v
-    square = _tree.dot(v, v)
-    for _ in range(iterations):
-        image = system(direction)
-        length = _ratio(square, _tree.dot(direction, image))
-        u, residual = _plus(u, direction, length), _plus(residual, image, -length)
-        previous, square = square, _tree.dot(residual, residual)
-        direction = _plus(residual, direction, _ratio(square, previous))
-    return u
-
-
-def _neumann(
-    system: Callable[[list[Tensor]], list[Tensor]], v: list[Tensor], iterations: int
-) -> list[Tensor]:
-    """Solve A u = v by u ← u + (v − A u), which sums (I − A)ᵏ v."""
-    u = v
-    for _ in range(iterations - 1):
-        u = _plus(u, _plus(v, system(u), -1))
-    return u
-
-
-def _plus(a: list[Tensor], b: list[Tensor], scale: Any = 1) -> list[Tensor]:
-    return _tree.map(lambda x, y: x + scale * y, a, b)
-
-
-def _ratio(a: Tensor, b: Tensor) -> Tensor:
-    """a / b; where b is zero, a, which is zero then."""
-    return a / torch.where(b == 0, torch.ones_like(b), b)
+def _check_takes_adjoint(run: Callable[..., Any], adjoint: Adjoint) -> None:
+    parameters = inspect.signature(run).parameters
+    if "adjoint" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    raise ValueError(
+        f"hypergrad passes adjoint={adjoint!r} to run, which takes no such keyword. Write\n"
+        f"    def run({', '.join([*parameters, 'adjoint=gd.adjoints.Reverse()'])}):\n"
+        f"        ... gd.train(..., adjoint=adjoint)"
+    )
 
 
 def _slot(run: Callable[..., Any], which: Slot, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Slot:

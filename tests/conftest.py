@@ -1,7 +1,7 @@
 """Settings for the whole suite, and the check that no test leaves global state changed.
 
 The suite runs on two processes (`-n 2` in pyproject.toml). `-n 0` gives one, for a debugger or
-timings. Tests marked `slow` run with `-m slow`, and in `.ci/run`. They are: what compiles with
+timings. Tests marked `slow` run with `-m slow`. They are: what compiles with
 Inductor beyond one case per law, third derivatives through programs of several scans, second
 derivatives of convolutions, native code of other compilers and under sanitizers, and long
 statistics. GDFUNC_NO_SKIPS=1 turns skips into failures.

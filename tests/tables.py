@@ -149,7 +149,7 @@ WITH_HYPERPARAMETERS = [name for name, row in STEPS.items() if row.hyperparamete
 
 BACKENDS = {
     "eager": {},
-    "replay": {"checkpoint": 2},  # of 5 steps: two blocks and a rest
+    "replay": {"adjoint": gd.adjoints.Checkpoint(2)},  # of 5 steps: two blocks and a rest
     "native": {"backend": "native"},
     "inductor": {"backend": "inductor", "unroll": 2},
     "cudagraph": {"backend": "cudagraph"},
@@ -166,5 +166,5 @@ EACH_INDUCTOR_SLOW = [
 TRACED = [
     pytest.param({"backend": "inductor"}, marks=pytest.mark.slow),
     {"backend": "native"},
-    {"checkpoint": 1},
+    {"adjoint": gd.adjoints.Checkpoint(1)},
 ]

@@ -16,9 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gdfunc as gd
 from gdfunc._scan._body import Body, Loop
-from gdfunc._scan._loop import apply, checkpointed
+from gdfunc._scan._loop import Bound, apply
 from gdfunc._scan.backends import _cudagraph, _replay
 from gdfunc._scan.trace._trace import trace
+from gdfunc.adjoints import Checkpoint
 
 from .references import normal, storages
 
@@ -231,11 +232,13 @@ def test_threads_take_turns_at_one_graph():
 
 
 def loops(runner, inner, outer):
-    """A loop over a loop, as checkpoint makes them."""
+    """A loop over a loop, as Checkpoint makes them."""
     body, consts = body_of(lambda c, x: (torch.sin(c) + x, c * 2), normal(1, 3), normal(2, 1, 3))
     length = inner * outer
     loop = Loop(body, length)
-    return lambda: checkpointed(loop, runner, inner, consts, [normal(1, 3)], [normal(2, length, 3)])
+    return lambda: Checkpoint(inner).run(
+        Bound(loop, runner), consts, [normal(1, 3)], [normal(2, length, 3)]
+    )
 
 
 @pytest.mark.parametrize(
@@ -266,7 +269,9 @@ def test_the_rules_of_the_primitive(every):
         loop = Loop(body, 37)
         inputs = [scale], [init], [x]
         carry, ys = (
-            apply(loop, runner, *inputs) if every is None else checkpointed(loop, runner, every, *inputs)
+            apply(loop, runner, *inputs)
+            if every is None
+            else Checkpoint(every).run(Bound(loop, runner), *inputs)
         )
         return (carry**2).sum() + (ys**3).mean()
 

@@ -353,10 +353,10 @@ def test_sharpness_is_recorded_along_a_run():
 
 
 def test_a_traced_run_records_the_same():
-    expected, traced = recorded()(0.1), recorded(checkpoint=1)(0.1)
+    expected, traced = recorded()(0.1), recorded(adjoint=gd.adjoints.Checkpoint(1))(0.1)
     close(vars(traced), vars(expected))
     lrs = torch.tensor([0.1, 0.02], dtype=torch.float64)
-    members = vmap(recorded(checkpoint=1))(lrs)
+    members = vmap(recorded(adjoint=gd.adjoints.Checkpoint(1)))(lrs)
     close(members.sharpness[0], expected.sharpness)
     close(members.trace[0], expected.trace)
 
@@ -364,16 +364,16 @@ def test_a_traced_run_records_the_same():
 def test_the_derivative_of_a_recorded_eigenvalue_goes_through_a_traced_run():
     find = top_eigenvalues(hvp(lambda p, batch: (p**4).sum()), iterations=2)
 
-    def last(lr, checkpoint=None):
+    def last(lr, adjoint=gd.adjoints.Reverse()):
         def body(p, _):
             return p - lr * 4 * p**3, find(p, None, KEY).eigenvalues[0]
 
         start = torch.tensor([1.0, 0.5], dtype=torch.float64)
-        return gd.scan(body, start, length=2, checkpoint=checkpoint)[1][-1]
+        return gd.scan(body, start, length=2, adjoint=adjoint)[1][-1]
 
     lr = torch.tensor(0.01, dtype=torch.float64)  # λ = 12 (1 − 4 lr)²
     close(grad(last)(lr), -96 * (1 - 4 * lr))
-    close(grad(lambda lr: last(lr, checkpoint=1))(lr), -96 * (1 - 4 * lr))
+    close(grad(lambda lr: last(lr, adjoint=gd.adjoints.Checkpoint(1)))(lr), -96 * (1 - 4 * lr))
 
 
 @pytest.mark.slow

@@ -13,11 +13,11 @@ import gdfunc
 
 PACKAGE = Path(gdfunc.__file__).parent
 RANKS = {
-    0: {"_torch", "_lock", "_tree", "_numerics", "_errors", "_progress", "_through", "random"},
+    0: {"_torch", "_lock", "_tree", "_numerics", "_errors", "_progress", "random"},
     1: {"_sampling", "_gradients", "_transforms", "schedules", "_scan", "losses", "problems", "datasets"}
     | {"_per_sample", "reducers", "_reductions"},
     2: {"_step", "curvature", "adjoints"},
-    3: {"_train", "methods", "_sweep", "_hypergradient", "modules", "stats", "privacy"},
+    3: {"_train", "methods", "_sweep", "_hypergradient", "_jit", "modules", "stats", "privacy"},
     4: {"checkpoint", "distributed", "plot", "testing", "interop"},
 }
 RANK = {room: rank for rank, rooms in RANKS.items() for room in rooms}
@@ -207,7 +207,8 @@ def test_nothing_forbidden_is_used(path):
 
 # What each part of _scan imports of it: trace and backends make and run bodies, so _body lies below them.
 SCAN = {
-    "_scan": {"_loop"},
+    "_scan": {"_adjoint", "_loop"},
+    "_adjoint": {"_body", "_loop"},
     "_loop": {"_derived", "trace", "backends", "_body"},
     "_derived": {"_body"},
     "trace": {"_body", "_recent"},

@@ -17,6 +17,8 @@ from .builds import quick
 from .references import loop, normal
 from .tables import TABLE
 
+REVERSE = gd.adjoints.Reverse()
+
 # A grammar of expressions: an operation makes a tensor of two others, a whole number k, and what there is
 # besides: f.count and f.flag of the carry. Results stay bounded, so that all steps stay comparable.
 
@@ -342,11 +344,11 @@ TRANSFORMATIONS = {
 }
 
 
-def verdicts(programs, transformation, reverse, shapes, length, seed, dtype=torch.float64, checkpoint=None):
+def verdicts(programs, transformation, reverse, shapes, length, seed, dtype=torch.float64, adjoint=REVERSE):
     """For each program "" if its results are those of the loop, else what is wrong."""
     args = [arguments(seed + 10 * n, shapes, length, dtype) for n in range(len(programs))]
     transform = TRANSFORMATIONS[transformation]
-    scan = functools.partial(gd.scan, backend="native", checkpoint=checkpoint)
+    scan = functools.partial(gd.scan, backend="native", adjoint=adjoint)
     got = transform(functools.partial(results, programs, scan, reverse))(args)
     expected = transform(functools.partial(results, programs, loop, reverse))(args)
     found = differences(got, expected, dtype)
@@ -612,7 +614,7 @@ bodies = st.tuples(
     st.integers(1, 4),
     st.integers(0, 2**31),
     st.sampled_from([torch.float64, torch.float64, torch.float32]),
-    st.sampled_from([None, None, 1, 2]),
+    st.sampled_from([REVERSE, REVERSE, *map(gd.adjoints.Checkpoint, (1, 2))]),
 )
 
 
@@ -628,10 +630,10 @@ def assert_right(programs, found):
 
 
 def is_the_loop(body):
-    programs, kind, *how, dtype, checkpoint = body
+    programs, kind, *how, dtype, adjoint = body
     with quick():
         dtype = dtype if kind == "value" else torch.float64
-        assert_right(programs, verdicts(programs, kind, *how, dtype, checkpoint))
+        assert_right(programs, verdicts(programs, kind, *how, dtype, adjoint))
 
 
 def is_that_of_eager(trainings):

@@ -238,7 +238,7 @@ def seeded(make):
 def test_an_impure_function_is_refused_by_name_and_leaves_everything_as_found(make):
     f, state = seeded(make)
     before = state()
-    for options in ({"backend": "native"}, {"backend": "eager", "checkpoint": 10}):
+    for options in ({"backend": "native"}, {"backend": "eager", "adjoint": gd.adjoints.Checkpoint(10)}):
         with pytest.raises(BackendError, match=r"draws from|changes|writes into|from outside") as caught:
             run(f, **options)
         assert caught.value.untouched
@@ -384,7 +384,7 @@ def test_a_cache_may_be_filled_and_a_flag_set_once():
 def test_a_train_traces_once_a_call_and_twice_where_it_is_new(monkeypatch):
     records, record = [], _trace._record
     monkeypatch.setattr(_trace, "_record", lambda *args: records.append(None) or record(*args))
-    monkeypatch.setattr("gdfunc._train._train._SEGMENT_SECONDS", 0.0)
+    monkeypatch.setattr("gdfunc._train._drive._SEGMENT_SECONDS", 0.0)
     lock, segments = io.BytesIO(), []
 
     def loss_fn(w, batch):

@@ -485,7 +485,7 @@ class TestTransformations:
             return {k: params[k] - 0.1 * results["c"][k] for k in params}, results["n"]
 
         eager = gd.scan(body, params, None, 3)
-        traced = gd.scan(body, params, None, 3, checkpoint=2)
+        traced = gd.scan(body, params, None, 3, adjoint=gd.adjoints.Checkpoint(2))
         close({"p": traced[0], "n": traced[1]}, {"p": eager[0], "n": eager[1]})
 
 
@@ -551,11 +551,11 @@ class TestFallback:
             with pytest.raises(RuntimeError, match="randomness"):
                 gd.reduce_per_sample(loss_fn, R.norms())(params, batch)
 
-    def test_closures_that_cannot_be_read(self):
+    def test_closures_that_cannot_be_compared(self):
         numbers = iter([1])
         self.check(
             lambda p, b: squared(b[0] @ p["w"]) + 0 * (numbers is None),
-            "direct: the loss's closure cannot be read",
+            "direct: the loss reaches what cannot be compared from call to call",
         )
 
     def check(self, loss_fn, why):

@@ -11,8 +11,11 @@ from torch.func import grad, jvp, vmap
 import gdfunc as gd
 from gdfunc._scan.trace import _trace
 from gdfunc._sweep._memory import Memory
+from gdfunc.adjoints import Checkpoint
 
 from .references import loop, normal, total
+
+REVERSE = gd.adjoints.Reverse()
 
 # A grammar of bodies: an operation makes a vector [3] of two others and of f's counter, flag and closure.
 
@@ -131,7 +134,7 @@ bodies = given(
 
 @bodies
 def test_a_traced_scan_is_the_loop_for_any_body(program, transformation, length, every, seed):
-    agrees(program, transformation, length, seed, checkpoint=every)
+    agrees(program, transformation, length, seed, adjoint=Checkpoint(every))
 
 
 def test_forward_over_reverse_where_some_of_the_carry_has_no_tangent():
@@ -149,7 +152,7 @@ def test_forward_over_reverse_where_some_of_the_carry_has_no_tangent():
     torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.parametrize("options", [{"checkpoint": 1}, {"backend": "native"}])
+@pytest.mark.parametrize("options", [{"adjoint": Checkpoint(1)}, {"backend": "native"}])
 def test_what_is_a_view_alone_need_not_be_one_under_vmap(options):
     kernel, xs = normal(0, 3, 2, 2, 2), normal(1, 2, 2, 2, 4, 3)
 
@@ -189,7 +192,7 @@ def test_no_trace_is_stale(monkeypatch):
         return c * settings.factors[0], None
 
     def run(f):
-        return gd.scan(f, start, length=2, checkpoint=1)[0].item()
+        return gd.scan(f, start, length=2, adjoint=Checkpoint(1))[0].item()
 
     bodies = [by_global, by_closure, by_attribute, by_item]
     assert [run(f) for f in bodies] == [4.0] * 4
@@ -206,9 +209,9 @@ def test_scans_inside_that_differ_in_length_are_not_taken_for_each_other():
     for steps in (2, 3):
 
         def f(c, x):
-            return gd.scan(lambda d, _: (d * 0.5, None), c, length=steps, checkpoint=1)[0], None  # noqa: B023
+            return gd.scan(lambda d, _: (d * 0.5, None), c, length=steps, adjoint=Checkpoint(1))[0], None  # noqa: B023
 
-        assert gd.scan(f, start, length=2, checkpoint=1)[0] == 0.5 ** (2 * steps)
+        assert gd.scan(f, start, length=2, adjoint=Checkpoint(1))[0] == 0.5 ** (2 * steps)
 
 
 @pytest.mark.parametrize("default", [torch.float32, torch.float64])
@@ -219,7 +222,7 @@ def test_a_trace_is_for_one_default_dtype(default):
     before = torch.get_default_dtype()
     torch.set_default_dtype(default)
     try:
-        _, ys = gd.scan(f, torch.zeros(2), length=2, checkpoint=1)
+        _, ys = gd.scan(f, torch.zeros(2), length=2, adjoint=Checkpoint(1))
     finally:
         torch.set_default_dtype(before)
     assert ys.dtype == default
@@ -235,7 +238,7 @@ def traces(monkeypatch):
 
 def test_equal_functions_of_other_tensors_are_traced_once(traces):
     def run(w, p, xs, rate=0.5):
-        return gd.scan(lambda c, x: (c - rate * torch.sin(c * w) * x, c), p, xs, checkpoint=2)[0]
+        return gd.scan(lambda c, x: (c - rate * torch.sin(c * w) * x, c), p, xs, adjoint=Checkpoint(2))[0]
 
     for seed in range(3):
         w, p = normal(seed, 3), normal(seed + 1, 3)
@@ -243,11 +246,11 @@ def test_equal_functions_of_other_tensors_are_traced_once(traces):
             xs = normal(seed + 2, length)
             expected, _ = loop(lambda c, x: (c - 0.5 * torch.sin(c * w) * x, c), p, xs)  # noqa: B023
             torch.testing.assert_close(run(w, p, xs), expected)
-    assert len(traces) == 1
+    assert len(traces) == 2  # a new trace is made twice
     run(w, p, xs, rate=0.25)
     run(w.float(), p.float(), xs.float())
     run(w[:1], p, xs)
-    assert len(traces) == 4
+    assert len(traces) == 8
 
 
 def test_a_trace_is_for_one_kind_of_carry_and_of_x():
@@ -258,7 +261,7 @@ def test_a_trace_is_for_one_kind_of_carry_and_of_x():
         for size in (2, 3):
             small, large = torch.ones(1), torch.ones(4, size, dtype=dtype)
             for init, xs in ((large[0], small), (small[0], large)):
-                _, ys = gd.scan(f, init, xs, checkpoint=1)
+                _, ys = gd.scan(f, init, xs, adjoint=Checkpoint(1))
                 assert [y.shape[1:] for y in ys] == [init.shape, xs.shape[1:]]
                 assert [y.dtype for y in ys] == [init.dtype, xs.dtype]
 
@@ -266,12 +269,12 @@ def test_a_trace_is_for_one_kind_of_carry_and_of_x():
 # Memory.
 
 
-def peak_of_backward(length, checkpoint, transform):
+def peak_of_backward(length, adjoint, transform):
     w, p = normal(0, 1)[0], normal(1, 1000)
 
     def loss(w):
         carry, _ = gd.scan(
-            lambda c, x: (torch.sin(c * w) + torch.cos(c), None), p, length=length, checkpoint=checkpoint
+            lambda c, x: (torch.sin(c * w) + torch.cos(c), None), p, length=length, adjoint=adjoint
         )
         return carry.sum()
 
@@ -287,16 +290,23 @@ def by_autograd(loss, w):
 
 @pytest.mark.parametrize("transform", [by_autograd, lambda loss, w: grad(loss)(w)])
 @pytest.mark.parametrize(
-    ("checkpoint", "least", "most"),
-    [(None, 3.5, 4.2), ("sqrt", 1.7, 2.3), (1, 3.5, 4.2), (10**9, 3.5, 4.2)],
+    ("adjoint", "least", "most"),
+    [
+        (REVERSE, 3.5, 4.2),
+        (Checkpoint("sqrt"), 1.7, 2.3),
+        (Checkpoint(1), 3.5, 4.2),
+        (Checkpoint(10**9), 3.5, 4.2),
+        (Checkpoint(carries=8), 0.99, 1.05),
+    ],
+    ids=str,
 )
-def test_a_checkpointed_backward_pass_grows_as_the_root_of_the_steps(checkpoint, least, most, transform):
-    short, long = (peak_of_backward(length, checkpoint, transform) for length in (64, 256))
+def test_a_checkpointed_backward_pass_grows_as_the_root_of_the_steps(adjoint, least, most, transform):
+    short, long = (peak_of_backward(length, adjoint, transform) for length in (64, 256))
     assert least < long / short < most
 
 
 def test_checkpointing_bounds_the_peak():
     carry = 8 * 1000
-    all_carries = peak_of_backward(256, None, by_autograd)
+    all_carries = peak_of_backward(256, REVERSE, by_autograd)
     assert all_carries > 256 * carry
-    assert peak_of_backward(256, "sqrt", by_autograd) < all_carries / 4
+    assert peak_of_backward(256, Checkpoint("sqrt"), by_autograd) < all_carries / 4

@@ -726,9 +726,12 @@ def test_an_interrupted_run_with_stop_goes_on_to_the_same_end(monkeypatch, secon
 # What the backward pass keeps.
 
 
+ADJOINTS = [*map(gd.adjoints.Checkpoint, (1, 4, 10**6, "sqrt")), gd.adjoints.Checkpoint(carries=3)]
+
+
 @pytest.mark.parametrize("every", [1, 5])
-@pytest.mark.parametrize("checkpoint", [1, 4, 10**6, "sqrt"])
-def test_checkpoints_change_no_value_and_no_derivative(checkpoint, every):
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
+def test_checkpoints_change_no_value_and_no_derivative(adjoint, every):
     def run(lr, init, data, **options):
         final, trajectory = gd.train(
             STEP, init, data, INDEX[:14], lr, every=every, record=EVERYTHING, **options
@@ -737,12 +740,12 @@ def test_checkpoints_change_no_value_and_no_derivative(checkpoint, every):
 
     args = torch.tensor(0.05, dtype=torch.float64), INIT, DATA
     expected = grad(run, (0, 1, 2), has_aux=True)(*args)
-    got = grad(functools.partial(run, checkpoint=checkpoint), (0, 1, 2), has_aux=True)(*args)
+    got = grad(functools.partial(run, adjoint=adjoint), (0, 1, 2), has_aux=True)(*args)
     for a, b in zip(gd._tree.leaves(got), gd._tree.leaves(expected), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
     one = torch.ones_like(args[0])
     _, expected = jvp(lambda lr: run(lr, *args[1:])[0], args[:1], (one,))
-    _, got = jvp(lambda lr: run(lr, *args[1:], checkpoint=checkpoint)[0], args[:1], (one,))
+    _, got = jvp(lambda lr: run(lr, *args[1:], adjoint=adjoint)[0], args[:1], (one,))
     torch.testing.assert_close(got, expected, rtol=1e-11, atol=0)
 
 
@@ -763,14 +766,12 @@ def test_checkpoints_bound_what_a_run_keeps(monkeypatch, every):
     lr = torch.tensor(0.05, dtype=torch.float64, requires_grad=True)
     index = gd.full_batch(12, 256)
 
-    def kept(checkpoint):
-        return size_of_graph(
-            gd.train(STEP, INIT, DATA, index, lr, every=every, checkpoint=checkpoint)[0]["w"]
-        )
+    def kept(adjoint):
+        return size_of_graph(gd.train(STEP, INIT, DATA, index, lr, every=every, adjoint=adjoint)[0]["w"])
 
-    assert kept(None) > 256
-    assert kept("sqrt") < 100
-    assert kept(16) < 100
+    assert kept(gd.adjoints.Reverse()) > 256
+    assert kept(gd.adjoints.Checkpoint("sqrt")) < 100
+    assert kept(gd.adjoints.Checkpoint(16)) < 100
 
 
 def test_checkpoints_go_with_stop():
@@ -782,7 +783,9 @@ def test_checkpoints_go_with_stop():
 
     lrs = torch.tensor([0.02, 0.1], dtype=torch.float64)
     expected, steps = vmap(grad(final_loss, has_aux=True))(lrs)
-    got, same = vmap(grad(functools.partial(final_loss, checkpoint="sqrt"), has_aux=True))(lrs)
+    got, same = vmap(
+        grad(functools.partial(final_loss, adjoint=gd.adjoints.Checkpoint("sqrt")), has_aux=True)
+    )(lrs)
     assert steps.tolist() == same.tolist()
     torch.testing.assert_close(got, expected, rtol=1e-11, atol=0)
 
@@ -850,8 +853,8 @@ BAD_CALLS = [
     ({"init": {}}, ValueError, "params has no tensor leaves"),
     ({"init": {"w": INIT["w"], "b": INIT["w"]}}, ValueError, "share storage"),
     ({"every": 0}, ValueError, "every must be an int >= 1; got 0"),
-    ({"checkpoint": 0}, ValueError, "checkpoint must be an int >= 1; got 0"),
-    ({"checkpoint": "root"}, ValueError, "checkpoint must be None, 'sqrt', or an int >= 1; got 'root'"),
+    ({"adjoint": "sqrt"}, TypeError, r"adjoint must be Reverse\(\), .* of gd.adjoints; got 'sqrt'"),
+    ({"adjoint": gd.adjoints.Forward()}, TypeError, r"adjoint must be Reverse\(\), .*; got Forward\("),
     ({"check_finite": True}, ValueError, "check_finite must be 'off' or 'loss' or 'all'; got True"),
     (
         {"backend": "xla"},

@@ -206,8 +206,8 @@ def test_a_replayed_run_and_its_derivative_are_those_in_python(name):
         return vector_of(run(name, lr, INDEX.repeat(1, 9), size=2, **options)[0]).sum()
 
     lr = torch.tensor(0.01, dtype=torch.float64)
-    torch.testing.assert_close(end(lr, checkpoint=2), end(lr), rtol=1e-12, atol=0)
-    slopes = grad(lambda lr: end(lr, checkpoint=2))(lr), grad(end)(lr)
+    torch.testing.assert_close(end(lr, adjoint=gd.adjoints.Checkpoint(2)), end(lr), rtol=1e-12, atol=0)
+    slopes = grad(lambda lr: end(lr, adjoint=gd.adjoints.Checkpoint(2)))(lr), grad(end)(lr)
     torch.testing.assert_close(*slopes, rtol=1e-10, atol=0)
 
 

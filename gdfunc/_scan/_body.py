@@ -4,7 +4,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, fx
@@ -37,6 +37,26 @@ class Aval(NamedTuple):
 Avals = tuple[Aval, ...]
 
 
+class Active(NamedTuple):
+    """Which inputs, leaves of the carry and y's of a body have a derivative."""
+
+    inputs: Flags
+    carry: Flags
+    y: Flags
+
+
+class Rule(Protocol):
+    """A backward pass of a loop. Rules can be compared, because graphs that hold loops are."""
+
+    def pull(
+        self, loop: Any, active: Active, leaves: Leaves, cotangents: Sequence[Tensor | None]
+    ) -> Sequence[Tensor | None]:
+        """Return a cotangent, or None, for each tensor that the loop took."""
+
+    def push(self) -> None:
+        """Raise if the loop has no forward mode."""
+
+
 @dataclass(frozen=True)
 class Loop:
     """A body, and how often and in which direction to run it. Who runs it is an argument of running."""
@@ -46,6 +66,7 @@ class Loop:
     reverse: bool = False
     unroll: int = 1
     keeps: bool = False  # the last y's are the carry before each step, for the backward pass
+    rule: "Rule | None" = None  # the backward pass, where it is not the reversed loop over those carries
 
     def forward(self, runner: Runner, tensors: Leaves) -> list[Tensor]:
         """Run on plain tensors: a backend only goes forward, over contiguous ones."""

@@ -8,7 +8,7 @@ So a backend only ever runs a loop forward, on plain tensors; it is never differ
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import compress, islice
 from typing import Any
 
@@ -22,7 +22,7 @@ from .._torch._modes import has_no_value, mode_of, no_dispatch_modes, valueless
 from .._torch._transforms import functionalization, is_transforming, may_be_differentiated
 from .._tree import Tree
 from . import _derived
-from ._body import Avals, Body, Flags, Leaves, Loop, Nested, Runner
+from ._body import Active, Avals, Body, Flags, Leaves, Loop, Nested, Runner
 from .backends import replay, runner_of
 from .backends import step_back as step_back
 from .trace._purity import put_back
@@ -39,18 +39,14 @@ def run(
     unroll: int,
     backend: str,
     steps: int,
-    checkpoint: int | None,
+    through: Callable[..., list[Tensor]],
     seen: dict[Any, Any] | None,
 ) -> tuple[Tree, Tree]:
     """Trace a user's function, with the checks around it, and run the loop over its body."""
     traced = _traced(f, body, init, xs, seen)
     carry, structure = _tree.flatten(init)
-    loop, runner = Loop(traced.body, length, reverse, unroll), runner_of(backend, steps)
-    tensors = _visible(traced.closed_over, carry, _tree.leaves(xs))
-    if checkpoint is None:
-        results = apply(loop, runner, *tensors)
-    else:
-        results = checkpointed(loop, runner, checkpoint, *tensors)
+    loop = Bound(Loop(traced.body, length, reverse, unroll), runner_of(backend, steps))
+    results = through(loop, *_visible(traced.closed_over, carry, _tree.leaves(xs)))
     ys = results[len(carry) :]
     return _tree.unflatten(structure, results[: len(carry)]), _tree.unflatten(traced.y_structure, ys)
 
@@ -104,30 +100,40 @@ def apply(loop: Loop, runner: Runner, consts: Leaves, init: Leaves, xs: Leaves) 
             results = apply(loop, runner, *given)
         return list(level.wrap_tensors(results))
     count = len(init) + len(loop.body.y)
-    if not loop.keeps and any(map(may_be_differentiated, tensors)):
+    if not loop.keeps and loop.rule is None and any(map(may_be_differentiated, tensors)):
         loop = replace(loop, body=_derived.keeping(loop.body), keeps=True)
     return list(_Scan.apply(loop, runner, *tensors)[:count])
 
 
-def checkpointed(
-    loop: Loop, runner: Runner, every: int, consts: Leaves, init: Leaves, xs: Leaves
-) -> list[Tensor]:
-    """Run a loop of which the backward pass keeps every k-th carry: it is a loop of loops of k steps."""
-    blocks, rest = divmod(loop.length, every)
-    if loop.reverse:
-        forward, flipped = replace(loop, reverse=False), [x.flip(0) for x in xs]
-        results = checkpointed(forward, runner, every, consts, init, flipped)
-        return [*results[: len(init)], *[y.flip(0) for y in results[len(init) :]]]
-    inner = Nested(replace(loop, length=every), _call)
-    outer = replace(loop, body=_derived.repeated(loop.body, inner), length=blocks, unroll=1)
-    blocked = [x[: blocks * every].unflatten(0, (blocks, every)) for x in xs]
-    done = apply(outer, runner, consts, init, blocked)
-    carry, ys = done[: len(init)], [y.flatten(0, 1) for y in done[len(init) :]]
-    if not rest:
-        return [*carry, *ys]
-    last = apply(replace(loop, length=rest), runner, consts, carry, [x[blocks * every :] for x in xs])
-    pairs = zip(ys, last[len(init) :], strict=True)
-    return [*last[: len(init)], *[torch.cat(pair) for pair in pairs]]
+@dataclass(frozen=True)
+class Bound:
+    """A loop with its runner, as adjoints see it: a function `(consts, init, xs) -> [*carry, *ys]`."""
+
+    loop: Loop
+    runner: Runner
+
+    def __call__(self, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
+        return apply(self.loop, self.runner, consts, init, xs)
+
+    def but(self, **changes: Any) -> "Bound":
+        """Change fields of the loop."""
+        return replace(self, loop=replace(self.loop, **changes))
+
+    @property
+    def body(self) -> Body:
+        return self.loop.body
+
+    @property
+    def length(self) -> int:
+        return self.loop.length
+
+    @property
+    def reverse(self) -> bool:
+        return self.loop.reverse
+
+    def repeated(self, steps: int) -> Body:
+        """Make the body whose step is this loop of so many steps."""
+        return _derived.repeated(self.body, Nested(replace(self.loop, length=steps), _call))
 
 
 class _Scan(torch.autograd.Function):
@@ -171,6 +177,8 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, _loop: None, _runner: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         loop, body = ctx.loop, ctx.loop.body
+        if loop.rule is not None:
+            loop.rule.push()
         inputs, carry, y = _active(body, [tangent is not None for tangent in tangents])
         leaves = ctx.saved_tensors[: len(tangents)]
         consts, init, xs = body.split(leaves)
@@ -190,7 +198,10 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         loop, body = ctx.loop, ctx.loop.body
-        inputs, carry, y = _active(body, ctx.needs_input_grad[2:])
+        inputs, carry, y = active = _active(body, ctx.needs_input_grad[2:])
+        if loop.rule is not None:
+            bound = Bound(loop, ctx.runner)
+            return None, None, *loop.rule.pull(bound, active, ctx.saved_tensors, cotangents)
         saved = ctx.saved_tensors  # once: who checkpoints lets them be read once
         tensors, carries = saved[: len(inputs)], saved[len(inputs) :]
         consts, init, xs = body.split(tensors)
@@ -234,7 +245,7 @@ def _is_plain(tensors: Leaves) -> bool:
     return not is_transforming() and True not in [leaf.requires_grad for leaf in tensors]
 
 
-def _active(body: Body, given: Sequence[bool]) -> tuple[Flags, Flags, Flags]:
+def _active(body: Body, given: Sequence[bool]) -> Active:
     """Flag the inputs, carries and y's that have a derivative, if the flagged inputs have one."""
     if body.opaque:
         names = ", ".join(sorted(body.opaque))
@@ -250,7 +261,7 @@ def _active(body: Body, given: Sequence[bool]) -> tuple[Flags, Flags, Flags]:
     consts, _, x = body.split(given)
     carry, y = body.dependent(given)
     carry = floating(carry, body.carry)
-    return (*consts, *carry, *x), carry, floating(y, body.y)
+    return Active((*consts, *carry, *x), carry, floating(y, body.y))
 
 
 def _filled(moves: Sequence[Tensor | None], leaves: Leaves, flags: Flags) -> list[Tensor]:

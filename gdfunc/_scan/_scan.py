@@ -1,6 +1,5 @@
 """`scan`: its meaning, and the checks that every backend shares."""
 
-import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NoReturn
@@ -14,6 +13,7 @@ from .._torch._modes import current_trace, is_tracing, versions
 from .._torch._transforms import is_transformed
 from .._tree import Tree
 from . import _loop
+from ._adjoint import Adjoint, Reverse, check_adjoint
 
 Body = Callable[[Tree, Tree], tuple[Tree, Tree]]
 BACKENDS = ("eager", "native", "inductor", "cudagraph", "auto")
@@ -30,7 +30,7 @@ def scan(
     reverse: bool = False,
     unroll: int = 1,
     backend: str = "eager",
-    checkpoint: int | str | None = None,
+    adjoint: Adjoint = Reverse(),
 ) -> tuple[Tree, Tree]:
     """Fold a function over the leading axis of `xs`, carrying state along: `jax.lax.scan`.
 
@@ -45,10 +45,15 @@ def scan(
 
     and `torch.func.grad`, `jvp` and `vmap` go through it, in any nesting, on every backend.
 
-    A backend other than eager runs the loop outside Python. It traces f: runs it once on tensors without
-    values and writes down its operations, those on tensors that f closes over included. Side effects of f
-    (a counter, a print) happen then, not in every step; a tensor that f keeps for later, in a table or an
-    attribute, is taken out again. Tensors may change their values, and lengths may
+    A backend other than eager runs the loop outside Python. It traces f: runs it on tensors without values
+    and records its operations, those on tensors that f closes over included. f must be pure. A new trace is
+    made twice, and an f that draws from any generator of numbers, counts, appends, reads a clock or
+    advances an iterator is refused by name. `"auto"` then runs it in Python. Whatever the trace changed is
+    put back first; an iterator that advanced cannot be, which is an error. A cache may be filled. Printed
+    text appears when f is traced, not in every step. A trace serves until something changes that f can
+    reach. An f that reaches an object which gdfunc cannot compare from call to call (a lock, a DataFrame, a
+    module of settings that is read by made-up names) is traced on every call, with a warning that names
+    the object. Tensors may change their values, and lengths may
     change, without another compilation; another number in f, another shape, or another transformation
     around the scan is another loop. So keep numbers that you vary in 0-d tensors. A scan within f needs no
     backend of its own: it is compiled with the one around it. What is compiled is kept on disk, in `gdfunc`
@@ -73,9 +78,8 @@ def scan(
             recorded and replayed on CUDA. `"auto"`: eager for fewer than 1,000 steps, native for up to
             10,000 on a CPU, else the fastest that can run this f on this device; when one cannot, a
             warning says why.
-        checkpoint: k keeps only every k-th carry for the backward pass, which computes those between
-            again: memory O(T/k + k) in place of O(T). `"sqrt"` takes k = √T. It traces f, also in eager;
-            Inductor compiles its loops within loops anew for each k and remainder.
+        adjoint: how derivatives go back through the loop, one of `gd.adjoints`: how many carries are kept,
+            and what is computed again. All but `Reverse()` trace f, in eager too.
 
     Returns:
         `(carry, ys)`: the last carry, and the tree of y's with leading [T]. With T = 0 the carry is
@@ -85,12 +89,12 @@ def scan(
         TypeError: a leaf of init, of xs or of what f returns is no tensor; f returns no pair.
         ValueError: leaves of xs differ in length, or from `length`; T is unknown or negative; the carry
             or y changes its structure, shape, dtype or device; f writes into what it is given.
-        BackendError: (a RuntimeError) the backend cannot run f: f decides on the value of a tensor or
-            draws from torch's generator, has an operation that native does not cover (which it names), or
-            there is no compiler, no CUDA device, no safe cache directory. Also where a traced loop is
-            differentiated whose f applies a `torch.autograd.Function` or an operator of yours, or writes
-            into a tensor under `torch.no_grad` or by way of `detach`: a trace keeps their values, not
-            their derivative (a gradient taken within f is right).
+        BackendError: (a RuntimeError) the backend cannot run f: f decides on the value of a tensor, prints
+            one or is not pure; f has an operation that native does not cover (which it names); or there is
+            no compiler, no CUDA device, no safe cache directory. Also where a traced loop is differentiated
+            whose f applies a `torch.autograd.Function` or an operator of yours, or writes into a tensor
+            under `torch.no_grad` or by way of `detach`: a trace keeps their values, not their derivative
+            (a gradient taken within f is right).
         IndexError: a step uses an index that is out of range (native also names the step; in eager, where
             some of torch's operators raise a RuntimeError, it is theirs).
 
@@ -103,7 +107,7 @@ def scan(
     References:
         J. Bradbury et al., "JAX: composable transformations of Python+NumPy programs", 2018.
     """
-    return fold(f, init, xs, length, reverse, unroll, backend, checkpoint)
+    return fold(f, init, xs, length, reverse, unroll, backend, adjoint)
 
 
 def fold(
@@ -114,7 +118,7 @@ def fold(
     reverse: bool = False,
     unroll: int = 1,
     backend: str = "eager",
-    checkpoint: int | str | None = None,
+    adjoint: Adjoint = Reverse(),
     steps: int | None = None,
     seen: dict[Any, Any] | None = None,
 ) -> tuple[Tree, Tree]:
@@ -125,18 +129,19 @@ def fold(
     length = _length(xs, length)
     trace, steps = current_trace(), length if steps is None else steps
     backend = settle(backend, steps) if trace is None else check_choice("backend", backend, BACKENDS)
-    every = check_checkpoint(checkpoint, length)
+    check_adjoint(adjoint).check_steps(length)
+    by_itself = isinstance(adjoint, Reverse)
     body = _checked(f, init)
     if length == 0:
         _, y = body(init, _tree.map(lambda leaf: leaf.new_zeros(leaf.shape[1:]), xs))
         return _tree.clone(init), _tree.map(lambda leaf: leaf[:0].clone(), _stack([y]))
     # All steps of a long loop inside a traced f would take minutes to compile: it stays a loop.
     joins = trace is not None and trace.keeps_loops and length > _LAID_OUT
-    if backend != "eager" or every is not None or joins:
+    if backend != "eager" or not by_itself or joins:
         try:
-            return _loop.run(f, body, init, xs, length, reverse, unroll, backend, steps, every, seen)
+            return _loop.run(f, body, init, xs, length, reverse, unroll, backend, steps, adjoint.run, seen)
         except BackendError as error:
-            if backend != "auto" or every is not None or not error.untouched:
+            if backend != "auto" or not by_itself or not error.untouched:
                 raise
             _loop.step_back(error)
     carry, ys, order = init, [], range(length)
@@ -167,17 +172,6 @@ def settle(backend: str, steps: int) -> str:
     """Make `"auto"` eager for a run of so few steps that no trace pays for itself."""
     check_choice("backend", backend, BACKENDS)
     return "eager" if backend == "auto" and steps < _WORTH_TRACING else backend
-
-
-def check_checkpoint(checkpoint: Any, length: int) -> int | None:
-    """How many steps lie between two carries that are kept, or None for all carries."""
-    if checkpoint is None:
-        return None
-    if checkpoint == "sqrt":
-        return math.isqrt(max(length - 1, 0)) + 1
-    if isinstance(checkpoint, str):
-        raise ValueError(f"checkpoint must be None, 'sqrt', or an int >= 1; got {checkpoint!r}")
-    return min(check_int("checkpoint", checkpoint, 1), max(length, 1))
 
 
 def _length(xs: Tree, length: int | None) -> int:

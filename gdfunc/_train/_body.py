@@ -60,6 +60,10 @@ class Body:
     def _unrecorded(self, state: Any, row: Tree) -> tuple[Any, tuple[Tree, Tensor | None]]:
         return self._record(state, row, {})
 
+    def alone(self, carry: Any, row: Tree) -> tuple[Any, Any]:
+        """Take one step, without records or an end, as the body of a scan."""
+        return self.step(carry, row)[:2]
+
     def step(self, carry: Any, row: Tree) -> tuple[Any, Any, Tree]:
         """Take one step."""
         samples, lr = row

@@ -14,6 +14,7 @@ from .._scan._scan import fold
 from .._step import params_of
 from .._torch._modes import is_tracing
 from .._tree import Tree
+from ..adjoints._truncated import Constant
 from ._body import Stoppable, carry_of
 from ._plan import Plan
 from ._trajectory import Trajectory
@@ -38,10 +39,6 @@ class Done(NamedTuple):
     def ended(self) -> bool:
         """Whether all members have ended before the last step."""
         return isinstance(self.state, Stoppable) and bool(_tree.unwrap(self.state.ended).all())
-
-    def detached(self) -> "Done":
-        """Make it a constant to all derivatives."""
-        return self._replace(state=_tree.cut(self.state), records=_tree.cut(self.records))
 
     def trajectory(self, every: int) -> Trajectory:
         records = _tree.cat(self.records) if self.records else {}
@@ -100,7 +97,7 @@ def first_blocks(plan: Plan) -> int:
     if plan.grain == 1:
         return 1
     guess = int(_SEGMENT_SECONDS * _CAUTIOUS / plan.work)
-    return min(max(guess // plan.grain, 4), 1024) * plan.grain
+    return min(max(guess // plan.grain, 4), 4096) * plan.grain
 
 
 def segment_end(first: int, blocks: int, every: int, total: int, grain: int) -> int:
@@ -123,8 +120,8 @@ def next_blocks(blocks: int, seconds: float, grain: int) -> int:
 
 
 def _goal(plan: Plan, done: Done) -> int:
-    """Find the step before which a segment must end: derivatives are cut between two segments."""
-    return plan.cut if done.step < plan.cut else plan.steps
+    """Find the step before which a segment must end: derivatives may end between two."""
+    return plan.adjoint.constant if done.step < plan.adjoint.constant else plan.steps
 
 
 def _advance(plan: Plan, done: Done, last: int) -> tuple[Done, Tensor | None]:
@@ -138,12 +135,11 @@ def _advance(plan: Plan, done: Done, last: int) -> tuple[Done, Tensor | None]:
         done.state,
         rows,
         backend=plan.backend,
-        checkpoint=plan.checkpoint,
+        adjoint=plan.adjoint.adjoint if done.step >= plan.adjoint.constant else Constant(),
         steps=plan.steps,
         seen=plan.seen,
     )
-    new = Done(last, state, (*done.records, records))
-    return (new.detached() if done.step < plan.cut else new), finite
+    return Done(last, state, (*done.records, records)), finite
 
 
 def _non_finite(plan: Plan, done: Done, finite: Tensor) -> NonFiniteError:

@@ -14,9 +14,9 @@ from .. import _tree
 from .._errors import BackendError, check_choice, check_int, warn
 from .._gradients import check_batch, check_params
 from .._sampling import take
-from .._scan._scan import check_checkpoint, check_tensors, is_readable, settle
+from .._scan._adjoint import Adjoint, Segments, check_adjoint
+from .._scan._scan import check_tensors, fold, is_readable, settle
 from .._step import Step, StepLike, as_step, check_lr, params_of
-from .._through import asked
 from .._torch._modes import is_tracing
 from .._torch._transforms import members
 from .._tree import Tree
@@ -56,8 +56,7 @@ class Plan:
         work: entries of the parameters times entries of the data that a block reads.
         backend: who runs the loop.
         seen: what was traced of the body, once for all segments.
-        checkpoint: how many blocks lie between two carries that are kept for the backward pass, or None.
-        cut: the number of steps through which derivatives do not go.
+        adjoint: how derivatives go back through its segments.
     """
 
     body: Body
@@ -69,8 +68,7 @@ class Plan:
     work: int
     backend: str
     seen: dict[Any, Any]
-    checkpoint: int | None
-    cut: int
+    adjoint: Segments
 
     @property
     def steps(self) -> int:
@@ -84,6 +82,12 @@ class Plan:
         """Take step t alone."""
         return self.body.step(carry, _tree.map(lambda leaf: leaf[0], self.rows(t, t + 1)))
 
+    def last_step(self, carry: Any, adjoint: Adjoint) -> Any:
+        """Take the last step from a carry, as a loop whose derivative is an adjoint's."""
+        rows = self.rows(self.steps - 1, self.steps)
+        loop = {"backend": self.backend, "steps": self.steps, "adjoint": adjoint}
+        return fold(self.body.alone, carry, rows, **loop)[0]  # type: ignore[arg-type]
+
 
 def make_plan(
     step: StepLike,
@@ -96,7 +100,7 @@ def make_plan(
     backend: str,
     check_finite: str,
     stop: Stop | None,
-    checkpoint: int | str | None,
+    adjoint: Adjoint,
 ) -> Plan:
     """Check the arguments of `train`."""
     leaves = _check_init(step, init)
@@ -112,11 +116,10 @@ def make_plan(
     _check_end(check_finite, stop)
     batches = from_memory(data, index)
     body = Body(as_step(step).advance, batches.batch, _recorders(record), stop, check_finite, backend)
-    through = asked()
-    checkpoint = check_checkpoint(through.checkpoint if checkpoint is None else checkpoint, len(index))
-    kept_blocks = None if checkpoint is None else -(-checkpoint // every)
+    check_adjoint(adjoint).check_steps(len(index))
+    segments = adjoint.segments(len(index), every)
     grain = 1 if backend == "eager" else _GRAIN
-    grain = -(-(kept_blocks or 1) // grain) * grain  # every segment keeps a carry
+    grain = -(-segments.grain // grain) * grain  # every segment keeps a carry
     size = sum(math.prod(leaf.shape[1:]) for leaf in _tree.leaves(data)) * index.shape[1]
     work = sum(leaf.numel() for leaf in leaves) * max(size, 1) * members() * every
     return Plan(
@@ -129,8 +132,7 @@ def make_plan(
         work=work,
         backend=backend,
         seen={},
-        checkpoint=kept_blocks,
-        cut=0 if through.last is None else max(len(index) - through.last, 0) // every * every,
+        adjoint=segments,
     )
 
 

@@ -1,14 +1,15 @@
 """A training run: a scan of steps over batches, in segments that can be watched and stopped."""
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from .._progress import Progress
+from .._scan._adjoint import Adjoint, Reverse
 from .._step import StepLike
-from .._through import asked
 from .._tree import Tree
-from ._body import Stop
+from ._body import Stop, carry_of
 from ._drive import drive
 from ._plan import make_plan
 from ._trajectory import Trajectory
@@ -27,7 +28,7 @@ def train(
     progress: Progress = False,
     check_finite: str = "off",
     stop: Stop | None = None,
-    checkpoint: int | str | None = None,
+    adjoint: Adjoint = Reverse(),
 ) -> tuple[Any, Trajectory]:
     """Run a step over the batches of a plan.
 
@@ -64,8 +65,8 @@ def train(
             returned. The step for which it holds is the last. A loss that is not finite ends the run too,
             with the carry before its step; reverse-mode derivatives of such a run are NaN. Under vmap each
             member ends on its own. Its later records repeat its last carry, until all have ended.
-        checkpoint: for derivatives through the run: how many steps lie between two carries that are kept,
-            or `"sqrt"`; see `scan`.
+        adjoint: how derivatives go back through the run, one of `gd.adjoints`: `Reverse()`,
+            `Checkpoint("sqrt")`, `Truncated(last)`, `Implicit("cg", 100)`.
 
     Returns:
         `(final, trajectory)`: the carry after the last step, and the records, [⌈T/every⌉, ...] each, of the
@@ -99,12 +100,6 @@ def train(
     References:
         H. Robbins, S. Monro, "A stochastic approximation method", 1951.
     """
-    plan = make_plan(step, init, data, index, lr, record, every, backend, check_finite, stop, checkpoint)
-    fixed_point = asked().fixed_point
-    if fixed_point is None:
-        return drive(plan, progress)
-    found = fixed_point.enter(plan.steps, lambda carry: plan.step(carry, plan.steps - 1)[0])
-    if found is None:
-        found = drive(plan, progress)
-        fixed_point.leave(*found)
-    return found
+    plan = make_plan(step, init, data, index, lr, record, every, backend, check_finite, stop, adjoint)
+    final, trajectory = drive(plan, progress)
+    return adjoint.end(partial(plan.last_step, final), carry_of(plan.state), final), trajectory

@@ -175,13 +175,20 @@ def training_run(problem: Problem) -> Callable[[str, int], Tensor]:
     return run
 
 
-def final_loss(problem: Problem, backend: str, steps: int) -> Callable[[Tensor], Tensor]:
+ADJOINTS = {
+    "reverse": gd.adjoints.Reverse(),
+    "checkpoint": gd.adjoints.Checkpoint("sqrt"),
+    "forward": gd.adjoints.Forward(),
+}
+
+
+def final_loss(problem: Problem, backend: str, steps: int) -> Callable[..., Tensor]:
     """W6: the loss on all data after a run, as a function of its learning rate."""
     loss_fn, init, data, index = problem.loss_fn, problem.params, problem.data, problem.index[:steps]
     step = gd.make_step(loss_fn)
 
-    def run(lr: Tensor) -> Tensor:
-        params, _ = gd.train(step, init, data, index, lr, backend=backend, record=())
+    def run(lr: Tensor, adjoint: Any = ADJOINTS["reverse"]) -> Tensor:
+        params, _ = gd.train(step, init, data, index, lr, backend=backend, record=(), adjoint=adjoint)
         return loss_fn(params, data)
 
     return run
@@ -190,7 +197,7 @@ def final_loss(problem: Problem, backend: str, steps: int) -> Callable[[Tensor],
 def hypergradients(problem: Problem, mode: str) -> dict[str, Run]:
     """The derivative of that loss on each backend, or with mode `"value"` the loss itself.
 
-    Natively the derivative is traced as a whole, as JAX's is; each function is made once, as JAX's is.
+    Natively the derivative is compiled as a whole, as JAX's is; each function is made once, as JAX's is.
     """
     lr = torch.tensor(problem.lr)
 
@@ -199,7 +206,8 @@ def hypergradients(problem: Problem, mode: str) -> dict[str, Run]:
         f = final_loss(problem, backend, steps)
         if mode == "value":
             return f
-        return gd.hypergrad(f, mode=mode, backend="native" if backend == "native" else "eager")
+        gradient = gd.hypergrad(f, adjoint=ADJOINTS[mode])
+        return gd.jit(gradient, backend="native") if backend == "native" else gradient
 
     def run(backend: str, steps: int) -> Tensor:
         result = made(backend, steps)(lr)

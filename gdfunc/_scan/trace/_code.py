@@ -7,8 +7,6 @@ import sys
 import types
 from typing import Any
 
-from torch import Tensor
-
 # Modules that do not change while a program runs. Other standard modules read files and settings.
 _FROZEN = {"torch", "numpy", "gdfunc", "_pytest", "builtins", "math", "cmath", "functools", "itertools"}
 _FROZEN |= {"operator", "abc", "enum", "types", "typing", "collections", "dataclasses", "numbers", "copy"}
@@ -56,9 +54,8 @@ def imports_in(f: types.FunctionType) -> list[types.ModuleType]:
     while package:
         homes, package = [*homes, f"{package}."], package.rpartition(".")[0]
     for path in [home + name for home in homes for name in names if home + name in sys.modules]:
-        # What else is named tells a standard module from an attribute of its name, such as `x.select`.
-        used = [name for name in names if name in vars(sys.modules[path])]
-        used = [name for name in used if name != path or not hasattr(Tensor, name)]
+        # What else is named tells a standard module from an attribute of its name, such as `np.array`.
+        used = [name for name in names if name != path and name in vars(sys.modules[path])]
         if owner(path) == "user" or (owner(path) == "standard" and used):
             modules.append(sys.modules[path])
     return modules

@@ -14,7 +14,7 @@ import hashlib
 import types
 import typing
 import weakref
-from collections import OrderedDict, defaultdict, deque
+from collections import OrderedDict, defaultdict, deque, namedtuple
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,17 +28,16 @@ _CONSTANTS = {int, bool, str, bytes, type(None), type(...), type(NotImplemented)
 _CONSTANTS |= {torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, torch.finfo}
 _CONSTANTS |= {torch.iinfo, type(torch.ops.aten.sin), type(torch.ops.aten.sin.default), np.ufunc}
 _CONSTANTS |= {types.MemberDescriptorType, types.GetSetDescriptorType, types.WrapperDescriptorType}
-_CONSTANTS |= {types.ClassMethodDescriptorType, type(functools._CacheInfo.hits), type(np.sum)}
+_CONSTANTS |= {types.ClassMethodDescriptorType, type(vars(namedtuple("_", "x"))["x"]), type(np.sum)}
 _IN_C = {types.BuiltinFunctionType, types.MethodWrapperType, types.MethodDescriptorType}
 _PARTS: dict[type, tuple[str, ...]] = {
     **dict.fromkeys((slice, range), ("start", "stop", "step")),
     **dict.fromkeys((staticmethod, classmethod), ("__func__", "__dict__")),
-    types.MethodType: ("__func__", "__self__"),
+    **{types.MethodType: ("__func__", "__self__"), functools.cached_property: ("func",)},
     functools.partial: ("func", "args", "keywords", "__dict__"),
-    functools.cached_property: ("func",),
     **{property: ("fget", "fset", "fdel"), types.SimpleNamespace: ("__dict__",), complex: ("real", "imag")},
 }
-_SEQUENCES = {tuple, list, set, frozenset, deque}
+_SEQUENCES, _CACHE = {tuple, list, set, frozenset, deque}, type(functools.cache(len))
 _METACLASSES = {type, abc.ABCMeta, type(typing.Protocol), enum.EnumMeta, type(torch.autograd.Function)}
 _NOT_STATE = {"__annotations__", "__doc__", "__dict__", "__weakref__", "__module__", "__orig_bases__"}
 _NOT_STATE |= {"_abc_impl", "__parameters__", "__firstlineno__", "__type_params__", "__annotate_func__"}
@@ -120,7 +119,7 @@ def key_of(f: Any) -> Reading:
 def _read(x: Any, kind: Any) -> tuple[Any, Any]:
     """Give what an object is by value, and its parts."""
     if kind is dict or kind is OrderedDict or kind is defaultdict:
-        own = getattr(x, "__dict__", None) or getattr(x, "default_factory", None)
+        own = None if kind is dict else x.__dict__ or None if kind is OrderedDict else x.default_factory
         strings = {*map(type, x)} <= {str}
         return (tuple(x), (own, *x.values())) if strings else (len(x), (own, *x, *x.values()))
     if kind in _SEQUENCES:
@@ -134,8 +133,9 @@ def _read(x: Any, kind: Any) -> tuple[Any, Any]:
         return (), [getattr(x, name) for name in _PARTS[kind]]
     if kind is weakref.ref:
         return (), (x(),)
-    if kind is functools._lru_cache_wrapper:
-        return (), (gc.get_referents(x),)  # what it keeps, too
+    if kind is _CACHE:
+        bounded = x.cache_parameters()["maxsize"] is not None  # and has a dict of its own kind
+        return (), [[part for part in gc.get_referents(x) if not bounded or type(part) is not dict]]
     if (kind is np.ndarray or issubclass(kind, np.generic)) and not x.dtype.hasobject:
         return (x.dtype, x.shape, hashlib.sha256(x.tobytes()).digest()), ()
     if issubclass(kind, types.ModuleType):

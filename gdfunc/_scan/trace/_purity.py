@@ -26,7 +26,7 @@ from ._reach import Entry, Reach, path
 _DEEP = 3  # containers within one another that are searched for tensors without values
 _REMEDY = (
     "a compiled loop calls f when it is traced, not in every step. Keep what changes in the carry, draw "
-    "from gd.random with a key in xs, or use backend='eager' without checkpoint"
+    "from gd.random with a key in xs, or use backend='eager' with adjoint=Reverse()"
 )
 _warned: set[str] = set()
 
@@ -46,9 +46,10 @@ Record = Callable[[Body], Recorded]
 def warn_of(reading: Reading) -> None:
     """Warn, once for each cause, that a function has no key."""
     last = reading.chain[-1]
-    root = type(last).__module__.partition(".")[0]
-    kind = type(last).__qualname__ if root == "builtins" else f"{root}.{type(last).__qualname__}"
-    what = f"is the module {last.__name__}" if isinstance(last, ModuleType) else f"is a {kind}"
+    kind = last if isinstance(last, type) else type(last)
+    name = f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}".removeprefix("builtins.")
+    what = f"is the class {name}" if kind is last else f"is a {name}"
+    what = f"is the module {last.__name__}" if isinstance(last, ModuleType) else what
     cause = f"{path(reading.chain)} {reading.why or what}"
     if cause not in _warned:
         _warned.add(cause)

@@ -181,9 +181,7 @@ def _places(x: Any, names: Iterable[str]) -> Iterator[Place]:
     if isinstance(x, types.FunctionType):
         cells = dict(zip(x.__code__.co_freevars, x.__closure__ or (), strict=True))
         read = partial(_picked, lambda name: cells[name].cell_contents, cells)
-        yield _variables(
-            read, lambda name, new: setattr(cells[name], "cell_contents", new), cells.__delitem__
-        )
+        yield _variables(read, lambda name, new: _fill_cell(cells[name], new), cells.__delitem__)
         scope = x.__globals__
         yield _variables(
             partial(_picked, scope.__getitem__, names_in(x)), scope.__setitem__, scope.__delitem__
@@ -228,11 +226,19 @@ def _set_state(set_: Callable[[Any, Any], Any], x: Any, new: Entries) -> None:
     set_(x, new[0])
 
 
+def _fill_cell(cell: types.CellType, new: Any) -> None:
+    cell.cell_contents = new
+
+
+def _set_bits(x: np.random.BitGenerator, state: Any) -> None:
+    x.state = state
+
+
 # How the state of a generator of random numbers is read and written.
 _STATES: dict[Any, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]] = {
     random.Random: (lambda x: x.getstate(), lambda x, state: x.setstate(state)),
     np.random.RandomState: (lambda x: x.get_state(legacy=False), lambda x, state: x.set_state(state)),
-    np.random.BitGenerator: (lambda x: x.state, lambda x, state: setattr(x, "state", state)),
+    np.random.BitGenerator: (lambda x: x.state, lambda x, state: _set_bits(x, state)),
     torch.Generator: (
         lambda x: x.get_state().numpy().tobytes(),
         lambda x, state: x.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8)),

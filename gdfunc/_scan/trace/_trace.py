@@ -13,7 +13,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ... import _tree
 from ..._errors import BackendError, check_tensor, is_ours, untraceable
-from ..._through import asked
 from ..._torch._graphs import graph_of, needs_a_value, operators, recorder, without_dead_code, writes
 from ..._torch._modes import (
     FakeTensor,
@@ -77,7 +76,7 @@ def trace(
         check_plain(leaf)
     carry_avals = tuple([Aval.of(leaf) for leaf in carry])
     x_avals = tuple([Aval.of(leaf, 1) for leaf in rows])
-    about = (keeps_loops, asked(), carry_structure, x_structure, carry_avals, x_avals)
+    about = (keeps_loops, carry_structure, x_structure, carry_avals, x_avals)
     seen = {} if seen is None else seen
     if about in seen:
         return seen[about]
@@ -101,7 +100,6 @@ def trace(
     readings = reading, _key_of_nodes(carry_structure, x_structure)
     key = (*about, *[each.key for each in readings])
     lasting = not nested and all(each.key is not None for each in readings)
-    lasting = lasting and asked().fixed_point is None
     recipe = _recipes.find(key) if lasting else None
     if recipe is None:
         recorded = record(body) if nested else record_twice(f, body, record)
@@ -169,7 +167,7 @@ def _record(
                 raise
             raise BackendError(
                 f"f decides on the value of a tensor at {_users_line(error)}; a compiled loop has none "
-                f"when it is made: use torch.where, or backend='eager' without checkpoint"
+                f"when it is made: use torch.where, or backend='eager' with adjoint=Reverse()"
             ) from error
     return graph, lift, structures[0]
 

@@ -1,0 +1,74 @@
+"""What `scan` and `train` ask of an adjoint, and the one that a loop follows by itself."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from .._tree import Tree
+from ._body import Leaves
+from ._loop import Bound
+
+
+class Segments(NamedTuple):
+    """How an adjoint treats a run that is a Python loop over segments, each a loop over blocks of steps."""
+
+    constant: int  # how many steps, from the first on, derivatives do not go through
+    adjoint: "Adjoint"  # of the segments after them
+    grain: int  # a segment is a multiple of so many blocks
+
+
+class Adjoint:
+    """How a derivative goes back through a loop."""
+
+    def run(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
+        """Run a traced loop of at least one step, so that its derivative is this adjoint's."""
+        raise NotImplementedError
+
+    def segments(self, steps: int, every: int) -> Segments:
+        """Plan a run of so many steps, in blocks of `every`."""
+        return Segments(0, self, 1)
+
+    def end(self, last_step: Callable[["Adjoint"], Tree], init: Tree, final: Tree) -> Tree:
+        """Return the carry after the last segment, as derivatives see it.
+
+        `last_step(adjoint)` takes the last step of the run once more, from that carry.
+        """
+        return final
+
+    def check_steps(self, steps: int) -> None:
+        """Refuse a run that is too short."""
+
+
+@dataclass(frozen=True)
+class Reverse(Adjoint):
+    """Go back from the last step to the first, and keep the carry before each step.
+
+        λ_t = λ_{t+1} ∂Φ_t/∂θ_t,  dF/dφ = ∂F/∂φ + Σ_t λ_{t+1} ∂Φ_t/∂φ,  λ_T = ∂F/∂θ_T
+
+    It costs a few times the time of the run, for any number of arguments, and memory O(T).
+
+    Example:
+        >>> def double(carry, x, adjoint=gd.adjoints.Reverse()):
+        ...     return gd.scan(lambda c, x: (c * x, None), carry, x, adjoint=adjoint)[0]
+        >>> torch.func.grad(double)(torch.tensor(1.0), torch.tensor([2.0, 3.0]))
+        tensor(6.)
+
+    References:
+        D. Maclaurin, D. Duvenaud, R. Adams, "Gradient-based hyperparameter optimization through reversible
+        learning", 2015.
+    """
+
+    def run(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
+        return loop(consts, init, xs)
+
+
+def check_adjoint(adjoint: Any) -> Adjoint:
+    """Return an adjoint that a loop can follow."""
+    if isinstance(adjoint, Adjoint):
+        return adjoint
+    raise TypeError(
+        f"adjoint must be Reverse(), Checkpoint(...), Truncated(...) or Implicit(...) of gd.adjoints; "
+        f"got {adjoint!r}"
+    )

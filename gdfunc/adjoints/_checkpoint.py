@@ -1,0 +1,240 @@
+"""Fewer carries: some are kept, and those between are computed again on the way back."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import compress, islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vjp
+
+from .._errors import BackendError, check_choice, check_int
+from .._scan._adjoint import Adjoint, Segments
+from .._scan._body import Active
+from .._scan._loop import Bound
+from .._torch._modes import is_tracing
+from ._truncated import Flags, Leaves, cut, in_order, spread, then
+
+
+@dataclass(frozen=True)
+class Checkpoint(Adjoint):
+    """Keep few of the carries, and compute those between again on the way back.
+
+    The derivative is that of `Reverse`, up to rounding.
+
+    - `Checkpoint(k)` keeps every k-th carry: memory O(T/k + k), for one more run. It is a loop of loops of
+      k steps. Inductor compiles them anew for each k and each remainder of T.
+    - `Checkpoint("sqrt")` takes k = √T: memory O(√T).
+    - `Checkpoint(carries=c)` keeps about 2c carries for any T: c of them between segments of c steps, and
+      the c of the segment that is differentiated. The segments are visited as in Griewank's treeverse:
+      binomial(c + r, c) of them cost r more runs. So c = 16 goes back through a million steps for 6 more
+      runs. Two compiled loops serve all segments and all T. They are called from Python: the adjoint cannot
+      be part of a trace (`jit`, a loop within a loop). In `train` the run is one segment, so that Ctrl-C,
+      progress and `stop=` wait for its end.
+
+    Args:
+        every: k, at least 1, or `"sqrt"`.
+        carries: c, at least 1, in place of `every`.
+
+    Raises:
+        ValueError: neither or both are given, or one is out of range.
+
+    Example:
+        >>> def run(lr, adjoint):
+        ...     step = gd.make_step(lambda w, batch: (w - 1) ** 2)
+        ...     return gd.train(step, torch.tensor(0.0), None, gd.full_batch(1, 8), lr, adjoint=adjoint)[0]
+        >>> for adjoint in (gd.adjoints.Checkpoint("sqrt"), gd.adjoints.Checkpoint(carries=2)):
+        ...     torch.func.grad(run)(torch.tensor(0.125), adjoint)
+        tensor(2.1357)
+        tensor(2.1357)
+
+    References:
+        A. Griewank, "Achieving logarithmic growth of temporal and spatial complexity in reverse automatic
+        differentiation", 1992.
+    """
+
+    every: int | str | None = None
+    carries: int | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if (self.every is None) == (self.carries is None):
+            raise ValueError(f"Checkpoint takes either every (an int or 'sqrt') or carries=; got {self!r}")
+        if isinstance(self.every, str):
+            check_choice("every, if it is no int,", self.every, ("sqrt",))
+        elif self.every is not None:
+            check_int("every", self.every, 1)
+        else:
+            check_int("carries", self.carries, 1)
+
+    def run(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
+        if self.carries is None:
+            return in_order(_in_blocks, loop, consts, init, xs, self._every(loop.length))
+        if is_tracing():
+            raise BackendError(
+                f"Checkpoint(carries={self.carries}) goes back from Python, segment by segment, and cannot "
+                f"be part of a trace (jit, or a loop within a loop): use Checkpoint('sqrt')"
+            )
+        return loop.but(rule=_Treeverse(self.carries))(consts, init, xs)
+
+    def segments(self, steps: int, every: int) -> Segments:
+        blocks = max(math.ceil(steps / every), 1)
+        if self.carries is not None:
+            return Segments(0, self, blocks)
+        kept = math.ceil(self._every(steps) / every)
+        return Segments(0, Checkpoint(kept), kept)
+
+    def _every(self, steps: int) -> int:
+        if isinstance(self.every, str):
+            return math.isqrt(max(steps - 1, 0)) + 1
+        return min(self.every or 1, max(steps, 1))
+
+
+def _in_blocks(loop: Bound, consts: Leaves, init: Leaves, xs: Leaves, every: int) -> list[Tensor]:
+    """Run a loop whose backward pass keeps every k-th carry: a loop of loops of k steps."""
+    blocks, rest = divmod(loop.length, every)
+    outer = loop.but(body=loop.repeated(every), length=blocks, unroll=1)
+    done = outer(consts, init, [x[: blocks * every].unflatten(0, (blocks, every)) for x in xs])
+    carry, ys = done[: len(init)], [y.flatten(0, 1) for y in done[len(init) :]]
+    return then(loop.but(length=rest), consts, carry, xs, ys) if rest else [*carry, *ys]
+
+
+@dataclass(frozen=True)
+class _Treeverse:
+    """The backward pass that keeps about 2c carries."""
+
+    carries: int
+
+    def push(self) -> None:
+        """Forward mode keeps no carry."""
+
+    def pull(
+        self, loop: Bound, active: Active, leaves: Leaves, cotangents: Sequence[Tensor | None]
+    ) -> list[Tensor | None]:
+        of_carry, of_y = cotangents[: len(active.carry)], cotangents[len(active.carry) :]
+        init = loop.body.split(leaves)[1]
+        given = tuple(flag and move is not None for flag, move in zip(active.y, of_y, strict=True))
+        moves = [
+            torch.zeros_like(leaf) if move is None else move
+            for leaf, move in compress(zip(init, of_carry, strict=True), active.carry)
+        ]
+        pulled = _Recomputed.apply(self, loop, active, given, *leaves, *moves, *compress(of_y, given))
+        return spread(pulled, active.inputs)
+
+    def go_back(
+        self, loop: Bound, active: Active, given: Flags, leaves: Leaves, moves: Leaves
+    ) -> list[Tensor]:
+        """Go through segments of c steps from the last to the first, with c carries between them."""
+        body, plain = loop.body, loop.but(rule=None, reverse=False)
+        consts, init, xs = body.split(leaves)
+        of_consts, _, of_xs = body.split(active.inputs)
+        of_carry, of_y = list(moves[: sum(active.carry)]), moves[sum(active.carry) :]
+        if loop.reverse:
+            xs, of_y = tuple(x.flip(0) for x in xs), [y.flip(0) for y in of_y]
+        sums = [torch.zeros_like(leaf) for leaf in compress(consts, of_consts)]
+        rows: list[list[Tensor]] = []
+        ends = [*range(0, loop.length, self.carries), loop.length]
+        known, last = [(0, list(init))], len(ends) - 1  # carries before segments, and the segments left
+        while known:
+            first, carry = known[-1]
+            if last - first > 1:
+                free = self.carries + 1 - len(known)
+                middle = last - _behind_the_next_carry(last - first, max(free, 0))
+                at, to = ends[first], ends[middle]
+                further = plain.but(length=to - at)(consts, carry, [x[at:to] for x in xs])
+                known.append((middle, further[: len(init)]))
+                continue
+            at, to = ends[first], ends[last]
+            segment = (*consts, *carry, *[x[at:to] for x in xs])
+            pull = _pullback(plain.but(length=to - at), active, given, segment)
+            pulled = iter(pull((*of_carry, *[y[at:to] for y in of_y])))
+            sums = [so_far + more for so_far, more in zip(sums, islice(pulled, len(sums)), strict=True)]
+            of_carry = list(islice(pulled, len(of_carry)))
+            rows.append(list(pulled))
+            known.pop()
+            last = first
+        of_x = [torch.cat(column) for column in zip(*reversed(rows), strict=True)] if any(of_xs) else []
+        return [*sums, *of_carry, *([x.flip(0) for x in of_x] if loop.reverse else of_x)]
+
+
+def _behind_the_next_carry(segments: int, free: int) -> int:
+    """How many of the segments lie behind the next carry to be kept, of so many that are free.
+
+    binomial(free + r, free) segments can be reversed with r more runs. Of these, binomial(free − 1 + r, r)
+    lie behind the carry (Griewank 1992).
+    """
+    runs = 0
+    while math.comb(free + runs, free) < segments and free:
+        runs += 1
+    return min(math.comb(free - 1 + runs, runs), segments - 1) if free else 1
+
+
+class _Recomputed(torch.autograd.Function):
+    """The pullback of a loop, whose own derivative keeps all carries.
+
+    Below it there is no graph: `torch.func.grad` would otherwise keep one of the backward pass itself.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        rule: _Treeverse, loop: Bound, active: Active, given: Flags, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        known = cut(tensors)  # outside of torch.func they still ask for a graph
+        leaves, moves = known[: len(active.inputs)], known[len(active.inputs) :]
+        return tuple(rule.go_back(loop, active, given, leaves, moves))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _, ctx.loop, ctx.active, ctx.given, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        tensors = ctx.saved_tensors
+        flags = [leaf.is_floating_point() for leaf in tensors]
+        pull = vjp(_at_once(ctx, flags, tensors), *compress(tensors, flags))[1]
+        return None, None, None, None, *spread(pull(cotangents), flags)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
+        tensors = ctx.saved_tensors
+        flags = [leaf.is_floating_point() for leaf in tensors]
+        pairs = zip(tensors, tangents[4:], strict=True)
+        # Copies, because torch makes no dual number of an expanded tensor.
+        moves = [
+            (torch.zeros_like(leaf) if move is None else move).clone()
+            for leaf, move in compress(pairs, flags)
+        ]
+        at = tuple(leaf.clone() for leaf in compress(tensors, flags))
+        return jvp(_at_once(ctx, flags, tensors), at, tuple(moves))[1]
+
+
+def _at_once(ctx: Any, flags: Flags, tensors: Leaves) -> Callable[..., tuple[Tensor, ...]]:
+    """The same pullback by way of all carries, as a function of the tensors that are flagged."""
+
+    def f(*moved: Tensor) -> tuple[Tensor, ...]:
+        rest = iter(moved)
+        given = [next(rest) if flag else leaf for flag, leaf in zip(flags, tensors, strict=True)]
+        inputs = len(ctx.active.inputs)
+        plain = ctx.loop.but(rule=None)
+        return tuple(_pullback(plain, ctx.active, ctx.given, given[:inputs])(tuple(given[inputs:])))
+
+    return f
+
+
+def _pullback(loop: Bound, active: Active, given: Flags, leaves: Leaves) -> Any:
+    """Run a loop, and return the function from cotangents of its results to those of its inputs.
+
+    The results are the active leaves of the carry, and the y's that are given a cotangent.
+    """
+
+    def f(*moved: Tensor) -> tuple[Tensor, ...]:
+        rest = iter(moved)
+        inputs = [next(rest) if flag else leaf for flag, leaf in zip(active.inputs, leaves, strict=True)]
+        return tuple(compress(loop(*loop.body.split(inputs)), (*active.carry, *given)))
+
+    return vjp(f, *compress(leaves, active.inputs))[1]

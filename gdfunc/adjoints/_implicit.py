@@ -1,0 +1,297 @@
+"""The derivative at a fixed point: a linear system in place of the way there."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import compress
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vjp, vmap
+
+from .. import _tree
+from .._errors import BackendError, check_choice, check_int, warn
+from .._scan._adjoint import Adjoint, Segments
+from .._scan._body import Active, Aval, Body
+from .._scan._loop import Bound
+from .._scan._scan import is_readable
+from .._tree import Tree
+from ._truncated import Constant, Flags, Leaves, cut, spread
+
+
+@dataclass(frozen=True)
+class Implicit(Adjoint):
+    """Differentiate the fixed point in which the run ends, whatever the steps before.
+
+        θ = Φ(θ, φ),  dF/dφ = ∂F/∂φ + u·∂Φ/∂φ,  (I − Jᵀ) u = ∂F/∂θ
+
+    The run goes forward without a graph: memory of one step, and no dependence on the initial parameters.
+    What it recorded is a constant. Φ is the last step of the run, a transformation's state included, so a
+    fixed point exists if every step takes the same batch, as in `full_batch`. Integers and bools in the
+    carry do not move. For plain gradient descent I − J = lr·∇²L: the solvers take Hessian-vector products.
+    The solver is a loop on the backend of the run. There is no forward mode and no second derivative.
+
+    Args:
+        solver: `"cg"`, conjugate gradients, for a symmetric J: plain gradient descent. `"neumann"`,
+            u = Σ_k (Jᵀ)ᵏ v with v = ∂F/∂θ, for any step that converges. It converges as fast as the run.
+        iterations: of the solver, at least 1; each is a backward pass through one step.
+
+    Raises:
+        ValueError: an unknown solver, iterations out of range, or (in the run) a run of no step.
+        BackendError: (in the derivative) forward mode, or a second derivative.
+        UserWarning: (in the derivative, where values can be read) the residual ‖(I − Jᵀ)u − v‖ / ‖v‖ is
+            above 0.01; or F would still change by u·(Φ(θ) − θ) if the run went on, and that is above a
+            hundredth of what a move as long as θ, or as the whole run, could change.
+
+    Example:
+        >>> def run(decay, adjoint=gd.adjoints.Implicit("cg", 10)):
+        ...     step = gd.make_step(lambda w, batch: (w - 1) ** 2 + decay * w**2)
+        ...     plan = gd.full_batch(1, 50)
+        ...     return gd.train(step, torch.tensor(0.0), None, plan, 0.25, adjoint=adjoint)[0]
+        >>> torch.func.grad(run)(torch.tensor(1.0))  # of 1 / (1 + decay)
+        tensor(-0.2500)
+
+    References:
+        F. Pedregosa, "Hyperparameter optimization with approximate gradient", 2016: conjugate gradients.
+        J. Lorraine, P. Vicol, D. Duvenaud, "Optimizing millions of hyperparameters by implicit
+        differentiation", 2020: the Neumann series.
+    """
+
+    solver: str = "cg"
+    iterations: int = 100
+
+    def __post_init__(self) -> None:
+        check_choice("solver", self.solver, ("cg", "neumann"))
+        check_int("iterations", self.iterations, 1)
+
+    def run(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
+        results = Constant().run(loop, consts, init, xs)
+        final, ys = results[: len(init)], results[len(init) :]
+        row = 0 if loop.reverse else loop.length - 1
+        step = loop.but(length=1)
+        attached = AtFixedPoint(self, init).run(step, consts, final, [x[row : row + 1] for x in xs])
+        return [*attached[: len(init)], *ys]
+
+    def segments(self, steps: int, every: int) -> Segments:
+        return Segments(steps, self, 1)
+
+    def end(self, last_step: Callable[[Adjoint], Tree], init: Tree, final: Tree) -> Tree:
+        return last_step(AtFixedPoint(self, _tree.leaves(init)))
+
+    def check_steps(self, steps: int) -> None:
+        if not steps:
+            raise ValueError(
+                "Implicit differentiates the last step of a run, which needs at least one step"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class AtFixedPoint(Adjoint):
+    """The adjoint of one step from the end of a run: the carry stays, and its derivative is that of Φ."""
+
+    implicit: Implicit
+    init: Leaves
+
+    def run(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
+        fixed, start = cut(init), cut(self.init)
+        moving = [leaf.is_floating_point() for leaf in fixed]
+        ends = list(compress(fixed, moving)), list(compress(start, moving))
+        report = getattr(self.implicit, "report", torch.zeros(3, dtype=torch.float64))
+        size = (_tree.norm(ends[0]) + _tree.norm(_plus(*ends, -1))).to(torch.float64)
+        rule = _Solve(self.implicit.solver, self.implicit.iterations)
+        step = loop.but(body=_reporting(loop.body), rule=rule)
+        results = step([report.to(size.device), size, *consts], fixed, xs)
+        carry = [
+            leaf + (image - image.detach()) if flag else leaf
+            for leaf, image, flag in zip(fixed, results, moving, strict=False)
+        ]
+        return [*carry, *cut(results[len(init) :])]
+
+
+@dataclass(frozen=True, eq=False)
+class Reporting(Implicit):
+    """`Implicit` whose backward pass gives `report` [3], zeros, a cotangent: residual, remaining, 1."""
+
+    report: Tensor = field(kw_only=True)
+
+
+def _reporting(body: Body) -> Body:
+    """The body that also takes a report and a size, of which it makes no use."""
+    number: Aval = body.carry[0]._replace(shape=(), dtype=torch.float64)
+
+    def function(report: Tensor, size: Tensor, *tensors: Tensor) -> list[Tensor]:
+        return list(body.graph(*tensors))
+
+    consts = (number.with_axis(3), number, *body.consts)
+    found = body.derive(("reporting",), function, consts, body.carry, body.x)
+    found.opaque = body.opaque
+    return found
+
+
+@dataclass(frozen=True)
+class _Solve:
+    """The backward pass of one step at a fixed point. The body's first two inputs are report and size."""
+
+    solver: str
+    iterations: int
+
+    def push(self) -> None:
+        raise BackendError(
+            "Implicit has no forward mode: it solves for the cotangent of a fixed point. Take "
+            "torch.func.grad or vjp of the run, or adjoint=Reverse()"
+        )
+
+    def pull(
+        self, loop: Bound, active: Active, leaves: Leaves, cotangents: Sequence[Tensor | None]
+    ) -> list[Tensor | None]:
+        init = loop.body.split(leaves)[1]
+        pairs = compress(zip(init, cotangents, strict=False), active.carry)
+        v = [torch.zeros_like(leaf) if move is None else move for leaf, move in pairs]
+        consts, _, xs = loop.body.split(active.inputs)
+        wanted = (*consts, *[False] * len(init), *xs)
+        return spread(self.solve(loop, active, wanted, leaves, v), wanted)
+
+    def solve(self, loop: Bound, active: Active, wanted: Flags, leaves: Leaves, v: Leaves) -> Leaves:
+        """Return the cotangents of the inputs that are wanted."""
+        body = loop.body
+        if body.members is not None:
+            return self._solve_members(loop, active, wanted, leaves, v)
+        consts, theta, xs = body.split(leaves)
+        inputs = [*consts, *theta, *[x[0] for x in xs]]
+        begin = [torch.zeros_like(leaf) for leaf in v]
+        begin += [*v, *v] if self.solver == "cg" else []
+        solving = loop.but(
+            body=self._body(body, active.carry), length=self.iterations, reverse=False, rule=_Once()
+        )
+        u = solving([*inputs, *v], begin, [])[: len(v)]
+        with body.as_traced():
+            image, pull = _step(body, _flagged(body, wanted, active.carry), active.carry, inputs)
+            pulled = pull(tuple(u))
+        consts_wanted = body.split(wanted)[0]
+        first, second = sum(consts_wanted), sum(consts_wanted) + len(v)
+        of_consts, of_theta, of_x = list(pulled[:first]), pulled[first:second], pulled[second:]
+        residual = _tree.norm(_plus(v, _plus(u, of_theta, -1), -1))
+        residual = _ratio(residual, _tree.norm(v))
+        remaining = _tree.dot(u, _plus(image, compress(theta, active.carry), -1))
+        self._warn(residual, remaining, _tree.norm(v) * consts[1])
+        if consts_wanted[0]:
+            of_consts[0] = torch.stack([residual, remaining, torch.ones_like(residual)]).to(torch.float64)
+        return [*of_consts, *[x[None] for x in of_x]]
+
+    def _solve_members(
+        self, loop: Bound, active: Active, wanted: Flags, leaves: Leaves, v: Leaves
+    ) -> Leaves:
+        """Solve for each member of a vmap by itself.
+
+        A part of the carry that the members share has one cotangent, of which each member takes its share.
+        What they give to a shared input is a sum.
+        """
+        members: Any = loop.body.members
+        of_v = list(compress(members.results, active.carry))
+        v = [leaf if flag else leaf / members.size for leaf, flag in zip(v, of_v, strict=True)]
+        rows = [False] * (len(loop.body.consts) + len(loop.body.carry)) + [True] * len(loop.body.x)
+        axes = [int(row) if flag else None for flag, row in zip(members.inputs, rows, strict=True)]
+        base = loop.but(body=members.body)
+
+        def solve(leaves: Leaves, v: Leaves) -> Leaves:
+            return self.solve(base, active, wanted, leaves, v)
+
+        found = vmap(solve, (axes, [0 if flag else None for flag in of_v]))(list(leaves), v)
+        kinds = compress(zip(members.inputs, rows, strict=True), wanted)
+        return [
+            leaf.sum(0) if not flag else leaf.movedim(0, 1) if row else leaf
+            for leaf, (flag, row) in zip(found, kinds, strict=True)
+        ]
+
+    def _body(self, body: Body, carry: Flags) -> Body:
+        """The body of the solver's loop, over u alone, or u, its residual and direction."""
+        consts = (*body.consts, *body.carry, *body.x)
+
+        def function(*tensors: Tensor) -> list[Tensor]:
+            inputs, rest = tensors[: len(consts)], tensors[len(consts) :]
+            v, *state = (list(rest[at : at + sum(carry)]) for at in range(0, len(rest), sum(carry)))
+            _, pull = _step(body, _flagged(body, [False] * len(consts), carry), carry, inputs)
+
+            def system(u: Leaves) -> list[Tensor]:
+                return _plus(u, pull(tuple(u)), -1)
+
+            if self.solver == "neumann":
+                return _plus(state[0], _plus(v, system(state[0]), -1))
+            return _conjugate(system, *state)
+
+        u = tuple(compress(body.carry, carry))
+        state = u * (3 if self.solver == "cg" else 1)
+        return body.derive(("solving", self.solver, carry), function, (*consts, *u), state, ())
+
+    def _warn(self, residual: Tensor, remaining: Tensor, scale: Tensor) -> None:
+        bare = _tree.unwrap([residual, remaining, scale])
+        if not all(
+            type(leaf) is Tensor and is_readable(leaf) for leaf in bare
+        ):  # a trace has other tensors
+            return
+        worst, ahead = float(bare[0].max()), float(bare[1].abs().max())
+        if worst > 0.01:
+            other = ", or solver='neumann' if the step is not plain gradient descent"
+            warn(
+                f"Implicit({self.solver!r}, {self.iterations}) left a residual of {worst:.2g}: take more "
+                f"iterations{other if self.solver == 'cg' else ''}"
+            )
+        elif (bare[1].abs() > 0.01 * bare[2]).any():
+            warn(
+                f"Implicit differentiates a run that has not converged: its number would still change by "
+                f"about {ahead:.2g}; take more steps, all on the same batch"
+            )
+
+
+@dataclass(frozen=True)
+class _Once:
+    """The rule of what has no derivative: the solution that `Implicit` finds."""
+
+    def push(self) -> None:
+        raise _no_second_derivative()
+
+    def pull(self, *_: Any) -> list[Tensor | None]:
+        raise _no_second_derivative()
+
+
+def _no_second_derivative() -> BackendError:
+    return BackendError(
+        "Implicit has no second derivative: its backward pass is a solver. Take Reverse() or Checkpoint()"
+    )
+
+
+def _flagged(body: Body, wanted: Flags, carry: Flags) -> list[bool]:
+    """Flag the inputs that are wanted, and the moving leaves of the carry."""
+    consts, _, x = body.split(wanted)
+    return [*consts, *carry, *x]
+
+
+def _step(body: Body, inputs: Flags, carry: Flags, leaves: Leaves) -> tuple[Leaves, Any]:
+    """Take one step of a body; return the moving leaves of the carry, and their pullback."""
+
+    def phi(*moved: Tensor) -> tuple[Tensor, ...]:
+        rest = iter(moved)
+        merged = [next(rest) if flag else leaf for flag, leaf in zip(inputs, leaves, strict=True)]
+        return tuple(compress(body.graph(*merged), carry))
+
+    return vjp(phi, *compress(leaves, inputs))[:2]
+
+
+def _conjugate(
+    system: Callable[[Leaves], Leaves], u: Leaves, residual: Leaves, along: Leaves
+) -> list[Tensor]:
+    """Take an iteration of conjugate gradients for A u = v, with A symmetric and positive definite."""
+    image, square = system(along), _tree.dot(residual, residual)
+    length = _ratio(square, _tree.dot(along, image))
+    residual = _plus(residual, image, -length)
+    ratio = _ratio(_tree.dot(residual, residual), square)
+    return [*_plus(u, along, length), *residual, *_plus(residual, along, ratio)]
+
+
+def _plus(a: Iterable[Tensor], b: Iterable[Tensor], scale: Any = 1) -> list[Tensor]:
+    return [(x + scale * y).to(x.dtype) for x, y in zip(a, b, strict=True)]
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, or a where b is zero: a is zero then."""
+    return a / torch.where(b == 0, torch.ones_like(b), b)

@@ -1,0 +1,95 @@
+"""Loops, or their first steps, that derivatives do not go through."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._errors import check_int
+from .._scan._adjoint import Adjoint, Reverse, Segments
+from .._scan._loop import Bound
+
+Leaves = Sequence[Tensor]
+Flags = Sequence[bool]
+
+
+@dataclass(frozen=True)
+class Truncated(Adjoint):
+    """Go back through the last steps alone; the carry before them is held fixed.
+
+        dF/dφ ≈ ∂F/∂φ + Σ_{t ≥ T−last} λ_{t+1} ∂Φ_t/∂φ
+
+    The derivative is biased, and cheap. Time and memory beyond the run's own are those of `last` steps.
+    With `every=` in `train`, the derivative begins at the last recorded step before them.
+
+    Args:
+        last: how many steps, at least 1.
+
+    Raises:
+        ValueError: last is no int of at least 1.
+
+    Example:
+        >>> def run(lr, adjoint):
+        ...     step = gd.make_step(lambda w, batch: (w - 1) ** 2)
+        ...     return gd.train(step, torch.tensor(0.0), None, gd.full_batch(1, 8), lr, adjoint=adjoint)[0]
+        >>> torch.func.grad(run)(torch.tensor(0.125), gd.adjoints.Truncated(2))
+        tensor(0.5339)
+
+    References:
+        A. Shaban, C.-A. Cheng, N. Hatch, B. Boots, "Truncated back-propagation for bilevel optimization",
+        2019.
+    """
+
+    last: int
+
+    def __post_init__(self) -> None:
+        check_int("last", self.last, 1)
+
+    def run(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
+        head = max(loop.length - self.last, 0)
+        return in_order(_after_a_constant, loop, consts, init, xs, head) if head else loop(consts, init, xs)
+
+    def segments(self, steps: int, every: int) -> Segments:
+        return Segments(max(steps - self.last, 0) // every * every, Reverse(), 1)
+
+
+class Constant(Adjoint):
+    """The adjoint of what derivatives do not go through: the loop keeps nothing."""
+
+    def run(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
+        return loop(cut(consts), cut(init), cut(xs))
+
+
+def _after_a_constant(loop: Bound, consts: Leaves, init: Leaves, xs: Leaves, head: int) -> list[Tensor]:
+    """Run a loop whose first steps derivatives do not go through."""
+    done = Constant().run(loop.but(length=head), consts, init, [x[:head] for x in xs])
+    carry, ys = done[: len(init)], done[len(init) :]
+    return then(loop.but(length=loop.length - head), consts, carry, xs, ys)
+
+
+def in_order(run: Callable[..., list[Tensor]], loop: Bound, *tensors: Any) -> list[Tensor]:
+    """Let a loop that runs in reverse run forward over reversed rows."""
+    if not loop.reverse:
+        return run(loop, *tensors)
+    consts, init, xs, *rest = tensors
+    results = run(loop.but(reverse=False), consts, init, [x.flip(0) for x in xs], *rest)
+    return [*results[: len(init)], *[y.flip(0) for y in results[len(init) :]]]
+
+
+def then(loop: Bound, consts: Leaves, carry: Leaves, xs: Leaves, ys: Leaves) -> list[Tensor]:
+    """Run the loop over the last rows of xs, and put its y's after those before them."""
+    last = loop(consts, carry, [x[len(x) - loop.length :] for x in xs])
+    pairs = zip(ys, last[len(carry) :], strict=True)
+    return [*last[: len(carry)], *[torch.cat(pair) for pair in pairs]]
+
+
+def cut(leaves: Leaves) -> list[Tensor]:
+    return [leaf.detach() for leaf in leaves]
+
+
+def spread(leaves: Iterable[Tensor], flags: Flags) -> list[Tensor | None]:
+    """Put the next leaves into the places that are flagged, None into the others."""
+    remaining = iter(leaves)
+    return [next(remaining) if flag else None for flag in flags]
