@@ -9,7 +9,7 @@ import types
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from ..._torch._transforms import no_wrapping
 from ._code import imports_in, names_in, owner
 from ._key import key_of
 
-_FAR = 5_000  # objects that are looked at, the nearest first
+_FAR = 3_000  # objects that are looked at, the nearest first
 _SIMPLE = {int, bool, float, complex, str, bytes, type(None), types.CodeType}
 _CACHE = type(cache(len))
 _ABSENT = object()
@@ -70,7 +70,7 @@ class Reach:
             with suppress(Exception):
                 add(_parts(x), at)
             for module in modules if at + 1 == len(self.objects) else ():
-                add(_picked(vars(self.objects[module]).__getitem__, self.names).values(), module)
+                add(_named(vars(self.objects[module]), self.names).values(), module)
 
     def now(self) -> list[Entries]:
         """Read what all places hold."""
@@ -151,7 +151,7 @@ def _parts(x: Any) -> list[Any]:
             x.__kwdefaults__,
             x.__dict__,
             *cells,
-            *_picked(x.__globals__.__getitem__, names_in(x)).values(),
+            *_named(x.__globals__, names_in(x)).values(),
             *imports_in(x),
         ]
     if isinstance(x, types.ModuleType):
@@ -167,8 +167,13 @@ def _parts(x: Any) -> list[Any]:
     return [*parts, type(x), *([] if isinstance(x, Tensor) else gc.get_referents(x))]
 
 
+def _named(scope: Entries, names: Iterable[str]) -> Entries:
+    """Read the variables of these names that are there."""
+    return {name: scope[name] for name in names if name in scope}
+
+
 def _picked(get: Callable[[str], Any], names: Iterable[str]) -> Entries:
-    """Read what is there by these names: a global, a slot or a cell may be empty."""
+    """Read the slots or cells of these names that are not empty."""
     found = {}
     for name in names:
         with suppress(KeyError, AttributeError, ValueError):
@@ -183,12 +188,10 @@ def _places(x: Any, names: Iterable[str]) -> Iterator[Place]:
         read = partial(_picked, lambda name: cells[name].cell_contents, cells)
         yield _variables(read, lambda name, new: _fill_cell(cells[name], new), cells.__delitem__)
         scope = x.__globals__
-        yield _variables(
-            partial(_picked, scope.__getitem__, names_in(x)), scope.__setitem__, scope.__delitem__
-        )
+        yield _variables(partial(_named, scope, names_in(x)), scope.__setitem__, scope.__delitem__)
     elif isinstance(x, types.ModuleType) and owner(x.__name__) == "user":
         scope = vars(x)
-        yield _variables(partial(_picked, scope.__getitem__, names), scope.__setitem__, scope.__delitem__)
+        yield _variables(partial(_named, scope, names), scope.__setitem__, scope.__delitem__)
     elif isinstance(x, type) and owner(x.__module__) == "user":
         yield _variables(lambda: dict(vars(x)), partial(type.__setattr__, x), partial(type.__delattr__, x))
     elif isinstance(x, dict):  # by the methods of dict itself, which a subclass may override
@@ -210,12 +213,17 @@ def _places(x: Any, names: Iterable[str]) -> Iterator[Place]:
     for kind, (get, set_) in _STATES.items():
         if isinstance(x, kind):
             yield Place("draws from", partial(_state, get, x), partial(_set_state, set_, x))
-    slots = [
-        s for cls in type(x).__mro__ for s in vars(cls).values() if type(s) is types.MemberDescriptorType
-    ]
+    of_x: Any = type(x)
+    slots = _slots(of_x)
     if slots and owner(type(x).__module__) == "user":
-        read = partial(_picked, partial(object.__getattribute__, x), [slot.__name__ for slot in slots])
+        read = partial(_picked, partial(object.__getattribute__, x), slots)
         yield _variables(read, partial(object.__setattr__, x), partial(object.__delattr__, x))
+
+
+@lru_cache(4096)
+def _slots(kind: type) -> list[str]:
+    held = [value for cls in kind.__mro__ for value in vars(cls).values()]
+    return [slot.__name__ for slot in held if type(slot) is types.MemberDescriptorType]
 
 
 def _state(get: Callable[[Any], Any], x: Any) -> Entries:
