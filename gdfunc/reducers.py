@@ -1,4 +1,4 @@
-"""What to make of per-sample gradients as they stream by, without the [B, P] numbers that hold them all.
+"""Reductions of per-sample gradients as they stream by, without the [B, P] numbers that hold them all.
 
 `reduce_per_sample(loss_fn, reducers)` folds chunks of gradients into what these ask for: `mean`,
 `weighted_sum`, `clipped_sum`, `second_moment`, `variance`, `norms`, `leaf_norms`, `dots` (with a

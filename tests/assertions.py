@@ -1,4 +1,4 @@
-"""What tests assert of trees of tensors."""
+"""Assertions about trees of tensors."""
 
 import torch
 

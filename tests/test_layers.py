@@ -205,7 +205,7 @@ def test_nothing_forbidden_is_used(path):
     assert "pickle" not in {package for package, _ in imports(path)}
 
 
-# What each part of _scan imports of it: trace and backends make and run bodies, so _body lies below them.
+# The imports of each part of _scan: trace and backends make and run bodies, so _body lies below them.
 SCAN = {
     "_scan": {"_adjoint", "_loop"},
     "_adjoint": {"_body", "_loop"},

@@ -1,4 +1,4 @@
-"""Where the tensors of a native loop lie: programs of random statements, run with and without reuse."""
+"""Reuse of memory in a native loop: programs of random statements, run with and without it."""
 
 from itertools import pairwise
 

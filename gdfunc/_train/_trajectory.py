@@ -1,4 +1,4 @@
-"""What a run recorded."""
+"""The record of a run."""
 
 from types import SimpleNamespace
 from typing import NoReturn

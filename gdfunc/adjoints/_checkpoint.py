@@ -25,7 +25,7 @@ class Checkpoint(Adjoint):
     The derivative is that of `Reverse`, up to rounding.
 
     - `Checkpoint(k)` keeps every k-th carry: memory O(T/k + k), for one more run. It is a loop of loops of
-      k steps. Inductor compiles them anew for each k and each remainder of T.
+      k steps. Inductor compiles them again for each k and each remainder of T.
     - `Checkpoint("sqrt")` takes k = √T: memory O(√T).
     - `Checkpoint(carries=c)` keeps about 2c carries for any T: c of them between segments of c steps, and
       the c of the segment that is differentiated. The segments are visited as in Griewank's treeverse:

@@ -1,4 +1,4 @@
-"""What the code of a function names, and whose modules are."""
+"""Names in the code of a function, and the owners of modules."""
 
 import functools
 import operator
@@ -54,7 +54,7 @@ def imports_in(f: types.FunctionType) -> list[types.ModuleType]:
     while package:
         homes, package = [*homes, f"{package}."], package.rpartition(".")[0]
     for path in [home + name for home in homes for name in names if home + name in sys.modules]:
-        # What else is named tells a standard module from an attribute of its name, such as `np.array`.
+        # The other names tell a standard module from an attribute of its name, such as `np.array`.
         used = [name for name in names if name != path and name in vars(sys.modules[path])]
         if owner(path) == "user" or (owner(path) == "standard" and used):
             modules.append(sys.modules[path])

@@ -1,4 +1,4 @@
-"""What a function can reach that may change: read, compared with what it was, and put back."""
+"""The changeable objects in a function's reach: read, compared with an earlier reading, and put back."""
 
 import gc
 import io

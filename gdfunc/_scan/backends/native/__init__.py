@@ -95,7 +95,7 @@ def run(body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, unrol
 
 
 class _Layout:
-    """Where members and steps lie in the tensors of a loop. It is the same in each of its runs."""
+    """The layout of members and steps in the tensors of a loop, the same in each of its runs."""
 
     def __init__(self, body: Body) -> None:
         inputs = len(body.consts) + len(body.carry) + len(body.x)

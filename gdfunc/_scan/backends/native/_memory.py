@@ -1,4 +1,4 @@
-"""Where the tensors of a step lie: memory is used again as soon as nobody needs what it holds."""
+"""The layout of a step's tensors: memory is used again as soon as no later reader needs its content."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

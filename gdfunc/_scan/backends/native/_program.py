@@ -138,7 +138,7 @@ def _step(
             is_tensor = isinstance(value, Lazy)
             computed[key] = _stored(block, node, value, targets.get(node)) if is_tensor else value
         values[node] = computed[key]
-    # What reads the carry goes before what replaces it.
+    # Because a result that reads the carry must be written before one that replaces it.
     for node, target in results[len(carry) :] + results[: len(carry)]:
         if target is not None:
             value = values[node]
