@@ -350,7 +350,7 @@ def test_a_slow_step_makes_short_segments(monkeypatch, backend, seconds_a_step, 
 
     monkeypatch.setattr("gdfunc._train._drive.segment_end", timed)
     monkeypatch.setattr("gdfunc._train._drive.time", types.SimpleNamespace(perf_counter=clock))
-    monkeypatch.setattr("gdfunc._train._drive._CAUTIOUS", 1.0)
+    monkeypatch.setattr("gdfunc._train._drive._ENTRY_SECONDS", 1.0)
     run(400, backend=backend, progress=lambda done, steps: ends.append(done))
     lengths = [last - first for first, last in pairwise(ends)]
     assert sum(lengths) == 400

@@ -20,7 +20,10 @@ from ._plan import Plan
 from ._trajectory import Trajectory
 
 _SEGMENT_SECONDS = 0.1  # how long segments should take: Ctrl-C, progress and stop wait for their end
-_CAUTIOUS = 1e8  # entries of the parameters times entries of the data that a compiled loop does in a second
+# Cautious guesses for a first segment: seconds for each entry of the parameters times entry of the data,
+# and seconds that a backend needs around every step.
+_ENTRY_SECONDS = 1e-8
+_STEP_SECONDS = {"eager": 1e-3, "native": 1e-7, "inductor": 6e-6, "cudagraph": 6e-6, "auto": 6e-6}
 
 
 class Done(NamedTuple):
@@ -96,8 +99,8 @@ def first_blocks(plan: Plan) -> int:
         return max(plan.steps, 1)
     if plan.grain == 1:
         return 1
-    guess = int(_SEGMENT_SECONDS * _CAUTIOUS / plan.work)
-    return min(max(guess // plan.grain, 4), 4096) * plan.grain
+    seconds = max(plan.work * _ENTRY_SECONDS, plan.every * _STEP_SECONDS[plan.backend])
+    return max(int(_SEGMENT_SECONDS / seconds) // plan.grain, 4) * plan.grain
 
 
 def segment_end(first: int, blocks: int, every: int, total: int, grain: int) -> int:
