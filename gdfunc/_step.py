@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import _tree
 from ._gradients import LossFn, batch_grad, check_params
-from ._transforms import GradientTransformation, check_transform
+from ._transforms._base import GradientTransformation, check_transform
 from ._tree import Tree
 
 
@@ -159,24 +159,18 @@ def apply_updates(params: Tree, updates: Tree, lr: float | Tensor) -> Tree:
     """
     leaves, structure = _tree.flatten(params)
     directions = _tree.match(structure, updates)
-    if directions is None:
-        directions = _tree.check_structure(updates, params, "updates", "params")
+    if directions is None or [u.shape for u in directions] != [p.shape for p in leaves]:
+        directions = _tree.check_like(updates, params, "updates", "params")
     lr = check_lr(lr)
 
     @cache
     def rate(dtype: torch.dtype, device: torch.device) -> Tensor:
         return -torch.as_tensor(lr, dtype=dtype, device=device)
 
-    moved = []
-    for i, (p, u) in enumerate(zip(leaves, directions, strict=True)):
-        if u.shape != p.shape:
-            path, _ = _tree.named_leaves(params, "")[i]
-            raise ValueError(
-                f"updates{path} has shape {tuple(u.shape)} but params{path} has {tuple(p.shape)}"
-            )
-        u = u if u.dtype == p.dtype else u.to(p.dtype)
-        moved.append(torch.addcmul(p, u, rate(p.dtype, p.device)))
-    return _tree.unflatten(structure, moved)
+    pairs = zip(leaves, directions, strict=True)
+    return _tree.unflatten(
+        structure, [torch.addcmul(p, u.to(p.dtype), rate(p.dtype, p.device)) for p, u in pairs]
+    )
 
 
 def copy_params(params: Tree) -> Tree:

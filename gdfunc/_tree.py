@@ -16,6 +16,7 @@ import torch.utils._pytree as _pytree
 from torch import Tensor
 
 from . import _numerics
+from ._errors import check_tensor
 from ._torch._modes import storage
 from ._torch._transforms import is_transformed, unwrapped
 
@@ -196,6 +197,17 @@ def check_structure(tree: Tree, reference: Tree, name: str, reference_name: str)
     return matched
 
 
+def check_like(tree: Tree, reference: Tree, name: str, reference_name: str) -> list[Tensor]:
+    """Return the tensors of `tree` in the order of `reference`, whose structure and shapes it must have."""
+    matched = check_structure(tree, reference, name, reference_name)
+    for (path, wanted), leaf in zip(named_leaves(reference, ""), matched, strict=True):
+        check_tensor(leaf, name + path)
+        if leaf.shape != wanted.shape:
+            got, shape = tuple(leaf.shape), tuple(wanted.shape)
+            raise ValueError(f"{name}{path} has shape {got} but {reference_name}{path} has {shape}")
+    return matched
+
+
 def differences(tree: Tree, reference: Tree, name: str, reference_name: str) -> str:
     """Say which leaves of `reference` are missing in `tree`, unexpected in it, or of another shape."""
     wanted = dict(named_leaves(reference, ""))
@@ -329,6 +341,23 @@ def norm(tree: Tree) -> Tensor:
     See `_numerics.norms` for what keeps it within range.
     """
     return _numerics.norm(leaves(tree))
+
+
+def ravel(tree: Tree, dtype: torch.dtype | None = None) -> Tensor:
+    """Join all leaves into a new vector [P], in a dtype, or the widest of theirs and at least float32."""
+    parts = leaves(tree)
+    dtype = dtype or _numerics.widest(parts)
+    return torch.cat([leaf.flatten().to(dtype) for leaf in parts]) if parts else torch.zeros(0, dtype=dtype)
+
+
+def unravel(vectors: Tensor, tree: Tree) -> Tree:
+    """Put vectors [..., P] into trees like another, with leaves [..., *shape] of their own.
+
+    jvp would write views into new tensors, in place, which a traced loop inside another cannot.
+    """
+    pieces = iter(vectors.split([leaf.numel() for leaf in leaves(tree)], dim=-1))
+    lead = vectors.shape[:-1]
+    return map(lambda leaf: next(pieces).reshape((*lead, *leaf.shape)).to(leaf.dtype, copy=True), tree)
 
 
 def register(cls: _Class, flatten: Callable[[Any], Any], unflatten: Callable[..., Any]) -> _Class:

@@ -233,7 +233,7 @@ def top_eigenvalues(
     check_choice("backend", backend, BACKENDS)
 
     def eigenpairs(params: Tree, batch: Tree, key: Tensor) -> Eigenpairs:
-        matvec, start = _flat_product(product, params, batch), _flat_normal(params, key)
+        matvec, start = _flat_product(product, params, batch), _probe(params, key)
         if k > len(start):
             raise ValueError(f"k must be at most the number of parameters, {len(start)}; got {k}")
         ritz_values, ritz_vectors = _lanczos(matvec, start, min(iterations, len(start)), backend)
@@ -242,7 +242,7 @@ def top_eigenvalues(
         _, images = scan(lambda carry, vector: (carry, matvec(vector)), (), chosen, backend=backend)
         eigenvalues = (chosen * images).sum(dim=1)
         residuals = norms(images - eigenvalues[:, None] * chosen)
-        return Eigenpairs(eigenvalues, _unpack(chosen, params), residuals)
+        return Eigenpairs(eigenvalues, _tree.unravel(chosen, params), residuals)
 
     return eigenpairs
 
@@ -285,7 +285,6 @@ def hutchinson_trace(
     """
     probes = check_int("probes", probes, 2)
     check_choice("distribution", distribution, ("rademacher", "normal"))
-    draw = {"rademacher": _flat_rademacher, "normal": _flat_normal}[distribution]
     if chunk_size is not None:
         check_int("chunk_size", chunk_size, 1)
 
@@ -293,7 +292,7 @@ def hutchinson_trace(
         matvec = _flat_product(product, params, batch)
 
         def sample(key: Tensor) -> Tensor:
-            probe = draw(params, key)
+            probe = _probe(params, key, distribution)
             return probe @ matvec(probe)
 
         samples = vmap(sample, chunk_size=chunk_size)(random.split(key, probes))
@@ -319,13 +318,8 @@ def _guarded(curve: Product) -> Product:
 
 def _check_vector(vector: Tree, params: Tree) -> list[Tensor]:
     """Return the leaves of a vector that has the structure, shapes, dtypes and device of params."""
-    directions = _tree.check_structure(vector, params, "vector", "params")
+    directions = _tree.check_like(vector, params, "vector", "params")
     for (path, leaf), direction in zip(_tree.named_leaves(params, ""), directions, strict=True):
-        if not isinstance(direction, Tensor):
-            raise TypeError(f"vector{path} is {kind(direction)}, not a Tensor")
-        if direction.shape != leaf.shape:
-            got, wanted = tuple(direction.shape), tuple(leaf.shape)
-            raise ValueError(f"vector{path} has shape {got} but params{path} has {wanted}")
         if direction.dtype != leaf.dtype or direction.device != leaf.device:
             raise ValueError(
                 f"vector{path} is {kind(direction)} on {direction.device} but params{path} is "
@@ -386,45 +380,19 @@ def _unit(vectors: Tensor) -> Tensor:
 
 def _flat_product(product: Product, params: Tree, batch: Tree) -> Callable[[Tensor], Tensor]:
     """The product as a function of vectors [P]."""
+    dtype = widest(check_params(params))
 
     def matvec(vector: Tensor) -> Tensor:
-        return _pack(product(params, batch, _unpack(vector, params)), params)
+        result = product(params, batch, _tree.unravel(vector, params))
+        return _tree.ravel(_tree.check_structure(result, params, "product", "params"), dtype)
 
     return matvec
 
 
-def _flat_normal(params: Tree, key: Tensor) -> Tensor:
-    count, dtype, device = _layout(params)
-    return random.normal(key, (count,), dtype).to(device)
-
-
-def _flat_rademacher(params: Tree, key: Tensor) -> Tensor:
-    count, dtype, device = _layout(params)
-    return (2 * (random.bits(key, (count,)) & 1) - 1).to(device, dtype)
-
-
-def _layout(params: Tree) -> tuple[int, torch.dtype, torch.device]:
-    """Return the length, dtype and device of params as one vector."""
+def _probe(params: Tree, key: Tensor, distribution: str = "normal") -> Tensor:
+    """Draw a vector [P] in the dtype and on the device of params."""
     leaves = check_params(params)
-    return sum(leaf.numel() for leaf in leaves), widest(leaves), leaves[0].device
-
-
-def _pack(tree: Tree, params: Tree) -> Tensor:
-    """Lay a tree like params out as one vector [P]."""
-    _, dtype, _ = _layout(params)
-    leaves = _tree.check_structure(tree, params, "product", "params")
-    return torch.cat([leaf.reshape(-1).to(dtype) for leaf in leaves])
-
-
-def _unpack(vectors: Tensor, params: Tree) -> Tree:
-    """Put vectors [..., P] into trees like params, with leaves [..., *shape] of their own.
-
-    jvp would write views into new tensors, in place, which a traced loop inside another cannot.
-    """
-    leaves, structure = _tree.flatten(params)
-    parts = vectors.split([leaf.numel() for leaf in leaves], dim=-1)
-    shaped = [
-        part.reshape((*vectors.shape[:-1], *leaf.shape)).to(leaf.dtype, copy=True)
-        for part, leaf in zip(parts, leaves, strict=True)
-    ]
-    return _tree.unflatten(structure, shaped)
+    shape, dtype = (sum(leaf.numel() for leaf in leaves),), widest(leaves)
+    signs = distribution == "rademacher"
+    probe = 2 * (random.bits(key, shape) & 1) - 1 if signs else random.normal(key, shape, dtype)
+    return probe.to(leaves[0].device, dtype)

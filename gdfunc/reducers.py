@@ -30,7 +30,7 @@ from ._numerics import like, shrink, wide
 from ._per_sample import Moments, degrees_of_freedom
 from ._per_sample import PerSample as PerSample
 from ._per_sample import Reducer as Reducer
-from ._reductions import explain as explain
+from ._reductions._reduce import explain as explain
 from ._tree import Tree
 
 
@@ -240,10 +240,7 @@ def dots(direction: Tree) -> Reducer:
     """
 
     def init(params: Tree) -> tuple[Tree, ...]:
-        matched = _tree.check_structure(direction, params, "direction", "params")
-        if any(d.shape != p.shape for d, p in zip(matched, _tree.leaves(params), strict=True)):
-            detail = _tree.differences(direction, params, "direction", "params")
-            raise ValueError(f"direction is not like params: {detail}")
+        matched = _tree.check_like(direction, params, "direction", "params")
         return (_tree.unflatten(_tree.flatten(params)[1], matched),)
 
     def add(acc: tuple[Tree, ...], grads: PerSample) -> tuple[Tree, ...]:

@@ -29,6 +29,7 @@ SAME_RANK = {
     ("random", "_errors"),
     ("_gradients", "random"),
     ("_sampling", "random"),
+    ("_tree", "_errors"),
     ("_tree", "_numerics"),
     ("problems", "random"),
     ("problems", "losses"),

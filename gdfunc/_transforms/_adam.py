@@ -12,7 +12,7 @@ from ._base import (
     GradientTransformation,
     Scalar,
     chain,
-    check_betas,
+    check_moments,
     each_leaf,
     ema,
     ema_of_squares,
@@ -85,8 +85,7 @@ def adam(
         D. Kingma, J. Ba, "Adam: a method for stochastic optimization", 2015. S. Reddi, S. Kale, S. Kumar,
         "On the convergence of Adam and beyond", 2018 (amsgrad). torch: `Adam`.
     """
-    beta1, beta2 = check_betas(betas)
-    eps = check_scalar("eps", eps, "[0, inf)")
+    beta1, beta2, eps = check_moments(betas, eps)
 
     def update(
         g: Tensor, m: Tensor, v: Tensor, largest: Tensor | None, scale: Tensor, floor: Tensor
@@ -157,8 +156,7 @@ def adamax(betas: tuple[Scalar, Scalar] = (0.9, 0.999), *, eps: Scalar = 1e-8) -
         D. Kingma, J. Ba, "Adam: a method for stochastic optimization", 2015, section 7.1. torch: `Adamax`,
         whose `exp_inf` is `exp_avg_sq` here.
     """
-    beta1, beta2 = check_betas(betas)
-    eps = check_scalar("eps", eps, "[0, inf)")
+    beta1, beta2, eps = check_moments(betas, eps)
 
     def update(
         g: Tensor, m: Tensor, v: Tensor, beta2: Scalar, eps: Scalar, bias1: Tensor
@@ -191,8 +189,7 @@ def radam(betas: tuple[Scalar, Scalar] = (0.9, 0.999), *, eps: Scalar = 1e-8) ->
     References:
         L. Liu et al., "On the variance of the adaptive learning rate and beyond", 2020. torch: `RAdam`.
     """
-    beta1, beta2 = check_betas(betas)
-    eps = check_scalar("eps", eps, "[0, inf)")
+    beta1, beta2, eps = check_moments(betas, eps)
 
     def of_step(t: Tensor) -> tuple[Scalar, ...]:
         bias1, bias2 = 1.0 - beta1**t, 1.0 - beta2**t
@@ -238,8 +235,7 @@ def adabelief(
         J. Zhuang et al., "AdaBelief optimizer: adapting stepsizes by the belief in observed gradients",
         2020.
     """
-    beta1, beta2 = check_betas(betas)
-    eps = check_scalar("eps", eps, "[0, inf)")
+    beta1, beta2, eps = check_moments(betas, eps)
 
     def update(
         g: Tensor, m: Tensor, v: Tensor, eps: Scalar, scale: Tensor, floor: Tensor
@@ -280,8 +276,7 @@ def yogi(
         M. Zaheer, S. Reddi, D. Sachan, S. Kale, S. Kumar, "Adaptive methods for nonconvex optimization",
         2018.
     """
-    beta1, beta2 = check_betas(betas)
-    eps = check_scalar("eps", eps, "[0, inf)")
+    beta1, beta2, eps = check_moments(betas, eps)
     start = check_scalar("initial_accumulator_value", initial_accumulator_value, "[0, inf)")
 
     def update(g: Tensor, m: Tensor, v: Tensor, weight: Scalar, eps: Scalar) -> tuple[Tensor, ...]:
@@ -325,8 +320,7 @@ def nadam(
     References:
         T. Dozat, "Incorporating Nesterov momentum into Adam", 2016. torch: `NAdam`.
     """
-    beta1, beta2 = check_betas(betas)
-    eps = check_scalar("eps", eps, "[0, inf)")
+    beta1, beta2, eps = check_moments(betas, eps)
     decay = check_scalar("momentum_decay", momentum_decay, "[0, inf)")
 
     def init(params: Tree) -> NAdamState:
@@ -334,7 +328,6 @@ def nadam(
         return NAdamState(count, torch.ones_like(count, dtype=precise(count)), zeros(params), zeros(params))
 
     def update(grads: Tree, state: NAdamState, params: Tree = None) -> tuple[Tree, NAdamState]:
-        del params
         t = (state.step + 1).to(precise(state.step))
         now, following = (beta1 * (1.0 - 0.5 * 0.96 ** (k * decay)) for k in (t, t + 1))
         product = (state.mu_product * now).to(state.mu_product.dtype)

@@ -160,7 +160,6 @@ def leafwise(
 
     @wraps(update)
     def update_trees(grads: Tree, state: Any, params: Tree = None) -> tuple[Tree, Any]:
-        del params
         step, trees = (state.step + 1, state[1:]) if counted else (None, state)
         trees = [None if start is None else tree for tree, start in zip(trees, starts, strict=True)]
         scalars = of_step(None if step is None else step.to(precise(step)))
@@ -175,17 +174,13 @@ def stateless(
 ) -> GradientTransformation:
     """Make a transformation without memory of `(g, *scalars) -> u` or `(g, p, *scalars) -> u`."""
 
-    def init(params: Tree) -> tuple[()]:
-        del params
-        return ()
-
     @wraps(update)
     def update_trees(grads: Tree, state: tuple[()], params: Tree = None) -> tuple[Tree, tuple[()]]:
         others = {"params": needed(params)} if with_params else {}
         (updates,) = each_leaf(lambda *leaf: (update(*leaf),), grads, scalars=scalars, **others)
         return updates, state
 
-    return GradientTransformation(init, update_trees)
+    return GradientTransformation(lambda params: (), update_trees)
 
 
 def each_leaf(
@@ -274,6 +269,11 @@ def ema_of_squares(average: Tensor, x: Tensor, beta: Scalar) -> Tensor:
     if not isinstance(beta, Tensor):
         return torch.addcmul(beta * average, x, x, value=1.0 - beta)
     return torch.addcmul(in_dtype(beta, x.dtype) * average, in_dtype(1.0 - beta, x.dtype) * x, x)
+
+
+def check_moments(betas: tuple[Scalar, Scalar], eps: Scalar) -> tuple[Scalar, Scalar, Scalar]:
+    """Return two decay rates, each in [0, 1), and an ε >= 0."""
+    return *check_betas(betas), check_scalar("eps", eps, "[0, inf)")
 
 
 def check_betas(betas: tuple[Scalar, Scalar]) -> tuple[Scalar, Scalar]:

@@ -61,17 +61,12 @@ def clip_by_global_norm(max_norm: Scalar) -> GradientTransformation:
     """
     max_norm = check_scalar("max_norm", max_norm, "(0, inf)")
 
-    def init(params: Tree) -> tuple[()]:
-        del params
-        return ()
-
     def update(grads: Tree, state: tuple[()], params: Tree = None) -> tuple[Tree, tuple[()]]:
-        del params
         norm = _tree.norm(grads)
         factor = shrink(norm, like(max_norm, norm))
         return each_leaf(lambda g, factor: (g * factor,), grads, scalars=(factor,))[0], state
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(lambda params: (), update)
 
 
 def adaptive_clip(clipping: Scalar = 0.01, *, eps: Scalar = 1e-3) -> GradientTransformation:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import _tree
 from .._errors import check_int, check_scalar
-from .._numerics import like, widest
+from .._numerics import like
 from .._tree import Tree
 from ._base import GradientTransformation, Scalar, needed, stateful
 
@@ -61,13 +61,13 @@ def lbfgs(history: int = 10, *, eps: Scalar = 1e-10) -> GradientTransformation:
     eps = check_scalar("eps", eps, "[0, inf)")
 
     def init(params: Tree) -> LBFGSState:
-        start = _vector(params)
+        start = _tree.ravel(params)
         pairs = start.new_zeros(history, len(start))
         # The first displacement is zero, so the first pair is never kept.
         return LBFGSState(start, torch.zeros_like(start), pairs, pairs.clone(), start.new_zeros(history))
 
     def update(grads: Tree, state: LBFGSState, params: Tree = None) -> tuple[Tree, LBFGSState]:
-        point, gradient = _vector(needed(params, "lbfgs")), _vector(grads)
+        point, gradient = _tree.ravel(needed(params, "lbfgs")), _tree.ravel(grads)
         if len(point) != len(state.params):
             raise ValueError(
                 f"optimizer state was made for a different parameter tree: it has {len(state.params)} "
@@ -82,7 +82,7 @@ def lbfgs(history: int = 10, *, eps: Scalar = 1e-10) -> GradientTransformation:
             return torch.where(keep, torch.cat([rows[1:], row[None]]), rows)
 
         state = LBFGSState(point, gradient, push(state.s, s), push(state.y, y), push(state.rho, inverse))
-        return _like_tree(_two_loops(gradient, state), grads), state
+        return _tree.unravel(_two_loops(gradient, state), grads), state
 
     return stateful(LBFGSState, init, update)
 
@@ -101,18 +101,3 @@ def _two_loops(gradient: Tensor, state: LBFGSState) -> Tensor:
     for i, weight in enumerate(reversed(weights)):
         direction = direction + (weight - rho[i] * (y[i] @ direction)) * s[i]
     return direction
-
-
-def _vector(tree: Tree) -> Tensor:
-    """Join all leaves into a new vector [P], in the widest of their dtypes, at least float32."""
-    leaves = _tree.leaves(tree)
-    dtype = widest(leaves)
-    return torch.cat([leaf.flatten().to(dtype) for leaf in leaves]) if leaves else torch.zeros(0)
-
-
-def _like_tree(vector: Tensor, tree: Tree) -> Tree:
-    """Cut a vector into a tree with the shapes and dtypes of another."""
-    leaves, structure = _tree.flatten(tree)
-    parts = vector.split([leaf.numel() for leaf in leaves]) if leaves else ()
-    shaped = [part.reshape(leaf.shape).to(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)]
-    return _tree.unflatten(structure, shaped)

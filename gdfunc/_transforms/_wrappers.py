@@ -132,15 +132,16 @@ def _split(
 
     def update(grads: Tree, state: dict[Any, Any], params: Tree = None) -> tuple[Tree, dict[Any, Any]]:
         listed = labels_of(grads if params is None else params)
-        leaves, structure = _tree.flatten(grads)
-        updates, new_state = list(leaves), {}
+        moved, new_state = {}, {}
         for label, own_state in state.items():
             own = None if params is None else group(params, listed, label)
             transform = transforms[label] or chain()
-            moved, new_state[label] = transform.update(group(grads, listed, label), own_state, own)
-            places = [i for i, other in enumerate(listed) if other == label]
-            for i, leaf in zip(places, _tree.leaves(moved), strict=True):
-                updates[i] = leaf
+            updates, new_state[label] = transform.update(group(grads, listed, label), own_state, own)
+            moved[label] = iter(_tree.leaves(updates))
+        leaves, structure = _tree.flatten(grads)
+        updates = [
+            next(moved[label]) if label in moved else g for g, label in zip(leaves, listed, strict=True)
+        ]
         return _tree.unflatten(structure, updates), new_state
 
     return GradientTransformation(init, update)
@@ -184,13 +185,10 @@ def apply_if_finite(transform: GradientTransformation) -> GradientTransformation
             finite = finite & leaf.isfinite().all()
         # Because NaN in the branch not taken would make the derivative NaN, it gets zeros.
         safe = _tree.where(finite, grads, zeros(grads))
-        updates, inner = transform.update(safe, state.inner, params)
+        updates, inner = _update_where(finite, transform, safe, state.inner, params)
         skipped = (~finite).to(torch.int64)
-        return _tree.where(finite, updates, zeros(updates)), ApplyIfFiniteState(
-            _tree.where(finite, inner, state.inner),
-            (state.consecutive + 1) * skipped,
-            state.total + skipped,
-        )
+        counts = (state.consecutive + 1) * skipped, state.total + skipped
+        return updates, ApplyIfFiniteState(inner, *counts)
 
     return GradientTransformation(init, update)
 
@@ -231,12 +229,18 @@ def accumulate(transform: GradientTransformation, steps: int) -> GradientTransfo
 
     def update(grads: Tree, state: AccumulateState, params: Tree = None) -> tuple[Tree, AccumulateState]:
         _, total = each_leaf(lambda g, s: (g, s + g), grads, state.sum)
-        updates, inner = transform.update(_tree.map(lambda s: s / steps, total), state.inner, params)
         complete = state.accumulated + 1 == steps
-        return _tree.where(complete, updates, zeros(updates)), AccumulateState(
-            _tree.where(complete, inner, state.inner),
-            _tree.where(complete, zeros(total), total),
-            (state.accumulated + 1) % steps,
-        )
+        mean = _tree.map(lambda s: s / steps, total)
+        updates, inner = _update_where(complete, transform, mean, state.inner, params)
+        rest = _tree.where(complete, zeros(total), total)
+        return updates, AccumulateState(inner, rest, (state.accumulated + 1) % steps)
 
     return stateful(AccumulateState, init, update)
+
+
+def _update_where(
+    condition: Tensor, transform: GradientTransformation, grads: Tree, state: Any, params: Tree
+) -> tuple[Tree, Any]:
+    """Update where a condition holds. Elsewhere the updates are zero and the state stays."""
+    updates, new_state = transform.update(grads, state, params)
+    return _tree.where(condition, updates, zeros(updates)), _tree.where(condition, new_state, state)

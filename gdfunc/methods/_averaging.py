@@ -11,7 +11,7 @@ from .._errors import check_int, check_scalar
 from .._gradients import LossFn, batch_grad, kind
 from .._numerics import like, safe_ratio
 from .._step import Step, StepLike, apply_updates, as_step, copy_params, params_of
-from .._transforms import GradientTransformation, chain, check_transform, no_steps
+from .._transforms._base import GradientTransformation, chain, check_transform, no_steps
 from .._tree import Tree
 from ._scalars import blend, learning_rate, scalar
 

@@ -9,7 +9,7 @@ from .._errors import check_scalar
 from .._gradients import LossFn, batch_grad
 from .._numerics import like
 from .._step import Step, apply_updates, copy_params
-from .._transforms import zeros
+from .._transforms._base import zeros
 from .._tree import Tree
 
 

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from .._gradients import LossFn
 from .._step import Step, make_step
-from .._transforms import lbfgs as lbfgs_transform
+from .._transforms._lbfgs import lbfgs as lbfgs_transform
 
 
 def lbfgs(loss_fn: LossFn, history: int = 10, *, eps: float | Tensor = 1e-10) -> Step:

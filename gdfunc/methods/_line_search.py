@@ -11,7 +11,7 @@ from .._gradients import LossFn, batch_grad
 from .._numerics import safe_ratio, widen
 from .._scan import scan
 from .._step import Step, apply_updates, copy_params
-from .._transforms import GradientTransformation, chain, check_transform
+from .._transforms._base import GradientTransformation, chain, check_transform
 from .._tree import Tree
 from ._scalars import learning_rate, scalar
 

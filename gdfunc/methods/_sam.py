@@ -7,7 +7,7 @@ from .._errors import check_scalar
 from .._gradients import LossFn, batch_grad
 from .._numerics import safe_ratio
 from .._step import Step, TrainState, apply_updates, copy_params
-from .._transforms import GradientTransformation, chain, check_transform
+from .._transforms._base import GradientTransformation, chain, check_transform
 from .._tree import Tree
 from ._scalars import scalar
 

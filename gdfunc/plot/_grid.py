@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from .._sweep import SweepResult
+from .._sweep._result import SweepResult
 from ._axes import HUGE, Array, axes_for, draw_legend, run_quantile, to_array, to_increasing
 
 if TYPE_CHECKING:

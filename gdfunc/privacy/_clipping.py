@@ -12,7 +12,7 @@ from .._errors import check_scalar
 from .._gradients import GradFn, LossFn
 from .._numerics import like, norms, shrink, wide, widen
 from .._per_sample import Dense, Leaf, Outer, PerSample, Rows
-from .._reductions import reduce_per_sample
+from .._reductions._reduce import reduce_per_sample
 from .._tree import Tree
 from ..reducers import Reducer
 from ._poisson import Padded

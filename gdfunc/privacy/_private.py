@@ -10,10 +10,9 @@ from .. import _tree, random
 from .._errors import check_scalar
 from .._gradients import LossFn
 from .._numerics import like
-from .._reductions import reduce_per_sample
+from .._reductions._reduce import reduce_per_sample
 from .._step import Step, apply_updates, copy_params
-from .._transforms import GradientTransformation, chain, check_transform
-from .._transforms._base import no_steps
+from .._transforms._base import GradientTransformation, chain, check_transform, no_steps
 from .._tree import Tree
 from ._clipping import check_max_norm, clipped_sums
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import _tree, reducers
 from .._gradients import LossFn, batch_grad
 from .._numerics import wide
-from .._reductions import reduce_per_sample
+from .._reductions._reduce import reduce_per_sample
 from .._sampling import take
 from .._scan import scan
 from .._tree import Tree
