@@ -3,6 +3,7 @@
 A plan is a pure function of a key and sizes: the same on every device and resumed at any step.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -85,19 +86,18 @@ def epoch_batches(
             f'choose remainder="drop" or "carry"'
         )
 
-    def order(epoch: int) -> Tensor:
-        return permutation(fold_in(key, epoch), n) if shuffle else torch.arange(n, device=key.device)
-
     if not epochs:
         return _no_batches(key, batch_size)
+    carried = epochs.start * n % batch_size if remainder == "carry" else 0
+    epochs = range(epochs.start - (carried > 0), epochs.stop)
+    if shuffle:
+        orders = _draw(lambda key: permutation(key, n), key, epochs, n)
+    else:
+        orders = torch.arange(n, device=key.device).expand(len(epochs), n)
     if remainder != "carry":
-        whole = n - n % batch_size
-        return torch.cat([order(e)[:whole].reshape(-1, batch_size) for e in epochs])
-    carried = epochs.start * n % batch_size
-    before = [order(epochs.start - 1)[n - carried :]] if carried else []
-    samples = torch.cat([*before, *(order(e) for e in epochs)])
-    steps = len(samples) // batch_size
-    return samples[: steps * batch_size].reshape(steps, batch_size)
+        return orders[:, : n - n % batch_size].reshape(-1, batch_size)
+    samples = orders.flatten()[n - carried if carried else 0 :]
+    return samples[: len(samples) - len(samples) % batch_size].reshape(-1, batch_size)
 
 
 def sample_batches(
@@ -132,16 +132,9 @@ def sample_batches(
     if not steps:
         return _no_batches(key, batch_size)
 
-    def batch(step: Tensor) -> Tensor:
-        step_key = fold_in(key, step)
-        if replacement:
-            return randint(step_key, (batch_size,), 0, n)
-        return permutation(step_key, n)[:batch_size]
-
-    drawn = batch_size if replacement else n
-    steps_at_once = max(1, 2**20 // drawn)  # a few MB, however many steps
-    counts = torch.arange(steps.start, steps.stop, device=key.device)
-    return torch.func.vmap(batch, chunk_size=steps_at_once)(counts)
+    if replacement:
+        return _draw(lambda key: randint(key, (batch_size,), 0, n), key, steps, batch_size)
+    return _draw(lambda key: permutation(key, n)[:batch_size], key, steps, n)
 
 
 def take(data: Tree, index: Tensor) -> Tree:
@@ -169,11 +162,19 @@ def take(data: Tree, index: Tensor) -> Tree:
 
 
 def _as_range(name: str, value: Any) -> range:
-    if not isinstance(value, range):
-        return range(check_int(name, value, 0))
-    if value.step != 1 or value.start < 0:
-        raise ValueError(f"{name} must be an int >= 0 or range(first, last) in steps of 1; got {value}")
-    return value
+    counts = value if isinstance(value, range) else range(check_int(name, value, 0))
+    if counts.step != 1 or counts.start < 0 or counts.stop > 2**32:
+        raise ValueError(
+            f"{name} must be an int >= 0 or range(first, last) in steps of 1, at most 2^32; got {value}"
+        )
+    return counts
+
+
+def _draw(draw: Callable[[Tensor], Tensor], key: Tensor, counts: range, size: int) -> Tensor:
+    """Draw for each count from its own key, for so many at once that a few MB serve."""
+    numbers = torch.arange(counts.start, counts.stop, device=key.device)
+    at_once = max(1, 2**20 // size)
+    return torch.func.vmap(lambda count: draw(fold_in(key, count)), chunk_size=at_once)(numbers)
 
 
 def _no_batches(key: Tensor, batch_size: int) -> Tensor:

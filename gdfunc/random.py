@@ -110,7 +110,8 @@ def uniform(
     """Draw from the uniform distribution on [minval, maxval).
 
     Every multiple of the dtype's epsilon in [0, 1) is equally likely: 2²³ values in float32, 2⁵² in
-    float64. Scaled to another interval, the largest may round to maxval itself.
+    float64, 2⁷ in bfloat16. Scaled to another interval, the largest may round to maxval itself, and a
+    float64 draw may differ from JAX's in the last bit. All others have JAX's bits.
 
     Example:
         >>> gd.random.uniform(gd.random.key(0), (2,))
@@ -119,7 +120,10 @@ def uniform(
     unit = _unit_uniform(key, shape, dtype)
     low = torch.as_tensor(minval, dtype=dtype, device=key.device)
     high = torch.as_tensor(maxval, dtype=dtype, device=key.device)
-    return torch.maximum(unit * (high - low) + low, low)
+    width = high - low
+    if dtype in (torch.float16, torch.float32):  # JAX's compiler rounds product and sum once
+        unit, low, width = (leaf.to(torch.float64) for leaf in (unit, low, width))
+    return torch.maximum(unit * width + low, low).to(dtype)
 
 
 def normal(key: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Tensor:
@@ -139,14 +143,22 @@ def normal(key: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.fl
     return (math.sqrt(2) * torch.erfinv(u)).to(dtype)
 
 
-def randint(key: Tensor, shape: Sequence[int], minval: int, maxval: int) -> Tensor:
-    """Draw integers from [minval, maxval), each equally likely to within 2⁻³² of the span.
+def randint(
+    key: Tensor, shape: Sequence[int], minval: int, maxval: int, *, unbiased: bool = False
+) -> Tensor:
+    """Draw integers from [minval, maxval).
+
+    The draws have JAX's bits, and with them JAX's bias: up to a span of 2¹⁶, all integers are equally
+    likely to within 2⁻³² of the span. Above, some may be twice as likely as others: of three equal parts of
+    the span 3·2³⁰, the first has half of the draws.
 
     Args:
         key: int64 [2].
         shape: of the result.
         minval: the smallest integer drawn.
         maxval: one above the largest; at most 2³² above minval.
+        unbiased: draw other bits than JAX, ⌊span · x / 2⁶⁴⌋ for a random x of 64 bits. All integers are
+            then equally likely to within 2⁻³², for any span.
 
     Returns:
         int64 of the given shape.
@@ -157,10 +169,16 @@ def randint(key: Tensor, shape: Sequence[int], minval: int, maxval: int) -> Tens
     Example:
         >>> gd.random.randint(gd.random.key(0), (6,), 0, 10)
         tensor([9, 0, 2, 3, 1, 7])
+
+    References:
+        D. Lemire, "Fast random integer generation in an interval", 2019 (`unbiased`).
     """
     minval = check_int("minval", minval, -(2**63), 2**63 - 2)
     maxval = check_int("maxval", maxval, minval + 1, min(minval + 2**32, 2**63 - 1))
     span = maxval - minval
+    if unbiased:
+        high, low = _bit_pairs(key, shape)
+        return _upper_word(high, span, _upper_word(low, span)) + minval
     high, low = (bits(k, shape) for k in split(key))
     # 64 random bits modulo the span, in JAX's order: 2³² mod span, itself in 32-bit arithmetic.
     multiplier = ((2**16 % span) ** 2 & _WORD) % span
@@ -212,6 +230,11 @@ def _bit_pairs(key: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
     return _threefry(key, *_counts(key, *shape))
 
 
+def _upper_word(word: Tensor, span: int, more: int | Tensor = 0) -> Tensor:
+    """⌊(word · span + more) / 2³²⌋, by halves of the span, so that no product exceeds 49 bits."""
+    return (word * (span >> 16) + ((word * (span & 0xFFFF) + more) >> 16)) >> 16
+
+
 def _unit_uniform(key: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Uniform on [0, 1): as many of the leading random bits as the dtype's fraction holds."""
     first, second = _bit_pairs(key, shape)
@@ -219,7 +242,7 @@ def _unit_uniform(key: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tens
     if dtype == torch.float64:
         fraction = (first << (digits - 32)) | (second >> (64 - digits))
     else:
-        width = torch.finfo(dtype).bits
+        width = torch.finfo(dtype).bits if digits >= 8 else 8  # as in JAX, for bfloat16
         fraction = ((first ^ second) & ((1 << width) - 1)) >> (width - digits)
     return fraction.to(dtype) * 2.0**-digits
 

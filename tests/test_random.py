@@ -71,6 +71,43 @@ def test_large_draws_are_jax_draws(seed, order, narrow, wide):
     assert gd.random.randint(key, (4,), -7, 2_000_000_000)[:3].tolist() == wide
 
 
+# Computed with jax.random.uniform(jax.random.key(42), (6,), dtype, minval, maxval) of jax 0.10.2 on CPU.
+JAX_UNIFORM = [
+    ("float16", 0, 1, [0.076171875, 0.1904296875, 0.9755859375, 0.7568359375, 0.44921875, 0.3076171875]),
+    ("float16", 0.1, 0.7, [0.1456298828125, 0.2142333984375, 0.685546875, 0.55419921875, 0.36962890625]),
+    ("float16", -3.3, 17.9, [-1.685546875, 0.73681640625, 17.390625, 12.75, 6.22265625, 3.220703125]),
+    ("bfloat16", 0, 1, [0.6328125, 0.84375, 0.96875, 0.8359375, 0.078125, 0.84375]),
+    ("bfloat16", 0.1, 0.7, [0.478515625, 0.60546875, 0.6796875, 0.6015625, 0.146484375, 0.60546875]),
+    ("bfloat16", -3.3, 17.9, [10.0625, 14.5625, 17.25, 14.3125, -1.6484375, 14.5625]),
+    ("float32", 0.1, 0.7, [0.3932257294654846, 0.507878303527832, 0.4697628915309906, 0.4366096258163452]),
+    ("float32", -3.3, 17.9, [7.060642242431641, 11.111699104309082, 9.764955520629883, 8.59354019165039]),
+]
+
+
+@pytest.mark.parametrize(("dtype", "minval", "maxval", "values"), JAX_UNIFORM)
+def test_uniform_has_the_bits_of_jax_in_every_narrow_dtype(dtype, minval, maxval, values):
+    drawn = gd.random.uniform(gd.random.key(42), (6,), getattr(torch, dtype), minval, maxval)
+    assert drawn[: len(values)].tolist() == values
+
+
+def test_unbiased_integers_are_equally_likely_where_those_of_jax_are_not():
+    span, count = 3 * 2**30, 30_000
+    biased = gd.random.randint(gd.random.key(1), (count,), -5, span - 5)
+    fair = gd.random.randint(gd.random.key(1), (count,), -5, span - 5, unbiased=True)
+    shares = [torch.bincount((drawn + 5) // 2**30, minlength=3) / count for drawn in (biased, fair)]
+    assert (shares[0] - torch.tensor([1 / 2, 1 / 4, 1 / 4])).abs().max() < 0.015  # five standard errors
+    assert (shares[1] - 1 / 3).abs().max() < 0.014
+    assert -5 <= int(fair.min()) <= int(fair.max()) < span - 5
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 2**32), st.integers(0, 2**32 - 1))
+def test_upper_word_of_a_product_is_exact(word, span, more):
+    assert (
+        int(gd.random._upper_word(torch.tensor(word), span, torch.tensor(more)))
+        == (word * span + more) >> 32
+    )
+
+
 DRAWS = {
     "split": lambda key: gd.random.split(key, 3),
     "fold_in": lambda key: gd.random.fold_in(key, 5),

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import gdfunc as gd
 
@@ -76,6 +77,25 @@ def test_sampling_is_uniform():
 def test_replacement_allows_a_sample_twice():
     plan = gd.sample_batches(KEY, 10, 4, 200)
     assert any(len(row.unique()) < 4 for row in plan)
+
+
+class Count(TorchDispatchMode):
+    operations = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.operations += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("remainder", ["drop", "carry"])
+def test_a_plan_of_many_epochs_costs_no_more_operations_than_one_of_few(remainder):
+    counted = []
+    for epochs in (2, 20_000):
+        with Count() as count:
+            plan = gd.epoch_batches(KEY, 50, 20, epochs, remainder=remainder)
+        counted.append(count.operations)
+        assert torch.equal(plan[:4], gd.epoch_batches(KEY, 50, 20, 2, remainder=remainder)[:4])
+    assert counted[1] < 2 * counted[0]
 
 
 def test_a_plan_in_chunks_is_the_plan():
