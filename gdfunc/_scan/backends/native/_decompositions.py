@@ -225,6 +225,32 @@ def _median_of_all(x: Tensor) -> Tensor:
     return _median(x.flatten(), 0)[0] if x.numel() else NotImplemented
 
 
+def _repeat(x: Tensor, times: Numbers) -> Tensor:
+    shape = [1] * (len(times) - x.ndim) + list(x.shape)
+    pairs = list(zip(times, shape, strict=True))
+    each = x.reshape([n for _, extent in pairs for n in (1, extent)]).expand(
+        [n for pair in pairs for n in pair]
+    )
+    return each.reshape([prod(pair) for pair in pairs])
+
+
+def _pad(x: Tensor, pads: Numbers, value: Any = 0) -> Tensor:
+    for dim, before, after in zip(range(-1, -x.ndim - 1, -1), pads[::2], pads[1::2], strict=False):
+        extent = x.shape[dim] + min(before, 0) + min(after, 0)
+        x = x.narrow(dim, max(-before, 0), extent)
+        before, after = max(before, 0), max(after, 0)
+        if before + after:
+            shape = list(x.shape)
+            shape[dim] += before + after
+            x = x.new_full(shape, value).slice_scatter(x, dim, before, before + extent)
+    return x
+
+
+def _select_scatter(x: Tensor, source: Tensor, dim: int, at: int) -> Tensor:
+    at %= x.shape[dim]
+    return x.slice_scatter(source.unsqueeze(dim), dim, at, at + 1)
+
+
 def _diagonal_scatter(x: Tensor, source: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
     """Write a strided slice: elements of a diagonal are one row and one column apart."""
     rows = x.movedim((dim1, dim2), (-2, -1))
@@ -308,6 +334,9 @@ _ANY = {
     aten.addmm.default: _addmm,
     aten.diagonal_scatter.default: _diagonal_scatter,
     aten.index_copy.default: _index_copy,
+    aten.select_scatter.default: _select_scatter,
+    aten.constant_pad_nd.default: _pad,
+    aten.repeat.default: _repeat,
     aten.sort.default: _sort,
     aten.sort.stable: _sort,
     aten.topk.default: _topk,

@@ -69,12 +69,15 @@ class Index:
             return self, Index()
         parts = [(var, factor, int(factor / divisor)) for var, factor in self.terms]
         whole = tuple((var, times) for var, _, times in parts if times)
-        rest = tuple((var, factor - times * divisor) for var, factor, times in parts if factor % divisor)
+        left = tuple((var, factor - times * divisor) for var, factor, times in parts if factor % divisor)
         over, constant = divmod(self.constant, divisor)
-        remainder = Index(constant, rest)
-        if remainder.low >= 0 and remainder.high < divisor:
+        remainder = Index(constant, left)
+        if remainder.low < 0:
+            over, whole, remainder = 0, (), self
+        if remainder.high < divisor:
             return Index(over, whole), remainder
-        return Index(0, ((Part(self, divisor, True), 1),)), Index(0, ((Part(self, divisor, False), 1),))
+        quotient, rest = (Index(0, ((Part(remainder, divisor, first), 1),)) for first in (True, False))
+        return Index(over, whole) + quotient, rest
 
 
 def _joined(constant: int, factors: dict[Var | Part, int]) -> Index:

@@ -180,7 +180,7 @@ def _stored(block: Block, node: fx.Node, tensor: Lazy, target: Memory | None) ->
         base = base.source
     base.shared = base.shared or len(users) > 1
     if target is not None:
-        if isinstance(tensor, Stored) and tensor.target is None and not tensor.is_written:
+        if isinstance(tensor, Stored) and not tensor.target and not tensor.written:
             tensor.target = target
             return tensor
         return stored(block, tensor, target)

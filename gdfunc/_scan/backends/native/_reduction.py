@@ -11,7 +11,7 @@ from ._contraction import contract
 from ._index import Index, Point, ravel, strides_of
 from ._kernel import Kernel, NotFlat, over
 from ._statement import C_TYPES, Access
-from ._tensor import Block, Filled, Formula, Lazy, Map, Memory, Stored, View, cast, fill, literal
+from ._tensor import Block, Lazy, Map, Memory, Stored, View, cast, constant, fill, literal
 
 LONG = 1024  # numbers whose sum in float32 would not be good enough
 
@@ -51,7 +51,8 @@ class Reduced(Stored):
 
     def __init__(self, block: Block, source: Lazy, dims: Sequence[int], kind: str) -> None:
         rest = [dim for dim in range(len(source.shape)) if dim not in dims]
-        super().__init__(block, [source.shape[dim] for dim in rest], source.dtype)
+        dtype = torch.int64 if kind.startswith("arg") else source.dtype
+        super().__init__(block, [source.shape[dim] for dim in rest], dtype, self._fill)
         self.kind = kind
         self.extents = tuple(source.shape[dim] for dim in dims)
         order = [*rest, *dims]
@@ -81,10 +82,6 @@ class Reduced(Stored):
             return True
         return False
 
-    @property
-    def _looks_for_nan(self) -> bool:
-        return KINDS[self.kind].compares and self.dtype.is_floating_point
-
     def emit(self) -> Memory:
         source = self.source
         done = None
@@ -92,14 +89,16 @@ class Reduced(Stored):
             done = contract(self.block, source.args, self.place, self.shape, self.extents, self.dtype)
         return done or super().emit()
 
-    def write(self, out: Memory) -> None:
+    def _fill(self, out: Memory) -> None:
         if self.dtype is torch.float32 and self.kind in ("sum", "prod") and prod(self.extents) > LONG:
             wide = copy(self)  # in double precision, rounded at the end
-            wide.dtype, wide.target, wide.source = torch.float64, None, cast(self.source, torch.float64)
+            wide.dtype, wide.source = torch.float64, cast(self.source, torch.float64)
+            wide.target, wide.write = None, wide._fill
             fill(self.block, out, cast(wide, self.dtype))
+        elif self.kind.startswith("arg"):
+            self._find(out)
         elif not prod(self.extents):
-            first = KINDS[self.kind].first(self.dtype)
-            fill(self.block, out, Formula(self.shape, self.dtype, lambda kernel, point: first))
+            fill(self.block, out, constant(KINDS[self.kind].start, self.shape, self.dtype))
         elif self._rows_lie_together():
             self._by_rows(out)
         else:
@@ -110,53 +109,55 @@ class Reduced(Stored):
         wide = [extent for extent in self.shape if extent != 1]
         if not wide or wide[-1] < 4:
             return False
-        kernel, _, outer = self._nest(False, False)
-        if len(outer) == len(kernel.loops):
+        kernel, _, _, depth = self._nest()
+        if depth == len(kernel.loops):
             return True
-        rows, column = outer[-1], kernel.loops[-1]
+        rows, column = kernel.loops[depth - 1], kernel.loops[-1]
         score = {}  # reads of neighbours less reads that are far from each other
         for var in (rows, column):
             strides = [access.place.factor(var) for access in kernel.accesses if access.place]
             score[var] = sum(stride == 1 for stride in strides) - sum(stride > 1 for stride in strides)
         return score[rows] > score[column]
 
-    def _nest(self, flat_out: bool, flat_in: bool) -> tuple[Kernel, tuple[Point, str], list]:
+    def _nest(
+        self, flat_out: bool = False, flat_in: bool = False, columns: int = 0
+    ) -> tuple[Kernel, Point, str, int]:
+        """Begin a kernel: an element of the result, a value in its sum, and the depth of the accumulator.
+
+        The last loops of the result, `columns` in number, go inside those over the reduced axes.
+        """
         outer, point = over(self.shape, flat_out, "i")
-        inner, within = over(self.extents, flat_in, "k")
-        kernel = Kernel([*outer, *inner], flat_out or flat_in)
-        kernel.before[len(outer)].append("")  # the place of the accumulator, before all that needs it
-        value = self.source.at(kernel, self.place(point, within))
-        return kernel, (point, value), outer
+        inner, self.within = over(self.extents, flat_in, "k")
+        depth = len(outer) - columns
+        kernel = Kernel([*outer[:depth], *inner, *outer[depth:]], flat_out or flat_in)
+        kernel.before[depth].append("")  # the place of the accumulator, before all that needs it
+        return kernel, point, self.source.at(kernel, self.place(point, self.within)), depth
 
     def _one_by_one(self, out: Memory) -> None:
         kind, c_type = KINDS[self.kind], C_TYPES[self.dtype]
         for flat in ((True, True), (False, True), (False, False)):
             try:
-                kernel, (point, value), outer = self._nest(*flat)
-                place = out.place(point)
-                kernel.place(place)
+                kernel, point, value, depth = self._nest(*flat)
+                kernel.store(out.buffer, out.place(point), "a", depth=depth)
             except NotFlat:
                 continue
-            depth = len(outer)
             kernel.before[depth][0] = f"{c_type} a = {kind.first(self.dtype)};"
             kernel.before[-1].append(f"a = {kind.step.format(a='a', v=value)};")
-            if self._looks_for_nan:  # beside the comparison: in one expression it becomes a branch
+            if kind.compares and self.dtype.is_floating_point:
+                # Beside the comparison: in one expression it becomes a branch.
                 kernel.before[depth][0] += " int nan = 0;"
                 kernel.before[-1].append(f"nan |= {value} != {value};")
-                kernel.after[depth].append(f"if (nan) a = {literal(nan, self.dtype)};")
-            kernel.store(out.buffer, place, "a", depth=depth)
+                kernel.after[depth].insert(0, f"if (nan) a = {literal(nan, self.dtype)};")
             is_parallel = bool(kind.clause) and depth < len(kernel.loops)
             return self.block.add(kernel, is_parallel, kind.clause)
 
     def _by_rows(self, out: Memory) -> None:
         """Accumulate rows: in registers if they are short, else where the result is to be."""
         kind, c_type = KINDS[self.kind], C_TYPES[self.dtype]
-        outer, point = over(self.shape, flat=False)
-        inner, within = over(self.extents, flat=False, prefix="k")
-        *rows, column = outer
-        kernel = Kernel([*rows, *inner, column])
+        kernel, point, value, depth = self._nest(columns=1)
+        column, place = kernel.loops[-1], out.place(point)
         each = f"for (int64_t {column.name} = 0; {column.name} < {column.extent}; {column.name}++)"
-        a, depth, place = f"a[{column.name}]", len(rows), out.place(point)
+        a = f"a[{column.name}]"
         if column.extent <= _SHORT_ROW:
             home = f"{c_type} a[{column.extent}];"
             kernel.after[depth].append(each)
@@ -165,38 +166,26 @@ class Reduced(Stored):
             start, _ = kernel.place(place + Index(0, ((column, -1),)))
             home = f"{c_type} *restrict a = {out.buffer.name} + {start};"
             kernel.accesses.append(Access(out.buffer, writes=True))
-        kernel.before[depth] += [home, f"{each} {a} = {kind.first(self.dtype)};"]
-        value = self.source.at(kernel, self.place(point, within))
+        kernel.before[depth][0] = f"{home}\n{each} {a} = {kind.first(self.dtype)};"
         step = kind.step.format(a=a, v=value)
-        if self._looks_for_nan:
+        if kind.compares and self.dtype.is_floating_point:
             step = f"{value} != {value} ? {value} : {step}"
         kernel.before[-1].append(f"{a} = {step};")
         self.block.add(kernel)
 
+    def _find(self, out: Memory) -> None:
+        """Find where the first largest or smallest value is. NaN is both."""
+        kernel, point, v, depth = self._nest()
+        rank, _ = kernel.place(ravel(self.within, strides_of(self.extents)))
+        better = f"{v} {'>' if self.kind == 'argmax' else '<'} best || ({v} != {v} && best == best)"
+        kernel.before[depth][0] = f"{C_TYPES[self.source.dtype]} best = 0; int64_t at = -1;"
+        kernel.before[-1].append(f"if (at < 0 || {better}) {{ best = {v}; at = {rank}; }}")
+        kernel.store(out.buffer, out.place(point), "at", depth=depth)
+        self.block.add(kernel, parallel=False)
+
 
 _SHORT_ROW = 128
 PRODUCT = "{0} * {1}"
-
-
-def extremum(block: Block, source: Lazy, dims: Sequence[int], is_max: bool) -> Lazy:
-    """Find where along axes the first largest or smallest value is. NaN is both."""
-    rest = [dim for dim in range(len(source.shape)) if dim not in dims]
-    extents = [source.shape[dim] for dim in dims]
-
-    def write(out: Memory) -> None:
-        outer, point = over(out.shape, flat=False)
-        inner, within = over(extents, flat=False, prefix="k")
-        kernel, depth = Kernel([*outer, *inner]), len(outer)
-        kernel.before[depth].append(f"{C_TYPES[source.dtype]} best = 0; int64_t at = -1;")
-        axes = dict(zip([*rest, *dims], (*point, *within), strict=True))
-        v = source.at(kernel, tuple(axes[dim] for dim in range(len(axes))))
-        rank, _ = kernel.place(ravel(within, strides_of(extents)))
-        better = f"{v} {'>' if is_max else '<'} best || ({v} != {v} && best == best)"
-        kernel.before[-1].append(f"if (at < 0 || {better}) {{ best = {v}; at = {rank}; }}")
-        kernel.store(out.buffer, out.place(point), "at", depth=depth)
-        block.add(kernel, parallel=False)
-
-    return Filled(block, [source.shape[dim] for dim in rest], torch.int64, write)
 
 
 def cumulated(block: Block, source: Lazy, dim: int, name: str) -> Lazy:
@@ -214,4 +203,4 @@ def cumulated(block: Block, source: Lazy, dim: int, name: str) -> Lazy:
         kernel.store(out.buffer, out.place(point), f"({C_TYPES[dtype]})a")
         block.add(kernel, parallel=False)
 
-    return Filled(block, source.shape, dtype, write)
+    return Stored(block, source.shape, dtype, write)

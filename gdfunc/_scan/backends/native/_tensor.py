@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from math import isfinite, isnan, prod
+from math import prod
 from typing import Any
 
 import torch
@@ -86,17 +86,13 @@ def constant(number: Any, shape: Sequence[int], dtype: torch.dtype) -> Lazy:
 
 def literal(number: Any, dtype: torch.dtype) -> str:
     """Write a number as the constant that torch would make of it."""
+    c_type = C_TYPES[dtype]
     if not dtype.is_floating_point:
         whole = int(bool(number)) if dtype is torch.bool else int(number)
-        return "INT64_MIN" if whole == -(2**63) else f"(({C_TYPES[dtype]}){whole}LL)"
-    number = float(number)
-    if isnan(number):
-        text = '__builtin_nan("")'
-    elif isfinite(number):
-        text = number.hex() + ("f" if dtype is torch.float32 else "")
-    else:
-        text = "__builtin_inf()" if number > 0 else "-__builtin_inf()"
-    return f"(({C_TYPES[dtype]}){text})"
+        return "INT64_MIN" if whole == -(2**63) else f"(({c_type}){whole}LL)"
+    names = {"nan": '__builtin_nan("")', "inf": "__builtin_inf()", "-inf": "-__builtin_inf()"}
+    number, suffix = float(number), "f" if dtype is torch.float32 else ""
+    return f"(({c_type}){names.get(str(number)) or number.hex() + suffix})"
 
 
 class Map(Lazy):
@@ -141,26 +137,25 @@ def behind(tensor: Lazy, point: Point) -> tuple[Lazy, Point]:
     return tensor, point
 
 
+def strided(tensor: Lazy, shape: Sequence[int], strides: Sequence[int], start: int = 0) -> Lazy:
+    """Show the elements that a view with these strides shows of a contiguous tensor."""
+    if tuple(shape) == tensor.shape and tuple(strides) == strides_of(shape):
+        return tensor
+    return View(tensor, shape, lambda point: unravel(ravel(point, strides) + start, tensor.shape))
+
+
 def expand(tensor: Lazy, shape: Sequence[int]) -> Lazy:
     """Repeat along axes of extent 1 and new ones at the left."""
     if tensor.shape == tuple(shape):
         return tensor
-    added, old = len(shape) - len(tensor.shape), tensor.shape
-
-    def remap(point: Point) -> Point:
-        return tuple(
-            Index() if extent == 1 else index for index, extent in zip(point[added:], old, strict=True)
-        )
-
-    return View(tensor, shape, remap)
+    pairs = zip(tensor.shape, strides_of(tensor.shape), strict=True)
+    strides = [0 if extent == 1 else stride for extent, stride in pairs]
+    return strided(tensor, shape, [0] * (len(shape) - len(strides)) + strides)
 
 
 def reshape(tensor: Lazy, shape: Sequence[int]) -> Lazy:
     """Keep the elements and their order."""
-    if tensor.shape == tuple(shape):
-        return tensor
-    old, strides = tensor.shape, strides_of(shape)
-    return View(tensor, shape, lambda point: unravel(ravel(point, strides), old))
+    return strided(tensor, shape, strides_of(shape))
 
 
 class Memory(Lazy):
@@ -189,46 +184,31 @@ class Memory(Lazy):
 class Stored(Lazy):
     """A tensor that gets memory when that is first needed, which kernels in its block fill."""
 
-    def __init__(self, block: Block, shape: Sequence[int], dtype: torch.dtype) -> None:
-        self.block, self.shape, self.dtype = block, tuple(shape), dtype
-        self.target: Memory | None = None  # where a result goes
-        self.is_written = False
+    written: Memory | None = None
+    target: Memory | None = None  # where a result goes
+
+    def __init__(
+        self, block: Block, shape: Sequence[int], dtype: torch.dtype, write: Callable[[Memory], None]
+    ) -> None:
+        self.block, self.shape, self.dtype, self.write = block, tuple(shape), dtype, write
 
     def memory(self) -> Memory:
-        if not self.is_written:
-            self._memory = self.emit()
-            self.is_written = True
-        return self._memory
+        if self.written is None:
+            self.written = self.emit()
+        return self.written
 
     def emit(self) -> Memory:
         out = self.target or self.block.scratch(self.shape, self.dtype)
         self.write(out)
         return out
 
-    @abstractmethod
-    def write(self, out: Memory) -> None:
-        """Write the kernels that fill its memory."""
-
     def at(self, kernel: Kernel, point: Point) -> str:
         return self.memory().at(kernel, point)
 
 
-class Filled(Stored):
-    """A tensor whose memory a function fills."""
-
-    def __init__(
-        self, block: Block, shape: Sequence[int], dtype: torch.dtype, write: Callable[[Memory], None]
-    ) -> None:
-        super().__init__(block, shape, dtype)
-        self._write = write
-
-    def write(self, out: Memory) -> None:
-        self._write(out)
-
-
 def stored(block: Block, source: Lazy, target: Memory | None = None) -> Stored:
     """Store another tensor."""
-    copy = Filled(block, source.shape, source.dtype, lambda out: fill(block, out, source))
+    copy = Stored(block, source.shape, source.dtype, lambda out: fill(block, out, source))
     copy.target = target
     return copy
 
@@ -259,7 +239,7 @@ def assembled(block: Block, shape: Sequence[int], parts: Sequence[Part], base: L
             if prod(tensor.shape):
                 fill(block, out.part(dim, start, step, tensor.shape[dim]), tensor)
 
-    return Filled(block, shape, parts[0][-1].dtype, write)
+    return Stored(block, shape, parts[0][-1].dtype, write)
 
 
 Where = Callable[[Kernel, Point], Point]  # from a point to the one that an index says
@@ -276,7 +256,7 @@ def scattered(block: Block, base: Lazy, source: Lazy, where: Where, adds: bool) 
         kernel.store(out.buffer, out.place(where(kernel, point)), value, "+=" if adds else "=")
         block.add(kernel, parallel=False)
 
-    return Filled(block, base.shape, base.dtype, write)
+    return Stored(block, base.shape, base.dtype, write)
 
 
 def address(block: Block, tensor: Lazy, point: Point) -> tuple[Buffer, Index]:

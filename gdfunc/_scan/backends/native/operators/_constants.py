@@ -7,26 +7,17 @@ import torch
 from .._index import Point
 from .._kernel import Kernel
 from .._statement import C_TYPES, Buffer
-from .._tensor import Formula, Lazy, Memory, constant, literal
+from .._tensor import Formula, Lazy, Memory, literal
 from ._call import Call, lowers
 
 _LONGEST_TABLE = 4096  # elements of a constant that is written into the code
-_FILLED = {
-    **dict.fromkeys(("zeros", "zeros_like", "new_zeros", "_efficientzerotensor"), 0),
-    **dict.fromkeys(("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"), 0),
-    **dict.fromkeys(("ones", "ones_like", "new_ones"), 1),
-}
 
 
-@lowers(*_FILLED)
-def _filled(call: Call) -> Lazy:
-    return constant(_FILLED[call.name], call.shape, call.dtype)
-
-
-@lowers("full", "full_like", "new_full", "scalar_tensor", "fill")
+@lowers("full", "full_like", "scalar_tensor", "fill")
+@lowers("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided")
 def _full(call: Call) -> Lazy:
-    name = {"scalar_tensor": "s", "fill": "value"}.get(call.name, "fill_value")
-    return call.tensor(call[name])
+    names = ("fill_value", "value", "s")
+    return call.tensor(next((call[name] for name in names if name in call.arguments), 0))
 
 
 @lowers("arange")

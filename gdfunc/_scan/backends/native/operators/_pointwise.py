@@ -51,12 +51,7 @@ PREDICATES = {
     "gt": "{0} > {1}",
     "ge": "{0} >= {1}",
     "isnan": "{0} != {0}",
-    "isinf": "({0} == __builtin_inf()) | ({0} == -__builtin_inf())",
     "signbit": "__builtin_signbit((double){0}) != 0",
-    "logical_not": "{0} == 0",
-    "logical_and": "({0} != 0) & ({1} != 0)",
-    "logical_or": "({0} != 0) | ({1} != 0)",
-    "logical_xor": "({0} != 0) ^ ({1} != 0)",
 }
 QUICK = ("sqrt", "floor", "ceil", "trunc", "rint", "copysign")  # functions that are one instruction
 
@@ -101,13 +96,6 @@ def _round(call: Call) -> Lazy:
     if call.arguments.get("decimals"):
         raise call.refuse("with decimals")
     return pointwise(call, POINTWISE["round"], call["self"])
-
-
-@lowers("rsub")
-def _rsub(call: Call) -> Lazy:
-    if call["alpha"] != 1:
-        raise call.refuse("with alpha")
-    return pointwise(call, "{1} - {0}", call["self"], call["other"])
 
 
 @lowers("where")

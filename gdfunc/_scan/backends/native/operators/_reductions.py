@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from .._reduction import PRODUCT, Reduced, cumulated, extremum
+from .._reduction import PRODUCT, Reduced, cumulated
 from .._tensor import Lazy, Map, Shape, View, cast, constant, reshape
 from ._call import Call, lowers
 from ._pointwise import POINTWISE, pointwise
@@ -22,9 +22,11 @@ def _dims(tensor: Lazy, dims: Any) -> list[int]:
 def _reduced(call: Call, source: Lazy, dims: Any, kind: str, shape: Shape) -> Lazy:
     """Reduce to the shape of the result, which may keep reduced axes with extent 1."""
     dims = _dims(source, dims)
-    if kind in ("max", "min") and not prod(source.shape[dim] for dim in dims):
+    if kind.endswith(("max", "min")) and not prod(source.shape[dim] for dim in dims):
         raise call.refuse("of nothing")
     if all(source.shape[dim] == 1 for dim in dims):
+        if kind.startswith("arg"):
+            return constant(0, shape, torch.int64)
         if kind == "sum" and source.dtype.is_floating_point:  # which begins with 0: of -0 it is 0
             source = Map("{0} + 0", [source], source.dtype)
         return reshape(source, shape)
@@ -52,27 +54,15 @@ def _mean(call: Call) -> Lazy:
     return pointwise(call, "{0} / {1}", total, prod(tensor.shape[dim] for dim in _dims(tensor, dim)))
 
 
-@lowers("max", "min")
+@lowers("max", "min", "argmax", "argmin")
 def _max(call: Call) -> Any:
-    tensor = call["self"]
+    tensor, dim = call["self"], call.arguments.get("dim")
     if "other" in call.arguments:
         return pointwise(call, POINTWISE[f"{call.name}imum"], tensor, call["other"])
-    if "dim" not in call.arguments:
-        return _reduced(call, tensor, None, call.name, call.shape)
-    values, indices = call.value
-    if not tensor.shape:
-        return [tensor, constant(0, (), torch.int64)]
-    found = extremum(call.block, tensor, _dims(tensor, call["dim"]), call.name == "max")
-    largest = _reduced(call, tensor, call["dim"], call.name, tuple(values.shape))
-    return [largest, reshape(found, tuple(indices.shape))]
-
-
-@lowers("argmax", "argmin")
-def _argmax(call: Call) -> Lazy:
-    tensor, dims = call["self"], _dims(call["self"], call["dim"])
-    if not prod(tensor.shape[dim] for dim in dims):
-        raise call.refuse("of nothing")
-    return reshape(extremum(call.block, tensor, dims, call.name == "argmax"), call.shape)
+    if isinstance(call.value, torch.Tensor):
+        return _reduced(call, tensor, dim, call.name, call.shape)
+    kinds = zip((call.name, f"arg{call.name}"), call.value, strict=True)
+    return [_reduced(call, tensor, dim, kind, tuple(result.shape)) for kind, result in kinds]
 
 
 @lowers("cumsum", "cumprod")
