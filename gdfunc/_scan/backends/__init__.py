@@ -1,11 +1,12 @@
 """The backends: each runs a loop forward, on plain tensors. A table names them; "auto" has an order."""
 
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from ..._errors import BackendError, warn
-from .._body import Body, Leaves, Runner
+from .._body import Body, Runner
 from . import _cudagraph, _inductor, _replay, native
 
 replay = _replay.run
@@ -33,23 +34,19 @@ def runner_of(backend: str, steps: int | None = None) -> Runner:
     return runners.get(backend, replay)
 
 
-def _fastest(
-    ranked: dict[str, tuple[Runner, ...]],
-    body: Body,
-    consts: Leaves,
-    init: Leaves,
-    xs: Leaves,
-    length: int,
-    unroll: int = 1,
-) -> list[Tensor]:
-    """Try the backends in order; the last resort replays the graph, and runs loops inside it in order."""
+def _fastest(ranked: dict[str, tuple[Runner, ...]], body: Body, *loop: Any) -> list[Tensor]:
+    """Try the backends in order; the last resort replays the graph, and runs loops inside it in order.
+
+    Args:
+        loop: the other arguments of a Runner.
+    """
     device = next((aval.device.type for aval in (*body.carry, *body.x, *body.consts)), "cpu")
     for runner in ranked.get(device, ()):
         try:
-            return runner(body, consts, init, xs, length, unroll)
+            return runner(body, *loop)
         except BackendError as error:
             step_back(error)
-    return replay(body, consts, init, xs, length, nested=partial(_fastest, ranked))
+    return partial(replay, nested=partial(_fastest, ranked))(body, *loop)
 
 
 def step_back(error: BackendError) -> None:

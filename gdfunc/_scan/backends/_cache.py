@@ -74,6 +74,10 @@ def _check_parent(parent: Path, path: Path) -> None:
         )
 
 
+def unwritable(directory: Path, error: OSError) -> BackendError:
+    return BackendError(f"{directory} cannot be written ({error.strerror}); {_REMEDY}")
+
+
 def _is_private_group(group: int) -> bool:
     """Tell whether a group has the user as its only member, as many Linux distributions set it up."""
     import grp
@@ -93,8 +97,7 @@ def is_sound(path: Path) -> bool:
         owned = not hasattr(os, "geteuid") or found.st_uid == os.geteuid()
         if not stat.S_ISREG(found.st_mode) or found.st_mode & 0o022 or not owned:
             return False
-        size, digest = _digest_file(path).read_text().split()
-        if int(size) != found.st_size or digest != _digest(path):
+        if path.with_suffix(".sha256").read_text() != _digest(path):
             return False
         os.utime(path)  # the time of the last use, for `trim`
     except (OSError, ValueError):
@@ -103,15 +106,12 @@ def is_sound(path: Path) -> bool:
 
 
 def store(made: Path, path: Path) -> None:
-    """Move a new library to its place on the same file system, with its size and SHA-256 in a file."""
-    data, digest = made.read_bytes(), made.with_suffix(".sha256")
-    digest.write_text(f"{len(data)} {hashlib.sha256(data).hexdigest()}\n")
+    """Move a new library to its place on the same file system, with its SHA-256 in a file."""
+    digest = made.with_suffix(".sha256")
+    digest.write_text(_digest(made))
     made.chmod(0o700)
-    for file in (made, digest):
-        _sync(file)
     os.replace(made, path)
-    os.replace(digest, _digest_file(path))
-    _sync(path.parent)
+    os.replace(digest, path.with_suffix(".sha256"))
 
 
 def trim(directory: Path, limit: int = LIMIT) -> None:
@@ -127,7 +127,7 @@ def trim(directory: Path, limit: int = LIMIT) -> None:
                 shutil.rmtree(path, ignore_errors=True)
         elif total > limit and path.suffix == ".so":
             path.unlink(missing_ok=True)
-            _digest_file(path).unlink(missing_ok=True)
+            path.with_suffix(".sha256").unlink(missing_ok=True)
             total -= stats.st_size
 
 
@@ -145,11 +145,10 @@ def guarded(directory: Path, limit: int = LIMIT) -> Iterator[None]:
         directory.mkdir(mode=0o700, exist_ok=True)
         file = open(directory / ".lock", "a")  # noqa: SIM115  closed below
     except OSError as error:
-        raise BackendError(f"{directory} cannot be written ({error.strerror}); {_REMEDY}") from error
+        raise unwritable(directory, error) from error
     with file as lock:
-        alone = directory not in _checked and _try_lock(lock, exclusive=True)
         if directory not in _checked:
-            _check(directory, alone, limit)
+            _check(directory, _try_lock(lock, exclusive=True), limit)
             _checked.add(directory)
         _try_lock(lock, exclusive=False)
         before = _stamps(directory)
@@ -159,8 +158,6 @@ def guarded(directory: Path, limit: int = LIMIT) -> Iterator[None]:
             added = [path for path, stamp in _stamps(directory).items() if before.get(path) != stamp]
             with open(directory / ".sha256", "a") as sums:
                 sums.writelines(f"{_digest(path)} {path.relative_to(directory)}\n" for path in added)
-                sums.flush()
-                os.fsync(sums.fileno())
 
 
 def _check(directory: Path, alone: bool, limit: int) -> None:
@@ -203,15 +200,3 @@ def _digest(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:
         return "unreadable"
-
-
-def _digest_file(path: Path) -> Path:
-    return path.with_suffix(".sha256")
-
-
-def _sync(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

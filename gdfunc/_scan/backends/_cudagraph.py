@@ -142,12 +142,7 @@ def _recorded(
     record: type[_Graph], body: Body, steps: int, consts: Leaves, init: Leaves, xs: Leaves
 ) -> _Block | None:
     """The block of so many steps that is kept with the body; None if they are too long."""
-    key = (
-        record,
-        steps,
-        torch.are_deterministic_algorithms_enabled(),
-        torch.get_float32_matmul_precision(),
-    )
+    key = (record, steps, *_replay.settings())
     with _recording:
         if key not in body.cudagraph:
             before = sys.exception()

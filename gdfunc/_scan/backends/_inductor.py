@@ -3,8 +3,7 @@
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -66,12 +65,7 @@ def _in_a_row(body: Body, steps: int) -> Body:
 def _loop(
     body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, once: bool = False
 ) -> list[Tensor]:
-    key = (
-        once,
-        torch.get_num_threads(),
-        torch.are_deterministic_algorithms_enabled(),
-        torch.get_float32_matmul_precision(),
-    )
+    key = (once, torch.get_num_threads(), *_replay.settings())
     with _compiling, warnings.catch_warnings():
         if key not in body.inductor:
             warnings.simplefilter("ignore")  # torch's, about its own modules
@@ -93,12 +87,16 @@ def _compile(body: Body, once: bool) -> Callable[[list[Tensor]], Any]:
         graph = recorder(function, _decompositions())(*inputs)
     operations = sum(node.op == "call_function" for node in body.graph.graph.nodes)
     directory = private_directory() / "inductor"
-    said = f"compiling a loop of {operations} operations with Inductor"
-    with _told(said), inductor_cache(directory), guarded(directory):
+    with inductor_cache(directory), guarded(directory):
+        said = f"gdfunc: compiling a loop of {operations} operations with Inductor …"
+        print(said, end="", file=sys.stderr, flush=True)
+        started = time.perf_counter()
         try:
             return compiled(graph, inputs, mode)
         except Exception as error:
             raise BackendError(_reason(error)) from error
+        finally:
+            print(f" {time.perf_counter() - started:.1f} s", file=sys.stderr)
 
 
 def _lowered(
@@ -122,13 +120,10 @@ def _lowered(
         results = step(*carry, *[x[0] for x in xs], *consts)
         results[len(carry) :] = [y[None] for y in results[len(carry) :]]
     else:
-        results = scan_operator(step, carry, xs, [_held(const) for const in consts])
+        # Because the code for a loop within a loop frees a view after its first step.
+        given = [const if node_of(const).op == "placeholder" else const.clone() for const in consts]
+        results = scan_operator(step, carry, xs, given)
     return results[len(extra) :]
-
-
-def _held(const: Tensor) -> Tensor:
-    """Copy what is not an input: the code for a loop within a loop frees a view after its first step."""
-    return const if node_of(const).op == "placeholder" else const.clone()
 
 
 def _apart(results: Leaves, others: Leaves) -> list[Tensor]:
@@ -157,17 +152,6 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
         return NotImplemented
 
     return {**inductor_decompositions(), torch.ops.aten.mm.default: mm, torch.ops.aten.bmm.default: bmm}
-
-
-@contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Do not let the user wait in silence."""
-    print(f"gdfunc: {what} …", end="", file=sys.stderr, flush=True)
-    started = time.perf_counter()
-    try:
-        yield
-    finally:
-        print(f" {time.perf_counter() - started:.1f} s", file=sys.stderr)
 
 
 def _reason(error: Exception) -> str:

@@ -33,6 +33,11 @@ def run(
     return [*[leaf.clone() for leaf in carry], *ys]
 
 
+def settings() -> tuple[bool, str]:
+    """List the settings of torch that are part of compiled code."""
+    return torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()
+
+
 def lower(body: Body, nested: Callable[[Loop, Leaves], list[Tensor]]) -> Callable[..., list[Tensor]]:
     """Make the function of a body's graph that leaves the loops inside it to `nested`."""
     return _Lowering(body.graph, nested).run if body.has_loops else body.graph

@@ -109,12 +109,11 @@ class _Layout:
         self.ys = [((*each, *aval.shape), aval.dtype) for aval in base.y]
         self.dims = [0] * len(base.carry) + [1] * len(base.y)
         of_consts, _, of_xs = base.split(self.members.inputs)
-        each_carry, each_y = (True,) * len(base.carry), (True,) * len(base.y)
+        is_each = (*of_consts, *[True] * len(base.carry), *of_xs, *[True] * len(base.y))
         avals = (*base.consts, *base.carry, *base.x, *base.y)
-        bytes_of = [prod(aval.shape) * aval.dtype.itemsize for aval in avals]
-        is_each = (*of_consts, *each_carry, *of_xs, *each_y)
-        member = [alone if flag else 0 for alone, flag in zip(bytes_of, is_each, strict=True)]
-        step = [alone * (size if flag else 1) for alone, flag in zip(bytes_of, is_each, strict=True)]
+        sizes = [prod(aval.shape) * aval.dtype.itemsize for aval in avals]
+        member = [alone if flag else 0 for alone, flag in zip(sizes, is_each, strict=True)]
+        step = [alone * (size if flag else 1) for alone, flag in zip(sizes, is_each, strict=True)]
         fixed = len(base.consts) + len(base.carry)  # these do not move from step to step
         step[:fixed] = [0] * fixed
         self.strides = _column(member), _column(step)

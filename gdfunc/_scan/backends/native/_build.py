@@ -18,7 +18,7 @@ from pathlib import Path
 from weakref import finalize
 
 from ...._errors import BackendError
-from .._cache import is_sound, private_directory, store, trim
+from .._cache import is_sound, private_directory, store, trim, unwritable
 
 # Nothing that changes a number: neither -ffast-math nor what it stands for. Products and sums are fused in
 # contractions alone, where the code asks for it.
@@ -26,9 +26,9 @@ _FLAGS = [
     *("-O3", "-march=native", "-std=gnu11", "-fPIC", "-shared", "-w"),
     *("-fwrapv", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
     *("-fopenmp-simd", "-fno-strict-aliasing"),
+    *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []),
 ]
 _PATIENCE = 600  # seconds for one run of the compiler
-_WIDE = ["-mprefer-vector-width=512"]
 _VECTOR_MATH = {"gcc": ["-DVECTOR_MATH", "-lmvec"], "clang": ["-fveclib=libmvec", "-lmvec"]}
 
 
@@ -49,7 +49,7 @@ def build(text: str) -> Library:
     """
     compiler, target = _compiler()
     directory = private_directory() / "native"
-    key = "\0".join([text, target, *_flags(), *map(str, _attempts(target))])
+    key = "\0".join([text, target, *_FLAGS, *map(str, _attempts(target))])
     path = directory / f"{hashlib.sha256(key.encode()).hexdigest()}.so"
     try:
         directory.mkdir(mode=0o700, exist_ok=True)
@@ -58,10 +58,7 @@ def build(text: str) -> Library:
                 return Library(path)
         return _compile(compiler, _attempts(target), text, path)
     except OSError as error:
-        raise BackendError(
-            f"{directory} cannot be written ({error.strerror}); "
-            f"set XDG_CACHE_HOME to a directory of your own"
-        ) from error
+        raise unwritable(directory, error) from error
 
 
 def _compile(compiler: list[str], attempts: list[list[str]], text: str, path: Path) -> Library:
@@ -69,7 +66,7 @@ def _compile(compiler: list[str], attempts: list[list[str]], text: str, path: Pa
         source, made = Path(directory) / "loop.c", Path(directory) / "loop.so"
         source.write_text(text)
         for more in attempts:
-            done = _run([*compiler, *_flags(), str(source), "-o", str(made), *more, "-lm"])
+            done = _run([*compiler, *_FLAGS, str(source), "-o", str(made), *more, "-lm"])
             if done.returncode:
                 errors = (line for line in done.stderr.splitlines() if "error" in line)
                 reason = next(errors, f"it ends with {done.returncode}")
@@ -95,10 +92,6 @@ def _attempts(target: str) -> list[list[str]]:
     return [_VECTOR_MATH["clang" if "__clang__" in target else "gcc"], []] if has else [[]]
 
 
-def _flags() -> list[str]:
-    return [*_FLAGS, *(_WIDE if platform.machine() == "x86_64" else [])]
-
-
 @cache
 def _compiler() -> tuple[list[str], str]:
     """The C compiler, and the macros that it defines.
@@ -121,7 +114,7 @@ def _compiler() -> tuple[list[str], str]:
     if not asked and find_spec("ziglang"):
         found.append([sys.executable, "-m", "ziglang", "cc"])
     for command in found:
-        done = _run([*command, *_flags(), "-dM", "-E", "-x", "c", os.devnull])
+        done = _run([*command, *_FLAGS, "-dM", "-E", "-x", "c", os.devnull])
         if done.returncode == 0:
             return command, done.stdout
     if asked:
