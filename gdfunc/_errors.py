@@ -70,8 +70,8 @@ class BackendError(GdfuncError, RuntimeError):
 
 
 def untraceable(what: str) -> BackendError:
-    """What a trace cannot follow, and the way round."""
-    return BackendError(f"{what}: use backend='eager' with adjoint=Reverse()")
+    """Build the error for something that a trace cannot follow."""
+    return BackendError(f"{what}: use backend='eager'")
 
 
 def check_tensor(leaf: Any, path: str) -> None:

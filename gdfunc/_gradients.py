@@ -3,6 +3,8 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -12,7 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import _tree, random
 from ._errors import check_choice, check_int
-from ._torch._modes import versions
+from ._torch._modes import lent, versions
+from ._torch._transforms import is_transforming
 from ._tree import Tree
 
 LossFn = Callable[[Tree, Tree], Tensor]
@@ -37,7 +40,7 @@ def batch_grad(loss_fn: LossFn) -> GradFn:
         TypeError: a leaf of params is not a float tensor; the loss is not a tensor.
         ValueError: params is empty, holds one tensor twice, or lives on another device or in another
             float dtype than the batch; the batch is empty or ragged; the loss is not a real 0-d
-            tensor, depends on no leaf, or writes into the batch.
+            tensor, depends on no leaf, or writes into params or the batch, which then stay as they were.
 
     Example:
         >>> def loss_fn(params, batch):
@@ -53,7 +56,7 @@ def batch_grad(loss_fn: LossFn) -> GradFn:
         batch = _tree.as_tensors(batch)
         leaves = check_params(params)
         check_batch(batch, leaves, params)
-        return apart(grads_and_loss, params, batch, leaves)
+        return apart(grads_and_loss, params=params, batch=batch)
 
     return gradients
 
@@ -126,7 +129,7 @@ def per_sample_grad(
             chunk_size=chunk_size,
             randomness=randomness,
         )
-        return apart(every_sample, params, batch, leaves)
+        return apart(every_sample, params=params, batch=batch)
 
     return gradients
 
@@ -223,12 +226,16 @@ def check_params(params: Tree) -> list[Tensor]:
             remedy = "make it one with torch.as_tensor, or keep it out of params"
             if isinstance(leaf, torch.nn.Module):
                 remedy = "take the module apart with gd.modules.functional"
+            if is_dataclass(leaf):
+                remedy = _REGISTER.format(kind(leaf))
             raise TypeError(f"{path(i)} is {kind(leaf)}, not a Tensor; {remedy}")
         if not leaf.is_floating_point():
             inside = "; params is a carry: use its .params" if hasattr(params, "params") else ""
+            remedy = "keep it out of params (closure or aux)"
+            if leaf.is_complex():
+                remedy = "keep torch.view_as_real of it, and call torch.view_as_complex in the loss"
             raise TypeError(
-                f"{path(i)} is {kind(leaf)}; parameters must be floating point; "
-                f"keep it out of params (closure or aux){inside}"
+                f"{path(i)} is {kind(leaf)}; parameters must be floating point; {remedy}{inside}"
             )
         if not leaf.numel():
             raise ValueError(f"{path(i)} is empty: shape {tuple(leaf.shape)}; leave it out")
@@ -257,7 +264,8 @@ def check_batch(batch: Tree, param_leaves: list[Tensor], params: Tree, name: str
     for i in filled:
         leaf, first = slots[i], slots[filled[0]]
         if not isinstance(leaf, Tensor):
-            raise TypeError(f"{path(i)} is {kind(leaf)}, not a Tensor or a NumPy array")
+            remedy = f"; {_REGISTER.format(kind(leaf))}" if is_dataclass(leaf) else ""
+            raise TypeError(f"{path(i)} is {kind(leaf)}, not a Tensor or a NumPy array{remedy}")
         if not leaf.ndim:
             raise ValueError(f"{path(i)} is 0-d; every leaf of {name} has samples on dim 0")
         if len(leaf) != len(first):
@@ -277,7 +285,8 @@ def check_batch(batch: Tree, param_leaves: list[Tensor], params: Tree, name: str
             param = _tree.slot_path(params, "params", 0)
             raise ValueError(
                 f"{path(i)} is {kind(leaf)} but {param} is {kind(param_leaves[0])}; "
-                f"convert one with .to({param_leaves[0].dtype})"
+                f"convert one with .to({param_leaves[0].dtype}), an array with "
+                f".astype({kind(param_leaves[0])!r})"
             )
     return len(slots[filled[0]]) if filled else None
 
@@ -311,14 +320,23 @@ def sample_bytes(param_leaves: Sequence[Tensor]) -> int:
     return sum(leaf.numel() * leaf.element_size() for leaf in param_leaves)
 
 
-def apart(gradients: GradFn, params: Tree, batch: Tree, param_leaves: list[Tensor]) -> tuple[Tree, Tensor]:
-    """Keep inputs and outputs apart: nothing is written into the batch, no memory is shared."""
-    samples = _tree.leaves(batch)
-    before = versions(samples)
-    grads, loss = gradients(params, batch)
-    if versions(samples) != before:
-        raise ValueError("the loss wrote into batch, whose values are now lost; it must not")
-    return _tree.unshare((grads, loss), [*param_leaves, *samples])
+def apart(function: Callable[..., Tree], **given: Tree) -> Tree:
+    """Keep inputs and outputs apart: the user's code cannot write into the inputs, no memory is shared."""
+    copies = _tree.map(lent, given)
+    leaves = _tree.leaves(copies)
+    before = versions(leaves)
+    # The math kernel of attention is the only one that has all derivatives.
+    with sdpa_kernel(SDPBackend.MATH) if is_transforming() else nullcontext():
+        result = function(*copies.values())
+    after = versions(leaves)
+    if after != before:
+        paths = [path for name, tree in given.items() for path, _ in _tree.named_leaves(tree, name)]
+        path = next(path for path, old, new in zip(paths, before, after, strict=True) if old != new)
+        raise ValueError(
+            f"the loss wrote into {path}, as Embedding(max_norm=) does; it must return new tensors "
+            f"instead, and a constraint belongs after the update"
+        )
+    return _tree.unshare(result, _tree.leaves(given))
 
 
 def sample_loss(loss_fn: LossFn) -> LossFn:
@@ -369,9 +387,12 @@ def check_dependence(loss: Tensor) -> Tensor:
     return loss
 
 
+_REGISTER = "a dataclass becomes a tree by torch.export.register_dataclass({})"
 _NOTES = {
     "in-place": "a loss must not write into params or batch",
     "inplace": "a loss must not write into params or batch",
+    "broadcast shape": "under vmap a tensor that the loss makes is the same for all samples, and cannot be "
+    "written to for each: make the first state of a cell from the batch, as x.new_zeros(...)",
     "randomness": 'per_sample_grad(loss_fn, randomness="different") draws separately for each sample',
 }
 

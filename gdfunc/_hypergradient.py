@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, jvp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import _tree
 from ._scan._adjoint import Adjoint, check_adjoint
@@ -110,11 +111,12 @@ def hypergrad(
 
         def f(point: list[Tree], **more: Any) -> tuple[Tensor, Any]:
             given = dict(zip(slots, point, strict=True))
-            result = run(
-                *(given.get(i, arg) for i, arg in enumerate(args)),
-                **{name: given.get(name, arg) for name, arg in kwargs.items()},
-                **more,
-            )
+            with sdpa_kernel(SDPBackend.MATH):  # the only kernel of attention that has all derivatives
+                result = run(
+                    *(given.get(i, arg) for i, arg in enumerate(args)),
+                    **{name: given.get(name, arg) for name, arg in kwargs.items()},
+                    **more,
+                )
             return _value(result, has_aux)
 
         if isinstance(adjoint, Forward):

@@ -18,10 +18,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import _tree, random
 from ._errors import check_choice, check_int
-from ._gradients import LossFn, batch_grad, check_batch, check_params, checked, kind
+from ._gradients import LossFn, apart, batch_grad, check_batch, check_params, checked, kind
 from ._numerics import norms, safe_ratio, widest
 from ._scan import scan
 from ._scan._scan import BACKENDS
@@ -309,9 +310,9 @@ def _guarded(curve: Product) -> Product:
         leaves = check_params(params)
         check_batch(batch, leaves, params)
         directions = _check_vector(vector, params)
-        inputs = [*leaves, *directions, *_tree.leaves(batch)]
-        result = curve(params, batch, _tree.unflatten(_tree.flatten(params)[1], directions))
-        return _tree.unshare(result, inputs)
+        vector = _tree.unflatten(_tree.flatten(params)[1], directions)
+        with sdpa_kernel(SDPBackend.MATH):  # the only kernel of attention that has forward mode
+            return apart(curve, params=params, batch=batch, vector=vector)
 
     return product
 

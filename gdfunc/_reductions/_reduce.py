@@ -120,7 +120,7 @@ def reduce_per_sample(
             results = [fold.finish(state) for fold, state in zip(folds, states, strict=True)]
             return _tree.unflatten(structure, results), _tree.cat(losses)
 
-        return apart(fold_all, params, batch, leaves)
+        return apart(fold_all, params=params, batch=batch)
 
     return reduced
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import _tree
 from .._errors import BackendError, check_choice, check_int, check_tensor
-from .._torch._modes import current_trace, is_tracing, versions
+from .._torch._modes import current_trace, is_tracing, lent, versions
 from .._torch._transforms import is_transformed
 from .._tree import Tree
 from . import _loop
@@ -141,10 +141,14 @@ def fold(
         try:
             return _loop.run(f, body, init, xs, length, reverse, unroll, backend, steps, adjoint.run, seen)
         except BackendError as error:
+            if not by_itself:
+                error.add_note(
+                    f"gdfunc: {adjoint} traces f on every backend; adjoint=Reverse() does not in eager"
+                )
             if backend != "auto" or not by_itself or not error.untouched:
                 raise
             _loop.step_back(error)
-    carry, ys, order = init, [], range(length)
+    (carry, xs), ys, order = _tree.map(lent, (init, xs)), [], range(length)
     for t in reversed(order) if reverse else order:
         carry, y = body(carry, _tree.map(lambda leaf, t=t: leaf[t], xs))
         ys.append(y)

@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
 
 from .._lock import Lock
-from ._transforms import is_transformed, no_transforms, no_wrapping
+from ._transforms import is_transformed, layers, no_transforms, no_wrapping
 
 has_no_value = is_fake  # a FakeTensor, also inside the wrapper of a transformation
 
@@ -180,9 +180,24 @@ def storage(leaf: Tensor) -> int:
         return leaf.untyped_storage()._cdata
 
 
+def lent(leaf: Tensor) -> Tensor:
+    """Give an equal tensor to a user's function, so that nothing that it writes reaches the original.
+
+    The memory is shared until one of the two is written to: `torch._lazy_clone` copies on write. It has no
+    batching rule, and does not know memory that others own, such as NumPy's: a copy serves there.
+    """
+    if is_tracing():  # a trace sees what is written
+        return leaf
+    if not is_transformed(leaf):
+        with suppress(RuntimeError), unseen():
+            return torch._lazy_clone(leaf)
+    return leaf.clone()
+
+
 def versions(leaves: Sequence[Any]) -> list[int]:
     """Count how often each tensor was written to; 0 where torch does not count."""
-    return [0 if is_transformed(leaf) or leaf.is_inference() else leaf._version for leaf in leaves]
+    bare = [layers(leaf)[-1] if is_transformed(leaf) else leaf for leaf in leaves]
+    return [0 if leaf.is_inference() else leaf._version for leaf in bare]
 
 
 def is_symbolic_zero(leaf: Tensor) -> bool:

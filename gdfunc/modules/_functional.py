@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .. import _tree
+from .._torch._modes import lent
 from .._torch._transforms import is_transformed
 
 Params = dict[str, Tensor]
@@ -121,13 +122,14 @@ def make_apply(module: nn.Module, defaults: Params) -> Callable[..., Any]:
         _check_shapes(params, tensors)
         _check_batch_norm(skeleton, (args, kwargs))
         try:
-            output = functional_call(skeleton, params | buffers, args, kwargs, strict=True)
+            output = functional_call(skeleton, _tree.map(lent, params) | buffers, args, kwargs, strict=True)
         except RuntimeError as error:
             recurrent = _first(skeleton, nn.RNNBase)
             if recurrent and any(map(is_transformed, _tree.tensors((params, args, kwargs)))):
                 raise ValueError(
                     f"{recurrent} cannot run under vmap, which per-sample gradients and sweeps use; "
-                    f"write its loop over time with the cell (nn.GRUCell, nn.LSTMCell, nn.RNNCell)"
+                    f"write its loop over time with the cell (nn.GRUCell, nn.LSTMCell, nn.RNNCell), from "
+                    f"a first state made of the input: x.new_zeros(len(x), hidden_size)"
                 ) from error
             raise
         return (output, buffers) if return_buffers else output

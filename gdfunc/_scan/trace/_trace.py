@@ -167,7 +167,7 @@ def _record(
                 raise
             raise BackendError(
                 f"f decides on the value of a tensor at {_users_line(error)}; a compiled loop has none "
-                f"when it is made: use torch.where, or backend='eager' with adjoint=Reverse()"
+                f"when it is made: use torch.where, or backend='eager'"
             ) from error
     return graph, lift, structures[0]
 
@@ -229,7 +229,7 @@ def _checked(graph: fx.GraphModule, consts: int) -> fx.GraphModule:
         if torch.Tag.nondeterministic_seeded in target.tags:
             raise untraceable(
                 f"f draws from torch's generator ({target}), whose numbers a compiled loop would not "
-                f"repeat; draw from gd.random with a key in xs"
+                f"repeat; draw from gd.random with a key from the carry or the data"
             )
     if not any(map(writes, operators(graph))):
         return graph
