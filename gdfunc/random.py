@@ -82,7 +82,7 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
     if isinstance(data, Tensor):
         low = data.to(torch.int64) & _WORD
     else:
-        low = key.new_tensor(check_int("data", data, 0, _WORD))
+        low = torch.full((), check_int("data", data, 0, _WORD), dtype=torch.int64, device=key.device)
     return torch.stack(_threefry(key, torch.zeros_like(low), low), dim=-1)
 
 
