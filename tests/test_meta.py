@@ -57,7 +57,7 @@ def test_steps_and_their_runs_run(name):
     else:
         step = row.make(linear_loss, DATA, **hyperparameters)
     data = torch.arange(6, device=META) if row.has_data else DATA
-    index = gd.epoch_batches(KEY, 6, 2, 2)
+    index = gd.epoch_batches(KEY, 6, 4, 6)
     record = ("loss", "params", "state", "lr", "grad_norm")
     final, trajectory = gd.train(step, step.init(PARAMS), data, index, LR.expand(6), record=record, every=2)
     assert_on_meta(final)
