@@ -9,7 +9,6 @@ import random
 import time
 import types
 import uuid
-import warnings
 from collections import deque
 
 import numpy as np
@@ -18,7 +17,6 @@ import torch
 
 import gdfunc as gd
 from gdfunc import BackendError
-from gdfunc._scan.trace import _trace
 
 STEPS = torch.arange(1000.0)  # as many as auto traces for
 COUNT = 0
@@ -28,11 +26,7 @@ class Holder:
     """An object that counts and keeps."""
 
     def __init__(self):
-        self.count, self.last, self.log, self.table = 0, None, [], {}
-
-    def step(self):
-        self.count += 1
-        return self.count
+        self.count, self.last, self.table = 0, None, {}
 
 
 @pytest.fixture(autouse=True)
@@ -44,41 +38,24 @@ def generators_as_before():
     torch.set_rng_state(of_torch)
 
 
-def drawing_from_numpy():
-    return np.random.randn, lambda: np.random.get_state(legacy=False)["state"]["pos"]  # noqa: NPY002
+def drawing(draw, state, *generators):
+    return functools.partial(draw, *generators), functools.partial(state, *generators)
 
 
-def drawing_from_python():
-    return random.random, lambda: hash(random.getstate())
+def drawing_from_torch(*generators):
+    read = generators[0].get_state if generators else torch.get_rng_state
+    return lambda: torch.randn(3, generator=(*generators, None)[0]), lambda: read().tolist()
 
 
-def drawing_from_a_numpy_generator():
-    generator = np.random.default_rng(0)
-    return lambda: generator.normal(), lambda: str(generator.bit_generator.state)
+def counting_in(holder):
+    """Count in the attribute of an object, a class or a function."""
 
+    def f():
+        holder.count += 1
+        return holder.count
 
-def drawing_from_a_random_state():
-    generator = np.random.RandomState(0)
-    return lambda: generator.normal(), lambda: generator.get_state(legacy=False)["state"]["pos"]
-
-
-def drawing_from_a_python_generator():
-    generator = random.Random(0)
-    return lambda: generator.random(), lambda: hash(generator.getstate())
-
-
-def drawing_from_torch():
-    return lambda: torch.randn(3), lambda: torch.get_rng_state().tolist()
-
-
-def drawing_from_a_torch_generator():
-    generator = torch.Generator().manual_seed(0)
-    return lambda: torch.randn(3, generator=generator), lambda: generator.get_state().tolist()
-
-
-def counting_in_an_attribute():
-    holder = Holder()
-    return holder.step, lambda: holder.count
+    holder.count = 0
+    return f, lambda: holder.count
 
 
 def counting_in_a_global():
@@ -111,64 +88,9 @@ def counting_in_an_array():
     return f, counts.tolist
 
 
-def counting_in_a_class():
-    class Counter:
-        count = 0
-
-    def f():
-        Counter.count += 1
-        return Counter.count
-
-    return f, lambda: Counter.count
-
-
-def counting_in_a_function():
-    def f():
-        f.count += 1
-        return f.count
-
-    f.count = 0
-    return f, lambda: f.count
-
-
-def appending_to_a_list():
-    holder = Holder()
-
-    def f():
-        holder.log.append(1.0)
-        return len(holder.log)
-
-    return f, lambda: [*holder.log]
-
-
-def appending_a_tensor():
-    log = []
-
-    def f():
-        log.append(torch.ones(3))
-        return len(log)
-
-    return f, lambda: len(log)
-
-
-def appending_to_a_deque():
-    log = deque([0.0], maxlen=3)
-    return lambda: log.append(1.0) or sum(log), lambda: [*log]
-
-
-def adding_to_a_set():
-    known = set()
-    return lambda: known.add(len(known)) or len(known), lambda: {*known}
-
-
-def growing_a_dict():
-    table = {}
-    return lambda: table.setdefault(len(table), 0) or len(table), lambda: dict(table)
-
-
-def popping_from_a_dict():
-    table = {i: i for i in range(5000)}
-    return lambda: table.popitem()[1], lambda: [*table]
+def changing(container, change):
+    """Change a container; its state is a copy, in order."""
+    return lambda: change(container), lambda: str(container)
 
 
 def keeping_the_last_value():
@@ -191,28 +113,32 @@ def toggling():
     return f, lambda: holder.on
 
 
-PUT_BACK = [
-    drawing_from_numpy,
-    drawing_from_python,
-    drawing_from_a_numpy_generator,
-    drawing_from_a_random_state,
-    drawing_from_a_python_generator,
-    drawing_from_torch,
-    drawing_from_a_torch_generator,
-    counting_in_an_attribute,
-    counting_in_a_global,
-    counting_in_a_closure,
-    counting_in_an_array,
-    counting_in_a_class,
-    counting_in_a_function,
-    appending_to_a_list,
-    appending_a_tensor,
-    appending_to_a_deque,
-    adding_to_a_set,
-    growing_a_dict,
-    popping_from_a_dict,
-    toggling,
-]
+PUT_BACK = {  # an impure function, and a reading of the state that it changes
+    "numpy": lambda: drawing(np.random.randn, lambda: str(np.random.get_state())),  # noqa: NPY002
+    "python": lambda: drawing(random.random, random.getstate),
+    "numpy generator": lambda: drawing(
+        np.random.Generator.normal, lambda g: str(g.bit_generator.state), np.random.default_rng(0)
+    ),
+    "random state": lambda: drawing(
+        lambda g: g.normal(), lambda g: str(g.get_state()), np.random.RandomState(0)
+    ),
+    "python generator": lambda: drawing(random.Random.random, random.Random.getstate, random.Random(0)),
+    "torch": drawing_from_torch,
+    "torch generator": lambda: drawing_from_torch(torch.Generator().manual_seed(0)),
+    "count in an attribute": lambda: counting_in(Holder()),
+    "count in a class": lambda: counting_in(type("Counter", (), {})),
+    "count in a function": lambda: counting_in(lambda: None),
+    "count in a global": counting_in_a_global,
+    "count in a closure": counting_in_a_closure,
+    "count in an array": counting_in_an_array,
+    "list": lambda: changing([], lambda log: log.append(1.0) or len(log)),
+    "list of tensors": lambda: changing([], lambda log: log.append(torch.ones(3)) or len(log)),
+    "deque": lambda: changing(deque([0.0], maxlen=3), lambda log: log.append(1.0) or sum(log)),
+    "set": lambda: changing(set(), lambda known: known.add(len(known)) or len(known)),
+    "growing dict": lambda: changing({}, lambda table: table.setdefault(len(table), 0) or len(table)),
+    "popped dict": lambda: changing({i: i for i in range(5000)}, lambda table: table.popitem()[1]),
+    "flag": toggling,
+}
 quiet = pytest.mark.filterwarnings("ignore:.*traced on every call", "ignore:backend='auto'")
 
 
@@ -234,9 +160,9 @@ def seeded(make):
 
 
 @quiet
-@pytest.mark.parametrize("make", PUT_BACK)
-def test_an_impure_function_is_refused_by_name_and_leaves_everything_as_found(make):
-    f, state = seeded(make)
+@pytest.mark.parametrize("name", PUT_BACK)
+def test_an_impure_function_is_refused_by_name_and_leaves_everything_as_found(name):
+    f, state = seeded(PUT_BACK[name])
     before = state()
     for options in ({"backend": "native"}, {"backend": "eager", "adjoint": gd.adjoints.Checkpoint(10)}):
         with pytest.raises(BackendError, match=r"draws from|changes|writes into|from outside") as caught:
@@ -247,7 +173,7 @@ def test_an_impure_function_is_refused_by_name_and_leaves_everything_as_found(ma
 
 
 @quiet
-@pytest.mark.parametrize("make", [*PUT_BACK, keeping_the_last_value])
+@pytest.mark.parametrize("make", [*PUT_BACK.values(), keeping_the_last_value])
 def test_auto_gives_of_an_impure_function_what_eager_gives(make):
     results = []
     for backend in ("eager", "auto"):
@@ -269,20 +195,13 @@ def test_a_tensor_kept_for_the_next_call_is_refused_if_it_is_read_there():
     assert holder.last is None
 
 
-def a_generator():
-    i = 0
-    while True:
-        yield i
-        i += 1
-
-
 ADVANCED = {
     "iterator of a list": lambda: iter([*range(5000)]),
     "iterator of a range": lambda: iter(range(5000)),
     "iterator of a dict": lambda: iter(dict.fromkeys(range(5000))),
     "enumerate": lambda: (i for i, _ in enumerate(range(5000))),
     "zip": lambda: map(sum, zip(range(5000), range(5000), strict=True)),
-    "generator": a_generator,
+    "generator": lambda: (i for i in itertools.count()),
     "count": itertools.count,
     "cycle": lambda: itertools.cycle([1, 2, 3]),
     "chain": lambda: itertools.chain(range(5000)),
@@ -318,13 +237,11 @@ CLOCKS = {
 @quiet
 @pytest.mark.parametrize("name", CLOCKS)
 def test_a_clock_is_refused_at_the_users_line(name):
-    f = CLOCKS[name]
-    with pytest.raises(
-        BackendError, match=r"something else when it is called again at .*test_purity.py:\d+"
-    ):
-        run(f, "native")
+    with pytest.raises(BackendError, match=r"something else when .* called again at .*test_purity.py:\d+"):
+        run(CLOCKS[name], "native")
 
 
+@quiet
 def test_a_body_that_draws_and_then_branches_gets_eagers_first_draw():
     def f(c, x):
         step = np.random.randn()  # noqa: NPY002
@@ -333,9 +250,7 @@ def test_a_body_that_draws_and_then_branches_gets_eagers_first_draw():
     results = []
     for backend in ("eager", "auto"):
         np.random.seed(0)  # noqa: NPY002
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            results.append(gd.scan(f, torch.zeros(1), STEPS, backend=backend)[0])
+        results.append(gd.scan(f, torch.zeros(1), STEPS, backend=backend)[0])
     assert torch.equal(*results)
 
 
@@ -381,21 +296,18 @@ def test_a_cache_may_be_filled_and_a_flag_set_once():
     assert (holder.last, holder.table["table"][1]) == ("seen", 0.5)
 
 
-def test_a_train_traces_once_a_call_and_twice_where_it_is_new(monkeypatch):
-    records, record = [], _trace._record
-    monkeypatch.setattr(_trace, "_record", lambda *args: records.append(None) or record(*args))
-    monkeypatch.setattr("gdfunc._train._drive._SEGMENT_SECONDS", 0.0)
+@pytest.mark.usefixtures("no_segment_time")
+@pytest.mark.filterwarnings("ignore:.*traced on every call")
+def test_a_train_traces_twice_in_all_its_segments_together(traces):
     lock, segments = io.BytesIO(), []
 
     def loss_fn(w, batch):
         return (w * w * (lock is not None)).sum()
 
     index = gd.full_batch(1, 200)
+    options = {"backend": "native", "progress": lambda done, steps: segments.append(done)}
     for _ in range(2):
-        records.clear()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            options = {"backend": "native", "progress": lambda done, steps: segments.append(done)}
-            gd.train(gd.make_step(loss_fn), torch.ones(1), torch.ones(1), index, 0.1, **options)
+        traces.clear()
+        gd.train(gd.make_step(loss_fn), torch.ones(1), torch.ones(1), index, 0.1, **options)
         assert len(segments) > 10
-        assert len(records) == 2
+        assert len(traces) == 2
