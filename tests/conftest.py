@@ -1,26 +1,44 @@
 """Settings for the whole suite, and the check that no test leaves global state changed.
 
 The suite runs on two processes (`-n 2` in pyproject.toml). `-n 0` gives one, for a debugger or
-timings. Tests marked `slow` run with `-m slow`. They are: what compiles with
-Inductor beyond one case per law, third derivatives through programs of several scans, second
-derivatives of convolutions, native code of other compilers and under sanitizers, and long
-statistics. GDFUNC_NO_SKIPS=1 turns skips into failures.
+timings. Tests marked `slow` run with `-m slow`: loops that Inductor compiles beyond one case per law,
+third derivatives through programs of several scans, second derivatives of convolutions, native code
+of other compilers and under sanitizers, and long statistics. Loops are compiled without optimisation,
+but in tests marked `optimised` and under `--hypothesis-profile thorough`. GDFUNC_NO_SKIPS=1 turns
+skips into failures.
 """
 
 import os
 import random
 from collections.abc import Iterator
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 
+from gdfunc._scan import _recent, backends
+from gdfunc._scan.backends.native import _build
+from gdfunc._scan.trace import _trace
+
 settings.register_profile("dev", deadline=None, max_examples=25)
 settings.register_profile("ci", settings.get_profile("ci"), deadline=None, max_examples=50)
 settings.register_profile("thorough", deadline=None, max_examples=200)
 settings.register_profile("nightly", deadline=None, max_examples=2000, print_blob=True)
 settings.load_profile("ci" if settings.get_current_profile_name() == "ci" else "dev")
+
+
+def is_thorough() -> bool:
+    """Tell whether loops are to be compiled as for users, and not quickly."""
+    return settings.get_current_profile_name() in ("thorough", "nightly")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure() -> None:
+    """Let Inductor compile in half the time; it reads the variable when it is imported."""
+    if not is_thorough():
+        os.environ["AOT_INDUCTOR_DEBUG_COMPILE"] = "1"
 
 
 # Reasons that are good on every machine: hardware, and what the user who runs the tests is.
@@ -71,7 +89,42 @@ def _caches_are_the_tests_own(tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture(autouse=True)
+def _loops_are_compiled_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compile native loops in a tenth of the time, unless a test is marked `optimised`."""
+    level = "-O3" if is_thorough() or request.node.get_closest_marker("optimised") else "-O0"
+    with mock.patch.object(_build, "_FLAGS", [level, *_build._FLAGS[1:]]):
+        yield
+
+
+@pytest.fixture(autouse=True)
 def _global_state_is_left_alone() -> Iterator[None]:
     before = global_state()
     yield
     assert global_state() == before
+
+
+@pytest.fixture
+def traces(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """The traces that are made: one entry for each."""
+    made, record = [], _trace._record
+    monkeypatch.setattr(_trace, "_record", lambda *args: made.append(None) or record(*args))
+    return made
+
+
+@pytest.fixture
+def nothing_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget all traces, and with them all compiled loops."""
+    monkeypatch.setattr(_trace, "_recipes", _recent.Recent())
+    monkeypatch.setattr(_trace, "_bodies", _recent.Recent())
+
+
+@pytest.fixture
+def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget what backend='auto' has warned of."""
+    monkeypatch.setattr(backends, "_said", set())
+
+
+@pytest.fixture
+def no_segment_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the segments of a run as short as they can be."""
+    monkeypatch.setattr("gdfunc._train._drive._SEGMENT_SECONDS", 0.0)

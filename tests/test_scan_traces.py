@@ -1,9 +1,10 @@
-"""What a trace sees of f, what it must refuse, and that it leaves nothing behind."""
+"""Traces: the parts of f that they see, refuse and put back, when they are made, and their memory."""
 
 import copy
 import functools
 import pickle
 import signal
+import types
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import nn
 from torch._subclasses import FakeTensor, FakeTensorMode
-from torch.func import grad, grad_and_value, vmap
+from torch.func import grad, grad_and_value, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -21,8 +22,11 @@ import gdfunc as gd
 from gdfunc import BackendError
 from gdfunc._scan import _recent
 from gdfunc._scan.trace import _trace
+from gdfunc._sweep._memory import Memory
+from gdfunc.adjoints import Checkpoint, Reverse
 
 from .assertions import assert_agrees
+from .references import loop, normal
 from .tables import TRACED
 
 START = torch.tensor([1.0, 2.0], dtype=torch.float64)
@@ -70,126 +74,79 @@ def test_running_statistics_are_updated_whether_the_output_is_used_or_not(norm, 
     )
 
 
-# What f keeps for later has no value in a trace.
+# A tensor that f keeps for later has no value in a trace.
+
+
+def made():
+    return torch.arange(2, dtype=torch.float64)
+
+
+def lazily(holder):
+    if holder.table is None:
+        holder.table = made()
+    return holder.table
 
 
 class Rotary:
-    table: torch.Tensor | None = None
-
     @functools.cached_property
     def angles(self):
-        return torch.arange(2, dtype=torch.float64)
-
-    def lazy(self):
-        if self.table is None:
-            self.table = torch.arange(2, dtype=torch.float64)
-        return self.table
-
-
-def kept_in_a_dict():
-    table = {}
-
-    def f():
-        if "two" not in table:
-            table["two"] = torch.arange(2, dtype=torch.float64), None
-        return table["two"][0]
-
-    return f, lambda: table.values()
-
-
-def kept_in_a_closure():
-    last = None
-
-    def f():
-        nonlocal last
-        last = torch.arange(2, dtype=torch.float64)
-        return last
-
-    return f, lambda: [last]
-
-
-def kept_in_a_global():
-    def f():
-        global LAST
-        LAST = torch.arange(2, dtype=torch.float64)
-        return LAST
-
-    return f, lambda: [globals().get("LAST")]
-
-
-def kept_by_a_property():
-    rotary = Rotary()
-    return lambda: rotary.angles, lambda: vars(rotary).values()
-
-
-def kept_in_an_attribute():
-    rotary = Rotary()
-    return rotary.lazy, lambda: vars(rotary).values()
+        return made()
 
 
 class Slotted:
     __slots__ = ("table",)
 
-
-def kept_in_a_slot():
-    slotted = Slotted()
-
-    def f():
-        slotted.table = torch.arange(2, dtype=torch.float64)
-        return slotted.table
-
-    return f, lambda: [getattr(slotted, "table", None)]
+    def __init__(self):
+        self.table = None
 
 
-def kept_in_a_class():
-    class Holder:
-        table = None
+def in_a_closure():
+    last = None
 
     def f():
-        Holder.table = torch.arange(2, dtype=torch.float64)
-        return Holder.table
+        nonlocal last
+        last = made()
+        return last
 
-    return f, lambda: [Holder.table]
-
-
-def kept_by_an_endless_cache():
-    table = functools.cache(lambda: torch.arange(2, dtype=torch.float64))
-    return table, lambda: [table()]
+    return f, lambda: last
 
 
-def kept_by_a_cache():
-    @functools.lru_cache
-    def table():
-        return torch.arange(2, dtype=torch.float64)
+def in_a_global():
+    def f():
+        global LAST
+        LAST = made()
+        return LAST
 
-    return table, lambda: [table()]
+    return f, lambda: globals().get("LAST")
+
+
+def held(holder, read=lazily, peek=lambda holder: holder.table):
+    return functools.partial(read, holder), functools.partial(peek, holder)
+
+
+KEPT = {  # a function that keeps a tensor, and what it has kept
+    "in a dict": lambda: held({}, lambda table: table.setdefault("two", (made(),))[0], lambda table: table),
+    "in a closure": in_a_closure,
+    "in a global": in_a_global,
+    "by a property": lambda: held(Rotary(), lambda holder: holder.angles, vars),
+    "in an attribute": lambda: held(types.SimpleNamespace(table=None)),
+    "in a slot": lambda: held(Slotted()),
+    "in a class": lambda: held(type("Holder", (), {"table": None})),
+    "by a cache": lambda: [functools.lru_cache(made)] * 2,
+    "by an endless cache": lambda: [functools.cache(made)] * 2,
+}
 
 
 @traced
-@pytest.mark.parametrize(
-    "kept",
-    [
-        kept_in_a_dict,
-        kept_in_a_closure,
-        kept_in_a_global,
-        kept_by_a_property,
-        kept_in_an_attribute,
-        kept_in_a_slot,
-        kept_in_a_class,
-        kept_by_a_cache,
-        kept_by_an_endless_cache,
-    ],
-)
-def test_what_f_keeps_is_put_back(kept, options):
-    table, everything = kept()
+@pytest.mark.parametrize("name", KEPT)
+def test_values_that_f_keeps_are_put_back(name, options):
+    table, kept = KEPT[name]()
 
     def f(c, x):
         return torch.sin(c + table() * x), c
 
     compiled = gd.scan(f, START, XS, **options)
-    assert not any(
-        isinstance(leaf, FakeTensor) for value in everything() for leaf in gd._tree.leaves(value)
-    )
+    assert not any(isinstance(leaf, FakeTensor) for leaf in gd._tree.leaves(kept()))
     expected = gd.scan(f, START, XS)
     assert_agrees(compiled, expected)
     assert_agrees(gd.scan(f, START, XS, **options), expected)
@@ -290,7 +247,7 @@ def test_traces_take_a_bounded_memory(monkeypatch):
             lambda c, x, many=many: (c * many[0][0] + many[1][0], None),
             START,
             length=1,
-            adjoint=gd.adjoints.Checkpoint(1),
+            adjoint=Checkpoint(1),
         )
     assert 1 <= len(recipes._entries) <= 4
     assert recipes._bytes <= 2**20
@@ -341,15 +298,8 @@ def averaged(c, x, w):
     return c * w + average + copy_
 
 
-def with_itself(c, x, w):
-    t = c * w
-    t.add_(t.detach())
-    return t + x
-
-
 def with_new_parameters(c, x, w):
-    scale = torch.empty(2, dtype=torch.float64)
-    nn.init.constant_(scale, 0.5)
+    scale = nn.init.constant_(torch.empty(2, dtype=torch.float64), 0.5)
     return nn.LayerNorm(2, dtype=torch.float64)(c * w) * scale + x
 
 
@@ -363,7 +313,7 @@ def first_order(c, x, w):
 FOLLOWED = {
     "a mask made in place": masked_quietly,
     "averages": averaged,
-    "a sum with itself": with_itself,
+    "a sum with itself": lambda c, x, w: with_itself(c * w) + x,
     "new parameters": with_new_parameters,
     "gradients of autograd": first_order,
     "a copy": lambda c, x, w: copy.deepcopy(w) * c + w * x,
@@ -380,6 +330,10 @@ FOLLOWED = {
     "an assignment by a mask": lambda c, x, w: masked(c * w, x),
     "a write with a derivative": lambda c, x, w: (c * w).mul_(x).clamp_(-0.5, 0.5),
 }
+
+
+def with_itself(t):
+    return t.add_(t.detach())
 
 
 def masked(t, x):
@@ -411,14 +365,8 @@ def written(change):
     return f
 
 
-def clamped_quietly(t):
-    with torch.no_grad():
-        t.clamp_(-0.5, 0.5)
-
-
-def assigned_quietly(t):
-    with torch.no_grad():
-        t[0] = 7.0
+def quietly(change):
+    return written(lambda t: torch.no_grad()(change)(t))
 
 
 def constant_for_a_while(c, x, w):
@@ -433,8 +381,8 @@ def constant_for_a_while(c, x, w):
 SILENT = {
     "what was a constant": constant_for_a_while,
     "rows of a detached alias": written(lambda t: vmap(lambda row: row.mul_(2))(t.detach())),
-    "under no_grad": written(clamped_quietly),
-    "an assignment": written(assigned_quietly),
+    "under no_grad": quietly(lambda t: t.clamp_(-0.5, 0.5)),
+    "an assignment": quietly(lambda t: t.__setitem__(0, 7.0)),
     "a detached alias": written(lambda t: t.detach().mul_(2)),
     "a view of one": written(lambda t: t.detach()[1:].mul_(2)),
     "data": written(lambda t: t.data.mul_(2)),
@@ -506,6 +454,38 @@ def test_a_run_that_stops_itself_is_not_traced_as_a_whole():
         gd.jit(gd.hypergrad(run), backend="native")(lr)
 
 
+def test_forward_over_reverse_where_some_of_the_carry_has_no_tangent():
+    def run(scan, a):
+        (a, b), ys = scan(
+            lambda c, x: ((c[0].sin(), c[1].cos() * x[0]), c[1]), (a, normal(1, 2)), normal(2, 3, 2)
+        )
+        return a.sin().sum() + b.sum() + ys.sum()
+
+    a = normal(0, 4)
+    got, expected = (
+        jvp(grad(lambda a: run(scan, a)), (a,), (a.cos(),))[1]  # noqa: B023
+        for scan in (lambda f, init, xs: gd.scan(f, init, xs, backend="native"), loop)
+    )
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("options", [{"adjoint": Checkpoint(1)}, {"backend": "native"}])
+def test_what_is_a_view_alone_need_not_be_one_under_vmap(options):
+    kernel, xs = normal(0, 3, 2, 2, 2), normal(1, 2, 2, 2, 4, 3)
+
+    def run(scan, k):
+        return scan(lambda c, x: (functional.conv2d(x, c).flatten().cumsum(0).tanh().sum() * c, c), k, xs)[
+            1
+        ]
+
+    kernels = torch.stack([kernel, kernel + 0.1])
+    got, expected = (
+        vmap(lambda k: run(scan, k))(kernels)  # noqa: B023
+        for scan in (lambda f, init, xs: gd.scan(f, init, xs, **options), loop)
+    )
+    torch.testing.assert_close(got, expected)
+
+
 # What may change between two calls.
 
 RATES = [0.1]
@@ -523,6 +503,13 @@ class Node:
     def __init__(self, w, conf):
         self.w, self.conf = w, conf
 
+    @property
+    def rate(self):
+        return self.conf[0]
+
+    def _replace(self, w):
+        return Node(w, self.conf)
+
 
 pytree.register_pytree_node(
     Node, lambda node: ([node.w], node.conf), lambda leaves, conf: Node(*leaves, conf)
@@ -530,27 +517,14 @@ pytree.register_pytree_node(
 
 
 @traced
-def test_the_carrys_own_class_is_read(options):
+@pytest.mark.parametrize("make", [State, lambda w: Node(w, RATES)], ids=["class", "node"])
+def test_a_number_in_the_class_or_the_node_of_the_carry_is_read(make, options):
     def f(c, x):
         return c._replace(w=c.w - c.rate * x), c.w
 
-    for rate in (0.1, 0.5):
+    for rate in (0.5, 0.1):
         RATES[0] = rate
-        assert_agrees(gd.scan(f, State(START), XS, **options)[0].w, gd.scan(f, State(START), XS)[0].w)
-    RATES[0] = 0.1
-
-
-@traced
-def test_what_a_node_is_made_again_from_is_read(options):
-    conf = [0.1]
-
-    def f(c, x):
-        return Node(c.w - c.conf[0] * x, c.conf), c.w
-
-    for rate in (0.1, 0.5):
-        conf[0] = rate
-        ends = [gd.scan(f, Node(START, conf), XS, **how)[0].w for how in (options, {})]
-        assert_agrees(*ends)
+        assert_agrees(*[gd.scan(f, make(START), XS, **how)[0].w for how in (options, {})])
 
 
 @traced
@@ -563,33 +537,31 @@ def test_equal_keys_of_other_types_are_others(options):
         assert got.dtype == expected.dtype
 
 
+@pytest.fixture
+def double_by_default():
+    """A function that makes float64 the default dtype, for the rest of the test."""
+    yield lambda: torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(torch.float32)
+
+
 @traced
-def test_the_default_dtype_of_the_trace_stays(options):
-    steps = torch.arange(1, 4)
+def test_the_default_dtype_of_the_trace_stays(options, double_by_default):
     w = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
 
     def run(**options):
-        return gd.scan(lambda c, x: (c + w * torch.sin(x * 0.1 + 0.01), x / 3), w * 0, steps, **options)
+        f = lambda c, x: (c + w * torch.sin(x * 0.1 + 0.01), x / 3)  # noqa: E731
+        return gd.scan(f, w * 0, torch.arange(1, 4), **options)
 
-    slopes = []
-    for how in (options, {}):
-        loss = run(**how)[0]
-        torch.set_default_dtype(torch.float64)
-        try:
-            slopes.append(torch.autograd.grad(loss, w)[0])
-        finally:
-            torch.set_default_dtype(torch.float32)
-    assert abs(slopes[0] - slopes[1]) < 1e-14
-    torch.set_default_dtype(torch.float64)
-    try:
-        (end, ys), (expected_end, expected) = run(**options), run()
-    finally:
-        torch.set_default_dtype(torch.float32)
+    losses = [run(**how)[0] for how in (options, {})]
+    double_by_default()
+    got, expected = (torch.autograd.grad(loss, w)[0] for loss in losses)
+    assert abs(got - expected) < 1e-14
+    (end, ys), (expected_end, expected) = run(**options), run()
     assert ys.dtype == expected.dtype == torch.float64
     assert abs(end - expected_end) < 1e-14
 
 
-@pytest.mark.parametrize("options", [{"adjoint": gd.adjoints.Checkpoint(2)}, {"backend": "native"}])
+@pytest.mark.parametrize("options", [{"adjoint": Checkpoint(2)}, {"backend": "native"}])
 def test_a_backward_pass_under_autocast_has_the_casts_of_the_trace(options):
     matrix = torch.linspace(-1, 1, 16).reshape(4, 4)
 
@@ -605,13 +577,47 @@ def test_a_backward_pass_under_autocast_has_the_casts_of_the_trace(options):
         torch.testing.assert_close(slope(autocast, **options), expected)
 
 
-# What no trace can answer.
+def test_scans_inside_that_differ_in_length_are_not_taken_for_each_other():
+    start = torch.tensor(1.0, dtype=torch.float64)
+    for steps in (2, 3):
+
+        def f(c, x):
+            return gd.scan(lambda d, _: (d * 0.5, None), c, length=steps, adjoint=Checkpoint(1))[0], None  # noqa: B023
+
+        assert gd.scan(f, start, length=2, adjoint=Checkpoint(1))[0] == 0.5 ** (2 * steps)
 
 
-def detached(c):
-    t = c * 2
-    t.detach_()
-    return t
+def test_equal_functions_of_other_tensors_are_traced_once(traces):
+    def run(w, p, xs, rate=0.5):
+        return gd.scan(lambda c, x: (c - rate * torch.sin(c * w) * x, c), p, xs, adjoint=Checkpoint(2))[0]
+
+    for seed in range(3):
+        w, p = normal(seed, 3), normal(seed + 1, 3)
+        for length in (4, 7):
+            xs = normal(seed + 2, length)
+            expected, _ = loop(lambda c, x: (c - 0.5 * torch.sin(c * w) * x, c), p, xs)  # noqa: B023
+            torch.testing.assert_close(run(w, p, xs), expected)
+    assert len(traces) == 2  # a new trace is made twice
+    run(w, p, xs, rate=0.25)
+    run(w.float(), p.float(), xs.float())
+    run(w[:1], p, xs)
+    assert len(traces) == 8
+
+
+def test_a_trace_is_for_one_kind_of_carry_and_of_x():
+    def f(c, x):
+        return c * 2, (torch.ones(c.shape, dtype=c.dtype), torch.zeros(x.shape, dtype=x.dtype))
+
+    for dtype in (torch.float32, torch.float64):
+        for size in (2, 3):
+            small, large = torch.ones(1), torch.ones(4, size, dtype=dtype)
+            for init, xs in ((large[0], small), (small[0], large)):
+                _, ys = gd.scan(f, init, xs, adjoint=Checkpoint(1))
+                assert [y.shape[1:] for y in ys] == [init.shape, xs.shape[1:]]
+                assert [y.dtype for y in ys] == [init.dtype, xs.dtype]
+
+
+# Refusals.
 
 
 def replaced(c):
@@ -620,23 +626,46 @@ def replaced(c):
     return t
 
 
+def drawn():
+    return torch.rand(2, generator=torch.Generator().manual_seed(0))
+
+
+COUNT = torch.tensor(1)
+EYE = torch.eye(2, dtype=torch.float64).to_sparse()
 REFUSED = {
-    "detaches a tensor in place": detached,
+    "detaches a tensor in place": lambda c: (c * 2).detach_(),
     "detaches a tensor in place, or replaces its data": replaced,
     "takes a tensor's values out of torch": lambda c: c * pickle.loads(pickle.dumps(W)),
     "values out of torch": lambda c: c + W.clone().apply_(lambda value: value + 1),
+    "takes a tensor.s values out of torch": lambda c: c * float(np.from_dlpack(W[0])),
     "applies multilabel_margin_loss": lambda c: functional.multilabel_margin_loss(c, torch.tensor([0, -1])),
     "applies _assert_async": lambda c: (torch._assert_async(c[0] > 0), c)[1],
     "a tensor of layout torch.sparse_coo": lambda c: c + EYE @ c,
+    "f decides on the value of a tensor": lambda c: c[:COUNT].sum(),
+    "f reads .grad of a tensor": lambda c: c if WEIGHT.grad is None else WEIGHT.grad,
+    r"f cannot be traced \(RuntimeError: The tensor has": lambda c: c + torch.tensor([W[0], W[1]]),
+    r"f cannot be traced \(RuntimeError: .tolist": lambda c: c * W[0].tolist(),
+    "f formats or prints a tensor": lambda c: c * float(f"{W[0]:.2f}"),
+    "f makes a tensor in a way that a trace cannot follow": lambda c: c + drawn(),
 }
-EYE = torch.eye(2, dtype=torch.float64).to_sparse()
+WEIGHT = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
 
 
 @traced
+@pytest.mark.usefixtures("nothing_said")
 @pytest.mark.parametrize("reason", REFUSED)
-def test_what_a_trace_does_not_see_is_refused(reason, options):
+def test_a_body_that_a_trace_cannot_follow_is_refused_and_auto_runs_it_in_eager(
+    reason, options, monkeypatch
+):
+    def run(**options):
+        return gd.scan(lambda c, x: (c, REFUSED[reason](c)), START, length=2, **options)
+
     with pytest.raises(BackendError, match=reason):
-        gd.scan(lambda c, x: (c, REFUSED[reason](c)), START, length=2, **options)
+        run(**options)
+    monkeypatch.setattr("gdfunc._scan._scan._WORTH_TRACING", 2)
+    with pytest.warns(UserWarning, match=f"steps back: .*{reason}"):
+        got = run(backend="auto")
+    assert_agrees(got, run())
 
 
 @traced
@@ -704,10 +733,9 @@ def test_the_default_device_is_that_of_new_tensors_alone(options):
 def test_a_loop_in_c_needs_values_and_members():
     with FakeTensorMode(), pytest.raises(BackendError, match="needs data but was given a FakeTensor"):
         gd.scan(lambda c, x: (c * 2, None), torch.ones(2), length=2, backend="native")
+    run = vmap(lambda c: gd.scan(lambda c, x: (c * 2, None), c, length=2, backend="native")[0])
     with pytest.raises(BackendError, match="no members"):
-        vmap(lambda c: gd.scan(lambda c, x: (c * 2, None), c, length=2, backend="native")[0])(
-            torch.ones(0, 2)
-        )
+        run(torch.ones(0, 2))
 
 
 @traced
@@ -718,3 +746,47 @@ def test_make_fx_writes_a_loop_down(transform, options):
 
     graph = make_fx(transform(run))(START)
     assert_agrees(graph(START + 1), transform(run)(START + 1))
+
+
+# Memory.
+
+
+def peak_of_backward(length, adjoint, transform):
+    w, p = normal(0, 1)[0], normal(1, 1000)
+
+    def loss(w):
+        f = lambda c, x: (torch.sin(c * w) + torch.cos(c), None)  # noqa: E731
+        return gd.scan(f, p, length=length, adjoint=adjoint)[0].sum()
+
+    transform(loss, w)  # the traces, which are made once
+    with Memory() as live:
+        transform(loss, w)
+    return live.peak
+
+
+def by_autograd(loss, w):
+    loss(w.clone().requires_grad_()).backward()
+
+
+@pytest.mark.parametrize("transform", [by_autograd, lambda loss, w: grad(loss)(w)])
+@pytest.mark.parametrize(
+    ("adjoint", "least", "most"),
+    [
+        (Reverse(), 3.5, 4.2),
+        (Checkpoint("sqrt"), 1.7, 2.3),
+        (Checkpoint(1), 3.5, 4.2),
+        (Checkpoint(10**9), 3.5, 4.2),
+        (Checkpoint(carries=8), 0.99, 1.05),
+    ],
+    ids=str,
+)
+def test_a_checkpointed_backward_pass_grows_as_the_root_of_the_steps(adjoint, least, most, transform):
+    short, long = (peak_of_backward(length, adjoint, transform) for length in (64, 256))
+    assert least < long / short < most
+
+
+def test_checkpointing_bounds_the_peak():
+    carry = 8 * 1000
+    all_carries = peak_of_backward(256, Reverse(), by_autograd)
+    assert all_carries > 256 * carry
+    assert peak_of_backward(256, Checkpoint("sqrt"), by_autograd) < all_carries / 4
