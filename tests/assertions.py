@@ -15,6 +15,8 @@ def assert_same_bits(got, expected):
         assert list(got) == list(expected)
         for name in expected:
             assert_same_bits(got[name], expected[name])
+    elif isinstance(expected, gd.Trajectory):
+        assert_same_bits(vars(got), vars(expected))
     elif isinstance(expected, (list, tuple)):
         assert len(got) == len(expected)
         for pair in zip(got, expected, strict=True):

@@ -20,19 +20,13 @@ def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def scan_reference(
+def loop(
     f: Callable[[Tree, Tree], tuple[Tree, Tree]], init: Tree, xs: Tensor, reverse: bool = False
-) -> tuple[Tree, list[Tree]]:
-    """The nine-line loop, for one tensor xs, with the y's left in a list in the order of xs."""
+) -> tuple[Tree, Tree]:
+    """The nine-line loop, for one tensor xs."""
     carry, ys = init, [None] * len(xs)
     for t in reversed(range(len(xs))) if reverse else range(len(xs)):
         carry, ys[t] = f(carry, xs[t])
-    return carry, ys
-
-
-def loop(f, init, xs, reverse=False):
-    """The reference, with its y's stacked."""
-    carry, ys = scan_reference(f, init, xs, reverse)
     return carry, gd._tree.map(lambda *column: torch.stack(column), *ys)
 
 

@@ -1,6 +1,6 @@
 """Runs of a compiled backend: the numbers of the Python loop, compiled once, watched, stopped, resumed.
 
-Compilations by Inductor take seconds: most tests share one body. Which test compiles it is of no matter.
+Compilations by Inductor take seconds, so that most tests share one body.
 """
 
 import gc
@@ -11,19 +11,17 @@ from itertools import pairwise
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.func import grad, jvp, vmap
 
 import gdfunc as gd
-from gdfunc._scan import _recent, backends
+from gdfunc._scan import backends
 from gdfunc._scan.backends import _inductor, native
-from gdfunc._scan.trace import _trace
 from gdfunc._train._drive import segment_end
 from gdfunc._train._plan import _GRAIN
 
-from .references import COMPILED, fingerprint, linear_data, linear_loss, normal, relative_error, storages
+from .assertions import assert_same_bits
+from .references import COMPILED, fingerprint, linear_data, linear_loss, normal, storages
 
 KEY = gd.random.key(0)
 DATA = linear_data(0, 12, 3)
@@ -44,11 +42,6 @@ def run(steps=40, lr=0.05, init=INIT, data=DATA, step=STEP, backend="inductor", 
     return gd.train(step, init, data, index, lr, backend=backend, **{"record": RECORD} | options)
 
 
-def assert_same_bits(got, expected):
-    pairs = zip(gd._tree.leaves(got), gd._tree.leaves(expected), strict=True)
-    assert all(a.equal(b) for a, b in pairs)
-
-
 def assert_agrees(got, expected, start, tolerance=1e-9):
     """Compare final states and records as shares of how far the parameters have moved."""
     (final, trajectory), (expected_final, expected_trajectory) = got, expected
@@ -63,6 +56,7 @@ def assert_agrees(got, expected, start, tolerance=1e-9):
 
 
 compiled = pytest.mark.parametrize("backend", COMPILED)
+each = pytest.mark.parametrize("backend", ["eager", "inductor"])
 
 
 # The same numbers.
@@ -74,24 +68,6 @@ def mlp_loss(params, batch):
     return ((torch.tanh(x @ first + bias) @ second - y[:, None]) ** 2).mean()
 
 
-def conv_loss(params, batch):
-    images, labels = batch
-    hidden = F.relu(F.conv2d(images, params["kernel"], params["bias"]))
-    return F.cross_entropy(hidden.mean((2, 3)) @ params["out"], labels)
-
-
-def token_loss(params, batch):
-    tokens, labels = batch
-    hidden = F.layer_norm(
-        F.embedding(tokens, params["table"]).mean(1), (4,), params["scale"], params["shift"]
-    )
-    return F.cross_entropy(hidden @ params["out"], labels)
-
-
-def labels(size):
-    return torch.arange(size) * 7 % 3
-
-
 NOTHING = gd.GradientTransformation(lambda params: None, lambda grads, state, params: (grads, None))
 MODELS = {
     "linear regression, sgd": (linear_loss, INIT, DATA, gd.chain(), 0.05),
@@ -99,27 +75,7 @@ MODELS = {
         mlp_loss,
         {"hidden": [0.5 * normal(1, 3, 4), normal(2, 4)], "out": normal(3, 4, 1)},
         {"x": DATA[0], "y": DATA[1], "none": None},
-        gd.chain(gd.adam(), NOTHING),
-        0.01,
-    ),
-    "conv net, sgd": (
-        conv_loss,
-        {"kernel": normal(1, 3, 1, 3, 3), "bias": normal(2, 3), "out": normal(3, 3, 3)},
-        (normal(4, 12, 1, 6, 6), labels(12)),
-        gd.chain(),
-        0.1,
-    ),
-    "embedding and layer norm, adam": (
-        token_loss,
-        {
-            "table": normal(1, 7, 4),
-            "scale": 1 + 0.1 * normal(2, 4),
-            "shift": normal(3, 4),
-            "out": normal(4, 4, 3),
-        },
-        (torch.arange(60).reshape(12, 5) ** 2 % 7, labels(12)),
-        gd.adam(),
-        0.01,
+        *(gd.chain(gd.adam(), NOTHING), 0.01),
     ),
 }
 
@@ -132,10 +88,11 @@ def test_a_compiled_run_is_the_run_in_python(model, backend):
     step = gd.make_step(loss_fn, transform)
     init = step.init(params)
     record = RECORD if params is INIT else ("loss", "lr", "grad_norm")
-    arguments = {"lr": lrs, "init": init, "data": data, "step": step, "record": record}
-    got = run(200, backend=backend, **arguments)
-    assert_agrees(got, run(200, backend="eager", **arguments), init)
-    assert_same_bits(run(200, backend=backend, **arguments), got)
+    runs = [
+        run(200, lrs, init, data, step, backend=name, record=record) for name in (backend, backend, "eager")
+    ]
+    assert_agrees(runs[0], runs[2], init)
+    assert_same_bits(runs[0], runs[1])
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 8, 9, 130])
@@ -143,37 +100,46 @@ def test_every_length_of_run_is_the_run_in_python(steps):
     assert_agrees(run(steps), run(steps, backend="eager"), INIT)
 
 
-def test_no_steps_give_the_start_and_an_empty_record():
-    final, trajectory = run(0)
+@each
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("options", [{}, {"stop": lambda carry, loss: loss < 1e9}])
+def test_no_steps_give_the_start_and_an_empty_record(every, options, backend):
+    final, trajectory = run(0, every=every, backend=backend, **options)
     assert_same_bits(final, INIT)
-    assert trajectory.loss.shape == (0,)
+    assert trajectory.loss.shape == trajectory.step.shape == (0,)
     assert trajectory.params["w"].shape == (0, 3)
 
 
-def test_inputs_are_left_alone_and_outputs_are_the_callers_own():
+@each
+def test_inputs_are_left_alone_and_outputs_are_the_callers_own(backend):
     index = plan(21)
     inputs = [*INIT.values(), *DATA, index]
     before = fingerprint(inputs)
-    final, trajectory = run(index=index)
-    outputs = gd._tree.leaves((final, trajectory))
+    outputs = gd._tree.leaves(run(index=index, backend=backend))
     places = storages([*inputs, *outputs])
     assert len(set(places)) == len(places)
-    kept = fingerprint(outputs)
-    run(index=index, lr=0.01)
-    assert fingerprint(inputs) == before
-    assert fingerprint(outputs) == kept
+    first = fingerprint(outputs)
+    run(index=index, lr=0.01, backend=backend)
+    assert (fingerprint(inputs), fingerprint(outputs)) == (before, first)
 
 
-def test_requires_grad_parameters_retain_no_graph():
+@each
+@pytest.mark.usefixtures("no_segment_time")
+def test_a_run_keeps_neither_a_graph_nor_tensors_beyond_its_record(backend):
     init = {name: leaf.clone().requires_grad_() for name, leaf in INIT.items()}
-    run(1000, init=init)
-    gc.collect()
-    before = sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
-    outputs = gd._tree.leaves(run(1000, init=init))
-    gc.collect()
-    after = sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+    ends, alive = [], []
+
+    def watch(done, steps):
+        ends.append(done)
+        if len(ends) == 2 or done == steps:
+            gc.collect()
+            alive.append(sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()))
+
+    record = {"nothing": lambda params, loss: {}}
+    outputs = gd._tree.leaves(run(600, init=init, backend=backend, record=record, progress=watch))
     assert all(leaf.grad_fn is None and not leaf.requires_grad for leaf in outputs)
-    assert after - before < 20
+    assert len(ends) > 2
+    assert alive[-1] - alive[0] < 20
 
 
 # A thinned run that may stop: the threshold is a tensor that `stop` closes over, and so part of no code.
@@ -199,105 +165,40 @@ def test_a_thinned_run_stops_where_it_does_in_python(threshold, backend):
     assert expected[1].steps == (below[0] + 1 if below else 31)
 
 
-@compiled
-def test_a_diverging_run_ends_before_its_first_loss_that_is_not_finite(backend):
-    final, trajectory = thinned(0.0, backend, lr=1e20)
-    assert trajectory.diverged
-    assert 0 < trajectory.steps < 31
-    assert all(leaf.isfinite().all() for leaf in final.values())
-    assert_agrees((final, trajectory), thinned(0.0, "eager", lr=1e20), INIT)
-
-
-# Derivatives and sweeps. There are as many members as features: pytorch#195324 is silent then.
-
-
-@compiled
-def test_each_member_of_a_compiled_sweep_ends_for_itself(backend):
-    lrs = torch.tensor([0.001, 0.1, 1e30], dtype=torch.float64)
-
-    def member(lr, backend):
-        return run(40, lr, backend=backend, record=("loss", "params"), stop=lambda carry, loss: loss < 0.05)
-
-    final, trajectory = vmap(lambda lr: member(lr, backend))(lrs)
-    expected, whole = vmap(lambda lr: member(lr, "eager"))(lrs)
-    assert trajectory.steps.tolist() == whole.steps.tolist()
-    assert trajectory.diverged.tolist() == [False, False, True]
-    assert trajectory.steps[2] < trajectory.steps[1] < trajectory.steps[0] == 40
-    for i in range(3):
-        own_final, own = member(lrs[i], "eager")
-        assert own.steps == trajectory.steps[i]
-        mine = {name: leaf[i] for name, leaf in final.items()}
-        records = {name: getattr(trajectory, name)[i, : own.steps] for name in ("step", "loss")}
-        own_records = {name: getattr(own, name) for name in records}
-        got, by_itself = (gd.Trajectory(**fields) for fields in (records, own_records))
-        assert_agrees((mine, got), (own_final, by_itself), INIT)
-    torch.testing.assert_close(trajectory.params["w"], whole.params["w"], rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(final, expected, rtol=1e-9, atol=1e-12)
-
-
-@compiled
-def test_derivatives_by_lr_start_and_data_go_through_a_compiled_run(backend):
-    def final_loss(lr, init, data, backend=backend):
-        return linear_loss(run(40, lr, init, data, backend=backend)[0], DATA)
-
-    def by_loop(*args):
-        return final_loss(*args, backend="eager")
-
-    args = torch.tensor(0.03, dtype=torch.float64), INIT, DATA
-    got, expected = (grad(f, (0, 1, 2))(*args) for f in (final_loss, by_loop))
-    for a, b in zip(gd._tree.leaves(got), gd._tree.leaves(expected), strict=True):
-        assert relative_error(a, b) < 1e-9
-    directions = torch.ones_like(args[0]), {"w": normal(8, 3), "b": normal(9, 1)[0]}, DATA
-    got, expected = (jvp(f, args, directions) for f in (final_loss, by_loop))
-    torch.testing.assert_close(got, expected, rtol=1e-9, atol=0)
-
-
-# What is compiled once.
+# Loops are compiled once.
 
 
 @pytest.fixture
-def counted(monkeypatch):
-    """Counts of the traces and of the compilations that are made."""
-    made = {"_record": 0, "_compile": 0}
-
-    def count(module, name):
-        function = getattr(module, name)
-
-        def counting(*args):
-            made[name] += 1
-            return function(*args)
-
-        monkeypatch.setattr(module, name, counting)
-
-    count(_trace, "_record")
-    count(_inductor, "_compile")
+def compilations(monkeypatch):
+    """The compilations by Inductor: one entry for each."""
+    made, compile_ = [], _inductor._compile
+    monkeypatch.setattr(_inductor, "_compile", lambda *args: made.append(None) or compile_(*args))
     return made
 
 
-def test_another_lr_seed_data_step_or_length_compiles_nothing(counted, monkeypatch):
-    def step_made_anew():
-        return gd.make_step(lambda params, batch: linear_loss(params, batch))
-
+def test_another_lr_seed_data_step_or_length_compiles_nothing(traces, compilations, monkeypatch):
     run(40)
     thinned(1.0, "inductor")
-    counted.update(_record=0, _compile=0)
+    traces.clear()
+    compilations.clear()
     run(40, lr=0.01)
     run(40, lr=torch.tensor(0.01))
     run(40, lr=torch.linspace(0.1, 0.0, 40))
     run(index=plan(40, seed=1))
     run(40, data=linear_data(7, 12, 3))
     run(40, init={"w": normal(8, 3), "b": normal(9, 1)[0]})
-    for steps in (4, 5, 41, 1000, 3001):
+    for steps in (4, 5, 41, 301):
         run(steps)
     monkeypatch.setattr("gdfunc._train._drive._SEGMENT_SECONDS", 0.0)
     run(50)
     run(51, progress=lambda done, steps: None)
     thinned(0.5, "inductor")
     thinned(0.1, "inductor", lr=0.02, steps=28)
-    assert counted == {"_record": 0, "_compile": 0}
+    assert not traces
     for _ in range(3):
-        run(40, step=step_made_anew())
-    assert counted == {"_record": 2, "_compile": 0}  # a new trace is made twice
+        run(40, step=gd.make_step(lambda params, batch: linear_loss(params, batch)))
+    assert len(traces) == 2  # a new trace is made twice
+    assert not compilations
 
 
 # Segments.
@@ -359,46 +260,42 @@ def test_a_slow_step_makes_short_segments(monkeypatch, backend, seconds_a_step, 
     assert max(lengths[2:]) < longest + _GRAIN
 
 
-@pytest.mark.parametrize("seconds", [0.0, 1e9])
+@each
 @pytest.mark.parametrize("steps", [40, 41, 43])
-def test_where_the_segments_of_a_compiled_run_fall_is_of_no_matter(monkeypatch, steps, seconds):
-    expected = run(steps)
-    monkeypatch.setattr("gdfunc._train._drive._SEGMENT_SECONDS", seconds)
-    assert_same_bits(run(steps), expected)
+def test_segments_change_no_bit(monkeypatch, steps, backend):
+    expected = run(steps, backend=backend)
+    for seconds in (0.0, 1e9):
+        monkeypatch.setattr("gdfunc._train._drive._SEGMENT_SECONDS", seconds)
+        assert_same_bits(run(steps, backend=backend), expected)
 
 
+@each
 @pytest.mark.parametrize("cut", [0, 1, 4, 6, 20, 36, 39, 42])
-def test_a_compiled_run_in_two_parts_is_the_run(cut):
+def test_a_run_in_two_parts_is_the_run(cut, backend):
     index = plan(42)
-    final, whole = run(index=index)
-    middle, first = run(index=index[:cut])
-    resumed, second = run(index=index[cut:], init=middle)
+    final, whole = run(index=index, backend=backend)
+    middle, first = run(index=index[:cut], backend=backend)
+    resumed, second = run(index=index[cut:], init=middle, backend=backend)
     joined = {
         name: gd._tree.cat([getattr(first, name), getattr(second, name)]) for name in ("loss", "params")
     }
     del whole.step
     assert_agrees((resumed, gd.Trajectory(**joined)), (final, whole), INIT)
-    if cut % _GRAIN == 0:
+    if backend == "eager" or cut % _GRAIN == 0:
         assert_same_bits((resumed, joined), (final, vars(whole)))
 
 
 # Watching and stopping.
 
 
-def test_progress_of_a_compiled_run_is_told_after_every_segment(monkeypatch):
-    monkeypatch.setattr("gdfunc._train._drive._SEGMENT_SECONDS", 0.0)
+@pytest.mark.usefixtures("no_segment_time")
+def test_progress_of_a_compiled_run_is_told_after_every_segment():
     calls = []
     run(50, progress=lambda done, steps: calls.append((done, steps)))
     assert calls == [(done, 50) for done in (16, 32, 36, 40, 44, 50)]
 
 
-@pytest.fixture
-def nothing_compiled(monkeypatch):
-    monkeypatch.setattr(_trace, "_recipes", _recent.Recent())
-    monkeypatch.setattr(_trace, "_bodies", _recent.Recent())
-
-
-@pytest.mark.usefixtures("nothing_compiled")
+@pytest.mark.usefixtures("nothing_traced")
 def test_a_compilation_tells_that_it_goes_on(monkeypatch, capfd):
     def told_so_far(*args, **options):
         seen.append(capfd.readouterr())
@@ -406,9 +303,8 @@ def test_a_compilation_tells_that_it_goes_on(monkeypatch, capfd):
 
     seen = []
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx_inner", told_so_far)
-    with pytest.raises(
-        gd.BackendError, match=r"cannot compile this loop \(NotImplementedError: the rest of it\); use"
-    ):
+    message = r"cannot compile this loop \(NotImplementedError: the rest of it\); use"
+    with pytest.raises(gd.BackendError, match=message):
         run()
     assert re.fullmatch(r"gdfunc: compiling a loop of \d+ operations with Inductor …", seen[0].err)
     assert re.fullmatch(r" \d+\.\d s\n", capfd.readouterr().err)
@@ -425,25 +321,31 @@ def ctrl_c(after):
     return press
 
 
-@pytest.mark.parametrize("steps", [40, 41, 43])
-@pytest.mark.parametrize("after", [1, 20, 32])
-def test_ctrl_c_keeps_what_is_done_and_the_rest_goes_on_to_the_same_bits(monkeypatch, steps, after):
-    monkeypatch.setattr("gdfunc._train._drive._SEGMENT_SECONDS", 0.0)
-    index = plan(steps)
-    final, whole = run(index=index)
-    with pytest.raises(gd.TrainingInterrupted) as caught:
-        run(index=index, progress=ctrl_c(after))
+@pytest.mark.usefixtures("no_segment_time")
+@pytest.mark.parametrize(
+    ("backend", "steps", "after", "every"),
+    [
+        *[("inductor", *case, 1) for case in ((40, 1), (41, 20), (43, 32))],
+        *[("eager", *case) for case in ((40, 1, 1), (43, 20, 2))],
+    ],
+)
+def test_ctrl_c_keeps_all_steps_done_and_the_rest_goes_on_to_the_same_bits(backend, steps, after, every):
+    index, options = plan(steps), {"backend": backend}
+    final, whole = run(index=index, **options)
+    with pytest.raises(gd.TrainingInterrupted, match="stopped after") as caught:
+        run(index=index, progress=ctrl_c(after), every=every, **options)
     stopped = caught.value
-    assert stopped.step == (16 if after < 16 else 32)
-    assert_same_bits(stopped.state, run(index=index[: stopped.step])[0])
-    assert stopped.trajectory.loss.equal(whole.loss[: stopped.step])
-    resumed, rest = run(index=index[stopped.step :], init=stopped.state)
+    assert isinstance(stopped, KeyboardInterrupt)
+    assert after <= stopped.step < steps
+    assert_same_bits(stopped.state, run(index=index[: stopped.step], **options)[0])
+    assert stopped.trajectory.loss.equal(whole.loss[: stopped.step : every])
+    resumed, rest = run(index=index[stopped.step :], init=stopped.state, **options)
     assert_same_bits(resumed, final)
     assert rest.loss.equal(whole.loss[stopped.step :])
 
 
-@pytest.mark.parametrize("at", [1, 2, 4])
-def test_ctrl_c_within_a_segment_gives_the_state_before_it(monkeypatch, at):
+@pytest.mark.parametrize(("at", "done"), [(1, 0), (2, 16), (4, 36)])
+def test_ctrl_c_within_a_segment_gives_the_state_before_it(monkeypatch, at, done):
     run(40)
     monkeypatch.setattr("gdfunc._train._drive._SEGMENT_SECONDS", 0.0)
     loop, calls = _inductor._loop, []
@@ -458,46 +360,9 @@ def test_ctrl_c_within_a_segment_gives_the_state_before_it(monkeypatch, at):
     monkeypatch.setattr(_inductor, "_loop", interrupted)
     with pytest.raises(gd.TrainingInterrupted) as caught:
         run(40)
-    done = {1: 0, 2: 16, 4: 36}[at]
     assert caught.value.step == done
     assert_same_bits(caught.value.state, run(index=plan(40)[:done])[0])
     assert len(caught.value.trajectory.step) == done
-
-
-def test_an_interrupted_sweep_keeps_every_member(monkeypatch):
-    monkeypatch.setattr("gdfunc._train._drive._SEGMENT_SECONDS", 0.0)
-    lrs = torch.tensor([0.001, 0.1, 1e30], dtype=torch.float64)
-
-    def member(lr, **options):
-        return run(40, lr, record=("loss", "params"), stop=lambda carry, loss: loss < 0.05, **options)
-
-    final, whole = vmap(member)(lrs)
-    with pytest.raises(gd.TrainingInterrupted) as caught:
-        vmap(lambda lr: member(lr, progress=ctrl_c(20)))(lrs)
-    stopped = caught.value
-    assert stopped.step == 32
-    assert stopped.trajectory.loss.equal(whole.loss[:, :32])
-    assert stopped.trajectory.steps.equal(whole.steps.clamp(max=32))
-    assert stopped.trajectory.diverged.equal(whole.diverged)
-    assert stopped.state["w"][2].equal(final["w"][2])
-
-
-@compiled
-def test_a_nan_in_a_compiled_run_is_reported_as_in_python(backend):
-    bad, index = 13, plan(40)
-    x, y = (leaf.clone() for leaf in DATA)
-    y[11] = float("nan")
-    index[:bad] %= 11
-    index[bad, 2] = 11
-    caught = {}
-    for name in ("eager", backend):
-        with pytest.raises(gd.NonFiniteError, match=f"loss is not finite after step {bad}") as raised:
-            run(index=index, data=(x, y), backend=name, check_finite="loss")
-        caught[name] = raised.value
-        assert (raised.value.step, raised.value.leaf) == (bad, "loss")
-        assert raised.value.trajectory.step.tolist() == list(range(bad))
-    got, python = ((caught[name].state, caught[name].trajectory) for name in (backend, "eager"))
-    assert_agrees(got, python, INIT)
 
 
 # The backend that chooses.
@@ -531,14 +396,19 @@ def test_auto_is_eager_for_a_short_run_and_compiled_for_a_long_one(ran, monkeypa
     assert ran == [16, 16, 4, 4]
 
 
-def test_auto_says_once_that_it_steps_back_and_an_explicit_backend_refuses(monkeypatch):
+@pytest.fixture
+def worth_compiling(monkeypatch, nothing_said):
+    """Let backend='auto' compile every loop."""
+    monkeypatch.setattr("gdfunc._scan._scan._WORTH_TRACING", 1)
+    monkeypatch.setattr(backends, "WORTH_COMPILING", 1)
+
+
+@pytest.mark.usefixtures("worth_compiling")
+def test_auto_says_once_that_it_steps_back_and_an_explicit_backend_refuses():
     def loss_fn(params, batch):
         loss = linear_loss(params, batch)
         return loss if loss > 1 else loss / 2
 
-    monkeypatch.setattr("gdfunc._scan._scan._WORTH_TRACING", 1)
-    monkeypatch.setattr(backends, "WORTH_COMPILING", 1)
-    monkeypatch.setattr(backends, "_said", set())
     step = gd.make_step(loss_fn)
     expected = run(step=step, backend="eager")
     reason = r"f decides on the value of a tensor at .*test_train_backends.py:\d+: `return loss if loss > 1"
@@ -551,11 +421,11 @@ def test_auto_says_once_that_it_steps_back_and_an_explicit_backend_refuses(monke
         run(step=step)
 
 
+@pytest.mark.usefixtures("nothing_said")
 def test_auto_is_native_for_a_run_of_middle_length_and_else_takes_no_slow_compiler(ran, monkeypatch):
     native_ran, run_natively = [], native.run
     watched = lambda *loop: native_ran.append(loop[4]) or run_natively(*loop)  # noqa: E731
     monkeypatch.setattr(backends, "QUICK", {"cpu": (watched,)})
-    monkeypatch.setattr(backends, "_said", set())
     assert_agrees(run(1_000, backend="auto"), run(1_000, backend="eager"), INIT)
     assert (ran, sum(native_ran)) == ([], 1_000)
 
@@ -567,20 +437,3 @@ def test_auto_is_native_for_a_run_of_middle_length_and_else_takes_no_slow_compil
         got = run(1_000, step=step, backend="auto")
     assert_agrees(got, run(1_000, step=step, backend="eager"), INIT)
     assert ran == []
-
-
-@pytest.mark.usefixtures("nothing_compiled")
-def test_auto_replays_what_inductor_cannot_compile(monkeypatch):
-    def no_compiler(*args):
-        raise gd.BackendError("there is no compiler")
-
-    monkeypatch.setattr("gdfunc._scan._scan._WORTH_TRACING", 1)
-    monkeypatch.setattr(backends, "WORTH_COMPILING", 1)
-    monkeypatch.setattr(backends, "_said", set())
-    monkeypatch.setattr(_inductor, "_compile", no_compiler)
-    monkeypatch.setattr(native, "_compiled", no_compiler)
-    with pytest.warns(UserWarning, match="backend='auto' steps back: there is no compiler") as told:
-        assert_agrees(run(backend="auto"), run(backend="eager"), INIT)
-    assert len(told) == 1
-    with pytest.raises(gd.BackendError, match="there is no compiler"):
-        run()
