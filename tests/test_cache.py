@@ -37,18 +37,18 @@ def test_directory_open_to_others_is_refused_before_anything_is_compiled(mode, b
     assert not list(cache.iterdir())
 
 
-def test_link_or_file_in_place_of_the_directory_is_refused(cache, tmp_path):
-    (tmp_path / "elsewhere").mkdir(mode=0o700)
-    cache.symlink_to(tmp_path / "elsewhere")
-    with refused(f"{cache} is a link or a file"):
-        private_directory()
-    cache.unlink()
-    cache.symlink_to(tmp_path / "nowhere")
-    with refused("cache directory cannot be made"):
-        private_directory()
-    cache.unlink()
-    cache.touch()
-    with refused(f"{cache} is a link or a file"):
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda cache: cache.symlink_to(cache.parent), "{} is a link or a file"),
+        (lambda cache: cache.symlink_to(cache.parent / "nowhere"), "cache directory cannot be made"),
+        (lambda cache: cache.touch(), "{} is a link or a file"),
+    ],
+)
+def test_link_or_file_in_place_of_the_directory_is_refused(make, message, cache):
+    cache.parent.chmod(0o700)
+    make(cache)
+    with refused(message.format(cache)):
         private_directory()
 
 

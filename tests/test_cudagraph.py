@@ -16,14 +16,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gdfunc as gd
 from gdfunc._scan._body import Body, Loop
-from gdfunc._scan._loop import Bound, apply
+from gdfunc._scan._loop import Bound
 from gdfunc._scan.backends import _cudagraph, _replay
 from gdfunc._scan.trace._trace import trace
 from gdfunc.adjoints import Checkpoint
 
+from .assertions import assert_same_bits
 from .references import normal, storages
-
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+from .tables import needs_cuda
 
 
 class Graph(TorchDispatchMode):
@@ -103,11 +103,11 @@ def flat(xs):
 MOVING, CLOSED_OVER = body_of(moving, tuple(given_to(0, 1)[0]), given_to(0, 1)[1])
 
 
-def assert_same_bits(got, expected):
-    assert len(got) == len(expected)
-    for one, other in zip(got, expected, strict=True):
-        assert one.dtype == other.dtype
-        assert torch.equal(one, other)
+SMALL = [], [normal(1, 3)], [normal(2, 16, 3)], 16  # the arguments of a loop that makes one graph
+
+
+def small_body(f=lambda c, x: (c - x, c)):
+    return body_of(f, normal(1, 3), normal(2, 1, 3))
 
 
 @contextlib.contextmanager
@@ -154,7 +154,7 @@ def test_results_are_new_and_stay_as_they_are(length, unroll):
 
 
 def test_one_graph_for_all_lengths_and_values():
-    body, consts = body_of(lambda c, x: (c * SCALE + x, c), normal(1, 3), normal(2, 1, 3))
+    body, consts = small_body(lambda c, x: (c * SCALE + x, c))
     for seed, length in enumerate((16, 17, 64, 31)):
         with graphs_made(seed == 0):
             changed, init, xs = [normal(seed, 3)], [normal(seed, 3)], [normal(seed, length, 3)]
@@ -166,7 +166,7 @@ def test_one_graph_for_all_lengths_and_values():
 
 
 def test_a_short_loop_makes_no_graph():
-    body, consts = body_of(lambda c, x: (c - x, c), normal(1, 3), normal(2, 1, 3))
+    body, consts = small_body()
     with graphs_made(0):
         on_cpu(body, consts, [normal(1, 3)], [normal(2, 15, 3)], 15)
         on_cpu(body, consts, [normal(1, 3)], [normal(2, 3, 3)], 3, 4)
@@ -174,29 +174,27 @@ def test_a_short_loop_makes_no_graph():
 
 @pytest.mark.parametrize("setting", ["deterministic", "precision"])
 def test_a_graph_belongs_to_the_settings_it_was_made_under(setting):
-    body, _ = body_of(lambda c, x: (c - x, c), normal(1, 3), normal(2, 1, 3))
-    inputs = [], [normal(1, 3)], [normal(2, 16, 3)], 16
+    body, _ = small_body()
     precision = torch.get_float32_matmul_precision()
     try:
         with graphs_made(2):
-            on_cpu(body, *inputs)
+            on_cpu(body, *SMALL)
             if setting == "precision":
                 torch.set_float32_matmul_precision("medium")
             else:
                 torch.use_deterministic_algorithms(True)
-            on_cpu(body, *inputs)
+            on_cpu(body, *SMALL)
     finally:
         torch.set_float32_matmul_precision(precision)
         torch.use_deterministic_algorithms(False)
 
 
 def test_a_graph_made_in_inference_mode_serves_outside_of_it():
-    body, _ = body_of(lambda c, x: (c - x, c), normal(1, 3), normal(2, 1, 3))
-    inputs = [], [normal(1, 3)], [normal(2, 16, 3)], 16
+    body, _ = small_body()
     with torch.inference_mode():
-        first = on_cpu(body, *inputs)
+        first = on_cpu(body, *SMALL)
     with graphs_made(0):
-        assert_same_bits(on_cpu(body, *inputs), first)
+        assert_same_bits(on_cpu(body, *SMALL), first)
 
 
 class Crowded(Graph):
@@ -217,15 +215,14 @@ class Crowded(Graph):
 
 
 def test_threads_take_turns_at_one_graph():
-    body, consts = body_of(lambda c, x: (c * SCALE + x, c), normal(1, 3), normal(2, 1, 3))
+    body, consts = small_body(lambda c, x: (c * SCALE + x, c))
 
     def inputs(seed):
         return consts, [normal(seed, 3)], [normal(seed + 1, 21, 3)], 21
 
     with graphs_made(1), ThreadPoolExecutor(8) as threads:
-        got = list(
-            threads.map(lambda seed: _cudagraph.in_blocks(Crowded, body, *inputs(seed), 4), range(16))
-        )
+        run = lambda seed: _cudagraph.in_blocks(Crowded, body, *inputs(seed), 4)  # noqa: E731
+        got = list(threads.map(run, range(16)))
     assert Crowded.most == 1
     for seed, results in enumerate(got):
         assert_same_bits(results, _replay.run(body, *inputs(seed)))
@@ -233,12 +230,10 @@ def test_threads_take_turns_at_one_graph():
 
 def loops(runner, inner, outer):
     """A loop over a loop, as Checkpoint makes them."""
-    body, consts = body_of(lambda c, x: (torch.sin(c) + x, c * 2), normal(1, 3), normal(2, 1, 3))
+    body, consts = small_body(lambda c, x: (torch.sin(c) + x, c * 2))
     length = inner * outer
-    loop = Loop(body, length)
-    return lambda: Checkpoint(inner).run(
-        Bound(loop, runner), consts, [normal(1, 3)], [normal(2, length, 3)]
-    )
+    bound = Bound(Loop(body, length), runner)
+    return lambda: Checkpoint(inner).run(bound, consts, [normal(1, 3)], [normal(2, length, 3)])
 
 
 @pytest.mark.parametrize(
@@ -260,19 +255,13 @@ def test_a_loop_in_a_loop_goes_into_the_graph_unless_too_long(inner, outer, grap
 
 
 @pytest.mark.parametrize("every", [None, 7])
-def test_the_rules_of_the_primitive(every):
-    body, consts = body_of(lambda c, x: (torch.sin(c * SCALE) + x, c), normal(1, 3), normal(2, 1, 3))
-
+def test_derivatives_of_the_primitive_are_those_of_the_replay(every):
+    body, consts = small_body(lambda c, x: (torch.sin(c * SCALE) + x, c))
     init = normal(1, 3)
 
     def loss(runner, scale, x):
-        loop = Loop(body, 37)
-        inputs = [scale], [init], [x]
-        carry, ys = (
-            apply(loop, runner, *inputs)
-            if every is None
-            else Checkpoint(every).run(Bound(loop, runner), *inputs)
-        )
+        inputs, bound = ([scale], [init], [x]), Bound(Loop(body, 37), runner)
+        carry, ys = Checkpoint(every).run(bound, *inputs) if every else bound(*inputs)
         return (carry**2).sum() + (ys**3).mean()
 
     assert len(consts) == 1
@@ -317,14 +306,13 @@ def while_handling_another(run):
 @pytest.mark.parametrize("record", [Refused, RefusedAtOnce])
 @pytest.mark.parametrize("around", [lambda run: run(), while_handling_another])
 def test_a_loop_that_cannot_be_recorded_says_why_and_is_not_tried_again(record, around):
-    body, _ = body_of(lambda c, x: (c + x, None), normal(1, 3), normal(2, 1, 3))
-    inputs = [], [normal(1, 3)], [normal(2, 16, 3)], 16
+    body, _ = small_body(lambda c, x: (c + x, None))
     reason = "a CUDA graph cannot record this loop (operation not permitted when stream is capturing); use"
     for count in (1, 0):
         with graphs_made(count), pytest.raises(gd.BackendError, match=re.escape(reason)):
-            around(partial(_cudagraph.in_blocks, record, body, *inputs))
+            around(partial(_cudagraph.in_blocks, record, body, *SMALL))
     with graphs_made(1):
-        assert_same_bits(on_cpu(body, *inputs), _replay.run(body, *inputs))
+        assert_same_bits(on_cpu(body, *SMALL), _replay.run(body, *SMALL))
 
 
 class Full(Graph):
@@ -340,18 +328,15 @@ class Full(Graph):
 
 
 def test_a_loop_for_which_memory_was_short_is_tried_again():
-    body, _ = body_of(lambda c, x: (c * x, None), normal(1, 3), normal(2, 1, 3))
-    inputs = [], [normal(1, 3)], [normal(2, 16, 3)], 16
+    body, _ = small_body(lambda c, x: (c * x, None))
     with pytest.raises(torch.OutOfMemoryError):
-        _cudagraph.in_blocks(Full, body, *inputs)
-    assert_same_bits(_cudagraph.in_blocks(Full, body, *inputs), _replay.run(body, *inputs))
+        _cudagraph.in_blocks(Full, body, *SMALL)
+    assert_same_bits(_cudagraph.in_blocks(Full, body, *SMALL), _replay.run(body, *SMALL))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
 def test_without_cuda_one_sentence():
-    with pytest.raises(
-        gd.BackendError, match=r"^backend='cudagraph' needs a CUDA device, and torch finds none"
-    ):
+    with pytest.raises(gd.BackendError, match=r"^backend='cudagraph' needs a CUDA device, and .* none"):
         gd.scan(lambda c, x: (c + x, c), torch.zeros(2), torch.zeros(3, 2), backend="cudagraph")
 
 
@@ -386,6 +371,12 @@ def cuda_body():
     return body_of(f, tuple(init), xs)
 
 
+def assert_close_on_cuda(got, expected):
+    for one, other in zip(got, expected, strict=True):
+        assert one.device == other.device
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
 @needs_cuda
 @pytest.mark.parametrize(("length", "unroll"), [(5, 1), (16, 1), (37, 1), (12, 4), (13, 4)])
 def test_on_cuda_it_is_the_loop(length, unroll):
@@ -393,9 +384,7 @@ def test_on_cuda_it_is_the_loop(length, unroll):
     for seed in range(2):
         init, xs = cuda_inputs(seed, length)
         got = _cudagraph.run(body, consts, init, xs, length, unroll)
-        for one, other in zip(got, _replay.run(body, consts, init, xs, length), strict=True):
-            assert one.device == other.device
-            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+        assert_close_on_cuda(got, _replay.run(body, consts, init, xs, length))
 
 
 @needs_cuda
@@ -414,18 +403,16 @@ def test_on_cuda_streams_take_turns_at_one_graph():
     with ThreadPoolExecutor(4) as threads:
         for results, answer in zip(threads.map(work, range(8)), expected, strict=True):
             for result in results:
-                for one, other in zip(result, answer, strict=True):
-                    torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+                assert_close_on_cuda(result, answer)
 
 
 @needs_cuda
 def test_on_cuda_a_failed_capture_leaves_all_as_it_was():
-    body, consts = body_of(
-        lambda c, x: (c.cpu().cuda() + x, None), torch.zeros(2).cuda(), torch.zeros(1, 2).cuda()
-    )
+    init, xs = torch.zeros(2).cuda(), torch.ones(16, 2).cuda()
+    body, consts = body_of(lambda c, x: (c.cpu().cuda() + x, None), init, xs)
     stream = torch.cuda.current_stream()
     with pytest.raises(gd.BackendError, match="a CUDA graph cannot record this loop"):
-        _cudagraph.run(body, consts, [torch.zeros(2).cuda()], [torch.ones(16, 2).cuda()], 16)
+        _cudagraph.run(body, consts, [init], [xs], 16)
     assert torch.cuda.current_stream() == stream
     assert not torch.cuda.is_current_stream_capturing()
     test_on_cuda_it_is_the_loop(37, 1)
@@ -441,5 +428,4 @@ def test_on_cuda_within_a_capture_of_the_users():
     with torch.cuda.graph(graph):
         results = _cudagraph.run(body, consts, init, xs, 20)
     graph.replay()
-    for one, other in zip(results, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    assert_close_on_cuda(results, expected)

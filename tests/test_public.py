@@ -92,7 +92,10 @@ def blocks(page, language="python"):
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+@each_page
 def test_blocks_of_a_page_run_in_order(page):
     """A block may use what the blocks before it made; what it prints is checked if output follows."""
     globs, report, parser = {}, [], doctest.DocTestParser()
@@ -106,7 +109,7 @@ def test_blocks_of_a_page_run_in_order(page):
         assert not report, "".join(report)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@each_page
 def test_links_of_a_page_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
     assert not [link for link in links if not (page.parent / link).exists()]
