@@ -333,7 +333,11 @@ def renamed(thing, name):
     return reader([thing, lambda: thing.rate]), change
 
 
-def made_by_a_library(cls):
+TORCHS = {"__module__": "torch.made_up"}
+
+
+def made(cls):
+    """A class that says that it is the library's that made it."""
     return lambda: cls.value, replace(cls, "value", 2)
 
 
@@ -365,9 +369,9 @@ def remade(cls=Model):
 DESCRIPTORS = ("__dict__", "__weakref__")
 
 
-def of_class(name, new):
-    cls = remade()
-    return reader(cls(0.5)), replace(cls, name, new)
+def of_class(name, new, original=Model):
+    cls = remade(original)
+    return reader([cls, cls() if original is Model else None]), replace(cls, name, new)
 
 
 def of_renamed():
@@ -381,14 +385,8 @@ def of_renamed():
     return reader(cls), change
 
 
-def of_base():
-    base = remade()
-    return reader(type("Derived", (base,), {})()), replace(base, "gain", 4.0)
-
-
-def of_metaclass():
-    meta = type("Meta", (type,), {"scale": 2.0})
-    return reader(meta("Made", (), {})), replace(meta, "scale", 3.0)
+def of_base(base, derive):
+    return reader(derive(base)), replace(base, "gain", 4.0)
 
 
 def of_function(f, name, new):
@@ -410,10 +408,6 @@ def behind(wrap):
 
 CHANGES = {
     "cell: int": lambda: cell(1, 2),
-    "cell: 0.0 to -0.0": lambda: cell(0.0, -0.0),
-    "cell: 1 to 1.0": lambda: cell(1, 1.0),
-    "cell: 1 to True": lambda: cell(1, True),
-    "cell: 1.0 to nan": lambda: cell(1.0, NAN),
     "cell: tensor to number": lambda: cell(ONES, 1.0),
     "code": lambda: of_function(with_default, "__code__", (lambda carry, rate=2.0: carry - rate).__code__),
     "default": lambda: of_function(with_default, "__defaults__", (3.0,)),
@@ -422,19 +416,16 @@ CHANGES = {
     "list entry": lambda: entry([1, 2], 1, 3),
     "nested list entry": lambda: called([], "append", 1, lambda x: reader({"a": (x,)})),
     "dict entry": lambda: entry({"a": 1}, "a", 2),
-    "new dict entry": lambda: entry({"a": 1}, "b", 1),
     "ordered dict": lambda: called(collections.OrderedDict(a=1, b=1), "move_to_end", "a"),
     "attribute of an ordered dict": lambda: attribute(collections.OrderedDict, "scale", 2.0),
     "set": lambda: called({1, 2}, "add", 5),
     "array entry": lambda: entry(np.zeros(3), 1, 1.0),
-    "array entry to -0.0": lambda: entry(np.zeros(3), 1, -0.0),
     "attribute": lambda: attribute(Model, "rate", 0.25),
     "new attribute": lambda: attribute(Model, "other", 0.25),
     "attribute of an attribute": lambda: attribute(Model, "rate", 1, lambda x: reader(Model(options=x))),
     "slot": lambda: attribute(lambda: Slotted(1), "rate", 2),
     "empty slot": lambda: attribute(lambda: Slotted(1), "empty", 2),
     "field of a dataclass": lambda: attribute(Config, "rate", 0.25),
-    "namespace": lambda: attribute(lambda: types.SimpleNamespace(a=1), "a", 2),
     "self of a method": lambda: attribute(Model, "rate", 0.25, lambda model: model.step),
     "partial argument": lambda: called([], "append", 1, lambda x: functools.partial(named, x)),
     "attribute of a partial": lambda: attribute(lambda: functools.partial(named), "x", 1, lambda f: f),
@@ -443,26 +434,20 @@ CHANGES = {
     "attribute of a class in dunders": lambda: of_class("__gain__", 4.0),
     "method": lambda: of_class("step", lambda self, carry: carry),
     "property": lambda: of_class("doubled", property(lambda self: 0.0)),
-    "cached property": lambda: attribute(
-        lambda: remade(Shape), "area", functools.cached_property(lambda self: 0.0)
-    ),
+    "cached property": lambda: of_class("area", functools.cached_property(lambda self: 0.0), Shape),
     "name of a class attribute": of_renamed,
-    "attribute of a base class": of_base,
-    "attribute of a metaclass": of_metaclass,
-    "attribute of an abstract class": lambda: attribute(lambda: remade(Shape), "side", 2.0),
+    "attribute of a base class": lambda: of_base(remade(), lambda base: type("Derived", (base,), {})()),
+    "attribute of a metaclass": lambda: of_base(
+        type("Meta", (type,), {}), lambda meta: meta("Made", (), {})
+    ),
+    "attribute of an abstract class": lambda: of_class("side", 2.0, Shape),
     "training": lambda: of_net(lambda linear, dropout: dropout.train(False)),
     "setting of a module": lambda: of_net(lambda linear, dropout: setattr(dropout, "p", 0.25)),
     "hook": lambda: of_net(lambda linear, dropout: linear.register_forward_hook(lambda *args: None)),
     "module of another name": lambda: renamed(types.ModuleType("torch.made_up"), "__name__"),
-    "class of another module": lambda: renamed(
-        type("Made", (), {"__module__": "torch.made_up"}), "__module__"
-    ),
-    "class that types made": lambda: made_by_a_library(
-        types.new_class("Made", exec_body=lambda d: d.update(value=1))
-    ),
-    "dataclass that was made": lambda: made_by_a_library(
-        dataclasses.make_dataclass("Made", [("value", int, 1)])
-    ),
+    "class of another module": lambda: renamed(type("Made", (), TORCHS), "__module__"),
+    "class that types made": lambda: made(types.new_class("Made", exec_body=lambda d: d.update(value=1))),
+    "dataclass that was made": lambda: made(dataclasses.make_dataclass("Made", [("value", int, 1)])),
     "attribute of a tensor": lambda: attribute(lambda: torch.ones(3), "scale", 2.0),
     "behind a step": lambda: behind(lambda scale: gd.make_step(lambda params, batch: params * scale[0])),
     "behind a function of torch": lambda: behind(lambda scale: vmap(grad(lambda x: x * scale[0]))),
@@ -479,21 +464,11 @@ def test_a_change_changes_the_key(name):
     assert before is None or key(f) != before
 
 
-@pytest.mark.parametrize(
-    "f",
-    [
-        named,
-        nested,
-        posing,
-        cached,
-        functools.partial(nested),
-        reader([nested]),
-        reader(Square()),
-        types.SimpleNamespace(f=named),
-        lambda carry: [SCALE for _ in carry],
-        lambda carry: (lambda: lambda: SCALE)(),
-    ],
-)
+GLOBAL = [named, nested, posing, cached, functools.partial(nested), reader([nested]), reader(Square())]
+GLOBAL += [types.SimpleNamespace(f=named), lambda c: [SCALE for _ in c], lambda: (lambda: lambda: SCALE)()]
+
+
+@pytest.mark.parametrize("f", GLOBAL)
 def test_a_global_counts_however_deep(f, monkeypatch):
     before = key(f)
     monkeypatch.setitem(globals(), "SCALE", 3.0)
@@ -553,14 +528,13 @@ def test_a_script_that_shadows_the_standard_library_is_no_library(monkeypatch, t
     assert key(this.f) not in (before, None)
 
 
-@pytest.mark.parametrize(
-    "constants", [("1", "1.0", "True"), ("0.0", "-0.0", "0"), ("(1,)", "(1.0,)", "(True,)")]
-)
-@pytest.mark.parametrize(
-    "source", ["lambda: {}", "lambda: lambda: {}", "lambda x: x in {{{}}}", "lambda x={}: x"]
-)
+TEMPLATES = ["lambda: {}", "lambda: lambda: {}", "lambda x: x in {{{}}}", "lambda x={}: x"]
+
+
+@pytest.mark.parametrize("constants", ["1 1.0 True", "0.0 -0.0 0", "(1,) (1.0,) (True,)"])
+@pytest.mark.parametrize("source", TEMPLATES)
 def test_constants_of_the_code_count(constants, source):
-    keys = [key(eval(source.format(constant))) for constant in constants]
+    keys = [key(eval(source.format(constant))) for constant in constants.split()]
     assert len(set(keys)) == 3
 
 
@@ -662,16 +636,10 @@ def test_a_door_to_unreadable_state_gives_no_key_by_whatever_name(way, hold):
     assert key(eval("lambda: other_name", {"other_name": way})) is None
 
 
-class Unequal(type):
-    def __eq__(cls, other):
-        return cls is other
-
-    __hash__ = None
-
-
 def test_an_object_that_hides_its_parts_gives_no_key():
     layouts = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
-    for value in (Unequal("Made", (), {})(), layouts):
+    unhashable = type("Unhashable", (type,), {"__eq__": operator.is_, "__hash__": None})
+    for value in (unhashable("Made", (), {})(), layouts):
         assert key(reader([ONES, value])) is None
 
 

@@ -754,15 +754,12 @@ def test_threads_trace_and_compile_side_by_side():
 def test_another_number_of_members_is_neither_traced_nor_compiled(monkeypatch):
     xs, starts = tame(0, (20, 3)), tame(1, (7, 3))
     run = lambda start: gd.scan(descend, start, xs, backend="native")[0]  # noqa: E731
-    cases = {
-        "values": torch.func.vmap(run),
-        "gradients": torch.func.vmap(torch.func.grad(lambda start: run(start).sum())),
-    }
-    for case in cases.values():
+    cases = torch.func.vmap(run), torch.func.vmap(torch.func.grad(lambda start: run(start).sum()))
+    for case in cases:
         case(starts[:2])
     monkeypatch.setattr(_body, "graph_of", None)
     monkeypatch.setattr(native, "build", None)
-    for case in cases.values():
+    for case in cases:
         torch.testing.assert_close(case(starts), torch.stack([case(row[None])[0] for row in starts]))
 
 
@@ -882,7 +879,7 @@ UPDATES = {  # of a carry that is too large for registers: what may be overwritt
         c | {"a": (c["a"].view(8, 12) @ c["b"].view(12, 8) / 9).repeat(1, 2)[:, :12].flatten()}
     ),
     "the old one read after": lambda c: {"a": c["a"] + 1, "b": c["b"] + c["a"].exp()},
-    "the new one read after": lambda c: {"a": c["b"] + 1, "b": c["b"] - (c["b"] + 1 + c["a"]).sin()},
+    "the new one read after": lambda c: {"a": c["a"] + c["b"], "b": c["b"] - (c["a"] + c["b"]).sin()},
     "scattered": lambda c: c | {"a": c["a"].scatter_add(0, (c["b"].abs() * 9).long() % 96, c["a"]) / 2},
     "put together": lambda c: {"a": torch.cat([c["a"][48:] / 2, c["a"][:48]]), "b": c["b"]},
     "a row of it for all": lambda c: {"a": (c["a"].view(8, 12) + c["a"][:12]).flatten() / 2, "b": c["b"]},
@@ -892,18 +889,17 @@ UPDATES = {  # of a carry that is too large for registers: what may be overwritt
 
 
 @pytest.mark.parametrize("name", UPDATES)
-@pytest.mark.parametrize("inner", [False, True])
-def test_a_carry_is_overwritten_only_where_no_later_reader_needs_it(name, inner):
+def test_a_carry_is_overwritten_only_where_no_later_reader_needs_it(name):
     def f(carry, x):
         def once(c, _):
             return UPDATES[name](c), c["a"][::5] + x
 
-        return gd.scan(once, carry, None, 3) if inner else once(carry, None)
+        pairs = once(carry["flat"], None), gd.scan(once, carry["inner"], None, 3)
+        return {"flat": pairs[0][0], "inner": pairs[1][0]}, [y for _, y in pairs]
 
-    generator = torch.Generator().manual_seed(0)
-    init = {leaf: torch.randn(96, generator=generator, dtype=torch.float64) for leaf in "ab"}
+    init = {where: {"a": tame(0, (96,)), "b": tame(1, (96,))} for where in ("flat", "inner")}
     xs = torch.arange(4.0, dtype=torch.float64)
-    assert_same(lambda backend: gd.scan(f, init, xs, backend=backend), 1e-13, 1e-13)
+    assert_same(lambda backend: gd.scan(f, init, xs, backend=backend), 1e-12, 1e-12)
 
 
 @pytest.mark.parametrize(("ranks", "steps"), [("QUICK", 1_000), ("QUICK", 9_999), ("RANKED", 10_000)])

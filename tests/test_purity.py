@@ -26,7 +26,7 @@ class Holder:
     """An object that counts and keeps."""
 
     def __init__(self):
-        self.count, self.last, self.table = 0, None, {}
+        self.count, self.last = 0, None
 
 
 @pytest.fixture(autouse=True)
@@ -274,26 +274,6 @@ def test_noise_of_numpy_is_noise_in_every_step_of_a_run():
 def test_formatting_a_traced_tensor_is_refused_at_the_users_line(form):
     with pytest.raises(BackendError, match=r"formats or prints a tensor at .*test_purity.py:\d+"):
         gd.scan(lambda c, x: (c + x, [c, form(x)][0]), torch.zeros(3), STEPS, backend="native")
-
-
-def test_a_cache_may_be_filled_and_a_flag_set_once():
-    holder = Holder()
-
-    @functools.cache
-    def half(of):
-        return of / 2
-
-    def f(c, x):
-        holder.last = "seen"
-        if "table" not in holder.table:
-            holder.table["table"] = torch.arange(3.0), half(1.0)
-        return c + holder.table["table"][0] * x, c
-
-    got = gd.scan(f, torch.zeros(3), STEPS, backend="native")
-    assert holder.table == {} or all(type(t) is torch.Tensor for t in holder.table["table"][:1])
-    expected = gd.scan(f, torch.zeros(3), STEPS)
-    torch.testing.assert_close(got, expected)
-    assert (holder.last, holder.table["table"][1]) == ("seen", 0.5)
 
 
 @pytest.mark.usefixtures("no_segment_time")
