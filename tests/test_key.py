@@ -318,149 +318,149 @@ def test_keys_keep_alive_what_they_compare_by_identity():
 # Whatever changes, the key does.
 
 
-def replace(target, name, value):
-    return lambda: setattr(target, name, value)
+def setter(**attributes):
+    """A change that sets attributes."""
+
+    def change(x):
+        for name, value in attributes.items():
+            setattr(x, name, value)
+
+    return change
 
 
-def renamed(thing, name):
-    """A module or class that says at first that it is one of torch's."""
-
-    def change():
-        setattr(thing, name, "a_users")
-        thing.rate = 3.0
-
-    thing.rate = 2.0
-    return reader([thing, lambda: thing.rate]), change
+def item(key, value):
+    return lambda x: x.__setitem__(key, value)
 
 
-TORCHS = {"__module__": "torch.made_up"}
-
-
-def made(cls):
-    """A class that says that it is the library's that made it."""
-    return lambda: cls.value, replace(cls, "value", 2)
-
-
-def cell(value, new):
-    def f():
-        return value
-
-    return f, lambda: setattr(f.__closure__[0], "cell_contents", new)
-
-
-def attribute(make, name, new, read=lambda x: reader(x)):
-    x = make()
-    return read(x), replace(x, name, new)
-
-
-def called(x, method, argument, read=lambda x: reader(x)):
-    return read(x), lambda: getattr(x, method)(argument)
-
-
-def entry(x, index, new):
-    return reader(x), lambda: x.__setitem__(index, new)
+def itself(f):
+    return f
 
 
 def remade(cls=Model):
     """A class of its own, so that it may be changed."""
-    return type(cls.__name__, cls.__bases__, {k: v for k, v in vars(cls).items() if k not in DESCRIPTORS})
+    parts = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+    return type(cls.__name__, cls.__bases__, parts)
 
 
-DESCRIPTORS = ("__dict__", "__weakref__")
-
-
-def of_class(name, new, original=Model):
-    cls = remade(original)
-    return reader([cls, cls() if original is Model else None]), replace(cls, name, new)
-
-
-def of_renamed():
-    cls = type("Named", (), {})
-    cls.a = 1  # the last, as b will be
-
-    def change():
-        del cls.a
-        cls.b = 1
-
-    return reader(cls), change
-
-
-def of_base(base, derive):
-    return reader(derive(base)), replace(base, "gain", 4.0)
-
-
-def of_function(f, name, new):
+def function_of(f, **defaults):
     f = types.FunctionType(f.__code__, f.__globals__, f.__name__, f.__defaults__, f.__closure__)
-    f.__kwdefaults__ = {"rate": 2.0} if name == "__kwdefaults__" else None
-    return f, replace(f, name, new)
+    f.__kwdefaults__ = defaults
+    return f
 
 
-def of_net(change):
+def net():
     with torch.random.fork_rng():
-        net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5))
-    return reader(net), lambda: change(*net)
+        return torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5))
 
 
-def behind(wrap):
-    scale = [2.0]
-    return wrap(scale), lambda: scale.__setitem__(0, 3.0)
+def full_cell():
+    return reader(1)
 
 
-CHANGES = {
-    "cell: int": lambda: cell(1, 2),
-    "cell: tensor to number": lambda: cell(ONES, 1.0),
-    "code": lambda: of_function(with_default, "__code__", (lambda carry, rate=2.0: carry - rate).__code__),
-    "default": lambda: of_function(with_default, "__defaults__", (3.0,)),
-    "keyword default": lambda: of_function(with_kwdefault, "__kwdefaults__", {"rate": 3.0}),
-    "attribute of a function": lambda: of_function(named, "scale", 3.0),
-    "list entry": lambda: entry([1, 2], 1, 3),
-    "nested list entry": lambda: called([], "append", 1, lambda x: reader({"a": (x,)})),
-    "dict entry": lambda: entry({"a": 1}, "a", 2),
-    "ordered dict": lambda: called(collections.OrderedDict(a=1, b=1), "move_to_end", "a"),
-    "attribute of an ordered dict": lambda: attribute(collections.OrderedDict, "scale", 2.0),
-    "set": lambda: called({1, 2}, "add", 5),
-    "array entry": lambda: entry(np.zeros(3), 1, 1.0),
-    "attribute": lambda: attribute(Model, "rate", 0.25),
-    "new attribute": lambda: attribute(Model, "other", 0.25),
-    "attribute of an attribute": lambda: attribute(Model, "rate", 1, lambda x: reader(Model(options=x))),
-    "slot": lambda: attribute(lambda: Slotted(1), "rate", 2),
-    "empty slot": lambda: attribute(lambda: Slotted(1), "empty", 2),
-    "field of a dataclass": lambda: attribute(Config, "rate", 0.25),
-    "self of a method": lambda: attribute(Model, "rate", 0.25, lambda model: model.step),
-    "partial argument": lambda: called([], "append", 1, lambda x: functools.partial(named, x)),
-    "attribute of a partial": lambda: attribute(lambda: functools.partial(named), "x", 1, lambda f: f),
-    "class of an object": lambda: attribute(Model, "__class__", Child),
-    "class attribute": lambda: of_class("gain", 4.0),
-    "attribute of a class in dunders": lambda: of_class("__gain__", 4.0),
-    "method": lambda: of_class("step", lambda self, carry: carry),
-    "property": lambda: of_class("doubled", property(lambda self: 0.0)),
-    "cached property": lambda: of_class("area", functools.cached_property(lambda self: 0.0), Shape),
-    "name of a class attribute": of_renamed,
-    "attribute of a base class": lambda: of_base(remade(), lambda base: type("Derived", (base,), {})()),
-    "attribute of a metaclass": lambda: of_base(
-        type("Meta", (type,), {}), lambda meta: meta("Made", (), {})
+def rename_attribute(cls):
+    del cls.a
+    cls.b = 1
+
+
+def object_of(cls):
+    return reader([cls, type("Derived", (cls,), {})()])
+
+
+def rate_of(thing):
+    return reader([thing, lambda: thing.rate])
+
+
+def named_as_torchs(make, *args):
+    """Make a module or class that says at first that it is one of torch's."""
+    thing = make(*args)
+    thing.rate = 2.0
+    return thing
+
+
+def other_code(carry, rate=2.0):
+    return carry - rate
+
+
+CHANGES = {  # how a thing is made, how it is changed, and what reads it
+    "cell": (full_cell, lambda f: setattr(f.__closure__[0], "cell_contents", 2), itself),
+    "cell: tensor": (full_cell, lambda f: setattr(f.__closure__[0], "cell_contents", ONES), itself),
+    "code": (lambda: function_of(with_default), setter(__code__=other_code.__code__), itself),
+    "default": (lambda: function_of(with_default), setter(__defaults__=(3.0,)), itself),
+    "keyword default": (
+        lambda: function_of(with_kwdefault, rate=2.0),
+        setter(__kwdefaults__={"rate": 3.0}),
+        itself,
     ),
-    "attribute of an abstract class": lambda: of_class("side", 2.0, Shape),
-    "training": lambda: of_net(lambda linear, dropout: dropout.train(False)),
-    "setting of a module": lambda: of_net(lambda linear, dropout: setattr(dropout, "p", 0.25)),
-    "hook": lambda: of_net(lambda linear, dropout: linear.register_forward_hook(lambda *args: None)),
-    "module of another name": lambda: renamed(types.ModuleType("torch.made_up"), "__name__"),
-    "class of another module": lambda: renamed(type("Made", (), TORCHS), "__module__"),
-    "class that types made": lambda: made(types.new_class("Made", exec_body=lambda d: d.update(value=1))),
-    "dataclass that was made": lambda: made(dataclasses.make_dataclass("Made", [("value", int, 1)])),
-    "attribute of a tensor": lambda: attribute(lambda: torch.ones(3), "scale", 2.0),
-    "behind a step": lambda: behind(lambda scale: gd.make_step(lambda params, batch: params * scale[0])),
-    "behind a function of torch": lambda: behind(lambda scale: vmap(grad(lambda x: x * scale[0]))),
+    "attribute of a function": (lambda: function_of(named), setter(scale=3.0), itself),
+    "list": (lambda: [1, 2], item(1, 3)),
+    "nested list": (list, lambda x: x.append(1), lambda x: reader({"a": (x,)})),
+    "dict": (lambda: {"a": 1}, item("a", 2)),
+    "ordered dict": (lambda: collections.OrderedDict(a=1, b=1), lambda x: x.move_to_end("a")),
+    "attribute of an ordered dict": (collections.OrderedDict, setter(scale=2.0)),
+    "set": (lambda: {1, 2}, lambda x: x.add(5)),
+    "array": (lambda: np.zeros(3), item(1, 1.0)),
+    "attribute": (Model, setter(rate=0.25)),
+    "new attribute": (Model, setter(other=0.25)),
+    "attribute of an attribute": (Model, setter(rate=1), lambda x: reader(Model(options=x))),
+    "slot": (lambda: Slotted(1), setter(rate=2)),
+    "empty slot": (lambda: Slotted(1), setter(empty=2)),
+    "field of a dataclass": (Config, setter(rate=0.25)),
+    "self of a method": (Model, setter(rate=0.25), lambda model: model.step),
+    "partial argument": (list, lambda x: x.append(1), lambda x: functools.partial(named, x)),
+    "attribute of a partial": (lambda: functools.partial(named), setter(x=1), itself),
+    "class of an object": (Model, setter(__class__=Child)),
+    "class attribute": (remade, setter(gain=4.0), object_of),
+    "attribute of a class in dunders": (remade, setter(__gain__=4.0)),
+    "method": (remade, setter(step=lambda self, carry: carry), object_of),
+    "property": (remade, setter(doubled=property(lambda self: 0.0)), object_of),
+    "cached property": (lambda: remade(Shape), setter(area=functools.cached_property(lambda self: 0.0))),
+    "attribute of an abstract class": (lambda: remade(Shape), setter(side=2.0)),
+    "name of the last class attribute": (lambda: type("Named", (), {"a": 1}), rename_attribute),
+    "attribute of a metaclass": (
+        lambda: type("Meta", (type,), {}),
+        setter(gain=4.0),
+        lambda meta: reader(meta("Made", (), {})),
+    ),
+    "training": (net, lambda net: net[1].train(False)),
+    "setting of a module": (net, lambda net: setattr(net[1], "p", 0.25)),
+    "hook": (net, lambda net: net[0].register_forward_hook(lambda *args: None)),
+    "module of another name": (
+        lambda: named_as_torchs(types.ModuleType, "torch.made_up"),
+        setter(__name__="a_users", rate=3.0),
+        rate_of,
+    ),
+    "class of another module": (
+        lambda: named_as_torchs(type, "Made", (), {"__module__": "torch.made_up"}),
+        *(setter(__module__="a_users", rate=3.0), rate_of),
+    ),
+    "class that types made": (lambda: types.new_class("Made"), setter(rate=2)),
+    "dataclass that was made": (
+        lambda: dataclasses.make_dataclass("Made", [("rate", int, 1)]),
+        setter(rate=2),
+    ),
+    "attribute of a tensor": (lambda: torch.ones(3), setter(scale=2.0)),
+    "behind a step": (
+        lambda: [2.0],
+        item(0, 3.0),
+        lambda scale: gd.make_step(lambda params, batch: params * scale[0]),
+    ),
+    "behind a function of torch": (
+        lambda: [2.0],
+        item(0, 3.0),
+        lambda scale: vmap(grad(lambda x: x * scale[0])),
+    ),
 }
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_changes_the_key(name):
-    f, change = CHANGES[name]()
+    make, change, read = (*CHANGES[name], reader)[:3]
+    x = make()
+    f = read(x)
     before = key(f)
     assert before == key(f)
     assert (before is None) == (name == "attribute of a metaclass")
-    change()
+    change(x)
     assert before is None or key(f) != before
 
 
