@@ -61,14 +61,17 @@ def leaves(result):
 
 @pytest.fixture(autouse=True)
 def _poison(monkeypatch):
-    """New memory holds what makes a use of it show: no number, and no index."""
-    monkeypatch.setattr(_cudagraph, "_empty", lambda avals, empty=_cudagraph._empty: poisoned(empty(avals)))
+    """Fill new memory with NaN or with numbers that are no index, so that a use of it shows."""
 
+    def poisoned(avals, empty=_cudagraph._empty):
+        tensors = empty(avals)
+        for leaf in tensors:
+            leaf.fill_(
+                float("nan") if leaf.is_floating_point() else 1 if leaf.dtype == torch.bool else 10**6
+            )
+        return tensors
 
-def poisoned(tensors):
-    for leaf in tensors:
-        leaf.fill_(float("nan") if leaf.is_floating_point() else 1 if leaf.dtype == torch.bool else 10**6)
-    return tensors
+    monkeypatch.setattr(_cudagraph, "_empty", poisoned)
 
 
 on_cpu = partial(_cudagraph.in_blocks, Graph)
@@ -83,26 +86,29 @@ def body_of(f, init, xs):
 SCALE, TABLE = normal(1, 3), normal(2, 64, 3)
 
 
-def moving(carry, x):
-    """A table read at a counter, a swap, a carry that stays, and y's of several kinds."""
-    a, b, count, same = carry
-    new = torch.tanh(SCALE * b + x["a"]) + TABLE[count[None]][0]
-    return (b, new, count + 1, same), (a, x["a"], count > 3, x["b"])
+def moving(device="cpu"):
+    """A body with a table read at a counter, a swap, a carry that stays, and y's of several kinds."""
+    scale = (
+        SCALE if device == "cpu" else torch.tensor(0.9, dtype=torch.float64)
+    )  # on the CPU, as users have
+    table = TABLE.to(device)
+
+    def f(carry, x):
+        a, b, count, same = carry
+        new = torch.tanh(scale * b + x[0]) + table[count[None]][0]
+        return (b, new, count + 1, same), (a, x[0], count > 3, x[1])
+
+    init, xs = given_to(0, 1, device)
+    return body_of(f, tuple(init), xs)
 
 
-def given_to(seed, length):
+def given_to(seed, length, device="cpu"):
     init = [normal(seed, 3), normal(seed + 1, 3), torch.tensor(0), normal(seed + 2, 2)]
-    xs = {"a": normal(seed + 3, length, 3), "b": torch.arange(2 * length).reshape(length, 2)}
-    return init, xs
+    xs = [normal(seed + 3, length, 3), torch.arange(2 * length).reshape(length, 2)]
+    return [leaf.to(device) for leaf in init], [leaf.to(device) for leaf in xs]
 
 
-def flat(xs):
-    return list(xs.values())
-
-
-MOVING, CLOSED_OVER = body_of(moving, tuple(given_to(0, 1)[0]), given_to(0, 1)[1])
-
-
+MOVING, CLOSED_OVER = moving()
 SMALL = [], [normal(1, 3)], [normal(2, 16, 3)], 16  # the arguments of a loop that makes one graph
 
 
@@ -120,8 +126,8 @@ def graphs_made(count):
 @given(st.integers(0, 2**32), st.integers(1, 60), st.integers(1, 9))
 def test_blocks_and_what_is_left_over_are_the_loop(seed, length, unroll):
     init, xs = given_to(seed, length)
-    expected = _replay.run(MOVING, CLOSED_OVER, init, flat(xs), length)
-    assert_same_bits(on_cpu(MOVING, CLOSED_OVER, init, flat(xs), length, unroll), expected)
+    expected = _replay.run(MOVING, CLOSED_OVER, init, xs, length)
+    assert_same_bits(on_cpu(MOVING, CLOSED_OVER, init, xs, length, unroll), expected)
 
 
 @given(st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 5))
@@ -140,12 +146,12 @@ def test_loops_without_xs_or_ys_or_a_carry(seed, length, unroll):
 @pytest.mark.parametrize(("length", "unroll"), [(5, 1), (16, 1), (37, 1), (12, 4), (13, 4)])
 def test_results_are_new_and_stay_as_they_are(length, unroll):
     init, xs = given_to(3, length)
-    tensors = [*CLOSED_OVER, *init, *flat(xs)]
+    tensors = [*CLOSED_OVER, *init, *xs]
     before = [leaf.clone() for leaf in tensors]
-    first = on_cpu(MOVING, CLOSED_OVER, init, flat(xs), length, unroll)
+    first = on_cpu(MOVING, CLOSED_OVER, init, xs, length, unroll)
     held = [leaf.clone() for leaf in first]
     other, rows = given_to(4, length)
-    second = on_cpu(MOVING, CLOSED_OVER, other, flat(rows), length, unroll)
+    second = on_cpu(MOVING, CLOSED_OVER, other, rows, length, unroll)
     assert_same_bits(first, held)
     assert_same_bits(tensors, before)
     assert not torch.equal(first[1], second[1])
@@ -348,29 +354,6 @@ def test_tensors_elsewhere_are_named(monkeypatch, init, found):
         _cudagraph.run(body, consts, init, [], 20)
 
 
-def on_cuda(leaves):
-    return [leaf.cuda() for leaf in leaves]
-
-
-def cuda_inputs(seed, length):
-    init, xs = given_to(seed, length)
-    return on_cuda(init), on_cuda(flat(xs))
-
-
-def cuda_body():
-    table, scale = (
-        TABLE.cuda(),
-        torch.tensor(0.9, dtype=torch.float64),
-    )  # a number on the CPU, as users have
-
-    def f(carry, x):
-        a, b, count, same = carry
-        return (b, torch.tanh(scale * b + x[0]) + table[count[None]][0], count + 1, same), (a, x[0], x[1])
-
-    init, xs = cuda_inputs(0, 1)
-    return body_of(f, tuple(init), xs)
-
-
 def assert_close_on_cuda(got, expected):
     for one, other in zip(got, expected, strict=True):
         assert one.device == other.device
@@ -380,20 +363,20 @@ def assert_close_on_cuda(got, expected):
 @needs_cuda
 @pytest.mark.parametrize(("length", "unroll"), [(5, 1), (16, 1), (37, 1), (12, 4), (13, 4)])
 def test_on_cuda_it_is_the_loop(length, unroll):
-    body, consts = cuda_body()
+    body, consts = moving("cuda")
     for seed in range(2):
-        init, xs = cuda_inputs(seed, length)
+        init, xs = given_to(seed, length, "cuda")
         got = _cudagraph.run(body, consts, init, xs, length, unroll)
         assert_close_on_cuda(got, _replay.run(body, consts, init, xs, length))
 
 
 @needs_cuda
 def test_on_cuda_streams_take_turns_at_one_graph():
-    body, consts = cuda_body()
-    expected = [_replay.run(body, consts, *cuda_inputs(seed, 48), 48) for seed in range(8)]
+    body, consts = moving("cuda")
+    expected = [_replay.run(body, consts, *given_to(seed, 48, "cuda"), 48) for seed in range(8)]
 
     def work(seed):
-        init, xs = cuda_inputs(seed, 48)
+        init, xs = given_to(seed, 48, "cuda")
         torch.cuda.synchronize()
         with torch.cuda.stream(torch.cuda.Stream()):
             results = [_cudagraph.run(body, consts, init, xs, 48) for _ in range(20)]
@@ -420,9 +403,9 @@ def test_on_cuda_a_failed_capture_leaves_all_as_it_was():
 
 @needs_cuda
 def test_on_cuda_within_a_capture_of_the_users():
-    body, consts = cuda_body()
-    consts = on_cuda(consts)
-    init, xs = cuda_inputs(1, 20)
+    body, consts = moving("cuda")
+    consts = [leaf.cuda() for leaf in consts]
+    init, xs = given_to(1, 20, "cuda")
     expected = _replay.run(body, consts, init, xs, 20)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
