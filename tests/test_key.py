@@ -147,34 +147,16 @@ def named(carry):
     return carry * SCALE
 
 
-def nested(carry):
-    def inner(carry):
-        return named(carry)
-
-    return inner(carry)
-
-
-def of_module(carry):
-    return carry * SETTINGS.scale
-
-
-def of_inner_module(carry):
-    return carry * SETTINGS.inner.depth
-
-
 def importing_name(carry):
     from settings_of_a_user import scale
 
     return carry * scale
 
 
-def importing_inside(carry):
-    def inner():
-        import settings_of_a_user
+def importing():
+    import settings_of_a_user
 
-        return settings_of_a_user.scale
-
-    return carry * inner()
+    return settings_of_a_user.scale
 
 
 def importing_relative(carry):
@@ -183,22 +165,8 @@ def importing_relative(carry):
     return carry * scale
 
 
-@functools.wraps(torch.nn.functional.relu)
-def posing(carry):
-    return carry * SCALE
-
-
-@functools.cache
-def cached():
-    return SCALE
-
-
-def with_default(carry, rate=2.0):
-    return carry * rate
-
-
-def with_kwdefault(carry, *, rate=2.0):
-    return carry * rate
+cached = functools.cache(lambda: SCALE)
+posing = functools.wraps(torch.nn.functional.relu)(lambda carry: carry * SCALE)
 
 
 # Remade closures.
@@ -362,32 +330,17 @@ def rename_attribute(cls):
     cls.b = 1
 
 
-def object_of(cls):
-    return reader([cls, type("Derived", (cls,), {})()])
-
-
-def rate_of(thing):
-    return reader([thing, lambda: thing.rate])
-
-
-def named_as_torchs(make, *args):
-    """Make a module or class that says at first that it is one of torch's."""
-    thing = make(*args)
-    thing.rate = 2.0
-    return thing
-
-
-def other_code(carry, rate=2.0):
-    return carry - rate
-
-
 CHANGES = {  # how a thing is made, how it is changed, and what reads it
     "cell": (full_cell, lambda f: setattr(f.__closure__[0], "cell_contents", 2), itself),
     "cell: tensor": (full_cell, lambda f: setattr(f.__closure__[0], "cell_contents", ONES), itself),
-    "code": (lambda: function_of(with_default), setter(__code__=other_code.__code__), itself),
-    "default": (lambda: function_of(with_default), setter(__defaults__=(3.0,)), itself),
+    "code": (
+        lambda: function_of(lambda rate=2.0: rate),
+        setter(__code__=(lambda rate=2.0: -rate).__code__),
+        itself,
+    ),
+    "default": (lambda: function_of(lambda rate=2.0: rate), setter(__defaults__=(3.0,)), itself),
     "keyword default": (
-        lambda: function_of(with_kwdefault, rate=2.0),
+        lambda: function_of(lambda *, rate: rate, rate=2.0),
         setter(__kwdefaults__={"rate": 3.0}),
         itself,
     ),
@@ -409,10 +362,14 @@ CHANGES = {  # how a thing is made, how it is changed, and what reads it
     "partial argument": (list, lambda x: x.append(1), lambda x: functools.partial(named, x)),
     "attribute of a partial": (lambda: functools.partial(named), setter(x=1), itself),
     "class of an object": (Model, setter(__class__=Child)),
-    "class attribute": (remade, setter(gain=4.0), object_of),
+    "attribute of a base class": (
+        remade,
+        setter(gain=4.0),
+        lambda cls: reader(type("Derived", (cls,), {})()),
+    ),
     "attribute of a class in dunders": (remade, setter(__gain__=4.0)),
-    "method": (remade, setter(step=lambda self, carry: carry), object_of),
-    "property": (remade, setter(doubled=property(lambda self: 0.0)), object_of),
+    "method": (remade, setter(step=lambda self, carry: carry)),
+    "property": (remade, setter(doubled=property(lambda self: 0.0)), lambda cls: reader(cls())),
     "cached property": (lambda: remade(Shape), setter(area=functools.cached_property(lambda self: 0.0))),
     "attribute of an abstract class": (lambda: remade(Shape), setter(side=2.0)),
     "name of the last class attribute": (lambda: type("Named", (), {"a": 1}), rename_attribute),
@@ -425,13 +382,12 @@ CHANGES = {  # how a thing is made, how it is changed, and what reads it
     "setting of a module": (net, lambda net: setattr(net[1], "p", 0.25)),
     "hook": (net, lambda net: net[0].register_forward_hook(lambda *args: None)),
     "module of another name": (
-        lambda: named_as_torchs(types.ModuleType, "torch.made_up"),
-        setter(__name__="a_users", rate=3.0),
-        rate_of,
+        lambda: types.ModuleType("torch.made_up"),
+        *(setter(__name__="a_users", rate=3.0), lambda module: lambda: module.rate),
     ),
     "class of another module": (
-        lambda: named_as_torchs(type, "Made", (), {"__module__": "torch.made_up"}),
-        *(setter(__module__="a_users", rate=3.0), rate_of),
+        lambda: type("Made", (), {"__module__": "torch.made_up", "rate": 2.0}),
+        setter(__module__="a_users", rate=3.0),
     ),
     "class that types made": (lambda: types.new_class("Made"), setter(rate=2)),
     "dataclass that was made": (
@@ -464,7 +420,8 @@ def test_a_change_changes_the_key(name):
     assert before is None or key(f) != before
 
 
-GLOBAL = [named, nested, posing, cached, functools.partial(nested), reader([nested]), reader(Square())]
+NESTED = lambda: (lambda: named(1))()  # noqa: E731
+GLOBAL = [named, NESTED, posing, cached, functools.partial(NESTED), reader([NESTED]), reader(Square())]
 GLOBAL += [types.SimpleNamespace(f=named), lambda c: [SCALE for _ in c], lambda: (lambda: lambda: SCALE)()]
 
 
@@ -479,7 +436,9 @@ def test_a_global_counts_however_deep(f, monkeypatch):
     assert key(f) == before
 
 
-@pytest.mark.parametrize("f", [of_module, importing_name, importing_inside, importing_relative])
+@pytest.mark.parametrize(
+    "f", [lambda: SETTINGS.scale, importing_name, lambda: importing(), importing_relative]
+)
 def test_an_attribute_of_a_module_counts_if_it_is_named(f, monkeypatch):
     for name in ("settings_of_a_user", f"{__package__}.settings_of_a_user"):
         monkeypatch.setitem(sys.modules, name, SETTINGS)
@@ -508,8 +467,8 @@ def importing_dotted(carry):
 def test_modules_in_modules_in_cells_and_in_attributes_count(monkeypatch):
     monkeypatch.setitem(sys.modules, "settings_of_a_user", SETTINGS)
     model = types.SimpleNamespace(options=SETTINGS)
-    readers = of_inner_module, importing_dotted, reader([of_inner_module, model])
-    for f in (*readers, lambda: model.options.inner.depth):
+    inner = lambda: SETTINGS.inner.depth  # noqa: E731
+    for f in (inner, importing_dotted, reader([inner, model]), lambda: model.options.inner.depth):
         before = key(f)
         with monkeypatch.context() as patch:
             patch.setattr(SETTINGS.inner, "depth", 4)

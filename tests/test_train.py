@@ -2,10 +2,7 @@
 
 import functools
 import io
-import os
-import signal
 import sys
-import threading
 
 import numpy as np
 import pytest
@@ -256,27 +253,6 @@ def test_an_interrupt_before_the_first_segment_gives_the_start():
     assert caught.value.state["w"].equal(INIT["w"])
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGINT") or os.name == "nt", reason="sends a POSIX signal")
-def test_a_real_ctrl_c_stops_a_long_run():
-    index = gd.full_batch(12, 10**6)
-    reached = threading.Event()
-
-    def watch(done, steps):
-        if done > 100 and not reached.is_set():
-            reached.set()
-            os.kill(os.getpid(), signal.SIGINT)
-
-    # A shell that starts this in the background lets it ignore the signal.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(gd.TrainingInterrupted) as caught:
-            run(index=index, progress=watch, every=50)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert 100 < caught.value.step < 10**5
-    assert len(caught.value.trajectory.loss) == -(-caught.value.step // 50)
-
-
 def poisoned(at):
     """Data whose sample `at` is NaN, visited by step `at` alone."""
     x, y = (leaf.clone() for leaf in DATA)
@@ -379,15 +355,6 @@ def test_stop_is_a_break(kind, rule, size, lr, length, every, seconds):
     assert (int(trajectory.steps), bool(trajectory.diverged)) == (steps, diverged)
     assert trajectory.step.tolist() == list(range(0, steps, every))
     assert trajectory.loss.tolist() == [float(loss) for loss in losses]
-
-
-@pytest.mark.parametrize("every", [1, 4])
-def test_a_run_that_never_stops_is_the_run_without_stop(every):
-    final, whole = run(record=EVERYTHING, every=every)
-    same, watched = run(record=EVERYTHING, every=every, stop=lambda carry, loss: loss < 0)
-    assert (int(watched.steps), bool(watched.diverged)) == (15, False)
-    del watched.steps, watched.diverged
-    assert_same_bits((same, watched), (final, whole))
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 20])
