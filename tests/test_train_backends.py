@@ -123,8 +123,8 @@ def test_inputs_are_left_alone_and_outputs_are_the_callers_own(backend):
     assert (fingerprint(inputs), fingerprint(outputs)) == (before, first)
 
 
-@each
 @pytest.mark.usefixtures("no_segment_time")
+@pytest.mark.parametrize("backend", ["eager", "native"])
 def test_a_run_keeps_neither_a_graph_nor_tensors_beyond_its_record(backend):
     init = {name: leaf.clone().requires_grad_() for name, leaf in INIT.items()}
     ends, alive = [], []
@@ -178,7 +178,7 @@ def compilations(monkeypatch):
 
 def test_another_lr_seed_data_step_or_length_compiles_nothing(traces, compilations, monkeypatch):
     run(40)
-    thinned(1.0, "inductor")
+    thinned(1.0, "native")
     traces.clear()
     compilations.clear()
     run(40, lr=0.01)
@@ -192,8 +192,8 @@ def test_another_lr_seed_data_step_or_length_compiles_nothing(traces, compilatio
     monkeypatch.setattr("gdfunc._train._drive._SEGMENT_SECONDS", 0.0)
     run(50)
     run(51, progress=lambda done, steps: None)
-    thinned(0.5, "inductor")
-    thinned(0.1, "inductor", lr=0.02, steps=28)
+    thinned(0.5, "native")
+    thinned(0.1, "native", lr=0.02, steps=28)
     assert not traces
     for _ in range(3):
         run(40, step=gd.make_step(lambda params, batch: linear_loss(params, batch)))
