@@ -78,7 +78,7 @@ def safe_ratio(a: Tensor, b: Tensor, at_zero: float = 0.0) -> Tensor:
     """Divide a by b. Where b is zero the ratio is `at_zero`, and its derivatives are zero."""
     # The inner where keeps the division's infinity out of the derivative.
     usable = b != 0
-    return torch.where(usable, a / torch.where(usable, b, torch.ones_like(b)), like(at_zero, a))
+    return torch.where(usable, a / torch.where(usable, b, 1.0), at_zero)
 
 
 def shrink(norm: Tensor, bound: Tensor) -> Tensor:

@@ -15,11 +15,11 @@ from torch.func import grad, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gdfunc as gd
-from gdfunc._scan._body import Body, Loop
+from gdfunc._scan._body import Body
 from gdfunc._scan._loop import Bound
 from gdfunc._scan.backends import _cudagraph, _replay
 from gdfunc._scan.trace._trace import trace
-from gdfunc.adjoints import Checkpoint
+from gdfunc.adjoints import Checkpoint, Reverse
 
 from .assertions import assert_same_bits
 from .references import normal, storages
@@ -238,8 +238,8 @@ def loops(runner, inner, outer):
     """A loop over a loop, as Checkpoint makes them."""
     body, consts = small_body(lambda c, x: (torch.sin(c) + x, c * 2))
     length = inner * outer
-    bound = Bound(Loop(body, length), runner)
-    return lambda: Checkpoint(inner).run(bound, consts, [normal(1, 3)], [normal(2, length, 3)])
+    loop = Bound(body, length, runner=runner)
+    return lambda: Checkpoint(inner).run(loop, consts, [normal(1, 3)], [normal(2, length, 3)])
 
 
 @pytest.mark.parametrize(
@@ -266,8 +266,9 @@ def test_derivatives_of_the_primitive_are_those_of_the_replay(every):
     init = normal(1, 3)
 
     def loss(runner, scale, x):
-        inputs, bound = ([scale], [init], [x]), Bound(Loop(body, 37), runner)
-        carry, ys = Checkpoint(every).run(bound, *inputs) if every else bound(*inputs)
+        loop = Bound(body, 37, runner=runner)
+        adjoint = Reverse() if every is None else Checkpoint(every)
+        carry, ys = adjoint.run(loop, [scale], [init], [x])
         return (carry**2).sum() + (ys**3).mean()
 
     assert len(consts) == 1

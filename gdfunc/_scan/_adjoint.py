@@ -1,5 +1,6 @@
 """What `scan` and `train` ask of an adjoint, and the one that a loop follows by itself."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,12 +20,12 @@ class Segments(NamedTuple):
     grain: int  # a segment is a multiple of so many blocks
 
 
-class Adjoint:
+class Adjoint(ABC):
     """How a derivative goes back through a loop."""
 
+    @abstractmethod
     def run(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
         """Run a traced loop of at least one step, so that its derivative is this adjoint's."""
-        raise NotImplementedError
 
     def segments(self, steps: int, every: int) -> Segments:
         """Plan a run of so many steps, in blocks of `every`."""
@@ -37,7 +38,7 @@ class Adjoint:
         """
         return final
 
-    def check_steps(self, steps: int) -> None:
+    def check_steps(self, steps: int) -> None:  # noqa: B027
         """Refuse a run that is too short."""
 
 
@@ -61,7 +62,7 @@ class Reverse(Adjoint):
     """
 
     def run(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
-        return loop(consts, init, xs)
+        return loop(*consts, *init, *xs)
 
 
 def check_adjoint(adjoint: Any) -> Adjoint:

@@ -1,9 +1,10 @@
 """A scan's body as a graph over plain tensors, and the loop over it: what a compiled backend receives."""
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -59,7 +60,7 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class Loop:
-    """A body, and how often and in which direction to run it. Who runs it is an argument of running."""
+    """A body, and how often and in which direction to run it; a loop inside a graph is a node's target."""
 
     body: "Body"
     length: int
@@ -67,6 +68,8 @@ class Loop:
     unroll: int = 1
     keeps: bool = False  # the last y's are the carry before each step, for the backward pass
     rule: "Rule | None" = None  # the backward pass, where it is not the reversed loop over those carries
+
+    __name__ = "nested_scan"  # torch.fx writes it into the graph's code
 
     def forward(self, runner: Runner, tensors: Leaves) -> list[Tensor]:
         """Run on plain tensors: a backend only goes forward, over contiguous ones."""
@@ -85,22 +88,26 @@ class Loop:
         return (*self.body.carry, *[aval.with_axis(self.length) for aval in self.body.y])
 
 
-@dataclass(frozen=True)
-class Nested:
-    """The target of a node that is a loop inside a graph; targets of equal loops are equal."""
-
-    loop: Loop
-    call: Callable[[Loop, Leaves], list[Tensor]]  # the primitive, for where no backend walks the graph
-
-    __name__ = "nested_scan"  # torch.fx writes it into the graph's code
-
-    def __call__(self, *tensors: Tensor) -> list[Tensor]:
-        return self.call(self.loop, tensors)
-
-
 def nested_loops(graph: fx.GraphModule) -> list[Loop]:
     """List the loops inside a graph, in order."""
-    return [node.target.loop for node in graph.graph.nodes if isinstance(node.target, Nested)]
+    return [node.target for node in graph.graph.nodes if isinstance(node.target, Loop)]
+
+
+def merged(leaves: Sequence[Any], flags: Sequence[bool], new: Iterable[Any]) -> list[Any]:
+    """Replace the flagged leaves by the next new ones."""
+    remaining = iter(new)
+    return [next(remaining) if flag else leaf for leaf, flag in zip(leaves, flags, strict=True)]
+
+
+def spread(leaves: Iterable[Tensor], flags: Sequence[bool]) -> list[Tensor | None]:
+    """Put the next leaves into the places that are flagged, None into the others."""
+    return merged([None] * len(flags), flags, leaves)
+
+
+def filled(moves: Sequence[Tensor | None], leaves: Leaves, flags: Sequence[bool]) -> list[Tensor]:
+    """List the flagged tangents or cotangents, with zeros for those that are None."""
+    pairs = compress(zip(moves, leaves, strict=True), flags)
+    return [torch.zeros_like(leaf) if move is None else move for move, leaf in pairs]
 
 
 class Members(NamedTuple):

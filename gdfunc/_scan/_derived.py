@@ -1,13 +1,13 @@
 """The bodies of derived loops: each is made once of another body, and kept with it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from itertools import compress, islice
 from typing import Any
 
 from torch import Tensor, fx
 from torch.func import jvp, vjp, vmap
 
-from ._body import BatchedBody, Body, Flags, Leaves, Members, Nested
+from ._body import BatchedBody, Body, Flags, Leaves, Loop, Members, merged
 
 
 def keeping(body: Body) -> Body:
@@ -22,11 +22,11 @@ def keeping(body: Body) -> Body:
     return body.derived["keeping"]
 
 
-def repeated(body: Body, inner: Nested) -> Body:
-    """Make the body whose step is a loop over this body."""
-    steps = inner.loop.length
-    x = tuple(aval.with_axis(steps) for aval in body.x)
-    return body.derive(("repeated", inner.loop), inner, body.consts, body.carry, x)
+def repeated(inner: Loop, function: Callable[..., list[Tensor]]) -> Body:
+    """Make the body whose step is a loop, given the function that runs it."""
+    body = inner.body
+    x = tuple(aval.with_axis(inner.length) for aval in body.x)
+    return body.derive(("repeated", inner), function, body.consts, body.carry, x)
 
 
 def batched(body: Body, size: int, inputs: Flags, results: Flags) -> Body:
@@ -56,7 +56,7 @@ def pushed(body: Body, inputs: Flags, y: Flags) -> Body:
             tangents += islice(rest, sum(flags))
 
         def f(*moved: Tensor) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-            results = body.graph(*_merged(primals, inputs, moved))
+            results = body.graph(*merged(primals, inputs, moved))
             return tuple(compress(results, (*carry, *y))), results[: len(carry)]
 
         moving = tuple(compress(primals, inputs))
@@ -82,10 +82,7 @@ def pulled(body: Body, inputs: Flags, y: Flags) -> Body:
         of_carry, sums = list(islice(rest, sum(carry))), list(islice(rest, sum(consts)))
         primals = [*of_consts, *islice(rest, len(carry) + len(x))]
 
-        def f(*moved: Tensor) -> tuple[Tensor, ...]:
-            return tuple(compress(body.graph(*_merged(primals, inputs, moved)), (*carry, *y)))
-
-        pull = vjp(f, *compress(primals, inputs))[1]
+        _, pull = pullback(body.graph, primals, inputs, (*carry, *y))
         pulled = iter(pull((*of_carry, *rest)))
         new_sums = [so_far + more for so_far, more in zip(sums, islice(pulled, len(sums)), strict=True)]
         return [*islice(pulled, len(of_carry)), *new_sums, *pulled]
@@ -99,7 +96,15 @@ def pulled(body: Body, inputs: Flags, y: Flags) -> Body:
     )
 
 
-def _merged(leaves: Leaves, flags: Flags, new: Iterable[Tensor]) -> list[Tensor]:
-    """Replace the flagged leaves."""
-    remaining = iter(new)
-    return [next(remaining) if flag else leaf for leaf, flag in zip(leaves, flags, strict=True)]
+def pullback(
+    function: Callable[..., Sequence[Tensor]],
+    leaves: Leaves,
+    inputs: Sequence[bool],
+    results: Sequence[bool],
+) -> tuple[tuple[Tensor, ...], Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]]:
+    """Call a function; return its flagged results, and their pullback to the flagged inputs."""
+
+    def f(*moved: Tensor) -> tuple[Tensor, ...]:
+        return tuple(compress(function(*merged(leaves, inputs, moved)), results))
+
+    return vjp(f, *compress(leaves, inputs))[:2]

@@ -7,8 +7,8 @@
 So a backend only ever runs a loop forward, on plain tensors; it is never differentiated through.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import compress, islice
 from typing import Any
 
@@ -22,7 +22,7 @@ from .._torch._modes import has_no_value, mode_of, no_dispatch_modes, valueless
 from .._torch._transforms import functionalization, is_transforming, may_be_differentiated
 from .._tree import Tree
 from . import _derived
-from ._body import Active, Avals, Body, Flags, Leaves, Loop, Nested, Runner
+from ._body import Active, Avals, Body, Flags, Leaves, Loop, Runner, filled, spread
 from .backends import replay, runner_of
 from .backends import step_back as step_back
 from .trace._purity import put_back
@@ -45,7 +45,7 @@ def run(
     """Trace a user's function, with the checks around it, and run the loop over its body."""
     traced = _traced(f, body, init, xs, seen)
     carry, structure = _tree.flatten(init)
-    loop = Bound(Loop(traced.body, length, reverse, unroll), runner_of(backend, steps))
+    loop = Bound(traced.body, length, reverse, unroll, runner=runner_of(backend, steps))
     results = through(loop, *_visible(traced.closed_over, carry, _tree.leaves(xs)))
     ys = results[len(carry) :]
     return _tree.unflatten(structure, results[: len(carry)]), _tree.unflatten(traced.y_structure, ys)
@@ -54,8 +54,7 @@ def run(
 def call(f: Callable[[], Tree], backend: str) -> Tree:
     """Run a function of nothing, as the one step of a loop."""
     traced = _traced(f, lambda carry, x: (carry, f()), None, None)
-    tensors = _visible(traced.closed_over, [], [])
-    ys = apply(Loop(traced.body, 1), runner_of(backend), *tensors)
+    ys = Bound(traced.body, 1, runner=runner_of(backend))(*_visible(traced.closed_over)[0])
     return _tree.unflatten(traced.y_structure, [y.squeeze(0) for y in ys])
 
 
@@ -88,65 +87,43 @@ def _visible(*tensors: list[Tensor]) -> Sequence[list[Tensor]]:
     return [[leaf if has_no_value(leaf) else leaf.view_as(leaf) for leaf in leaves] for leaves in tensors]
 
 
-def apply(loop: Loop, runner: Runner, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
-    """Run the loop with its rules: `[*carry, *ys]`."""
-    tensors = (*consts, *init, *xs)
-    if _is_plain(tensors):
-        return list(_Scan.forward(loop, runner, *tensors))
-    level: Any = functionalization()
-    if level is not None:  # autograd.Function has no rule for it, and needs none: a loop is pure
-        given = level.unwrap_tensors((consts, init, xs))
-        with level.redispatch_to_next():
-            results = apply(loop, runner, *given)
-        return list(level.wrap_tensors(results))
-    count = len(init) + len(loop.body.y)
-    if not loop.keeps and loop.rule is None and any(map(may_be_differentiated, tensors)):
-        loop = replace(loop, body=_derived.keeping(loop.body), keeps=True)
-    return list(_Scan.apply(loop, runner, *tensors)[:count])
-
-
 @dataclass(frozen=True)
-class Bound:
-    """A loop with its runner, as adjoints see it: a function `(consts, init, xs) -> [*carry, *ys]`."""
+class Bound(Loop):
+    """A loop with its runner: the function `(*consts, *init, *xs) -> [*carry, *ys]` with its rules."""
 
-    loop: Loop
-    runner: Runner
+    runner: Runner = field(default=replay, compare=False)  # of a loop inside a graph: the default
 
-    def __call__(self, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
-        return apply(self.loop, self.runner, consts, init, xs)
-
-    def but(self, **changes: Any) -> "Bound":
-        """Change fields of the loop."""
-        return replace(self, loop=replace(self.loop, **changes))
-
-    @property
-    def body(self) -> Body:
-        return self.loop.body
-
-    @property
-    def length(self) -> int:
-        return self.loop.length
-
-    @property
-    def reverse(self) -> bool:
-        return self.loop.reverse
+    def __call__(self, *tensors: Tensor) -> list[Tensor]:
+        if _is_plain(tensors):
+            return list(_Scan.forward(self, *tensors))
+        level: Any = functionalization()
+        if level is not None:  # autograd.Function has no rule for it, and needs none: a loop is pure
+            given = level.unwrap_tensors(tensors)
+            with level.redispatch_to_next():
+                results = self(*given)
+            return list(level.wrap_tensors(results))
+        loop = self
+        if not self.keeps and self.rule is None and any(map(may_be_differentiated, tensors)):
+            loop = replace(self, body=_derived.keeping(self.body), keeps=True)
+        return list(_Scan.apply(loop, *tensors)[: len(self.results)])
 
     def repeated(self, steps: int) -> Body:
         """Make the body whose step is this loop of so many steps."""
-        return _derived.repeated(self.body, Nested(replace(self.loop, length=steps), _call))
+        inner = replace(self, length=steps)
+        return _derived.repeated(inner, inner)
 
 
 class _Scan(torch.autograd.Function):
-    """The primitive; its inputs are a Loop, a Runner and the tensors that its body takes."""
+    """The primitive; its inputs are a loop and the tensors that its body takes."""
 
     @staticmethod
-    def forward(loop: Loop, runner: Runner, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(loop: Bound, *tensors: Tensor) -> tuple[Tensor, ...]:
         recorded = any(map(is_recorded, tensors))
-        return tuple(_as_node(loop, runner, tensors) if recorded else loop.forward(runner, tensors))
+        return tuple(_as_node(loop, tensors) if recorded else loop.forward(loop.runner, tensors))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.loop, ctx.runner, *tensors = inputs
+        ctx.loop, *tensors = inputs
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*[leaf for leaf in output if not leaf.is_floating_point()])
         carries = output[len(output) - len(ctx.loop.body.carry) :] if ctx.loop.keeps else ()
@@ -155,9 +132,9 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[Any, ...], loop: Loop, runner: Runner, *tensors: Tensor
+        info: Any, in_dims: tuple[Any, ...], loop: Bound, *tensors: Tensor
     ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
-        body, size, of_tensors = loop.body, info.batch_size, in_dims[2:]
+        body, size, of_tensors = loop.body, info.batch_size, in_dims[1:]
         given = tuple(dim is not None for dim in of_tensors)
         carry, y = body.dependent(given)
         pairs = zip(tensors, of_tensors, strict=True)
@@ -172,36 +149,34 @@ class _Scan(torch.autograd.Function):
         xs = tuple(leaf.movedim(0, 1) if flag else leaf for leaf, flag in zip(xs, of_xs, strict=True))
         new = _derived.batched(body, size, (*of_consts, *carry, *of_xs), (*carry, *y))
         dims = (*[0 if flag else None for flag in carry], *[1 if flag else None for flag in y])
-        return tuple(apply(replace(loop, body=new), runner, consts, init, xs)), dims
+        return tuple(replace(loop, body=new)(*consts, *init, *xs)), dims
 
     @staticmethod
-    def jvp(ctx: Any, _loop: None, _runner: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         loop, body = ctx.loop, ctx.loop.body
         if loop.rule is not None:
             loop.rule.push()
         inputs, carry, y = _active(body, [tangent is not None for tangent in tangents])
         leaves = ctx.saved_tensors[: len(tangents)]
         consts, init, xs = body.split(leaves)
-        given = iter(_filled(tangents, leaves, inputs))
+        given = iter(filled(tangents, leaves, inputs))
         of_consts, of_init, of_xs = (list(islice(given, sum(part))) for part in body.split(inputs))
         pushed = replace(loop, body=_derived.pushed(body, inputs, y), keeps=False)
-        given_twice = [*consts, *of_consts], [*init, *of_init], [*xs, *of_xs]
-        moved = apply(pushed, ctx.runner, *given_twice)[len(init) :]
+        moved = pushed(*consts, *of_consts, *init, *of_init, *xs, *of_xs)[len(init) :]
         # Under a gradient, torch 2.13 fails at the next function if a floating result has no tangent.
         return tuple(
             torch.zeros(aval.shape, dtype=aval.dtype, device=aval.device)
             if tangent is None and aval.dtype.is_floating_point
             else tangent
-            for tangent, aval in zip(_spread(moved, (*carry, *y)), loop.results, strict=True)
+            for tangent, aval in zip(spread(moved, (*carry, *y)), loop.results, strict=True)
         )
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         loop, body = ctx.loop, ctx.loop.body
-        inputs, carry, y = active = _active(body, ctx.needs_input_grad[2:])
+        inputs, carry, y = active = _active(body, ctx.needs_input_grad[1:])
         if loop.rule is not None:
-            bound = Bound(loop, ctx.runner)
-            return None, None, *loop.rule.pull(bound, active, ctx.saved_tensors, cotangents)
+            return None, *loop.rule.pull(loop, active, ctx.saved_tensors, cotangents)
         saved = ctx.saved_tensors  # once: who checkpoints lets them be read once
         tensors, carries = saved[: len(inputs)], saved[len(inputs) :]
         consts, init, xs = body.split(tensors)
@@ -209,19 +184,17 @@ class _Scan(torch.autograd.Function):
         of_carry, of_y = cotangents[: len(init)], cotangents[len(init) :]
         given = tuple(pull is not None and flag for pull, flag in zip(of_y, y, strict=True))
         first = [
-            *_filled(of_carry, init, carry),
+            *filled(of_carry, init, carry),
             *[torch.zeros_like(leaf) for leaf in compress(consts, of_consts)],
         ]
         new = _derived.pulled(body, inputs, given)
         pulled = replace(loop, body=new, reverse=not loop.reverse, keeps=False)
-        rows: list[Any] = [*carries, *xs, *compress(of_y, given)]
-        results = iter(apply(pulled, ctx.runner, consts, first, rows))
-        to_init = _spread(results, carry)
-        to_consts = _spread(results, of_consts)
-        return None, None, *to_consts, *to_init, *_spread(results, of_xs)
+        results = iter(pulled(*consts, *first, *carries, *xs, *compress(of_y, given)))
+        to_init, to_consts = spread(results, carry), spread(results, of_consts)
+        return None, *to_consts, *to_init, *spread(results, of_xs)
 
 
-def _as_node(loop: Loop, runner: Runner, tensors: Leaves) -> list[Tensor]:
+def _as_node(loop: Bound, tensors: Leaves) -> list[Tensor]:
     """Write a loop into the graph of a running trace, as a call of this primitive.
 
     The tensors of a trace have no values, except in that of `make_fx`, which runs what it records.
@@ -229,15 +202,10 @@ def _as_node(loop: Loop, runner: Runner, tensors: Leaves) -> list[Tensor]:
     mode = mode_of(tensors)
     if mode is None:
         with no_dispatch_modes():
-            results = loop.forward(runner, tensors)
+            results = loop.forward(loop.runner, tensors)
     else:
         results = [valueless(mode, *aval) for aval in loop.results]
-    return record_call(Nested(loop, _call), tensors, results)
-
-
-def _call(loop: Loop, tensors: Leaves) -> list[Tensor]:
-    """Run a loop that stands in a graph."""
-    return apply(loop, replay, *loop.body.split(tensors))
+    return record_call(replace(loop, runner=replay), tensors, results)
 
 
 def _is_plain(tensors: Leaves) -> bool:
@@ -262,15 +230,3 @@ def _active(body: Body, given: Sequence[bool]) -> Active:
     carry, y = body.dependent(given)
     carry = floating(carry, body.carry)
     return Active((*consts, *carry, *x), carry, floating(y, body.y))
-
-
-def _filled(moves: Sequence[Tensor | None], leaves: Leaves, flags: Flags) -> list[Tensor]:
-    """List the flagged tangents or cotangents, with zeros for those that are None."""
-    pairs = compress(zip(moves, leaves, strict=True), flags)
-    return [torch.zeros_like(leaf) if move is None else move for move, leaf in pairs]
-
-
-def _spread(leaves: Iterable[Tensor], flags: Sequence[bool]) -> list[Tensor | None]:
-    """Put the next leaves into the places that are flagged, None into the others."""
-    remaining = iter(leaves)
-    return [next(remaining) if flag else None for flag in flags]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import compress, islice
 from typing import Any
 
@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp
 
+from .. import _tree
 from .._errors import BackendError, check_choice, check_int
 from .._scan._adjoint import Adjoint, Segments
-from .._scan._body import Active
+from .._scan._body import Active, Flags, Leaves, filled, merged, spread
+from .._scan._derived import pullback
 from .._scan._loop import Bound
 from .._torch._modes import is_tracing
-from ._truncated import Flags, Leaves, cut, in_order, spread, then
+from ._truncated import in_order, then
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Checkpoint(Adjoint):
                 f"Checkpoint(carries={self.carries}) goes back from Python, segment by segment, and cannot "
                 f"be part of a trace (jit, or a loop within a loop): use Checkpoint('sqrt')"
             )
-        return loop.but(rule=_Treeverse(self.carries))(consts, init, xs)
+        return in_order(_recomputed, loop, consts, init, xs, self.carries)
 
     def segments(self, steps: int, every: int) -> Segments:
         blocks = max(math.ceil(steps / every), 1)
@@ -94,15 +96,20 @@ class Checkpoint(Adjoint):
 def _in_blocks(loop: Bound, consts: Leaves, init: Leaves, xs: Leaves, every: int) -> list[Tensor]:
     """Run a loop whose backward pass keeps every k-th carry: a loop of loops of k steps."""
     blocks, rest = divmod(loop.length, every)
-    outer = loop.but(body=loop.repeated(every), length=blocks, unroll=1)
-    done = outer(consts, init, [x[: blocks * every].unflatten(0, (blocks, every)) for x in xs])
+    outer = replace(loop, body=loop.repeated(every), length=blocks, unroll=1)
+    done = outer(*consts, *init, *[x[: blocks * every].unflatten(0, (blocks, every)) for x in xs])
     carry, ys = done[: len(init)], [y.flatten(0, 1) for y in done[len(init) :]]
-    return then(loop.but(length=rest), consts, carry, xs, ys) if rest else [*carry, *ys]
+    return then(replace(loop, length=rest), consts, carry, xs, ys) if rest else [*carry, *ys]
+
+
+def _recomputed(loop: Bound, consts: Leaves, init: Leaves, xs: Leaves, carries: int) -> list[Tensor]:
+    """Run a loop whose backward pass keeps about 2c carries."""
+    return replace(loop, rule=_Treeverse(carries))(*consts, *init, *xs)
 
 
 @dataclass(frozen=True)
 class _Treeverse:
-    """The backward pass that keeps about 2c carries."""
+    """The backward pass, of a loop that goes forward, that keeps about 2c carries."""
 
     carries: int
 
@@ -115,10 +122,7 @@ class _Treeverse:
         of_carry, of_y = cotangents[: len(active.carry)], cotangents[len(active.carry) :]
         init = loop.body.split(leaves)[1]
         given = tuple(flag and move is not None for flag, move in zip(active.y, of_y, strict=True))
-        moves = [
-            torch.zeros_like(leaf) if move is None else move
-            for leaf, move in compress(zip(init, of_carry, strict=True), active.carry)
-        ]
+        moves = filled(of_carry, init, active.carry)
         pulled = _Recomputed.apply(self, loop, active, given, *leaves, *moves, *compress(of_y, given))
         return spread(pulled, active.inputs)
 
@@ -126,12 +130,10 @@ class _Treeverse:
         self, loop: Bound, active: Active, given: Flags, leaves: Leaves, moves: Leaves
     ) -> list[Tensor]:
         """Go through segments of c steps from the last to the first, with c carries between them."""
-        body, plain = loop.body, loop.but(rule=None, reverse=False)
-        consts, init, xs = body.split(leaves)
-        of_consts, _, of_xs = body.split(active.inputs)
+        plain, results = replace(loop, rule=None), (*active.carry, *given)
+        consts, init, xs = loop.body.split(leaves)
+        of_consts = loop.body.split(active.inputs)[0]
         of_carry, of_y = list(moves[: sum(active.carry)]), moves[sum(active.carry) :]
-        if loop.reverse:
-            xs, of_y = tuple(x.flip(0) for x in xs), [y.flip(0) for y in of_y]
         sums = [torch.zeros_like(leaf) for leaf in compress(consts, of_consts)]
         rows: list[list[Tensor]] = []
         ends = [*range(0, loop.length, self.carries), loop.length]
@@ -142,20 +144,19 @@ class _Treeverse:
                 free = self.carries + 1 - len(known)
                 middle = last - _behind_the_next_carry(last - first, max(free, 0))
                 at, to = ends[first], ends[middle]
-                further = plain.but(length=to - at)(consts, carry, [x[at:to] for x in xs])
+                further = replace(plain, length=to - at)(*consts, *carry, *[x[at:to] for x in xs])
                 known.append((middle, further[: len(init)]))
                 continue
             at, to = ends[first], ends[last]
             segment = (*consts, *carry, *[x[at:to] for x in xs])
-            pull = _pullback(plain.but(length=to - at), active, given, segment)
+            _, pull = pullback(replace(plain, length=to - at), segment, active.inputs, results)
             pulled = iter(pull((*of_carry, *[y[at:to] for y in of_y])))
             sums = [so_far + more for so_far, more in zip(sums, islice(pulled, len(sums)), strict=True)]
             of_carry = list(islice(pulled, len(of_carry)))
             rows.append(list(pulled))
             known.pop()
             last = first
-        of_x = [torch.cat(column) for column in zip(*reversed(rows), strict=True)] if any(of_xs) else []
-        return [*sums, *of_carry, *([x.flip(0) for x in of_x] if loop.reverse else of_x)]
+        return [*sums, *of_carry, *[torch.cat(column) for column in zip(*reversed(rows), strict=True)]]
 
 
 def _behind_the_next_carry(segments: int, free: int) -> int:
@@ -182,7 +183,7 @@ class _Recomputed(torch.autograd.Function):
     def forward(
         rule: _Treeverse, loop: Bound, active: Active, given: Flags, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        known = cut(tensors)  # outside of torch.func they still ask for a graph
+        known = _tree.cut(tensors)  # outside of torch.func they still ask for a graph
         leaves, moves = known[: len(active.inputs)], known[len(active.inputs) :]
         return tuple(rule.go_back(loop, active, given, leaves, moves))
 
@@ -195,46 +196,27 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
-        flags = [leaf.is_floating_point() for leaf in tensors]
-        pull = vjp(_at_once(ctx, flags, tensors), *compress(tensors, flags))[1]
+        f, flags = _at_once(ctx, tensors)
+        pull = vjp(f, *compress(tensors, flags))[1]
         return None, None, None, None, *spread(pull(cotangents), flags)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
         tensors = ctx.saved_tensors
-        flags = [leaf.is_floating_point() for leaf in tensors]
-        pairs = zip(tensors, tangents[4:], strict=True)
+        f, flags = _at_once(ctx, tensors)
         # Copies, because torch makes no dual number of an expanded tensor.
-        moves = [
-            (torch.zeros_like(leaf) if move is None else move).clone()
-            for leaf, move in compress(pairs, flags)
-        ]
         at = tuple(leaf.clone() for leaf in compress(tensors, flags))
-        return jvp(_at_once(ctx, flags, tensors), at, tuple(moves))[1]
+        return jvp(f, at, tuple(move.clone() for move in filled(tangents[4:], tensors, flags)))[1]
 
 
-def _at_once(ctx: Any, flags: Flags, tensors: Leaves) -> Callable[..., tuple[Tensor, ...]]:
-    """The same pullback by way of all carries, as a function of the tensors that are flagged."""
-
-    def f(*moved: Tensor) -> tuple[Tensor, ...]:
-        rest = iter(moved)
-        given = [next(rest) if flag else leaf for flag, leaf in zip(flags, tensors, strict=True)]
-        inputs = len(ctx.active.inputs)
-        plain = ctx.loop.but(rule=None)
-        return tuple(_pullback(plain, ctx.active, ctx.given, given[:inputs])(tuple(given[inputs:])))
-
-    return f
-
-
-def _pullback(loop: Bound, active: Active, given: Flags, leaves: Leaves) -> Any:
-    """Run a loop, and return the function from cotangents of its results to those of its inputs.
-
-    The results are the active leaves of the carry, and the y's that are given a cotangent.
-    """
+def _at_once(ctx: Any, tensors: Leaves) -> tuple[Callable[..., tuple[Tensor, ...]], list[bool]]:
+    """Make the same pullback by way of all carries, a function of the floating tensors; flag these."""
+    loop, active = replace(ctx.loop, rule=None), ctx.active
+    flags = [leaf.is_floating_point() for leaf in tensors]
 
     def f(*moved: Tensor) -> tuple[Tensor, ...]:
-        rest = iter(moved)
-        inputs = [next(rest) if flag else leaf for flag, leaf in zip(active.inputs, leaves, strict=True)]
-        return tuple(compress(loop(*loop.body.split(inputs)), (*active.carry, *given)))
+        given, inputs = merged(tensors, flags, moved), len(active.inputs)
+        _, pull = pullback(loop, given[:inputs], active.inputs, (*active.carry, *ctx.given))
+        return pull(tuple(given[inputs:]))
 
-    return vjp(f, *compress(leaves, active.inputs))[1]
+    return f, flags

@@ -1,22 +1,25 @@
 """The derivative at a fixed point: a linear system in place of the way there."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from itertools import compress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import compress, islice
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import vjp, vmap
+from torch.func import vmap
 
 from .. import _tree
 from .._errors import BackendError, check_choice, check_int, warn
+from .._numerics import safe_ratio, usable_scale
 from .._scan._adjoint import Adjoint, Segments
-from .._scan._body import Active, Aval, Body
+from .._scan._body import Active, Body, Flags, Leaves, filled, spread
+from .._scan._derived import pullback
 from .._scan._loop import Bound
 from .._scan._scan import is_readable
 from .._tree import Tree
-from ._truncated import Constant, Flags, Leaves, cut, spread
+from ._truncated import Constant
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,8 @@ class Implicit(Adjoint):
         results = Constant().run(loop, consts, init, xs)
         final, ys = results[: len(init)], results[len(init) :]
         row = 0 if loop.reverse else loop.length - 1
-        step = loop.but(length=1)
-        attached = AtFixedPoint(self, init).run(step, consts, final, [x[row : row + 1] for x in xs])
+        step, last = replace(loop, length=1), [x[row : row + 1] for x in xs]
+        attached = AtFixedPoint(self, init).run(step, consts, final, last)
         return [*attached[: len(init)], *ys]
 
     def segments(self, steps: int, every: int) -> Segments:
@@ -93,19 +96,20 @@ class AtFixedPoint(Adjoint):
     init: Leaves
 
     def run(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
-        fixed, start = cut(init), cut(self.init)
+        fixed, start = _tree.cut(init), _tree.cut(self.init)
         moving = [leaf.is_floating_point() for leaf in fixed]
         ends = list(compress(fixed, moving)), list(compress(start, moving))
-        report = getattr(self.implicit, "report", torch.zeros(3, dtype=torch.float64))
         size = (_tree.norm(ends[0]) + _tree.norm(_plus(*ends, -1))).to(torch.float64)
+        report = size.expand(3)
+        if isinstance(self.implicit, Reporting):
+            report = report + self.implicit.report.to(size.device)
         rule = _Solve(self.implicit.solver, self.implicit.iterations)
-        step = loop.but(body=_reporting(loop.body), rule=rule)
-        results = step([report.to(size.device), size, *consts], fixed, xs)
+        results = replace(loop, body=_reporting(loop.body), rule=rule)(report, *consts, *fixed, *xs)
         carry = [
             leaf + (image - image.detach()) if flag else leaf
             for leaf, image, flag in zip(fixed, results, moving, strict=False)
         ]
-        return [*carry, *cut(results[len(init) :])]
+        return [*carry, *_tree.cut(results[len(init) :])]
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,21 +120,23 @@ class Reporting(Implicit):
 
 
 def _reporting(body: Body) -> Body:
-    """The body that also takes a report and a size, of which it makes no use."""
-    number: Aval = body.carry[0]._replace(shape=(), dtype=torch.float64)
+    """Make the body that first takes a report, of which it makes no use."""
+    report = body.carry[0]._replace(shape=(3,), dtype=torch.float64)
 
-    def function(report: Tensor, size: Tensor, *tensors: Tensor) -> list[Tensor]:
+    def function(report: Tensor, *tensors: Tensor) -> list[Tensor]:
         return list(body.graph(*tensors))
 
-    consts = (number.with_axis(3), number, *body.consts)
-    found = body.derive(("reporting",), function, consts, body.carry, body.x)
+    found = body.derive("reporting", function, (report, *body.consts), body.carry, body.x)
     found.opaque = body.opaque
     return found
 
 
 @dataclass(frozen=True)
 class _Solve:
-    """The backward pass of one step at a fixed point. The body's first two inputs are report and size."""
+    """The backward pass of one step at a fixed point.
+
+    The body's first input is the report. Its entries are the scale of θ, and its cotangent is the report.
+    """
 
     solver: str
     iterations: int
@@ -144,43 +150,37 @@ class _Solve:
     def pull(
         self, loop: Bound, active: Active, leaves: Leaves, cotangents: Sequence[Tensor | None]
     ) -> list[Tensor | None]:
-        init = loop.body.split(leaves)[1]
-        pairs = compress(zip(init, cotangents, strict=False), active.carry)
-        v = [torch.zeros_like(leaf) if move is None else move for leaf, move in pairs]
-        consts, _, xs = loop.body.split(active.inputs)
-        wanted = (*consts, *[False] * len(init), *xs)
-        return spread(self.solve(loop, active, wanted, leaves, v), wanted)
+        body = loop.body
+        v = filled(cotangents[: len(body.carry)], body.split(leaves)[1], active.carry)
+        consts, carry, xs = body.split(active.inputs)
+        return spread(self.solve(loop, active, leaves, v), (*consts, *[False] * len(carry), *xs))
 
-    def solve(self, loop: Bound, active: Active, wanted: Flags, leaves: Leaves, v: Leaves) -> Leaves:
-        """Return the cotangents of the inputs that are wanted."""
+    def solve(self, loop: Bound, active: Active, leaves: Leaves, v: Leaves) -> Leaves:
+        """Return the cotangents of the active inputs, except those of the carry."""
         body = loop.body
         if body.members is not None:
-            return self._solve_members(loop, active, wanted, leaves, v)
+            return self._solve_members(loop, active, leaves, v)
         consts, theta, xs = body.split(leaves)
         inputs = [*consts, *theta, *[x[0] for x in xs]]
         begin = [torch.zeros_like(leaf) for leaf in v]
         begin += [*v, *v] if self.solver == "cg" else []
-        solving = loop.but(
-            body=self._body(body, active.carry), length=self.iterations, reverse=False, rule=_Once()
-        )
-        u = solving([*inputs, *v], begin, [])[: len(v)]
+        solver = self._body(body, active.carry)
+        solving = replace(loop, body=solver, length=self.iterations, reverse=False, rule=_Once())
+        u = solving(*inputs, *v, *begin)[: len(v)]
         with body.as_traced():
-            image, pull = _step(body, _flagged(body, wanted, active.carry), active.carry, inputs)
-            pulled = pull(tuple(u))
-        consts_wanted = body.split(wanted)[0]
-        first, second = sum(consts_wanted), sum(consts_wanted) + len(v)
-        of_consts, of_theta, of_x = list(pulled[:first]), pulled[first:second], pulled[second:]
-        residual = _tree.norm(_plus(v, _plus(u, of_theta, -1), -1))
-        residual = _ratio(residual, _tree.norm(v))
+            image, pull = pullback(body.graph, inputs, active.inputs, active.carry)
+            pulled = iter(pull(tuple(u)))
+        is_active = body.split(active.inputs)[0]
+        of_consts, of_theta = list(islice(pulled, sum(is_active))), list(islice(pulled, len(v)))
+        size = _tree.norm(v)
+        residual = _tree.norm(_plus(v, _plus(u, of_theta, -1), -1)) / usable_scale(size)
         remaining = _tree.dot(u, _plus(image, compress(theta, active.carry), -1))
-        self._warn(residual, remaining, _tree.norm(v) * consts[1])
-        if consts_wanted[0]:
+        self._warn(residual, remaining, size * consts[0][0])
+        if is_active[0]:
             of_consts[0] = torch.stack([residual, remaining, torch.ones_like(residual)]).to(torch.float64)
-        return [*of_consts, *[x[None] for x in of_x]]
+        return [*of_consts, *[x[None] for x in pulled]]
 
-    def _solve_members(
-        self, loop: Bound, active: Active, wanted: Flags, leaves: Leaves, v: Leaves
-    ) -> Leaves:
+    def _solve_members(self, loop: Bound, active: Active, leaves: Leaves, v: Leaves) -> Leaves:
         """Solve for each member of a vmap by itself.
 
         A part of the carry that the members share has one cotangent, of which each member takes its share.
@@ -189,28 +189,27 @@ class _Solve:
         members: Any = loop.body.members
         of_v = list(compress(members.results, active.carry))
         v = [leaf if flag else leaf / members.size for leaf, flag in zip(v, of_v, strict=True)]
-        rows = [False] * (len(loop.body.consts) + len(loop.body.carry)) + [True] * len(loop.body.x)
-        axes = [int(row) if flag else None for flag, row in zip(members.inputs, rows, strict=True)]
-        base = loop.but(body=members.body)
-
-        def solve(leaves: Leaves, v: Leaves) -> Leaves:
-            return self.solve(base, active, wanted, leaves, v)
-
-        found = vmap(solve, (axes, [0 if flag else None for flag in of_v]))(list(leaves), v)
-        kinds = compress(zip(members.inputs, rows, strict=True), wanted)
+        consts, carry, xs = loop.body.split(members.inputs)
+        axes = [*[0 if flag else None for flag in (*consts, *carry)], *[1 if flag else None for flag in xs]]
+        base = replace(loop, body=members.body)
+        in_dims = axes, [0 if flag else None for flag in of_v]
+        found = vmap(partial(self.solve, base, active), in_dims)(list(leaves), v)
+        is_active = loop.body.split(active.inputs)
+        kept = [*compress(axes, is_active[0]), *compress(axes[len(axes) - len(xs) :], is_active[2])]
         return [
-            leaf.sum(0) if not flag else leaf.movedim(0, 1) if row else leaf
-            for leaf, (flag, row) in zip(found, kinds, strict=True)
+            leaf.sum(0) if axis is None else leaf.movedim(0, axis)
+            for leaf, axis in zip(found, kept, strict=True)
         ]
 
     def _body(self, body: Body, carry: Flags) -> Body:
-        """The body of the solver's loop, over u alone, or u, its residual and direction."""
+        """Make the body of the solver's loop, over u alone, or u, its residual and direction."""
         consts = (*body.consts, *body.carry, *body.x)
+        moving = (*[False] * len(body.consts), *carry, *[False] * len(body.x))
 
         def function(*tensors: Tensor) -> list[Tensor]:
             inputs, rest = tensors[: len(consts)], tensors[len(consts) :]
             v, *state = (list(rest[at : at + sum(carry)]) for at in range(0, len(rest), sum(carry)))
-            _, pull = _step(body, _flagged(body, [False] * len(consts), carry), carry, inputs)
+            _, pull = pullback(body.graph, inputs, moving, carry)
 
             def system(u: Leaves) -> list[Tensor]:
                 return _plus(u, pull(tuple(u)), -1)
@@ -225,9 +224,7 @@ class _Solve:
 
     def _warn(self, residual: Tensor, remaining: Tensor, scale: Tensor) -> None:
         bare = _tree.unwrap([residual, remaining, scale])
-        if not all(
-            type(leaf) is Tensor and is_readable(leaf) for leaf in bare
-        ):  # a trace has other tensors
+        if not all(type(leaf) is Tensor and is_readable(leaf) for leaf in bare):  # as in a trace
             return
         worst, ahead = float(bare[0].max()), float(bare[1].abs().max())
         if worst > 0.01:
@@ -247,34 +244,13 @@ class _Solve:
 class _Once:
     """The rule of what has no derivative: the solution that `Implicit` finds."""
 
-    def push(self) -> None:
-        raise _no_second_derivative()
+    def pull(self, *_: Any) -> Any:
+        raise BackendError(
+            "Implicit has no second derivative: its backward pass is a solver. Take Reverse() or "
+            "Checkpoint()"
+        )
 
-    def pull(self, *_: Any) -> list[Tensor | None]:
-        raise _no_second_derivative()
-
-
-def _no_second_derivative() -> BackendError:
-    return BackendError(
-        "Implicit has no second derivative: its backward pass is a solver. Take Reverse() or Checkpoint()"
-    )
-
-
-def _flagged(body: Body, wanted: Flags, carry: Flags) -> list[bool]:
-    """Flag the inputs that are wanted, and the moving leaves of the carry."""
-    consts, _, x = body.split(wanted)
-    return [*consts, *carry, *x]
-
-
-def _step(body: Body, inputs: Flags, carry: Flags, leaves: Leaves) -> tuple[Leaves, Any]:
-    """Take one step of a body; return the moving leaves of the carry, and their pullback."""
-
-    def phi(*moved: Tensor) -> tuple[Tensor, ...]:
-        rest = iter(moved)
-        merged = [next(rest) if flag else leaf for flag, leaf in zip(inputs, leaves, strict=True)]
-        return tuple(compress(body.graph(*merged), carry))
-
-    return vjp(phi, *compress(leaves, inputs))[:2]
+    push = pull
 
 
 def _conjugate(
@@ -282,16 +258,11 @@ def _conjugate(
 ) -> list[Tensor]:
     """Take an iteration of conjugate gradients for A u = v, with A symmetric and positive definite."""
     image, square = system(along), _tree.dot(residual, residual)
-    length = _ratio(square, _tree.dot(along, image))
+    length = safe_ratio(square, _tree.dot(along, image))
     residual = _plus(residual, image, -length)
-    ratio = _ratio(_tree.dot(residual, residual), square)
+    ratio = safe_ratio(_tree.dot(residual, residual), square)
     return [*_plus(u, along, length), *residual, *_plus(residual, along, ratio)]
 
 
 def _plus(a: Iterable[Tensor], b: Iterable[Tensor], scale: Any = 1) -> list[Tensor]:
     return [(x + scale * y).to(x.dtype) for x, y in zip(a, b, strict=True)]
-
-
-def _ratio(a: Tensor, b: Tensor) -> Tensor:
-    """a / b, or a where b is zero: a is zero then."""
-    return a / torch.where(b == 0, torch.ones_like(b), b)

@@ -1,18 +1,17 @@
 """Loops, or their first steps, that derivatives do not go through."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .. import _tree
 from .._errors import check_int
 from .._scan._adjoint import Adjoint, Reverse, Segments
+from .._scan._body import Leaves
 from .._scan._loop import Bound
-
-Leaves = Sequence[Tensor]
-Flags = Sequence[bool]
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,9 @@ class Truncated(Adjoint):
 
     def run(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
         head = max(loop.length - self.last, 0)
-        return in_order(_after_a_constant, loop, consts, init, xs, head) if head else loop(consts, init, xs)
+        if not head:
+            return loop(*consts, *init, *xs)
+        return in_order(_after_a_constant, loop, consts, init, xs, head)
 
     def segments(self, steps: int, every: int) -> Segments:
         return Segments(max(steps - self.last, 0) // every * every, Reverse(), 1)
@@ -59,14 +60,14 @@ class Constant(Adjoint):
     """The adjoint of what derivatives do not go through: the loop keeps nothing."""
 
     def run(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
-        return loop(cut(consts), cut(init), cut(xs))
+        return loop(*_tree.cut((*consts, *init, *xs)))
 
 
 def _after_a_constant(loop: Bound, consts: Leaves, init: Leaves, xs: Leaves, head: int) -> list[Tensor]:
     """Run a loop whose first steps derivatives do not go through."""
-    done = Constant().run(loop.but(length=head), consts, init, [x[:head] for x in xs])
+    done = Constant().run(replace(loop, length=head), consts, init, [x[:head] for x in xs])
     carry, ys = done[: len(init)], done[len(init) :]
-    return then(loop.but(length=loop.length - head), consts, carry, xs, ys)
+    return then(replace(loop, length=loop.length - head), consts, carry, xs, ys)
 
 
 def in_order(run: Callable[..., list[Tensor]], loop: Bound, *tensors: Any) -> list[Tensor]:
@@ -74,22 +75,12 @@ def in_order(run: Callable[..., list[Tensor]], loop: Bound, *tensors: Any) -> li
     if not loop.reverse:
         return run(loop, *tensors)
     consts, init, xs, *rest = tensors
-    results = run(loop.but(reverse=False), consts, init, [x.flip(0) for x in xs], *rest)
+    results = run(replace(loop, reverse=False), consts, init, [x.flip(0) for x in xs], *rest)
     return [*results[: len(init)], *[y.flip(0) for y in results[len(init) :]]]
 
 
 def then(loop: Bound, consts: Leaves, carry: Leaves, xs: Leaves, ys: Leaves) -> list[Tensor]:
     """Run the loop over the last rows of xs, and put its y's after those before them."""
-    last = loop(consts, carry, [x[len(x) - loop.length :] for x in xs])
+    last = loop(*consts, *carry, *[x[len(x) - loop.length :] for x in xs])
     pairs = zip(ys, last[len(carry) :], strict=True)
     return [*last[: len(carry)], *[torch.cat(pair) for pair in pairs]]
-
-
-def cut(leaves: Leaves) -> list[Tensor]:
-    return [leaf.detach() for leaf in leaves]
-
-
-def spread(leaves: Iterable[Tensor], flags: Flags) -> list[Tensor | None]:
-    """Put the next leaves into the places that are flagged, None into the others."""
-    remaining = iter(leaves)
-    return [next(remaining) if flag else None for flag in flags]

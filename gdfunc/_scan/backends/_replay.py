@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .._body import Body, Leaves, Loop, Nested, Runner
+from .._body import Body, Leaves, Loop, Runner
 
 
 def run(
@@ -51,6 +51,6 @@ class _Lowering(fx.Interpreter):
         self.nested = nested
 
     def call_function(self, target: Any, args: Sequence[Any], kwargs: Any) -> Any:
-        if isinstance(target, Nested):
-            return self.nested(target.loop, args)
+        if isinstance(target, Loop):
+            return self.nested(target, args)
         return super().call_function(target, tuple(args), kwargs)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx
 
 from ...._torch._graphs import OpOverload, schema_arguments
-from ..._body import Aval, Body, Loop, Nested
+from ..._body import Aval, Body, Loop
 from ._contraction import vector
 from ._memory import nearest, overwrites, share, spans
 from ._statement import C_TYPES, Access, Buffer, Code, Repeat, largest_step
@@ -158,8 +158,8 @@ def _key(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
 def _lowered(block: Block, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     if node.target is getitem:
         return values[node.args[0]][node.args[1]]  # type: ignore[index]
-    if isinstance(node.target, Nested):
-        return _loop(block, node.target.loop, [values[arg] for arg in node.args])  # type: ignore[index]
+    if isinstance(node.target, Loop):
+        return _loop(block, node.target, [values[arg] for arg in node.args])
     if not isinstance(node.target, OpOverload):
         raise Unsupported(str(node.target))
     for value in node.meta["val"] if isinstance(node.meta["val"], (list, tuple)) else [node.meta["val"]]:
