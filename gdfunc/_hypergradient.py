@@ -103,20 +103,15 @@ def hypergrad(
         raise ValueError(f"argnums must be a position or a name, or several; got {argnums!r}")
 
     def gradient(*args: Any, **kwargs: Any) -> Hypergradient:
-        slots = [_slot(run, which, args, kwargs) for which in chosen]
-        point = [
-            _as_point((args[slot] if isinstance(slot, int) else kwargs[slot]), str(which))
-            for which, slot in zip(chosen, slots, strict=True)
-        ]
+        given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+        slots = [_slot(run, which, given) for which in chosen]
+        point = [_as_point(given[slot], str(which)) for which, slot in zip(chosen, slots, strict=True)]
 
         def f(point: list[Tree], **more: Any) -> tuple[Tensor, Any]:
-            given = dict(zip(slots, point, strict=True))
+            passed = given | dict(zip(slots, point, strict=True))
+            of_args = [passed[i] for i in range(len(args))]
             with sdpa_kernel(SDPBackend.MATH):  # the only kernel of attention that has all derivatives
-                result = run(
-                    *(given.get(i, arg) for i, arg in enumerate(args)),
-                    **{name: given.get(name, arg) for name, arg in kwargs.items()},
-                    **more,
-                )
+                result = run(*of_args, **{name: passed[name] for name in kwargs}, **more)
             return _value(result, has_aux)
 
         if isinstance(adjoint, Forward):
@@ -137,8 +132,12 @@ def hypergrad(
 def _reverse(f: Function, point: list[Tree], adjoint: Adjoint | None) -> tuple[Any, ...]:
     def checked(point: list[Tree]) -> tuple[Tensor, Any]:
         value, aux = f(point)
-        if not isinstance(adjoint, Truncated):  # whose last steps need not depend on the arguments
-            _check_dependence(value)
+        # The last steps of Truncated need not depend on the arguments.
+        if not value.requires_grad and not isinstance(adjoint, Truncated):
+            raise ValueError(
+                "the number that run returns does not depend on the chosen arguments (detach, .item() and "
+                "comparisons cut the path)"
+            )
         return value, aux
 
     grads, (value, aux) = grad_and_value(checked, has_aux=True)(point)
@@ -195,14 +194,6 @@ def _forward(f: Function, point: list[Tree], chunk_size: int | None) -> tuple[li
     return _tree.unflatten(structure, grads), value, aux
 
 
-def _check_dependence(value: Tensor) -> None:
-    if not value.requires_grad:
-        raise ValueError(
-            "the number that run returns does not depend on the chosen arguments (detach, .item() and "
-            "comparisons cut the path)"
-        )
-
-
 def _check_takes_adjoint(run: Callable[..., Any], adjoint: Adjoint) -> None:
     parameters = inspect.signature(run).parameters
     if "adjoint" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -214,19 +205,20 @@ def _check_takes_adjoint(run: Callable[..., Any], adjoint: Adjoint) -> None:
     )
 
 
-def _slot(run: Callable[..., Any], which: Slot, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Slot:
-    """Where an argument was passed: its position, or its keyword."""
-    if isinstance(which, int) and 0 <= which < len(args):
-        return which
-    asked, names = which, list(inspect.signature(run).parameters)
-    if isinstance(which, int) and 0 <= which < len(names):
-        which = names[which]
-    if isinstance(which, str) and which not in kwargs and which in names:
-        which = names.index(which)
-    if which in kwargs or (isinstance(which, int) and 0 <= which < len(args)):
-        return which
-    passed = [f"{len(args)} by position", *(f"{name}=" for name in kwargs)]
-    raise ValueError(f"argnums names {asked!r}, which the call did not pass; it passed {', '.join(passed)}")
+def _slot(run: Callable[..., Any], which: Slot, given: dict[Any, Any]) -> Slot:
+    """Return the position or the keyword by which an argument was passed."""
+    slot = which
+    if which not in given:
+        names = list(inspect.signature(run).parameters)
+        if isinstance(which, int) and 0 <= which < len(names):
+            slot = names[which]
+        elif which in names:
+            slot = names.index(str(which))
+    if slot in given:
+        return slot
+    names = [f"{name}=" for name in given if isinstance(name, str)]
+    passed = ", ".join([f"{len(given) - len(names)} by position", *names])
+    raise ValueError(f"argnums names {which!r}, which the call did not pass; it passed {passed}")
 
 
 def _as_point(argument: Any, name: str) -> Tree:

@@ -23,7 +23,8 @@ from .._torch._transforms import functionalization, is_transforming, may_be_diff
 from .._tree import Tree
 from . import _derived
 from ._body import Active, Avals, Body, Flags, Leaves, Loop, Runner, filled, spread
-from .backends import replay, runner_of
+from .backends import replay
+from .backends import runner_of as runner_of
 from .backends import step_back as step_back
 from .trace._purity import put_back
 from .trace._trace import Traced, trace
@@ -34,28 +35,17 @@ def run(
     body: Callable[..., tuple[Tree, Tree]],
     init: Tree,
     xs: Tree,
-    length: int,
-    reverse: bool,
-    unroll: int,
-    backend: str,
-    steps: int,
-    through: Callable[..., list[Tensor]],
     seen: dict[Any, Any] | None,
+    through: Callable[..., list[Tensor]],
+    **fields: Any,
 ) -> tuple[Tree, Tree]:
     """Trace a user's function, with the checks around it, and run the loop over its body."""
     traced = _traced(f, body, init, xs, seen)
     carry, structure = _tree.flatten(init)
-    loop = Bound(traced.body, length, reverse, unroll, runner=runner_of(backend, steps))
+    loop = Bound(traced.body, **fields)
     results = through(loop, *_visible(traced.closed_over, carry, _tree.leaves(xs)))
     ys = results[len(carry) :]
     return _tree.unflatten(structure, results[: len(carry)]), _tree.unflatten(traced.y_structure, ys)
-
-
-def call(f: Callable[[], Tree], backend: str) -> Tree:
-    """Run a function of nothing, as the one step of a loop."""
-    traced = _traced(f, lambda carry, x: (carry, f()), None, None)
-    ys = Bound(traced.body, 1, runner=runner_of(backend))(*_visible(traced.closed_over)[0])
-    return _tree.unflatten(traced.y_structure, [y.squeeze(0) for y in ys])
 
 
 def _traced(
@@ -63,7 +53,7 @@ def _traced(
     body: Callable[..., tuple[Tree, Tree]],
     init: Tree,
     xs: Tree,
-    seen: dict[Any, Any] | None = None,
+    seen: dict[Any, Any] | None,
 ) -> Traced:
     """Trace a user's function. A mistake in it is raised from real tensors, where it reads better."""
     try:

@@ -1,7 +1,6 @@
 """A memory that does not grow without end."""
 
-from dataclasses import dataclass
-from itertools import count
+from collections import OrderedDict
 from typing import Any
 
 from .._lock import Lock
@@ -9,35 +8,24 @@ from .._lock import Lock
 REMEMBERED, BYTES = 512, 2**28  # entries, before the least recently used is forgotten
 
 
-@dataclass(slots=True)
-class _Entry:
-    value: Any
-    size: int
-    used: int
-
-
 class Recent:
     """A dict that forgets what was not used for longest."""
 
     def __init__(self) -> None:
-        self._entries: dict[Any, _Entry] = {}
-        self._bytes, self._clock, self._keeping = 0, count(), Lock()
+        self._entries = OrderedDict[Any, tuple[Any, int]]()  # a value and its size in bytes
+        self._bytes, self._keeping = 0, Lock()
 
     def find(self, key: Any) -> Any:
-        entry = self._entries.get(key)
-        if entry is None:
-            return None
-        entry.used = next(self._clock)
-        return entry.value
+        with self._keeping:
+            if key not in self._entries:
+                return None
+            self._entries.move_to_end(key)
+            return self._entries[key][0]
 
     def keep(self, key: Any, value: Any, size: int = 0) -> None:
         with self._keeping:
-            self._forget(key)
-            self._entries[key] = _Entry(value, size, next(self._clock))
-            self._bytes += size
+            self._bytes += size - self._entries.pop(key, (None, 0))[1]
+            self._entries[key] = value, size
             while len(self._entries) > REMEMBERED or (self._bytes > BYTES and len(self._entries) > 1):
-                self._forget(min(self._entries, key=lambda key: self._entries[key].used))
-
-    def _forget(self, key: Any) -> None:
-        entry = self._entries.pop(key, None)
-        self._bytes -= entry.size if entry else 0
+                _, (_, forgotten) = self._entries.popitem(last=False)
+                self._bytes -= forgotten

@@ -1,5 +1,6 @@
 """`scan`: its meaning, and the checks that every backend shares."""
 
+import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NoReturn
@@ -139,7 +140,9 @@ def fold(
     joins = trace is not None and trace.keeps_loops and length > _LAID_OUT
     if backend != "eager" or not by_itself or joins:
         try:
-            return _loop.run(f, body, init, xs, length, reverse, unroll, backend, steps, adjoint.run, seen)
+            runs = _loop.runner_of(backend, steps)
+            fields = {"length": length, "reverse": reverse, "unroll": unroll, "runner": runs}
+            return _loop.run(f, body, init, xs, seen, adjoint.run, **fields)
         except BackendError as error:
             if not by_itself:
                 error.add_note(
@@ -156,15 +159,12 @@ def fold(
 
 
 def call(f: Callable[[], Tree], backend: str) -> Tree:
-    """`f()`; a backend other than eager takes it for the one step of a loop, and gives new tensors."""
-    if backend != "eager":
-        try:
-            return _loop.call(f, backend)
-        except BackendError as error:
-            if backend != "auto" or not error.untouched:
-                raise
-            _loop.step_back(error)
-    return f()
+    """Call f; a backend other than eager takes it for the one step of a loop, and gives new tensors."""
+    if backend == "eager":
+        return f()
+    many = sys.maxsize  # because a function may be called often
+    _, y = fold(lambda carry, x: (carry, f()), (), None, 1, backend=backend, steps=many)
+    return _tree.map(lambda leaf: leaf.squeeze(0), y)
 
 
 def is_readable(leaf: Tensor) -> bool:
@@ -183,19 +183,18 @@ def _length(xs: Tree, length: int | None) -> int:
     if length is not None:
         length = check_int("length", length, 0)
     check_tensors(xs, "xs")
-    sizes = {len(leaf) if leaf.ndim else -1 for leaf in _tree.leaves(xs)}
-    if len(sizes) == 1 and min(sizes) >= 0 and length in (None, *sizes):
-        return sizes.pop()
-    source = "length"
+    found = {len(leaf) if leaf.ndim else -1 for leaf in _tree.leaves(xs)}
+    if len(found) == 1 and min(found) >= 0 and length in (None, *found):
+        return found.pop()
+    sizes = [("length", length)] if length is not None else []
     for path, leaf in _tree.named_leaves(xs, "xs"):
         if not leaf.ndim:
             raise ValueError(f"{path} is 0-d; scan goes over dim 0 of every leaf of xs")
-        if length is None:
-            length, source = len(leaf), path
-        elif len(leaf) != length:
+        sizes.append((path, len(leaf)))
+        if len(leaf) != sizes[0][1]:
             raise ValueError(
                 f"xs leaves and length disagree on the number of steps: "
-                f"{source} has {length}, {path} has {len(leaf)}"
+                f"{sizes[0][0]} has {sizes[0][1]}, {path} has {len(leaf)}"
             )
     if length is None:
         raise ValueError("scan needs xs with at least one leaf, or length, to know how many steps")
@@ -222,31 +221,30 @@ def _checked(f: Body, init: Tree) -> Body:
 
 def like(init: Tree) -> Callable[[Tree], Tree]:
     """Make the check that a carry has the structure, shapes, dtypes and devices of init."""
-    leaves, structure = _tree.flatten(init)
-    kinds = [_kind(leaf) for leaf in leaves]
-
-    def check(carry: Tree) -> Tree:
-        matched = _tree.check_structure(carry, init, "carry", "init")
-        for i, leaf in enumerate(matched):
-            if not isinstance(leaf, Tensor) or _kind(leaf) != kinds[i]:
-                _refuse(leaf, leaves[i], _tree.named_leaves(init, "carry")[i][0])
-        return _tree.unflatten(structure, matched)
-
-    return check
+    structure, check = _tree.flatten(init)[1], _leaves_like(init, "init")
+    return lambda carry: _tree.unflatten(structure, check(carry, "carry", "carry"))
 
 
 def _stack(ys: list[Tree]) -> Tree:
     """Stack the y's, which all have the structure, shapes, dtypes and devices of the first."""
-    first, structure = _tree.flatten(ys[0])
-    kinds = [_kind(leaf) if isinstance(leaf, Tensor) else None for leaf in first]
-    rows = []
-    for t, y in enumerate(ys):
-        row = _tree.check_structure(y, ys[0], f"y of step {t}", "y of step 0")
-        for i, leaf in enumerate(row):
-            if not isinstance(leaf, Tensor) or _kind(leaf) != kinds[i]:
-                _refuse(leaf, first[i], _tree.named_leaves(ys[0], f"y of step {t}: y")[i][0])
-        rows.append(row)
+    structure, check = _tree.flatten(ys[0])[1], _leaves_like(ys[0], "y of step 0")
+    rows = [check(y, f"y of step {t}", f"y of step {t}: y") for t, y in enumerate(ys)]
     return _tree.unflatten(structure, [torch.stack(column) for column in zip(*rows, strict=True)])
+
+
+def _leaves_like(reference: Tree, reference_name: str) -> Callable[[Tree, str, str], list[Tensor]]:
+    """Make the check of a tree, its name and that of its leaves, which lists the leaves."""
+    leaves = _tree.leaves(reference)
+    kinds = [_kind(leaf) if isinstance(leaf, Tensor) else None for leaf in leaves]
+
+    def check(tree: Tree, name: str, leaf_name: str) -> list[Tensor]:
+        matched = _tree.check_structure(tree, reference, name, reference_name)
+        for i, leaf in enumerate(matched):
+            if not isinstance(leaf, Tensor) or _kind(leaf) != kinds[i]:
+                _refuse(leaf, leaves[i], _tree.named_leaves(reference, leaf_name)[i][0])
+        return matched
+
+    return check
 
 
 def _kind(leaf: Tensor) -> tuple[Any, ...]:

@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -90,33 +90,29 @@ def mode_of(tensors: Sequence[Tensor]) -> FakeTensorMode | None:
 
 def plain_copy(constant: Tensor) -> Tensor:
     """Copy a tensor without any running mode or transformation seeing it."""
-    with unseen(), no_wrapping(), _disable_current_modes():
+    with unwatched():
         return constant.detach().clone()
 
 
 def same_bytes(a: Tensor, b: Tensor) -> bool:
     """Tell whether two plain tensors have the same metadata and the same bits."""
-    with unseen(), no_wrapping(), _disable_current_modes():
-        if (
-            a.shape != b.shape
-            or a.dtype != b.dtype
-            or a.device != b.device
-            or has_no_value(a)
-            or has_no_value(b)
-        ):
-            return False
+    with unwatched():
+        kinds = [(leaf.shape, leaf.dtype, leaf.device) for leaf in (a, b) if not has_no_value(leaf)]
         bits = [leaf.detach().contiguous().flatten().view(torch.uint8) for leaf in (a, b)]
-        return torch.equal(*bits)
+        return len(kinds) == 2 and kinds[0] == kinds[1] and torch.equal(*bits)
 
 
-def no_dispatch_modes() -> AbstractContextManager[Any]:
-    """Suspend all running dispatch modes."""
-    return _disable_current_modes()
+no_dispatch_modes = _disable_current_modes
+unseen = torch._C.DisableTorchFunction  # keeps operations from function modes and tensor subclasses
+uses_autocast = torch._C._is_any_autocast_enabled  # for any device
+no_autocast = torch._C._DisableAutocast  # for all devices
 
 
-def unseen() -> AbstractContextManager[Any]:
-    """Keep operations from function modes and from tensor subclasses."""
-    return torch._C.DisableTorchFunction()
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """Keep operations from all modes, transformations and tensor subclasses."""
+    with unseen(), no_wrapping(), _disable_current_modes():
+        yield
 
 
 def active_modes() -> list[Any]:
@@ -128,16 +124,6 @@ def default_device() -> torch.device | None:
     """Return the default device, or None for torch's own."""
     # A default device is a function mode. Without one, torch asks for it in vain, but slowly.
     return torch.get_default_device() if torch._C._len_torch_function_stack() else None
-
-
-def uses_autocast() -> bool:
-    """Tell whether autocast is on, for any device."""
-    return torch._C._is_any_autocast_enabled()
-
-
-def no_autocast() -> AbstractContextManager[Any]:
-    """Turn autocast off for all devices."""
-    return torch._C._DisableAutocast()
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from threading import get_ident
 from typing import Any
@@ -70,15 +70,9 @@ def applied_functions(is_counted: Callable[[type], bool]) -> Iterator[set[str]]:
         yield applied
 
 
-@contextmanager
-def no_log_of_fake_tensors() -> Iterator[None]:
+def no_log_of_fake_tensors() -> AbstractContextManager[None]:
     """Silence the tracer's log of a mistake in f, because the mistake is raised as well."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    before, log.disabled = log.disabled, True
-    try:
-        yield
-    finally:
-        log.disabled = before
+    return _replaced(logging.getLogger("torch._subclasses.fake_tensor"), "disabled", True)
 
 
 @contextmanager

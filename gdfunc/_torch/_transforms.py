@@ -1,9 +1,8 @@
 """torch.func's stack of transformations and the tensors that they wrap."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,9 +20,8 @@ from torch.autograd import forward_ad
 _FINISHED = -2  # the level of a wrapper whose transformation has returned
 
 
-def is_transformed(leaf: Tensor) -> bool:
-    """Tell whether a running grad, jvp or vmap has wrapped this tensor."""
-    return _functorch.is_functorch_wrapped_tensor(leaf)
+is_transformed = _functorch.is_functorch_wrapped_tensor  # by a grad, jvp or vmap that is running
+no_transforms = temporarily_clear_interpreter_stack  # suspends all running transformations of torch.func
 
 
 def layers(leaf: Tensor) -> list[Tensor]:
@@ -102,11 +100,6 @@ def functionalization() -> FunctorchFunctionalizeAPI | None:
     if innermost and isinstance(innermost[0], FunctionalizeInterpreter):
         return FunctorchFunctionalizeAPI(innermost[0])
     return None
-
-
-def no_transforms() -> AbstractContextManager[Any]:
-    """Suspend all running transformations of torch.func."""
-    return temporarily_clear_interpreter_stack()
 
 
 @contextmanager

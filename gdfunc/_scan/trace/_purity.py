@@ -21,7 +21,7 @@ from ..._torch._graphs import node_of, tracer
 from ..._torch._modes import is_from_a_trace, same_bytes
 from ..._torch._transforms import layers
 from ._key import Reading
-from ._reach import Entry, Reach, path
+from ._reach import ADVANCES, DRAWS, Entry, Reach, path
 
 _DEEP = 3  # containers within one another that are searched for tensors without values
 _REMEDY = (
@@ -32,11 +32,12 @@ _warned: set[str] = set()
 
 
 class Recorded(NamedTuple):
-    """A graph whose first inputs are tensors that f closes over, these tensors, and what else is known."""
+    """A graph, the tensors that f closes over, which are its first inputs, and how it was recorded."""
 
     graph: fx.GraphModule
     closed_over: list[Tensor]
-    more: Any
+    lift: Any
+    y_structure: Any
 
 
 Body = Callable[..., Any]
@@ -66,7 +67,7 @@ def put_back(f: Any) -> Iterator[Reach]:
     try:
         yield reach
     except BaseException as error:
-        if spent := reach.restore():
+        if spent := reach.restore(reach.changes(reach.before)):
             refusal = _refusal(reach, spent, ". This cannot be put back: make it anew before the next run")
             refusal.untouched = False
             raise refusal from error
@@ -76,32 +77,30 @@ def put_back(f: Any) -> Iterator[Reach]:
 def record_twice(f: Any, body: Body, record: Record) -> Recorded:
     """Record a body, and again to see whether f then changes something or does something else."""
     with put_back(f) as reach:
-        moving: list[Tensor] = []  # that were kept, and depend on the carry or x
+        moving = set[int]()  # the ids of tensors that were kept, and depend on the carry or x
 
         def watched(*given: Any) -> Any:
             result = body(*given)
             left = [leaf for _, new in reach.changes(reach.before).values() for leaf in _valueless(new)]
-            moving.extend(leaf for leaf in left if _depends(leaf))
+            moving.update(id(leaf) for leaf in left if _depends(leaf))
             return result
 
         first = record(watched)
-        changes = reach.changes(reach.before)
-        spent = {entry for entry in changes if reach.places[entry[0]].does in ("draws from", "advances")}
+        changes, once = reach.changes(reach.before), reach.now()
+        spent = {entry for entry in changes if reach.places[entry[0]].does in (DRAWS, ADVANCES)}
         if spent:
             raise _refusal(reach, spent)
-        kept = {entry for entry, (_, new) in changes.items() if _valueless(new)}
-        constant = {entry for entry, (_, new) in changes.items() if _is_constant(new, moving)}
-        for filled in (True, False):
+        kept = {entry: _valueless(new) for entry, (_, new) in changes.items() if _valueless(new)}
+        constant = {entry for entry, left in kept.items() if moving.isdisjoint(map(id, left))}
+        try:
+            second = record(body)
+        except Exception as error:
+            # A cache is filled once and then only read. Filled again, it must hold the same.
+            if not constant or not constant.isdisjoint(reach.changes(once)):
+                raise (_refusal(reach, kept) if kept else error) from error
+            reach.restore(constant)
             once = reach.now()
-            try:
-                second = record(body)
-                break
-            except Exception as error:
-                # A cache is filled once and then only read. Filled again, it must hold the same.
-                is_cache = filled and constant and constant.isdisjoint(reach.changes(once))
-                if not is_cache:
-                    raise (_refusal(reach, kept) if kept else error) from error
-                reach.restore(lambda place, new: _is_constant(new, moving))
+            second = record(body)
         again = reach.changes(once)
         refilled = {entry for entry in changes if entry in again and _valueless(again[entry][1])}
         if counted := again.keys() - refilled:
@@ -109,7 +108,7 @@ def record_twice(f: Any, body: Body, record: Record) -> Recorded:
         if _difference(first, second) is not None:
             where = _line(body, record, first)
             raise _refusal(f"f gives something else when it is called again{where}, as a clock does")
-    reach.restore(lambda place, new: bool(_valueless(new)))
+        reach.restore({entry for entry, (_, new) in reach.changes(reach.before).items() if _valueless(new)})
     return first
 
 
@@ -127,12 +126,6 @@ def _valueless(value: Any, deep: int = _DEEP) -> list[Tensor]:
         return []
     parts = value.values() if type(value) is dict else value
     return [leaf for part in parts for leaf in _valueless(part, deep - 1)]
-
-
-def _is_constant(value: Any, moving: list[Tensor]) -> bool:
-    """Tell whether a value holds tensors of a trace that are the same in every step, as in a cache."""
-    left = _valueless(value)
-    return bool(left) and not any(leaf is other for leaf in left for other in moving)
 
 
 def _depends(leaf: Tensor) -> bool:
@@ -156,7 +149,7 @@ def _difference(a: Recorded, b: Recorded) -> fx.Node | None:
     for left, right in zip_longest(*places):
         if left is None or right is None:
             return left or right
-        same = left.op == right.op and _called(left) == _called(right)
+        same = left.op == right.op and left.target == right.target
         if not same or _words(left, places[0]) != _words(right, places[1]):
             return right
     inputs = [node for node in places[1] if node.op == "placeholder"]
@@ -164,11 +157,6 @@ def _difference(a: Recorded, b: Recorded) -> fx.Node | None:
         if left is not right and not same_bytes(left, right):
             return next(iter(node.users), node)
     return None
-
-
-def _called(node: fx.Node) -> Any:
-    """Return what a node calls; of a nested loop, the loop."""
-    return getattr(node.target, "loop", node.target)
 
 
 def _words(node: fx.Node, places: dict[fx.Node, int]) -> str:

@@ -1,9 +1,9 @@
 """From a user's function to a body: Python is left behind, closed-over tensors become inputs."""
 
-import linecache
 import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch.func import functionalize
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ... import _tree
-from ..._errors import BackendError, check_tensor, is_ours, untraceable
+from ..._errors import BackendError, check_tensor, is_ours, line_of, untraceable
 from ..._torch._graphs import graph_of, needs_a_value, operators, recorder, without_dead_code, writes
 from ..._torch._modes import (
     FakeTensor,
@@ -37,18 +37,13 @@ from ._rewrites import OPERATIONS
 
 
 class Traced(NamedTuple):
-    """A body, the tensors that its function closed over, and how its y's are put together."""
+    """A body, the tensors that its function closed over, and how its y's are put together.
+
+    Kept for all functions of one key, it has the places of these tensors in the key.
+    """
 
     body: Body
-    closed_over: list[Tensor]
-    y_structure: _tree.Structure
-
-
-class _Recipe(NamedTuple):
-    """A trace for all functions of one key: closed-over tensors are their places in it."""
-
-    body: Body
-    closed_over: list[int | Tensor]
+    closed_over: list[Any]
     y_structure: _tree.Structure
 
 
@@ -81,20 +76,6 @@ def trace(
     if about in seen:
         return seen[about]
 
-    def record(body: Callable[..., Any]) -> Recorded:
-        with tracing, applied_functions(_is_theirs) as opaque:
-            structures = carry_structure, carry_avals, x_structure, x_avals
-            graph, lift, y_structure = _record(body, *structures, opaque, keeps_loops)
-        originals = _lift_attributes(graph, lift)
-        given = (*carry, *rows, *[leaf for leaf, _ in lift.known.values()])
-        if lift.asks and any(map(may_be_differentiated, given)):
-            raise untraceable(
-                "f asks what autograd knows of a tensor, of which a compiled loop knows nothing"
-            )
-        for leaf in originals:
-            check_plain(leaf)
-        return Recorded(graph, originals, (lift, y_structure, opaque))
-
     nested = is_tracing()  # the trace that this loop is a part of has the key, and is made twice
     reading = _EMPTY if nested else seen.get("reading") or key_of(f)
     readings = reading, _key_of_nodes(carry_structure, x_structure)
@@ -102,20 +83,20 @@ def trace(
     lasting = not nested and all(each.key is not None for each in readings)
     recipe = _recipes.find(key) if lasting else None
     if recipe is None:
+        record = partial(_record, init=init, xs=xs, keeps_loops=keeps_loops)
         recorded = record(body) if nested else record_twice(f, body, record)
         for each in readings:
             if each.key is None:
                 warn_of(each)
-        lift, y_structure, opaque = recorded.more
-        lasting = lasting and not lift.asks
+        lasting = lasting and not recorded.lift.asks
         places = {id(leaf): place for place, leaf in enumerate(reading.tensors)}
         closed_over = [places.get(id(leaf), leaf) for leaf in recorded.closed_over]
-        recipe = _Recipe(_shared(recorded, carry_avals, x_avals, opaque), closed_over, y_structure)
+        recipe = Traced(_shared(recorded, carry_avals, x_avals), closed_over, recorded.y_structure)
         constants = [leaf for leaf in closed_over if isinstance(leaf, Tensor)]
-        if lasting and not any(id(leaf) in lift.known for leaf in constants):
+        if lasting and not any(id(leaf) in recorded.lift.known for leaf in constants):
             _recipes.keep(key, recipe, sum(leaf.nbytes for leaf in constants) + 64 * len(reading.key or ()))
     tensors = [reading.tensors[at] if isinstance(at, int) else at for at in recipe.closed_over]
-    seen["reading"], seen[about] = reading, Traced(recipe.body, tensors, recipe.y_structure)
+    seen["reading"], seen[about] = reading, recipe._replace(closed_over=tensors)
     return seen[about]
 
 
@@ -129,19 +110,15 @@ def _key_of_nodes(*structures: _tree.Structure) -> Reading:
 _EMPTY = Reading(Key(), [], [], "")
 
 
-def _record(
-    body: Callable[..., Any],
-    carry_structure: _tree.Structure,
-    carry: Avals,
-    x_structure: _tree.Structure,
-    x: Avals,
-    opaque: set[str],
-    keeps_loops: bool,
-) -> tuple[fx.GraphModule, "Lift", _tree.Structure]:
+def _record(body: Callable[..., Any], init: Tree, xs: Tree, keeps_loops: bool) -> Recorded:
     """Run the body once on tensors without values, and write down its operations."""
     around, device = depth(), _default_device()
+    (carry, carry_structure), (rows, x_structure) = _tree.flatten(init), _tree.flatten(xs)
+    avals = [*map(Aval.of, carry), *[Aval.of(leaf, 1) for leaf in rows]]
     structures: list[_tree.Structure] = []
     with (
+        tracing,
+        applied_functions(_is_theirs) as opaque,
         clean_room() as mode,
         no_log_of_fake_tensors(),
         sdpa_kernel(SDPBackend.MATH),  # the only kernel of attention that has all derivatives
@@ -161,7 +138,7 @@ def _record(
 
         try:
             with neutral_levels(around):  # a wrapper made inside f lies above all those outside
-                graph = recorder(flat, OPERATIONS)(*[valueless(mode, *aval) for aval in (*carry, *x)])
+                graph = recorder(flat, OPERATIONS)(*[valueless(mode, *aval) for aval in avals])
         except Exception as error:
             if not needs_a_value(error):
                 raise
@@ -169,7 +146,13 @@ def _record(
                 f"f decides on the value of a tensor at {_users_line(error)}; a compiled loop has none "
                 f"when it is made: use torch.where, or backend='eager'"
             ) from error
-    return graph, lift, structures[0]
+    closed_over = _lift_attributes(graph, lift)
+    given = (*carry, *rows, *[leaf for leaf, _ in lift.known.values()])
+    if lift.asks and any(map(may_be_differentiated, given)):
+        raise untraceable("f asks what autograd knows of a tensor, of which a compiled loop knows nothing")
+    for leaf in closed_over:
+        check_plain(leaf)
+    return Recorded(graph, closed_over, lift, structures[0])
 
 
 def _default_device() -> AbstractContextManager[Any]:
@@ -186,12 +169,10 @@ def _is_theirs(cls: type) -> bool:
 
 
 def _users_line(error: BaseException) -> str:
-    """The last line outside of torch and gdfunc that an error went through."""
-    frames = traceback.extract_tb(error.__traceback__)
-    outside = [frame for frame in frames if not is_ours(frame.filename)]
-    frame = (outside or frames)[-1]
-    text = linecache.getline(frame.filename, frame.lineno or 0).strip()
-    return f"{frame.filename}:{frame.lineno}: `{text}`"
+    """Name the last line outside of torch and gdfunc that an error went through."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    outside = [frame for frame in frames if not is_ours(frame.f_code.co_filename)]
+    return line_of((outside or frames)[-1])
 
 
 def _lift_attributes(graph: fx.GraphModule, lift: Lift) -> list[Tensor]:
@@ -270,8 +251,9 @@ _ASSIGNMENTS: dict[Any, Callable[..., Any]] = {
 }
 
 
-def _shared(recorded: Recorded, carry: Avals, x: Avals, opaque: set[str]) -> Body:
+def _shared(recorded: Recorded, carry: Avals, x: Avals) -> Body:
     """Give the body of a graph: that of an equal graph before, with what was compiled of it."""
+    opaque = recorded.lift.cuts.opaque
     consts = tuple(map(Aval.of, recorded.closed_over))
     graph = _checked(recorded.graph, len(consts))
     names, loops = frozenset(opaque | _foreign(graph)), tuple(nested_loops(graph))  # whose code is one name
