@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -23,9 +23,16 @@ class Segments(NamedTuple):
 class Adjoint(ABC):
     """How a derivative goes back through a loop."""
 
-    @abstractmethod
     def run(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
         """Run a traced loop of at least one step, so that its derivative is this adjoint's."""
+        if not loop.reverse:
+            return self.forward(loop, consts, init, xs)
+        results = self.forward(replace(loop, reverse=False), consts, init, [x.flip(0) for x in xs])
+        return [*results[: len(init)], *[y.flip(0) for y in results[len(init) :]]]
+
+    @abstractmethod
+    def forward(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
+        """Run a loop that goes forward."""
 
     def segments(self, steps: int, every: int) -> Segments:
         """Plan a run of so many steps, in blocks of `every`."""
@@ -61,8 +68,10 @@ class Reverse(Adjoint):
         learning", 2015.
     """
 
-    def run(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
+    def forward(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
         return loop(*consts, *init, *xs)
+
+    run = forward  # a loop needs no help to go backward
 
 
 def check_adjoint(adjoint: Any) -> Adjoint:

@@ -155,7 +155,7 @@ class Body:
     def as_traced(self) -> AbstractContextManager[None]:
         """Let operations mean what they meant in the trace: its casts are in it, and its default dtype."""
         changed = torch.get_default_dtype() != self.floats
-        return _settings(self.floats) if changed or uses_autocast() else _AS_IT_IS
+        return _settings(self.floats) if changed or uses_autocast() else nullcontext()
 
     @cached_property
     def has_loops(self) -> bool:
@@ -217,9 +217,6 @@ def _settings(floats: torch.dtype) -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(before)
-
-
-_AS_IT_IS = nullcontext()
 
 
 def _with_reshapes(graph: fx.GraphModule) -> fx.GraphModule:

@@ -27,7 +27,7 @@ from .backends import replay
 from .backends import runner_of as runner_of
 from .backends import step_back as step_back
 from .trace._purity import put_back
-from .trace._trace import Traced, trace
+from .trace._trace import trace
 
 
 def run(
@@ -39,25 +39,12 @@ def run(
     through: Callable[..., list[Tensor]],
     **fields: Any,
 ) -> tuple[Tree, Tree]:
-    """Trace a user's function, with the checks around it, and run the loop over its body."""
-    traced = _traced(f, body, init, xs, seen)
-    carry, structure = _tree.flatten(init)
-    loop = Bound(traced.body, **fields)
-    results = through(loop, *_visible(traced.closed_over, carry, _tree.leaves(xs)))
-    ys = results[len(carry) :]
-    return _tree.unflatten(structure, results[: len(carry)]), _tree.unflatten(traced.y_structure, ys)
+    """Trace a user's function, with the checks around it, and run the loop over its body.
 
-
-def _traced(
-    f: Callable[..., Any],
-    body: Callable[..., tuple[Tree, Tree]],
-    init: Tree,
-    xs: Tree,
-    seen: dict[Any, Any] | None,
-) -> Traced:
-    """Trace a user's function. A mistake in it is raised from real tensors, where it reads better."""
+    A mistake in the function is raised from real tensors, where it reads better.
+    """
     try:
-        return trace(f, body, init, xs, seen)
+        traced = trace(f, body, init, xs, seen)
     except (BackendError, ValueError, Warning):
         raise
     except Exception as error:
@@ -65,9 +52,13 @@ def _traced(
             _, y = body(init, _tree.map(lambda leaf: leaf[0], xs))
             for path, leaf in _tree.named_leaves(y, "y"):
                 check_tensor(leaf, path)
-            raise untraceable(
-                f"f cannot be traced ({type(error).__name__}: {[*str(error).splitlines(), ''][0]})"
-            ) from error
+            line = [*str(error).splitlines(), ""][0]
+            raise untraceable(f"f cannot be traced ({type(error).__name__}: {line})") from error
+    carry, structure = _tree.flatten(init)
+    loop = Bound(traced.body, **fields)
+    results = through(loop, *_visible(traced.closed_over, carry, _tree.leaves(xs)))
+    ys = results[len(carry) :]
+    return _tree.unflatten(structure, results[: len(carry)]), _tree.unflatten(traced.y_structure, ys)
 
 
 def _visible(*tensors: list[Tensor]) -> Sequence[list[Tensor]]:
@@ -84,7 +75,8 @@ class Bound(Loop):
     runner: Runner = field(default=replay, compare=False)  # of a loop inside a graph: the default
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
-        if _is_plain(tensors):
+        # No rule applies where no derivative is wanted and no transformation is running.
+        if not is_transforming() and True not in [leaf.requires_grad for leaf in tensors]:
             return list(_Scan.forward(self, *tensors))
         level: Any = functionalization()
         if level is not None:  # autograd.Function has no rule for it, and needs none: a loop is pure
@@ -196,11 +188,6 @@ def _as_node(loop: Bound, tensors: Leaves) -> list[Tensor]:
     else:
         results = [valueless(mode, *aval) for aval in loop.results]
     return record_call(replace(loop, runner=replay), tensors, results)
-
-
-def _is_plain(tensors: Leaves) -> bool:
-    """Tell that no rule applies: no derivative is wanted, and no transformation is running."""
-    return not is_transforming() and True not in [leaf.requires_grad for leaf in tensors]
 
 
 def _active(body: Body, given: Sequence[bool]) -> Active:

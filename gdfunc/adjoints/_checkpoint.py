@@ -13,11 +13,11 @@ from torch.func import jvp, vjp
 from .. import _tree
 from .._errors import BackendError, check_choice, check_int
 from .._scan._adjoint import Adjoint, Segments
-from .._scan._body import Active, Flags, Leaves, filled, merged, spread
+from .._scan._body import Active, Leaves, filled, merged, spread
 from .._scan._derived import pullback
 from .._scan._loop import Bound
 from .._torch._modes import is_tracing
-from ._truncated import in_order, then
+from ._truncated import then
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,20 @@ class Checkpoint(Adjoint):
         else:
             check_int("carries", self.carries, 1)
 
-    def run(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
-        if self.carries is None:
-            return in_order(_in_blocks, loop, consts, init, xs, self._every(loop.length))
-        if is_tracing():
-            raise BackendError(
-                f"Checkpoint(carries={self.carries}) goes back from Python, segment by segment, and cannot "
-                f"be part of a trace (jit, or a loop within a loop): use Checkpoint('sqrt')"
-            )
-        return in_order(_recomputed, loop, consts, init, xs, self.carries)
+    def forward(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
+        if self.carries is not None:
+            if is_tracing():
+                raise BackendError(
+                    f"Checkpoint(carries={self.carries}) goes back from Python, segment by segment, and "
+                    f"cannot be part of a trace (jit, or a loop within a loop): use Checkpoint('sqrt')"
+                )
+            return replace(loop, rule=_Treeverse(self.carries))(*consts, *init, *xs)
+        every = self._every(loop.length)
+        blocks, rest = divmod(loop.length, every)
+        outer = replace(loop, body=loop.repeated(every), length=blocks, unroll=1)
+        done = outer(*consts, *init, *[x[: blocks * every].unflatten(0, (blocks, every)) for x in xs])
+        carry, ys = done[: len(init)], [y.flatten(0, 1) for y in done[len(init) :]]
+        return then(replace(loop, length=rest), consts, carry, xs, ys) if rest else [*carry, *ys]
 
     def segments(self, steps: int, every: int) -> Segments:
         blocks = max(math.ceil(steps / every), 1)
@@ -91,20 +96,6 @@ class Checkpoint(Adjoint):
         if isinstance(self.every, str):
             return math.isqrt(max(steps - 1, 0)) + 1
         return min(self.every or 1, max(steps, 1))
-
-
-def _in_blocks(loop: Bound, consts: Leaves, init: Leaves, xs: Leaves, every: int) -> list[Tensor]:
-    """Run a loop whose backward pass keeps every k-th carry: a loop of loops of k steps."""
-    blocks, rest = divmod(loop.length, every)
-    outer = replace(loop, body=loop.repeated(every), length=blocks, unroll=1)
-    done = outer(*consts, *init, *[x[: blocks * every].unflatten(0, (blocks, every)) for x in xs])
-    carry, ys = done[: len(init)], [y.flatten(0, 1) for y in done[len(init) :]]
-    return then(replace(loop, length=rest), consts, carry, xs, ys) if rest else [*carry, *ys]
-
-
-def _recomputed(loop: Bound, consts: Leaves, init: Leaves, xs: Leaves, carries: int) -> list[Tensor]:
-    """Run a loop whose backward pass keeps about 2c carries."""
-    return replace(loop, rule=_Treeverse(carries))(*consts, *init, *xs)
 
 
 @dataclass(frozen=True)
@@ -123,40 +114,9 @@ class _Treeverse:
         init = loop.body.split(leaves)[1]
         given = tuple(flag and move is not None for flag, move in zip(active.y, of_y, strict=True))
         moves = filled(of_carry, init, active.carry)
-        pulled = _Recomputed.apply(self, loop, active, given, *leaves, *moves, *compress(of_y, given))
+        active = active._replace(y=given)
+        pulled = _Recomputed.apply(self.carries, loop, active, *leaves, *moves, *compress(of_y, given))
         return spread(pulled, active.inputs)
-
-    def go_back(
-        self, loop: Bound, active: Active, given: Flags, leaves: Leaves, moves: Leaves
-    ) -> list[Tensor]:
-        """Go through segments of c steps from the last to the first, with c carries between them."""
-        plain, results = replace(loop, rule=None), (*active.carry, *given)
-        consts, init, xs = loop.body.split(leaves)
-        of_consts = loop.body.split(active.inputs)[0]
-        of_carry, of_y = list(moves[: sum(active.carry)]), moves[sum(active.carry) :]
-        sums = [torch.zeros_like(leaf) for leaf in compress(consts, of_consts)]
-        rows: list[list[Tensor]] = []
-        ends = [*range(0, loop.length, self.carries), loop.length]
-        known, last = [(0, list(init))], len(ends) - 1  # carries before segments, and the segments left
-        while known:
-            first, carry = known[-1]
-            if last - first > 1:
-                free = self.carries + 1 - len(known)
-                middle = last - _behind_the_next_carry(last - first, max(free, 0))
-                at, to = ends[first], ends[middle]
-                further = replace(plain, length=to - at)(*consts, *carry, *[x[at:to] for x in xs])
-                known.append((middle, further[: len(init)]))
-                continue
-            at, to = ends[first], ends[last]
-            segment = (*consts, *carry, *[x[at:to] for x in xs])
-            _, pull = pullback(replace(plain, length=to - at), segment, active.inputs, results)
-            pulled = iter(pull((*of_carry, *[y[at:to] for y in of_y])))
-            sums = [so_far + more for so_far, more in zip(sums, islice(pulled, len(sums)), strict=True)]
-            of_carry = list(islice(pulled, len(of_carry)))
-            rows.append(list(pulled))
-            known.pop()
-            last = first
-        return [*sums, *of_carry, *[torch.cat(column) for column in zip(*reversed(rows), strict=True)]]
 
 
 def _behind_the_next_carry(segments: int, free: int) -> int:
@@ -180,16 +140,42 @@ class _Recomputed(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        rule: _Treeverse, loop: Bound, active: Active, given: Flags, *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
-        known = _tree.cut(tensors)  # outside of torch.func they still ask for a graph
-        leaves, moves = known[: len(active.inputs)], known[len(active.inputs) :]
-        return tuple(rule.go_back(loop, active, given, leaves, moves))
+    def forward(carries: int, loop: Bound, active: Active, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Go through segments of c steps from the last to the first, with c carries between them."""
+        tensors = _tree.cut(tensors)  # outside of torch.func they still ask for a graph
+        leaves, moves = tensors[: len(active.inputs)], tensors[len(active.inputs) :]
+        plain, results = replace(loop, rule=None), (*active.carry, *active.y)
+        consts, init, xs = loop.body.split(leaves)
+        of_consts = loop.body.split(active.inputs)[0]
+        of_carry, of_y = list(moves[: sum(active.carry)]), moves[sum(active.carry) :]
+        sums = [torch.zeros_like(leaf) for leaf in compress(consts, of_consts)]
+        rows: list[list[Tensor]] = []
+        ends = [*range(0, loop.length, carries), loop.length]
+        known, last = [(0, list(init))], len(ends) - 1  # carries before segments, and the segments left
+        while known:
+            first, carry = known[-1]
+            if last - first > 1:
+                free = carries + 1 - len(known)
+                middle = last - _behind_the_next_carry(last - first, max(free, 0))
+                at, to = ends[first], ends[middle]
+                further = replace(plain, length=to - at)(*consts, *carry, *[x[at:to] for x in xs])
+                known.append((middle, further[: len(init)]))
+                continue
+            at, to = ends[first], ends[last]
+            segment = (*consts, *carry, *[x[at:to] for x in xs])
+            _, pull = pullback(replace(plain, length=to - at), segment, active.inputs, results)
+            pulled = iter(pull((*of_carry, *[y[at:to] for y in of_y])))
+            sums = [so_far + more for so_far, more in zip(sums, islice(pulled, len(sums)), strict=True)]
+            of_carry = list(islice(pulled, len(of_carry)))
+            rows.append(list(pulled))
+            known.pop()
+            last = first
+        of_xs = [torch.cat(column) for column in zip(*reversed(rows), strict=True)]
+        return (*sums, *of_carry, *of_xs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        _, ctx.loop, ctx.active, ctx.given, *tensors = inputs
+        _, ctx.loop, ctx.active, *tensors = inputs
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
@@ -198,7 +184,7 @@ class _Recomputed(torch.autograd.Function):
         tensors = ctx.saved_tensors
         f, flags = _at_once(ctx, tensors)
         pull = vjp(f, *compress(tensors, flags))[1]
-        return None, None, None, None, *spread(pull(cotangents), flags)
+        return None, None, None, *spread(pull(cotangents), flags)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
@@ -206,7 +192,7 @@ class _Recomputed(torch.autograd.Function):
         f, flags = _at_once(ctx, tensors)
         # Copies, because torch makes no dual number of an expanded tensor.
         at = tuple(leaf.clone() for leaf in compress(tensors, flags))
-        return jvp(f, at, tuple(move.clone() for move in filled(tangents[4:], tensors, flags)))[1]
+        return jvp(f, at, tuple(move.clone() for move in filled(tangents[3:], tensors, flags)))[1]
 
 
 def _at_once(ctx: Any, tensors: Leaves) -> tuple[Callable[..., tuple[Tensor, ...]], list[bool]]:
@@ -216,7 +202,7 @@ def _at_once(ctx: Any, tensors: Leaves) -> tuple[Callable[..., tuple[Tensor, ...
 
     def f(*moved: Tensor) -> tuple[Tensor, ...]:
         given, inputs = merged(tensors, flags, moved), len(active.inputs)
-        _, pull = pullback(loop, given[:inputs], active.inputs, (*active.carry, *ctx.given))
+        _, pull = pullback(loop, given[:inputs], active.inputs, (*active.carry, *active.y))
         return pull(tuple(given[inputs:]))
 
     return f, flags

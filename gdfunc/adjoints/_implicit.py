@@ -67,13 +67,11 @@ class Implicit(Adjoint):
         check_choice("solver", self.solver, ("cg", "neumann"))
         check_int("iterations", self.iterations, 1)
 
-    def run(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
-        results = Constant().run(loop, consts, init, xs)
+    def forward(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
+        results = Constant().forward(loop, consts, init, xs)
         final, ys = results[: len(init)], results[len(init) :]
-        row = 0 if loop.reverse else loop.length - 1
-        step, last = replace(loop, length=1), [x[row : row + 1] for x in xs]
-        attached = AtFixedPoint(self, init).run(step, consts, final, last)
-        return [*attached[: len(init)], *ys]
+        step, last = replace(loop, length=1), [x[-1:] for x in xs]
+        return [*AtFixedPoint(self, init).forward(step, consts, final, last)[: len(init)], *ys]
 
     def segments(self, steps: int, every: int) -> Segments:
         return Segments(steps, self, 1)
@@ -95,7 +93,7 @@ class AtFixedPoint(Adjoint):
     implicit: Implicit
     init: Leaves
 
-    def run(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
+    def forward(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
         fixed, start = _tree.cut(init), _tree.cut(self.init)
         moving = [leaf.is_floating_point() for leaf in fixed]
         ends = list(compress(fixed, moving)), list(compress(start, moving))
@@ -165,7 +163,7 @@ class _Solve:
         begin = [torch.zeros_like(leaf) for leaf in v]
         begin += [*v, *v] if self.solver == "cg" else []
         solver = self._body(body, active.carry)
-        solving = replace(loop, body=solver, length=self.iterations, reverse=False, rule=_Once())
+        solving = replace(loop, body=solver, length=self.iterations, rule=_Once())
         u = solving(*inputs, *v, *begin)[: len(v)]
         with body.as_traced():
             image, pull = pullback(body.graph, inputs, active.inputs, active.carry)

@@ -1,8 +1,6 @@
 """Loops, or their first steps, that derivatives do not go through."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,11 +44,13 @@ class Truncated(Adjoint):
     def __post_init__(self) -> None:
         check_int("last", self.last, 1)
 
-    def run(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
+    def forward(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
         head = max(loop.length - self.last, 0)
         if not head:
             return loop(*consts, *init, *xs)
-        return in_order(_after_a_constant, loop, consts, init, xs, head)
+        done = Constant().forward(replace(loop, length=head), consts, init, [x[:head] for x in xs])
+        carry, ys = done[: len(init)], done[len(init) :]
+        return then(replace(loop, length=loop.length - head), consts, carry, xs, ys)
 
     def segments(self, steps: int, every: int) -> Segments:
         return Segments(max(steps - self.last, 0) // every * every, Reverse(), 1)
@@ -59,24 +59,8 @@ class Truncated(Adjoint):
 class Constant(Adjoint):
     """The adjoint of what derivatives do not go through: the loop keeps nothing."""
 
-    def run(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
+    def forward(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
         return loop(*_tree.cut((*consts, *init, *xs)))
-
-
-def _after_a_constant(loop: Bound, consts: Leaves, init: Leaves, xs: Leaves, head: int) -> list[Tensor]:
-    """Run a loop whose first steps derivatives do not go through."""
-    done = Constant().run(replace(loop, length=head), consts, init, [x[:head] for x in xs])
-    carry, ys = done[: len(init)], done[len(init) :]
-    return then(replace(loop, length=loop.length - head), consts, carry, xs, ys)
-
-
-def in_order(run: Callable[..., list[Tensor]], loop: Bound, *tensors: Any) -> list[Tensor]:
-    """Let a loop that runs in reverse run forward over reversed rows."""
-    if not loop.reverse:
-        return run(loop, *tensors)
-    consts, init, xs, *rest = tensors
-    results = run(replace(loop, reverse=False), consts, init, [x.flip(0) for x in xs], *rest)
-    return [*results[: len(init)], *[y.flip(0) for y in results[len(init) :]]]
 
 
 def then(loop: Bound, consts: Leaves, carry: Leaves, xs: Leaves, ys: Leaves) -> list[Tensor]:

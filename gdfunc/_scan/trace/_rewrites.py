@@ -96,17 +96,11 @@ def _showing(batch_norm: Any) -> Callable[..., Any]:
     """Let a batch norm update running statistics in sight: the operation does not say that it writes."""
 
     def shown(
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean: Tensor | None,
-        variance: Tensor | None,
-        training: bool,
-        momentum: float,
-        eps: float,
+        x: Tensor, weight: Any, bias: Any, mean: Any, variance: Any, training: bool, *rest: float
     ) -> Any:
         if not training or mean is None or variance is None:
             return NotImplemented
+        momentum, eps = rest
         results = batch_norm(x, weight, bias, None, None, True, momentum, eps)
         axes = [axis for axis in range(x.ndim) if axis != 1]
         spread = x.detach().to(variance.dtype).var(axes, correction=1)
