@@ -167,26 +167,24 @@ def _forward(f: Function, point: list[Tree], chunk_size: int | None) -> tuple[li
     def along(*direction: Tensor) -> tuple[Tensor, Tensor, Any]:
         """The derivative in one direction, the value and aux."""
 
-        def doubled(*leaves: Tensor) -> tuple[Tensor, Any]:
-            value, aux = f(_tree.unflatten(structure, leaves))
-            return value, (value, aux)
+        def value_of(*leaves: Tensor) -> tuple[Tensor, Any]:
+            return f(_tree.unflatten(structure, leaves))
 
-        _, slope, rest = jvp(doubled, tuple(leaves), direction, has_aux=True)  # type: ignore[misc]
-        return slope, *rest
+        value, slope, aux = jvp(value_of, tuple(leaves), direction, has_aux=True)  # type: ignore[misc]
+        return slope, value, aux
 
     sizes = [leaf.numel() for leaf in leaves]
+    rows = torch.eye(sum(sizes), dtype=torch.float64).split(sizes, dim=1)
     directions = [
-        torch.eye(sum(sizes), dtype=leaf.dtype, device=leaf.device)
-        .split(sizes, dim=1)[i]
-        .reshape(-1, *leaf.shape)
-        for i, leaf in enumerate(leaves)
+        row.to(leaf.device, leaf.dtype).reshape(-1, *leaf.shape)
+        for row, leaf in zip(rows, leaves, strict=True)
     ]
     if sum(sizes) == 1:
         slope, value, aux = along(*(direction[0] for direction in directions))
         slopes = slope[None]
     else:
-        slopes, *rows = vmap(along, chunk_size=chunk_size)(*directions)
-        value, aux = _tree.map(lambda leaf: leaf[0], rows)
+        slopes, *same = vmap(along, chunk_size=chunk_size)(*directions)
+        value, aux = _tree.map(lambda leaf: leaf[0], same)
     grads = [
         slope.reshape(leaf.shape).to(leaf.dtype)
         for slope, leaf in zip(slopes.split(sizes), leaves, strict=True)

@@ -5,9 +5,7 @@ from functools import wraps
 from numbers import Integral, Real
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from . import _tree
 from ._errors import check_choice
@@ -57,19 +55,13 @@ def jit(f: Callable[..., Tree], *, backend: str = "auto") -> Callable[..., Tree]
 
     @wraps(f)
     def compiled(*args: Any, **kwargs: Any) -> Tree:
-        args, kwargs = _tree.map(_as_tensor, (args, kwargs))
+        args, kwargs = _tree.map(_as_tensor, _tree.as_tensors((args, kwargs)))
         result = call(lambda: f(*args, **kwargs), backend)
-        if backend not in ("eager", "auto"):  # a compiled loop gives new tensors
-            return result
         return _tree.unshare(result, _tree.tensors((args, kwargs)))
 
     return compiled
 
 
 def _as_tensor(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor):
-        return leaf
-    if isinstance(leaf, np.ndarray):
-        return _tree.as_tensors(leaf)
     is_float = isinstance(leaf, Real) and not isinstance(leaf, Integral)
     return torch.tensor(float(leaf), dtype=torch.float64) if is_float else leaf

@@ -1,6 +1,8 @@
 """Module-level locks that a forked child, such as a worker of torch's DataLoader, finds free."""
 
 import os
+from collections.abc import Callable
+from functools import partial
 from threading import RLock
 
 _PATIENCE = 10.0  # seconds that a fork waits for the holder of a lock with `waits=True`
@@ -37,19 +39,14 @@ class Lock:
 _locks: list[Lock] = []
 
 
-def _before() -> None:
+def _each(method: Callable[..., None], *args: bool) -> None:
     for lock in _locks:
-        lock.before_fork()
-
-
-def _after(in_child: bool) -> None:
-    for lock in _locks:
-        lock.after_fork(in_child)
+        method(lock, *args)
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=_before,
-        after_in_parent=lambda: _after(in_child=False),
-        after_in_child=lambda: _after(in_child=True),
+        before=partial(_each, Lock.before_fork),
+        after_in_parent=partial(_each, Lock.after_fork, False),
+        after_in_child=partial(_each, Lock.after_fork, True),
     )

@@ -221,9 +221,8 @@ def _settings(floats: torch.dtype) -> Iterator[None]:
 
 def _with_reshapes(graph: fx.GraphModule) -> fx.GraphModule:
     """Reshape where the trace could take a view: under vmap the tensor may lie otherwise in memory."""
-    for node in graph.graph.nodes:
-        if node.target is torch.ops.aten.view.default:
-            node.target = torch.ops.aten.reshape.default
+    for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
+        node.target = torch.ops.aten.reshape.default
     graph.recompile()
     return graph
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, fx
 from torch.func import jvp, vjp, vmap
 
-from ._body import BatchedBody, Body, Flags, Leaves, Loop, Members, merged
+from ._body import BatchedBody, Body, Flags, Leaves, Members, merged
 
 
 def keeping(body: Body) -> Body:
@@ -15,18 +15,11 @@ def keeping(body: Body) -> Body:
     if "keeping" not in body.derived:
         graph, copies = fx.Graph(), dict[fx.Node, Any]()
         results: Any = graph.graph_copy(body.graph.graph, copies)
-        inputs = [copies[node] for node in body.graph.graph.nodes if node.op == "placeholder"]
+        inputs = [copies[node] for node in body.graph.graph.find_nodes(op="placeholder")]
         graph.output([*results, *body.split(inputs)[1]])
         new = Body(fx.GraphModule(body.graph, graph), body.consts, body.carry, body.x)
         new.opaque, new.floats, body.derived["keeping"] = body.opaque, body.floats, new
     return body.derived["keeping"]
-
-
-def repeated(inner: Loop, function: Callable[..., list[Tensor]]) -> Body:
-    """Make the body whose step is a loop, given the function that runs it."""
-    body = inner.body
-    x = tuple(aval.with_axis(inner.length) for aval in body.x)
-    return body.derive(("repeated", inner), function, body.consts, body.carry, x)
 
 
 def batched(body: Body, size: int, inputs: Flags, results: Flags) -> Body:

@@ -91,8 +91,9 @@ class Bound(Loop):
 
     def repeated(self, steps: int) -> Body:
         """Make the body whose step is this loop of so many steps."""
-        inner = replace(self, length=steps)
-        return _derived.repeated(inner, inner)
+        inner, body = replace(self, length=steps), self.body
+        x = tuple(aval.with_axis(steps) for aval in body.x)
+        return body.derive(("repeated", inner), inner, body.consts, body.carry, x)
 
 
 class _Scan(torch.autograd.Function):

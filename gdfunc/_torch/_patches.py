@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from threading import get_ident
 from typing import Any
@@ -94,8 +94,7 @@ def inductor_cache(directory: Path) -> Iterator[None]:
             os.environ[name] = before
 
 
-@contextmanager
-def vectors_of_torch() -> Iterator[None]:
+def vectors_of_torch() -> AbstractContextManager[None]:
     """Let Inductor use the vector instructions that torch's own kernels use.
 
     Because Inductor compiles a test program for each instruction set, which takes 9 s on a new machine.
@@ -104,8 +103,4 @@ def vectors_of_torch() -> Iterator[None]:
 
     known = {"AVX512": cpu_vec_isa.VecAVX512, "AVX2": cpu_vec_isa.VecAVX2}
     kind = known.get(torch.backends.cpu.get_cpu_capability())
-    if kind is None:
-        yield
-        return
-    with _replaced(cpu_vec_isa, "valid_vec_isa_list", lambda: [kind()]):
-        yield
+    return _replaced(cpu_vec_isa, "valid_vec_isa_list", lambda: [kind()]) if kind else nullcontext()

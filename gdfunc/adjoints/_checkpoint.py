@@ -65,10 +65,9 @@ class Checkpoint(Adjoint):
             raise ValueError(f"Checkpoint takes either every (an int or 'sqrt') or carries=; got {self!r}")
         if isinstance(self.every, str):
             check_choice("every, if it is no int,", self.every, ("sqrt",))
-        elif self.every is not None:
-            check_int("every", self.every, 1)
         else:
-            check_int("carries", self.carries, 1)
+            name, number = ("every", self.every) if self.carries is None else ("carries", self.carries)
+            check_int(name, number, 1)
 
     def forward(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
         if self.carries is not None:

@@ -7,7 +7,7 @@ is out of sight. A cache may be filled. The tensors of a trace have no values, s
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import zip_longest
 from types import FrameType, ModuleType
@@ -21,7 +21,7 @@ from ..._torch._graphs import node_of, tracer
 from ..._torch._modes import is_from_a_trace, same_bytes
 from ..._torch._transforms import layers
 from ._key import Reading
-from ._reach import ADVANCES, DRAWS, Entry, Reach, path
+from ._reach import ADVANCES, DRAWS, Reach, path
 
 _DEEP = 3  # containers within one another that are searched for tensors without values
 _REMEDY = (
@@ -68,7 +68,9 @@ def put_back(f: Any) -> Iterator[Reach]:
         yield reach
     except BaseException as error:
         if spent := reach.restore(reach.changes(reach.before)):
-            refusal = _refusal(reach, spent, ". This cannot be put back: make it anew before the next run")
+            refusal = _refusal(
+                reach.describe(spent), ". This cannot be put back: make it anew before the next run"
+            )
             refusal.untouched = False
             raise refusal from error
         raise
@@ -89,7 +91,7 @@ def record_twice(f: Any, body: Body, record: Record) -> Recorded:
         changes, once = reach.changes(reach.before), reach.now()
         spent = {entry for entry in changes if reach.places[entry[0]].does in (DRAWS, ADVANCES)}
         if spent:
-            raise _refusal(reach, spent)
+            raise _refusal(reach.describe(spent))
         kept = {entry: _valueless(new) for entry, (_, new) in changes.items() if _valueless(new)}
         constant = {entry for entry, left in kept.items() if moving.isdisjoint(map(id, left))}
         try:
@@ -97,25 +99,23 @@ def record_twice(f: Any, body: Body, record: Record) -> Recorded:
         except Exception as error:
             # A cache is filled once and then only read. Filled again, it must hold the same.
             if not constant or not constant.isdisjoint(reach.changes(once)):
-                raise (_refusal(reach, kept) if kept else error) from error
+                raise (_refusal(reach.describe(kept)) if kept else error) from error
             reach.restore(constant)
             once = reach.now()
             second = record(body)
         again = reach.changes(once)
         refilled = {entry for entry in changes if entry in again and _valueless(again[entry][1])}
         if counted := again.keys() - refilled:
-            raise _refusal(reach, counted)
+            raise _refusal(reach.describe(counted))
         if _difference(first, second) is not None:
             where = _line(body, record, first)
-            raise _refusal(f"f gives something else when it is called again{where}, as a clock does")
+            raise _refusal(f"gives something else when it is called again{where}, as a clock does")
         reach.restore({entry for entry, (_, new) in reach.changes(reach.before).items() if _valueless(new)})
     return first
 
 
-def _refusal(reach: Reach | str, entries: Iterable[Entry] = (), more: str = "") -> BackendError:
-    does = dict.fromkeys(map(reach.describe, sorted(entries, key=str))) if isinstance(reach, Reach) else ()
-    what = reach if isinstance(reach, str) else f"f {' and '.join([*does][:3])}"
-    return BackendError(f"{what}, but {_REMEDY}{more}")
+def _refusal(what: str, more: str = "") -> BackendError:
+    return BackendError(f"f {what}, but {_REMEDY}{more}")
 
 
 def _valueless(value: Any, deep: int = _DEEP) -> list[Tensor]:
@@ -152,7 +152,7 @@ def _difference(a: Recorded, b: Recorded) -> fx.Node | None:
         same = left.op == right.op and left.target == right.target
         if not same or _words(left, places[0]) != _words(right, places[1]):
             return right
-    inputs = [node for node in places[1] if node.op == "placeholder"]
+    inputs = b.graph.graph.find_nodes(op="placeholder")
     for left, right, node in zip(a.closed_over, b.closed_over, inputs, strict=False):
         if left is not right and not same_bytes(left, right):
             return next(iter(node.users), node)

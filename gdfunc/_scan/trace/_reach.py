@@ -94,8 +94,11 @@ class Reach:
                 write(self.before[i])
         return [entry for entry in entries if self.places[entry[0]].write is None]
 
-    def describe(self, entry: Entry) -> str:
-        """Say what a function did to change an entry."""
+    def describe(self, entries: Iterable[Entry]) -> str:
+        """Say what a function did to change these entries, or the first of them."""
+        return " and ".join([*dict.fromkeys(map(self._describe, sorted(entries, key=str)))][:3])
+
+    def _describe(self, entry: Entry) -> str:
         place, at = self.places[entry[0]], self.places[entry[0]].at
         if at >= len(self.objects):
             return f"draws from {_GLOBAL[at - len(self.objects)]}'s generator"

@@ -83,7 +83,7 @@ def trace(
     lasting = not nested and all(each.key is not None for each in readings)
     recipe = _recipes.find(key) if lasting else None
     if recipe is None:
-        record = partial(_record, init=init, xs=xs, keeps_loops=keeps_loops)
+        record = partial(_record, init, xs, keeps_loops)
         recorded = record(body) if nested else record_twice(f, body, record)
         for each in readings:
             if each.key is None:
@@ -110,7 +110,7 @@ def _key_of_nodes(*structures: _tree.Structure) -> Reading:
 _EMPTY = Reading(Key(), [], [], "")
 
 
-def _record(body: Callable[..., Any], init: Tree, xs: Tree, keeps_loops: bool) -> Recorded:
+def _record(init: Tree, xs: Tree, keeps_loops: bool, body: Callable[..., Any]) -> Recorded:
     """Run the body once on tensors without values, and write down its operations."""
     around, device = depth(), _default_device()
     (carry, carry_structure), (rows, x_structure) = _tree.flatten(init), _tree.flatten(xs)
@@ -181,9 +181,7 @@ def _lift_attributes(graph: fx.GraphModule, lift: Lift) -> list[Tensor]:
     originals = {id(found): leaf for leaf, found in lift.known.values()}
     inputs: dict[int, tuple[fx.Node, Tensor]] = {}
     first = next(node for node in graph.graph.nodes if node.op != "get_attr")
-    for node in list(graph.graph.nodes):
-        if node.op != "get_attr":
-            continue
+    for node in graph.graph.find_nodes(op="get_attr"):
         value = getattr(graph, node.target)
         if id(value) not in inputs:
             original = originals.get(id(value), value)
@@ -214,14 +212,13 @@ def _checked(graph: fx.GraphModule, consts: int) -> fx.GraphModule:
             )
     if not any(map(writes, operators(graph))):
         return graph
-    given = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
-    avals = tuple(map(Aval.of, given))
+    avals = [Aval.of(node.meta["val"]) for node in graph.graph.find_nodes(op="placeholder")]
     pure = graph_of(functionalize(graph, remove="mutations"), avals, _ASSIGNMENTS)
-    inputs = [node for node in pure.graph.nodes if node.op == "placeholder"]
-    for node in pure.graph.nodes:
-        if node.target is torch.ops.aten.copy_.default and node.args[0] in inputs:
-            what = "a tensor it closes over" if inputs.index(node.args[0]) < consts else "its carry or x"
-            raise wrote(what)
+    inputs = pure.graph.find_nodes(op="placeholder")
+    for node in pure.graph.find_nodes(op="call_function", target=torch.ops.aten.copy_.default):
+        if node.args[0] in inputs:
+            is_const = inputs.index(node.args[0]) < consts
+            raise wrote("a tensor it closes over" if is_const else "its carry or x")
     return pure
 
 
