@@ -120,8 +120,8 @@ def _read(x: Any, kind: Any) -> tuple[Any, Any]:
     """Give what an object is by value, and its parts."""
     if kind is dict or kind is OrderedDict or kind is defaultdict:
         own = None if kind is dict else x.__dict__ or None if kind is OrderedDict else x.default_factory
-        strings = {*map(type, x)} <= {str}
-        return (tuple(x), (own, *x.values())) if strings else (len(x), (own, *x, *x.values()))
+        parts = x.values() if own is None else (own, *x.values())
+        return (tuple(x), parts) if {*map(type, x)} <= {str} else (len(x), (*x, *parts))
     if kind in _SEQUENCES:
         return (len(x), getattr(x, "maxlen", None)), x
     if kind is types.FunctionType:
