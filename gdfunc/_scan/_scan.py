@@ -140,9 +140,8 @@ def fold(
     joins = trace is not None and trace.keeps_loops and length > _LAID_OUT
     if backend != "eager" or not by_itself or joins:
         try:
-            runs = _loop.runner_of(backend, steps)
-            fields = {"length": length, "reverse": reverse, "unroll": unroll, "runner": runs}
-            return _loop.run(f, body, init, xs, seen, adjoint.run, **fields)
+            how = {"reverse": reverse, "unroll": unroll, "runner": _loop.runner_of(backend, steps)}
+            return _loop.run(f, body, init, xs, seen, adjoint.run, length=length, **how)
         except BackendError as error:
             if not by_itself:
                 error.add_note(

@@ -54,12 +54,12 @@ class Lift(TraceMode):
         """Give the stand-in of a leaf that needs one."""
         if not isinstance(leaf, Tensor):
             return leaf
-        if id(leaf) not in self.known:
-            found = self._find(leaf)
-            if found is leaf:
-                return leaf
+        if id(leaf) in self.known:
+            return self.known[id(leaf)][1]
+        found = self._find(leaf)
+        if found is not leaf:
             self.known[id(leaf)] = leaf, found
-        return self.known[id(leaf)][1]
+        return found
 
     def _find(self, leaf: Tensor) -> Tensor:
         wrapper = rewrapped(leaf, self.plain, self.depth)

@@ -31,6 +31,9 @@ def getter(name: str) -> Any:
 _COPIES = {getter("data"): Tensor.detach, Tensor.__deepcopy__: lambda x: x.detach().clone()}
 
 
+_INTEGERS = {torch.int8, torch.int16, torch.int32, torch.int64}
+
+
 def _index(index: Any, plain: Callable[[Any], Any]) -> Any:
     """Put stand-ins into the slices of an index too: torch would read the values of tensors there."""
     if isinstance(index, tuple):
@@ -41,13 +44,7 @@ def _index(index: Any, plain: Callable[[Any], Any]) -> Any:
 
 
 def _is_scalar_index(entry: Any) -> bool:
-    masks = (torch.bool, torch.uint8)
-    return (
-        isinstance(entry, Tensor)
-        and not entry.ndim
-        and not entry.is_floating_point()
-        and entry.dtype not in masks
-    )
+    return isinstance(entry, Tensor) and not entry.ndim and entry.dtype in _INTEGERS
 
 
 def _without_scalars(x: Tensor, index: Any) -> tuple[Tensor, Any]:

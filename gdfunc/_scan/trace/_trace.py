@@ -253,7 +253,9 @@ def _shared(recorded: Recorded, carry: Avals, x: Avals) -> Body:
     opaque = recorded.lift.cuts.opaque
     consts = tuple(map(Aval.of, recorded.closed_over))
     graph = _checked(recorded.graph, len(consts))
-    names, loops = frozenset(opaque | _foreign(graph)), tuple(nested_loops(graph))  # whose code is one name
+    # The derivative of an operation that is not torch's own may not be one of a graph.
+    foreign = {str(each) for each in operators(graph) if each.namespace not in ("aten", "prims")}
+    names, loops = frozenset(opaque | foreign), tuple(nested_loops(graph))  # whose code is one name
     key = (graph.code, loops, consts, carry, x, names, torch.get_default_dtype())
     body = _bodies.find(key)
     if body is None:
@@ -261,8 +263,3 @@ def _shared(recorded: Recorded, carry: Avals, x: Avals) -> Body:
         body.opaque = names
         _bodies.keep(key, body)
     return body
-
-
-def _foreign(graph: fx.GraphModule) -> set[str]:
-    """Which operations are not torch's own: a derivative that they have may not be one of a graph."""
-    return {str(target) for target in operators(graph) if target.namespace not in ("aten", "prims")}
