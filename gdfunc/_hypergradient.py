@@ -221,8 +221,6 @@ def _slot(run: Callable[..., Any], which: Slot, given: dict[Any, Any]) -> Slot:
 
 def _as_point(argument: Any, name: str) -> Tree:
     """The argument with floats as 0-d tensors, if all its leaves are float tensors."""
-    if isinstance(argument, Tensor) and argument.is_floating_point():
-        return argument
     if isinstance(argument, Real) and not isinstance(argument, bool):
         return torch.tensor(float(argument), dtype=torch.float64)
     argument = _tree.as_tensors(argument)

@@ -10,12 +10,11 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import cache, lru_cache, partial
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, from_numpy
 
 from ..._torch._modes import unwatched
 from ._code import imports_in, names_in, owner
@@ -121,8 +120,8 @@ def _global_generators() -> list[Any]:
 def path(chain: list[Any], name: Any = None) -> str:
     """Name the last object of a chain, or an entry of it, by how its function reaches it."""
     text = "f"
-    names = [_name_of(parent, child) for parent, child in pairwise(chain)]
-    for i, (x, found) in enumerate(zip(chain, [*names, name], strict=True)):
+    for i, x in enumerate(chain):
+        found = _name_of(x, chain[i + 1]) if i + 1 < len(chain) else name
         if isinstance(x, types.FunctionType):
             text = "f" if x.__name__ == "<lambda>" else x.__name__
             kind = "closure variable" if found in x.__code__.co_freevars else "global"
@@ -258,18 +257,13 @@ def _fill(x: np.ndarray, values: bytes) -> None:
     np.copyto(x, np.ndarray(x.shape, x.dtype, values))
 
 
-# What is read and written in one piece: what a function does to it, its kind, and how it is read and
-# written. An iterator over iterators, such as a zip, is as far as these are.
+# States that are read and written in one piece: what a function does to them, the kind of object, and how
+# they are read and written (None: not at all). An iterator over iterators, such as a zip, has their states.
 _STATES: list[tuple[Any, ...]] = [
     (DRAWS, random.Random, random.Random.getstate, random.Random.setstate),
     (DRAWS, np.random.RandomState, lambda x: x.get_state(legacy=False), np.random.RandomState.set_state),
     (DRAWS, np.random.BitGenerator, lambda x: x.state, lambda x, old: object.__setattr__(x, "state", old)),
-    (
-        DRAWS,
-        torch.Generator,
-        lambda x: x.get_state().numpy(),
-        lambda x, old: x.set_state(torch.tensor(old)),
-    ),
+    (DRAWS, torch.Generator, lambda x: x.get_state().numpy(), lambda x, old: x.set_state(from_numpy(old))),
     ("writes into", np.ndarray, lambda x: x.dtype.hasobject or x.tobytes(), _fill),
     ("fills", _CACHE, _results, lambda x, _: x.cache_clear()),
     (ADVANCES, io.IOBase, lambda x: x.tell(), None),
