@@ -219,6 +219,17 @@ def test_an_iterator_that_a_trace_advanced_is_an_error_under_auto_too(name):
         assert not caught.value.untouched
 
 
+@quiet
+def test_a_generator_that_is_held_and_not_advanced_is_no_obstacle():
+    def endless(lock):
+        while True:
+            yield lock
+
+    held = endless(io.BytesIO())
+    next(held)
+    run(lambda: float(held is not None), "native")
+
+
 CLOCKS = {
     "time": time.time,
     "perf_counter": time.perf_counter,

@@ -3,7 +3,6 @@
 import gc
 import io
 import itertools
-import operator
 import random
 import types
 from collections import OrderedDict, deque
@@ -267,7 +266,7 @@ _STATES: list[tuple[Any, ...]] = [
     ("writes into", np.ndarray, lambda x: x.dtype.hasobject or x.tobytes(), _fill),
     ("fills", _CACHE, _results, lambda x, _: x.cache_clear()),
     (ADVANCES, io.IOBase, lambda x: x.tell(), None),
-    (ADVANCES, types.GeneratorType, lambda x: (x.gi_frame.f_lasti, {**x.gi_frame.f_locals}), None),
+    (ADVANCES, types.GeneratorType, lambda x: (x.gi_frame.f_lasti, *x.gi_frame.f_locals.values()), None),
     (ADVANCES, itertools.cycle, lambda x: x.__reduce__()[1][0].__length_hint__(), None),
     (ADVANCES, itertools.count, repr, None),
     (ADVANCES, Iterator, lambda x: x.__length_hint__(), None),
@@ -284,7 +283,7 @@ def _is_same(old: Any, new: Any) -> bool:
     """Tell whether two values are the same object, or equal plain ones without a tensor."""
     if old is new or type(old) is not type(new):
         return old is new
-    if type(new) is tuple and len(old) == len(new) and all(map(operator.is_, old, new)):
+    if type(new) is tuple and len(old) == len(new) and all(map(_is_same, old, new)):
         return True
     a, b = key_of([old]), key_of([new])
     return a.key is not None and a.key == b.key and not a.tensors
