@@ -17,13 +17,7 @@ class _Copyable(BaseException):
     """An exception that pickle and copy restore without calling `__init__`, whose arguments are others."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (type(self), self.args, self.__dict__)
-
-
-def _restore(cls: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any]) -> BaseException:
-    error = cls.__new__(cls, *args)
-    error.__dict__.update(attributes)
-    return error
+        return BaseException.__new__, (type(self), *self.args), self.__dict__
 
 
 class GdfuncError(_Copyable, Exception):
@@ -77,6 +71,12 @@ def untraceable(what: str) -> BackendError:
 def check_tensor(leaf: Any, path: str) -> None:
     if not isinstance(leaf, torch.Tensor):
         raise TypeError(f"{path} is {type(leaf).__name__}, not a Tensor; wrap it in torch.tensor")
+
+
+def check_type(name: str, value: Any, kind: type, remedy: str) -> None:
+    """Refuse an object of another class."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is {type(value).__name__}, not {kind.__name__}; {remedy}")
 
 
 class TrainingInterrupted(_Copyable, KeyboardInterrupt):
@@ -148,6 +148,11 @@ def check_scalar(name: str, value: Any, interval: str) -> Any:
     raise ValueError(f"{name} must be a finite number in {interval} or a 0-d float tensor; got {got}")
 
 
+def check_scalars(interval: str, **values: Any) -> tuple[Any, ...]:
+    """Return several hyperparameters as `check_scalar` does, each by its name."""
+    return tuple(check_scalar(name, value, interval) for name, value in values.items())
+
+
 def _contains(interval: str, value: Any) -> bool:
     low, high = (float(end) for end in interval[1:-1].split(","))
     above = value > low if interval[0] == "(" else value >= low
@@ -160,6 +165,14 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     if value in choices:
         return value
     raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}; got {value!r}")
+
+
+def check_options(chunk_size: Any, randomness: str = "error", memory_limit: Any = None) -> None:
+    """Check how many members to compute at once (None: all), their random operations, and their bytes."""
+    for name, value in (("chunk_size", chunk_size), ("memory_limit", memory_limit)):
+        if value is not None:
+            check_int(name, value, 1)
+    check_choice("randomness", randomness, ("error", "different", "same"))
 
 
 def missing_extra(what: str, package: str, extra: str) -> ModuleNotFoundError:

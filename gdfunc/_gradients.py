@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import is_dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.func import grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import _tree, random
-from ._errors import check_choice, check_int
+from ._errors import check_options
 from ._torch._modes import lent, versions
 from ._torch._transforms import is_transforming
 from ._tree import Tree
@@ -53,9 +54,7 @@ def batch_grad(loss_fn: LossFn) -> GradFn:
     grads_and_loss = grad_and_value(checked(loss_fn))
 
     def gradients(params: Tree, batch: Tree) -> tuple[Tree, Tensor]:
-        batch = _tree.as_tensors(batch)
-        leaves = check_params(params)
-        check_batch(batch, leaves, params)
+        _, batch, _ = check_inputs(params, batch)
         return apart(grads_and_loss, params=params, batch=batch)
 
     return gradients
@@ -101,35 +100,23 @@ def per_sample_grad(
         >>> gd.per_sample_grad(loss_fn)({"w": torch.tensor(1.0)}, batch)
         ({'w': tensor([ -4., -16.])}, tensor([ 4., 16.]))
     """
-    if chunk_size is not None:
-        check_int("chunk_size", chunk_size, 1)
-    check_choice("randomness", randomness, ("error", "different", "same"))
-    check_memory_limit(memory_limit)
+    check_options(chunk_size, randomness, memory_limit)
     of_sample = checked(sample_loss(loss_fn))
 
     def gradients(params: Tree, batch: Tree) -> tuple[Tree, Tensor]:
-        batch = _tree.as_tensors(batch)
-        leaves = check_params(params)
-        size = check_samples(batch, leaves, params)
+        leaves, batch, size = check_samples(params, batch)
         needed, limit = sample_bytes(leaves), available(memory_limit, leaves[0].device)
         if size * needed > limit:
-            few = limit // needed
-            remedy = (
-                f"; take at most {few} samples at a time, or reduce_per_sample(..., chunk_size={few})"
-                if few
-                else "; one sample's alone take more"
-            )
+            few, hint = limit // needed, "one sample's alone take more"
+            if few:
+                hint = f"take at most {few} samples at a time, or reduce_per_sample(..., chunk_size={few})"
             raise MemoryError(
-                f"gradients of {size} samples would take {size * needed} bytes, over the limit of {limit}"
-                f"{remedy}"
+                f"gradients of {size} samples would take {size * needed} bytes, over the limit of {limit}; "
+                f"{hint}"
             )
-        every_sample = vmap(
-            grad_and_value(of_sample),
-            in_dims=(None, _tree.map(lambda leaf: 0, batch)),
-            chunk_size=chunk_size,
-            randomness=randomness,
-        )
-        return apart(every_sample, params=params, batch=batch)
+        in_dims = None, _tree.map(lambda leaf: 0, batch)
+        each = vmap(grad_and_value(of_sample), in_dims, chunk_size=chunk_size, randomness=randomness)
+        return apart(each, params=params, batch=batch)
 
     return gradients
 
@@ -214,11 +201,7 @@ def check_mean_loss(loss_fn: LossFn, params: Tree, batch: Tree, *, rtol: float =
 
 def check_params(params: Tree) -> list[Tensor]:
     """Refuse parameters that cannot be differentiated separately, and return their leaves."""
-    slots = _tree.slots(params)
-
-    def path(position: int) -> str:
-        return _tree.slot_path(params, "params", position)
-
+    slots, path = _tree.slots(params), partial(_tree.slot_path, params, "params")
     if not slots:
         raise ValueError("params has no tensor leaves")
     for i, leaf in enumerate(slots):
@@ -255,12 +238,8 @@ def check_batch(batch: Tree, param_leaves: list[Tensor], params: Tree, name: str
     """Refuse a batch that is ragged or does not fit params; return its size, None without data."""
     device = param_leaves[0].device
     dtypes = {leaf.dtype for leaf in param_leaves if leaf.is_floating_point()}
-    slots = _tree.slots(batch)
+    slots, path = _tree.slots(batch), partial(_tree.slot_path, batch, name)
     filled = [i for i, leaf in enumerate(slots) if leaf is not None]
-
-    def path(position: int) -> str:
-        return _tree.slot_path(batch, name, position)
-
     for i in filled:
         leaf, first = slots[i], slots[filled[0]]
         if not isinstance(leaf, Tensor):
@@ -276,9 +255,8 @@ def check_batch(batch: Tree, param_leaves: list[Tensor], params: Tree, name: str
         if not len(leaf):
             raise ValueError(f"{name} is empty: {path(i)} has shape {tuple(leaf.shape)}")
         if leaf.device != device:
-            param = _tree.slot_path(params, "params", 0)
             raise ValueError(
-                f"{path(i)} is on {leaf.device} but {param} is on {device}; "
+                f"{path(i)} is on {leaf.device} but {_tree.slot_path(params, 'params', 0)} is on {device}; "
                 f"move one with .to({str(device)!r})"
             )
         if leaf.is_floating_point() and dtypes and leaf.dtype not in dtypes:
@@ -291,18 +269,18 @@ def check_batch(batch: Tree, param_leaves: list[Tensor], params: Tree, name: str
     return len(slots[filled[0]]) if filled else None
 
 
-def check_samples(batch: Tree, param_leaves: list[Tensor], params: Tree) -> int:
-    """Refuse a batch as `check_batch` does, and one without samples; return its size."""
-    size = check_batch(batch, param_leaves, params)
+def check_inputs(params: Tree, batch: Tree) -> tuple[list[Tensor], Tree, int | None]:
+    """Check parameters and a batch. Return the leaves of params, the batch as tensors, and its size."""
+    leaves, batch = check_params(params), _tree.as_tensors(batch)
+    return leaves, batch, check_batch(batch, leaves, params)
+
+
+def check_samples(params: Tree, batch: Tree) -> tuple[list[Tensor], Tree, int]:
+    """Check parameters and a batch as `check_inputs` does, and refuse a batch without samples."""
+    leaves, batch, size = check_inputs(params, batch)
     if size is None:
         raise ValueError("batch has no leaves: there are no samples to tell apart")
-    return size
-
-
-def check_memory_limit(limit: Any) -> None:
-    """Refuse a limit that is no number of bytes."""
-    if limit is not None:
-        check_int("memory_limit", limit, 1)
+    return leaves, batch, size
 
 
 def available(limit: int | None, device: torch.device) -> int:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+Scalar = float | Tensor  # a number, or a 0-d tensor that may be vmapped and differentiated
+
 _LARGE = 2**17  # entries, from which a conversion to float64 is done in parts
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial, reduce
 from math import nan
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,37 +28,29 @@ _MANY = 2**21  # entries: little compared with the rest of a chunk
 _PARTS = 16  # to take a chunk in, at most: a compiler writes all of them out
 
 
-class Leaf(Protocol):
-    """The gradients of B samples with respect to one leaf of the parameters.
-
-    Sums come in the leaf's shape, and in its dtype but at least float32.
-    """
-
-    def norms(self) -> Tensor: ...  # [B]
-    def weighted_sum(self, weights: Tensor | None) -> Tensor: ...  # Σᵢ wᵢ gᵢ; None: all weights are one
-    def sum_of_squares(self, mean: Tensor | None) -> Tensor: ...  # Σᵢ gᵢ², or Σᵢ (gᵢ − mean)² around theirs
-    def dots(self, direction: Tensor) -> Tensor: ...  # [B]
-    def gram(self, other: Any) -> Tensor: ...  # [B, B'] with another chunk's gradients of this leaf
-    def dense(self) -> Tensor: ...  # [B, *shape]
-    def keep(self, mask: Tensor) -> Self: ...  # zeros for the samples that are not masked
-
-
 @dataclass(frozen=True)
 class Dense:
-    """Gradients [B, *shape] as they are."""
+    """The gradients [B, *shape] of B samples with respect to one leaf of the parameters, as they are.
+
+    `Outer` and `Rows` hold factors of such gradients, and have the same methods. Sums come in the leaf's
+    shape, and in its dtype but at least float32.
+    """
 
     grads: Tensor
 
     def norms(self) -> Tensor:
+        """‖gᵢ‖, [B]."""
         return norms(_rows(self.grads))
 
     def weighted_sum(self, weights: Tensor | None) -> Tensor:
+        """Σᵢ wᵢ gᵢ; None: all weights are one."""
         grads = widen(self.grads)
         if weights is None:
             return grads.sum(0)
         return torch.mv(_rows(grads).mT, weights.to(grads.dtype)).view(grads.shape[1:])
 
     def sum_of_squares(self, mean: Tensor | None) -> Tensor:
+        """Σᵢ gᵢ², or Σᵢ (gᵢ − mean)² around their own mean."""
         grads = widen(self.grads)
         return (grads if mean is None else grads - mean).square().sum(0)
 
@@ -66,14 +58,21 @@ class Dense:
         grads = _rows(widen(self.grads))
         return grads @ direction.to(grads.dtype).flatten()
 
-    def gram(self, other: "Dense") -> Tensor:
+    def gram(self, other: Any) -> Tensor:
+        """Inner products [B, B'] with another chunk's gradients of this leaf."""
         return _rows(widen(self.grads)) @ _rows(widen(other.grads)).mT
 
     def dense(self) -> Tensor:
+        """The gradients themselves."""
         return self.grads
 
     def keep(self, mask: Tensor) -> "Dense":
+        """The same with zeros for the samples that are not masked."""
         return Dense(_kept(mask, self.grads))
+
+    def single(self) -> "Dense":
+        """The same without sums in a sample in which terms could cancel."""
+        return self
 
 
 class Layout(NamedTuple):
@@ -137,7 +136,7 @@ class Outer:
         at = self.layout.from_leaf(direction.to(left.dtype), self.shape)
         return ((left @ at) * self.right).sum((1, 2, 3))
 
-    def gram(self, other: "Outer") -> Tensor:
+    def gram(self, other: Any) -> Tensor:
         pairs = _products(self.left, other.left) * _products(self.right, other.right)
         return pairs.sum((0, 2, 4))
 
@@ -147,6 +146,9 @@ class Outer:
     def keep(self, mask: Tensor) -> "Outer":
         return replace(self, left=_kept(mask, self.left), right=_kept(mask, self.right))
 
+    def single(self) -> "Outer | Dense":
+        return self if self.left.shape[2] == 1 else Dense(self.dense())
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -155,8 +157,11 @@ class Rows:
     index: Tensor
     right: Tensor
     leaf: torch.Size
+    distinct: bool = False  # whether indices that a sample repeats have rows of zeros
 
     def norms(self) -> Tensor:
+        if self.distinct:
+            return norms(_rows(self.right))
         right = widen(self.right)[:, None]
         sizes = norms(right)
         # The left factors are unit vectors, equal where the index is.
@@ -174,20 +179,15 @@ class Rows:
         return table.index_add(0, self.index.flatten(), right.flatten(0, 1)).view(self.leaf)
 
     def sum_of_squares(self, mean: Tensor | None) -> Tensor:
-        # Rows of one sample with equal indices add up first, into the first of them.
-        right = widen(self.right)
-        same = self._same(self)
-        first = ~same.tril(-1).any(2)
-        added = (same.to(right.dtype) @ right) * first[:, :, None]
-        squares = replace(self, right=added.square()).weighted_sum(None)
-        return squares if mean is None else _around(squares, mean, len(right))
+        squares = replace(self, right=self.single().right.square()).weighted_sum(None)
+        return squares if mean is None else _around(squares, mean, len(self.right))
 
     def dots(self, direction: Tensor) -> Tensor:
         right = widen(self.right)
         rows = direction.to(right.dtype).reshape(self.leaf[0], -1)[self.index]
         return (rows * right).sum((1, 2))
 
-    def gram(self, other: "Rows") -> Tensor:
+    def gram(self, other: Any) -> Tensor:
         same = self.index[:, :, None, None] == other.index
         return (same * _products(self.right[:, None], other.right[:, None])[0]).sum((1, 3))
 
@@ -198,6 +198,16 @@ class Rows:
 
     def keep(self, mask: Tensor) -> "Rows":
         return replace(self, right=_kept(mask, self.right))
+
+    def single(self) -> "Rows":
+        # An infinite sample may spread NaN over its own rows, because infinity times zero is NaN.
+        right, same = widen(self.right), self._same(self)
+        first = ~same.tril(-1).any(2, keepdim=True)
+        added = torch.where(first, same.to(right.dtype) @ right, torch.zeros_like(right))
+        return replace(self, right=added, distinct=True)
+
+
+Leaf = Dense | Outer | Rows
 
 
 @dataclass(frozen=True)
@@ -255,7 +265,7 @@ class PerSample:
         return self.weighted_sum(self.losses.new_full((size,), 1 / size, dtype=precise(self.losses)))
 
     def sum_of_squares(self, mean: Tree = None) -> Tree:
-        """Σᵢ gᵢ², entry by entry; with their own mean given, Σᵢ (gᵢ − mean)²."""
+        """Σᵢ gᵢ², entry by entry, or with their own mean Σᵢ (gᵢ − mean)²."""
         means = [None] * len(self.leaves) if mean is None else _tree.leaves(mean)
         return self._tree([leaf.sum_of_squares(m) for leaf, m in zip(self.leaves, means, strict=True)])
 
@@ -268,6 +278,10 @@ class PerSample:
         """⟨gᵢ, hⱼ⟩ with another chunk's gradients, [B, B']."""
         pairs = zip(self.leaves, other.leaves, strict=True)
         return torch.stack([leaf.gram(its) for leaf, its in pairs]).sum(0)
+
+    def single(self) -> "PerSample":
+        """The same without sums in a sample in which terms could cancel."""
+        return replace(self, leaves=[leaf.single() for leaf in self.leaves])
 
     def dense(self) -> Tree:
         """The gradients themselves, a tree like params with leaves [B, ...]."""
@@ -311,6 +325,16 @@ class Reducer:
     entries: bool = True
 
 
+def together(first: Reducer, second: Reducer, finish: Callable[[Any, Any], Tree]) -> Reducer:
+    """Reduce to a function of the results of two reducers."""
+    return Reducer(
+        lambda params: (first.init(params), second.init(params)),
+        lambda acc, grads: (first.add(acc[0], grads), second.add(acc[1], grads)),
+        lambda acc: finish(first.finish(acc[0]), second.finish(acc[1])),
+        first.entries or second.entries,
+    )
+
+
 @dataclass(frozen=True)
 class Moments:
     """The mean of `count` gradients, and the sum of the squares of their distances to it.
@@ -348,7 +372,7 @@ def at_once(entries: int, size: int) -> int:
 
 
 def degrees_of_freedom(count: int, correction: int) -> float:
-    """B − c; where that leaves a variance undefined NaN, with a warning."""
+    """Return B − c, or NaN with a warning if the variance is undefined."""
     if count > correction:
         return count - correction
     warn(
@@ -368,9 +392,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _kept(mask: Tensor, x: Tensor) -> Tensor:
-    return torch.where(
-        mask.view(-1, *[1] * (x.ndim - 1)), x, torch.zeros((), dtype=x.dtype, device=x.device)
-    )
+    return x.masked_fill(~mask.view(-1, *[1] * (x.ndim - 1)), 0)
 
 
 def _norm_of_sum(

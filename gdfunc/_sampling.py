@@ -48,7 +48,7 @@ def epoch_batches(
 ) -> Tensor:
     """Plan mini-batch gradient descent: each epoch visits the samples once, in a new order.
 
-    The order of epoch e is `permutation(fold_in(key, e), n)`. What is left of an epoch after its last
+    The order of epoch e is `permutation(fold_in(key, e), n)`. The rest of an epoch after its last
     whole batch is dropped, carried over to the front of the next epoch, or an error. Batches are never
     smaller than `batch_size`, so that lr means the same in every step.
 

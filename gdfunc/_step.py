@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import _tree
 from ._gradients import LossFn, batch_grad, check_params
+from ._numerics import Scalar, widest
 from ._transforms._base import GradientTransformation, check_transform
 from ._tree import Tree
 
@@ -48,7 +49,7 @@ class Step:
     advance: Callable[[Any, Tree, Any], tuple[Any, Any, Tree]]
     state: type | None = None
 
-    def __call__(self, carry: Any, batch: Tree, lr: float | Tensor) -> tuple[Any, Any]:
+    def __call__(self, carry: Any, batch: Tree, lr: Scalar) -> tuple[Any, Any]:
         self.check(carry)
         carry, loss, _ = self.advance(carry, batch, lr)
         return carry, loss
@@ -111,32 +112,42 @@ def make_step(loss_fn: LossFn, transform: GradientTransformation | None = None) 
         >>> step(step.init({"w": torch.tensor(1.0)}), batch, 0.1)
         (TrainState(params={'w': tensor(1.5000)}, opt_state=()), tensor(10.))
     """
-    gradients = batch_grad(loss_fn)
     if transform is None:
-
-        def descend(params: Tree, batch: Tree, lr: float | Tensor) -> tuple[Tree, Tensor, Tree]:
-            grads, loss = gradients(params, batch)
-            return apply_updates(params, grads, lr), loss, grads
-
-        return Step(copy_params, descend)
-
+        return gradient_step(loss_fn, None, lambda params: params, apply_updates)
     check_transform(transform)
 
-    def init(params: Tree) -> TrainState:
-        params = copy_params(params)
+    def begin(params: Tree) -> TrainState:
         return TrainState(params, transform.init(params))
 
-    def advance(state: TrainState, batch: Tree, lr: float | Tensor) -> tuple[TrainState, Tensor, Tree]:
+    def move(state: TrainState, grads: Tree, lr: Scalar) -> TrainState:
         params, opt_state = state
-        grads, loss = gradients(params, batch)
         result = transform.update(grads, opt_state, params)
         updates, opt_state = check_pair(result, "transform.update", "updates, opt_state")
-        return TrainState(apply_updates(params, updates, lr), opt_state), loss, grads
+        return TrainState(apply_updates(params, updates, lr), opt_state)
 
-    return Step(init, advance, TrainState)
+    return gradient_step(loss_fn, TrainState, begin, move)
 
 
-def apply_updates(params: Tree, updates: Tree, lr: float | Tensor) -> Tree:
+def gradient_step(
+    loss_fn: LossFn,
+    state: type | None,
+    begin: Callable[[Tree], Any],
+    move: Callable[[Any, Tree, Scalar], Any],
+) -> Step:
+    """Make the step that moves its carry by the gradient.
+
+    carry₀ = begin(params);  carry' = move(carry, ∇L(params, batch), lr)
+    """
+    gradients = batch_grad(loss_fn)
+
+    def advance(carry: Any, batch: Tree, lr: Scalar) -> tuple[Any, Tensor, Tree]:
+        grads, loss = gradients(params_of(carry), batch)
+        return move(carry, grads, lr), loss, grads
+
+    return Step(lambda params: begin(copy_params(params)), advance, state)
+
+
+def apply_updates(params: Tree, updates: Tree, lr: Scalar) -> Tree:
     """Move the parameters against the updates.
 
     θ' = θ − lr·u
@@ -168,9 +179,8 @@ def apply_updates(params: Tree, updates: Tree, lr: float | Tensor) -> Tree:
         return -torch.as_tensor(lr, dtype=dtype, device=device)
 
     pairs = zip(leaves, directions, strict=True)
-    return _tree.unflatten(
-        structure, [torch.addcmul(p, u.to(p.dtype), rate(p.dtype, p.device)) for p, u in pairs]
-    )
+    moved = [torch.addcmul(p, u.to(p.dtype), rate(p.dtype, p.device)) for p, u in pairs]
+    return _tree.unflatten(structure, moved)
 
 
 def copy_params(params: Tree) -> Tree:
@@ -194,7 +204,7 @@ def as_step(step: StepLike) -> Step:
             f"make one with gd.make_step(loss_fn)"
         )
 
-    def advance(carry: Any, batch: Tree, lr: float | Tensor) -> tuple[Any, Any, None]:
+    def advance(carry: Any, batch: Tree, lr: Scalar) -> tuple[Any, Any, None]:
         carry, loss = check_pair(step(carry, batch, lr), "step", "carry, loss")
         if carry is None:
             raise TypeError("step returned None as its carry; let it return (carry, loss)")
@@ -210,7 +220,7 @@ def check_pair(result: Any, function: str, wanted: str) -> tuple[Any, Any]:
     return result
 
 
-def check_lr(lr: Any) -> float | Tensor:
+def check_lr(lr: Any) -> Scalar:
     """Return lr if it is a finite number >= 0 or a 0-d real tensor, whose value is not read."""
     if isinstance(lr, Tensor):
         if not lr.shape and not lr.is_complex():
@@ -222,3 +232,14 @@ def check_lr(lr: Any) -> float | Tensor:
             return float(lr)
         got = repr(lr)
     raise ValueError(f"lr must be a finite number >= 0 (0-d); got {got}")
+
+
+def scalar(value: Any, params: Tree) -> Tensor:
+    """Make a 0-d tensor in the widest dtype of the parameters, at least float32."""
+    leaves = _tree.leaves(params)
+    return torch.as_tensor(value, dtype=widest(leaves), device=leaves[0].device)
+
+
+def learning_rate(lr: Any, params: Tree) -> Tensor:
+    """Check lr and make it such a scalar."""
+    return scalar(check_lr(lr), params)

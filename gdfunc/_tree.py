@@ -8,7 +8,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import combinations, pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +21,10 @@ from ._torch._modes import storage
 from ._torch._transforms import is_transformed, unwrapped
 
 Tree = Any
-_Class = TypeVar("_Class", bound=type)
 
 
-# What is left of a tree without its leaves: for a node its kind, what it needs to be made again, and its
-# parts. Plain tuples, because they are made, compared and hashed on every call of a compiled loop.
+# A tree without its leaves: for a node its kind, the context that rebuilds it, and its parts. Plain tuples,
+# because they are made, compared and hashed on every call of a compiled loop.
 Structure = Any
 _LEAF = "leaf"
 
@@ -63,7 +62,7 @@ def _opened(tree: Tree) -> tuple[type, Any, Iterable[Any]] | None:
 
 
 class _Context:
-    """What a registered class needs to make a node again; it can be compared, but need not have a hash."""
+    """The context from which a registered class rebuilds a node. It can be compared, but need not hash."""
 
     def __init__(self, it: Any) -> None:
         self.it = it
@@ -239,6 +238,11 @@ def map(f: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
     return unflatten(structure, [f(*group) for group in zip(first, *others, strict=True)])
 
 
+def lerp(a: Tree, b: Tree, share: Any) -> Tree:
+    """Go from a to b by a share of the way: (1 − share)·a + share·b."""
+    return map(lambda x, y: torch.lerp(x, y, _numerics.like(share, x)), a, b)
+
+
 def where(condition: Tensor, yes: Tree, no: Tree) -> Tree:
     """Take one tree where a 0-d condition holds, the other where not."""
     return map(lambda a, b: torch.where(condition, a, b), yes, no)
@@ -280,7 +284,7 @@ def unwrap(tree: Tree) -> Tree:
 
 
 def detach(tree: Tree) -> Tree:
-    """Cut every leaf from autograd's graph, but not from a torch.func transformation under way."""
+    """Cut every leaf from autograd's graph, but not from a running torch.func transformation."""
 
     def outside(leaf: Any) -> Any:
         return leaf.detach() if isinstance(leaf, Tensor) and not is_transformed(leaf) else leaf
@@ -360,7 +364,7 @@ def unravel(vectors: Tensor, tree: Tree) -> Tree:
     return map(lambda leaf: next(pieces).reshape((*lead, *leaf.shape)).to(leaf.dtype, copy=True), tree)
 
 
-def register(cls: _Class, flatten: Callable[[Any], Any], unflatten: Callable[..., Any]) -> _Class:
+def register(cls: type, flatten: Callable[[Any], Any], unflatten: Callable[..., Any]) -> None:
     """Make a class a node: `flatten(obj) -> dict of children`, `unflatten(dict) -> obj`."""
     _pytree.register_pytree_node(
         cls,
@@ -372,4 +376,3 @@ def register(cls: _Class, flatten: Callable[[Any], Any], unflatten: Callable[...
         ),
         serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
     )
-    return cls

@@ -21,8 +21,8 @@ from torch.func import grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import _tree, random
-from ._errors import check_choice, check_int
-from ._gradients import LossFn, apart, batch_grad, check_batch, check_params, checked, kind
+from ._errors import check_choice, check_int, check_options
+from ._gradients import LossFn, apart, batch_grad, check_inputs, check_params, checked, kind
 from ._numerics import norms, safe_ratio, widest
 from ._scan import scan
 from ._scan._scan import BACKENDS
@@ -286,8 +286,7 @@ def hutchinson_trace(
     """
     probes = check_int("probes", probes, 2)
     check_choice("distribution", distribution, ("rademacher", "normal"))
-    if chunk_size is not None:
-        check_int("chunk_size", chunk_size, 1)
+    check_options(chunk_size)
 
     def estimate(params: Tree, batch: Tree, key: Tensor) -> TraceEstimate:
         matvec = _flat_product(product, params, batch)
@@ -306,9 +305,7 @@ def _guarded(curve: Product) -> Product:
     """Check what a product is given, and keep its inputs and its result apart."""
 
     def product(params: Tree, batch: Tree, vector: Tree) -> Tree:
-        batch = _tree.as_tensors(batch)
-        leaves = check_params(params)
-        check_batch(batch, leaves, params)
+        _, batch, _ = check_inputs(params, batch)
         directions = _check_vector(vector, params)
         vector = _tree.unflatten(_tree.flatten(params)[1], directions)
         with sdpa_kernel(SDPBackend.MATH):  # the only kernel of attention that has forward mode

@@ -1,7 +1,7 @@
 """Losses `(predictions, targets) -> loss`: the mean over the batch, 0-d.
 
 Every loss checks the shapes of its arguments before it computes, because torch would broadcast [n, 1] and
-[n] to [n, n] without a word.
+[n] to [n, n] silently.
 
 They are `mse`, `mae`, `huber`, `cross_entropy` and `binary_cross_entropy_with_logits`.
 
@@ -16,9 +16,7 @@ import torch
 from torch import Tensor
 
 from ._errors import check_scalar
-from ._numerics import like, softplus
-
-Scalar = float | Tensor
+from ._numerics import Scalar, like, softplus
 
 
 def mse(predictions: Tensor, targets: Tensor) -> Tensor:

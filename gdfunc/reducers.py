@@ -26,7 +26,7 @@ from torch import Tensor
 
 from . import _tree
 from ._errors import check_choice, check_int, check_scalar
-from ._numerics import like, shrink, wide
+from ._numerics import Scalar, like, shrink
 from ._per_sample import Moments, degrees_of_freedom
 from ._per_sample import PerSample as PerSample
 from ._per_sample import Reducer as Reducer
@@ -47,12 +47,7 @@ def mean() -> Reducer:
         >>> reduced(torch.tensor(1.0), torch.tensor([1.0, 3.0]))
         (tensor(2.), tensor([1., 3.]))
     """
-    return Reducer(
-        _Sum,
-        lambda acc, grads: acc.plus(grads, grads.weighted_sum()),
-        lambda acc: acc.average(),
-        entries=False,
-    )
+    return _summed(PerSample.weighted_sum, _Sum.average)
 
 
 def weighted_sum(weights: Tensor) -> Reducer:
@@ -79,10 +74,10 @@ def weighted_sum(weights: Tensor) -> Reducer:
         got = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
         raise ValueError(f"weights must be a tensor [B], one for each sample; got {got}")
 
-    def add(acc: _Sum, grads: PerSample) -> _Sum:
+    def terms(grads: PerSample) -> Tree:
         end = grads.start + len(grads.losses)
         check(end <= len(weights), f"at least {end}")
-        return acc.plus(grads, grads.weighted_sum(weights[grads.start : end]))
+        return grads.weighted_sum(weights[grads.start : end])
 
     def finish(acc: _Sum) -> Tree:
         check(acc.count == len(weights), str(acc.count))
@@ -92,10 +87,10 @@ def weighted_sum(weights: Tensor) -> Reducer:
         if not fits:
             raise ValueError(f"weights has {len(weights)} entries, but the batch has {samples} samples")
 
-    return Reducer(_Sum, add, finish, entries=False)
+    return _summed(terms, finish)
 
 
-def clipped_sum(max_norm: float | Tensor, *, nonfinite: str = "propagate") -> Reducer:
+def clipped_sum(max_norm: Scalar, *, nonfinite: str = "propagate") -> Reducer:
     """Add up the gradients, each shrunk to a norm of at most `max_norm`.
 
     Σᵢ gᵢ·min(1, C/‖gᵢ‖),  ‖gᵢ‖ over all leaves together
@@ -109,7 +104,7 @@ def clipped_sum(max_norm: float | Tensor, *, nonfinite: str = "propagate") -> Re
             `"propagate"` lets it be seen; `"zero"`: nothing.
 
     Returns:
-        A reducer to a tree like params; over B it is the clipped mean.
+        A reducer to a tree like params. Divided by B it is the clipped mean.
 
     Raises:
         ValueError: an argument is out of range.
@@ -125,14 +120,14 @@ def clipped_sum(max_norm: float | Tensor, *, nonfinite: str = "propagate") -> Re
     max_norm = check_scalar("max_norm", max_norm, "(0, inf)")
     check_choice("nonfinite", nonfinite, ("propagate", "zero"))
 
-    def add(acc: _Sum, grads: PerSample) -> _Sum:
+    def terms(grads: PerSample) -> Tree:
         norms = grads.norms()
         if nonfinite == "zero":
             finite = norms.isfinite()
             grads, norms = grads.keep(finite), torch.where(finite, norms, torch.zeros_like(norms))
-        return acc.plus(grads, grads.weighted_sum(shrink(norms, like(max_norm, norms))))
+        return grads.weighted_sum(shrink(norms, like(max_norm, norms)))
 
-    return Reducer(_Sum, add, lambda acc: acc.rounded(), entries=False)
+    return _summed(terms, _Sum.rounded)
 
 
 def second_moment() -> Reducer:
@@ -148,12 +143,7 @@ def second_moment() -> Reducer:
         >>> squared(torch.tensor(1.0), torch.tensor([1.0, 3.0]))
         (tensor(5.), tensor([1., 3.]))
     """
-    return Reducer(
-        _Sum,
-        lambda acc, grads: acc.plus(grads, grads.sum_of_squares()),
-        lambda acc: acc.average(),
-        entries=False,
-    )
+    return _summed(PerSample.sum_of_squares, _Sum.average)
 
 
 def variance(*, correction: int = 1) -> Reducer:
@@ -200,7 +190,7 @@ def norms() -> Reducer:
         >>> sizes(torch.tensor(1.0), torch.tensor([1.0, -3.0]))
         (tensor([1., 3.]), tensor([ 1., -3.]))
     """
-    return _listed(lambda grads: grads.norms())
+    return _listed(PerSample.norms)
 
 
 def leaf_norms() -> Reducer:
@@ -216,7 +206,7 @@ def leaf_norms() -> Reducer:
         >>> sizes({"w": torch.tensor(1.0)}, torch.tensor([1.0, -3.0]))
         ({'w': tensor([1., 3.])}, tensor([ 1., -3.]))
     """
-    return _listed(lambda grads: grads.leaf_norms())
+    return _listed(PerSample.leaf_norms)
 
 
 def dots(direction: Tree) -> Reducer:
@@ -282,7 +272,7 @@ def histogram(low: float, high: float, bins: int) -> Reducer:
     """Count the gradients' entries of all samples in equal bins, leaf by leaf.
 
     Args:
-        low, high: where the first bin begins and the last ends; entries beyond count in these two, and NaN
+        low, high: the ends of the first and the last bin. Entries beyond count in these two bins, and NaN
             counts nowhere.
         bins: how many.
 
@@ -330,24 +320,23 @@ class _Sum:
     terms: Tree = None
     count: int = 0
 
-    @property
-    def total(self) -> Tree:
-        if self.terms is not None:
-            return self.terms
-        return _tree.map(lambda p: torch.zeros_like(p, dtype=wide(p.dtype)), self.params)
-
     def plus(self, grads: PerSample, terms: Tree) -> "_Sum":
         if self.terms is not None:
             terms = _tree.map(torch.add, self.terms, terms)
         return _Sum(self.params, terms, self.count + len(grads.losses))
 
     def rounded(self) -> Tree:
-        return _tree.map(lambda total, p: total.to(p.dtype), self.total, self.params)
+        return _tree.map(lambda total, p: total.to(p.dtype), self.terms, self.params)
 
     def average(self) -> Tree:
-        return _tree.map(lambda total, p: (total / self.count).to(p.dtype), self.total, self.params)
+        return _tree.map(lambda total, p: (total / self.count).to(p.dtype), self.terms, self.params)
+
+
+def _summed(terms: Callable[[PerSample], Tree], finish: Callable[[_Sum], Tree]) -> Reducer:
+    """Reduce to a sum over the chunks."""
+    return Reducer(_Sum, lambda acc, grads: acc.plus(grads, terms(grads)), finish, entries=False)
 
 
 def _listed(quantity: Callable[[PerSample], Tree]) -> Reducer:
-    """Reduce to what there is one of for each sample."""
+    """Reduce to a list of a quantity of each sample."""
     return Reducer(lambda params: (), lambda acc, grads: (*acc, quantity(grads)), _tree.cat, entries=False)

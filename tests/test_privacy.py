@@ -10,7 +10,7 @@ from torch import nn
 from torch.func import grad, vmap
 
 import gdfunc as gd
-from gdfunc.privacy import _clipping, _private
+from gdfunc.privacy import _private
 
 from .references import COMPILED, fingerprint, linear_data, linear_loss, normal, storages
 
@@ -77,7 +77,7 @@ def test_a_factor_that_would_round_up_is_zero():
 def test_one_sample_more_moves_the_sum_by_its_bound_at_most(entries, dtype):
     batch = as_batch(entries, dtype)
     fewer = tuple(leaf[:-1] for leaf in batch)
-    reduced = [_clipping.clipped_sums(dot_loss, zeros(dtype), b, 1.0, {})[0] for b in (batch, fewer)]
+    reduced = [_private.clipped_sums(dot_loss, zeros(dtype), b, 1.0, {})[0] for b in (batch, fewer)]
     moved = flat(reduced[0]) - flat(reduced[1])
     wide = torch.promote_types(dtype, torch.float32)
     assert moved.norm() <= bound(1.0, wide) + len(entries) * torch.finfo(wide).eps

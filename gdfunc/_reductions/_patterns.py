@@ -38,7 +38,7 @@ class Use(NamedTuple):
 
 
 def find_uses(leaf: fx.Node) -> list[Use] | str:
-    """List all uses of a leaf, if they are outer products of one kind; or name what it is used by else."""
+    """List all uses of a leaf if they are outer products of one kind, else name the other operation."""
     uses = []
     for node, operand in _met(leaf):
         use = _use(node, operand, leaf)
@@ -52,7 +52,7 @@ def find_uses(leaf: fx.Node) -> list[Use] | str:
 
 
 def _met(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """The operations on a leaf or a view of it, each with the view."""
+    """Iterate over the operations on a leaf or a view of it, each with the view."""
     for user in node.users:
         if user.target in _VIEWS and user.args[0] is node:
             yield from _met(user)
@@ -125,7 +125,7 @@ def _product(node: fx.Node, operand: fx.Node, layout: Layout) -> Use | None:
 
 
 def _transposed(layout: Layout) -> Layout:
-    """The layout of the same weight with its last two axes exchanged: equal uses are to look equal."""
+    """Exchange the last two axes in a layout, so that equal uses of a weight compare equal."""
     *lead, rows, columns = layout.operand
     names = {len(lead): len(lead) + 1, len(lead) + 1: len(lead)}
     order = tuple(names.get(axis, axis) for axis in layout.order)
@@ -187,7 +187,7 @@ def _selected(node: fx.Node, operand: fx.Node, layout: Layout) -> Use | None:
 def _rows(
     node: fx.Node, operand: fx.Node, layout: Layout, index: fx.Node, masked: Callable[..., Tensor]
 ) -> Use | None:
-    """Rows taken from a table: the left factors are unit vectors."""
+    """Describe rows taken from a table, whose left factors are unit vectors."""
     table = operand.meta["val"]
     if index is operand or table.shape != layout.leaf or list(layout.order) != sorted(layout.order):
         return None

@@ -1,8 +1,8 @@
 """The program of one sample: the loss's graph with a tap behind each weight that enters a product.
 
-A tap is a zero added to an operation's result: the derivative with respect to it is the error that
-back-propagation has there. Each sample is a vmapped program of its own, so that nothing is taken for
-granted of what the loss does with it.
+A tap is a zero added to an operation's result. The derivative with respect to it is the error of
+back-propagation at that operation. Each sample is a vmapped program of its own, so the method assumes
+nothing about the loss.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,6 +30,10 @@ class Uses(NamedTuple):
     uses: list[Use]
     kept: bool
 
+    def __str__(self) -> str:
+        names = ", ".join(use.name for use in self.uses)
+        return f"{'factors' if self.kept else 'products'}: {names}"
+
 
 Way = Uses | str  # or why a leaf is differentiated as it is
 
@@ -56,23 +60,17 @@ class Program(NamedTuple):
 def direct(loss_fn: LossFn, params: Tree, batch: Tree, why: str) -> Program:
     """Differentiate each sample's loss as it is."""
     structure, batch_structure = _tree.flatten(params)[1], _tree.flatten(batch)[1]
-    of_sample = grad_and_value(checked(sample_loss(loss_fn)))
+    of_sample = checked(sample_loss(loss_fn))
 
-    def run(leaves: Leaves, samples: Leaves, randomness: str) -> tuple[Tensor, list[Leaf]]:
-        def one(*sample: Tensor) -> tuple[list[Tensor], Tensor]:
-            grads, loss = of_sample(
-                _tree.unflatten(structure, leaves), _tree.unflatten(batch_structure, sample)
-            )
-            return _tree.leaves(grads), loss
+    def program(leaves: Leaves, sample: Leaves, taps: Leaves) -> tuple[Tensor, list[Tensor]]:
+        return of_sample(_tree.unflatten(structure, leaves), _tree.unflatten(batch_structure, sample)), []
 
-        grads, losses = vmap(one, randomness=randomness)(*samples)
-        return losses, [Dense(leaf) for leaf in grads]
-
-    return Program([why] * len(_tree.leaves(params)), run)
+    ways: list[Way] = [why] * len(_tree.leaves(params))
+    return Program(ways, _runner(program, ways))
 
 
 def tapped(loss_fn: LossFn, params: Tree, batch: Tree) -> Program:
-    """Find the weights whose gradients are products of factors; if there are none, go the direct way."""
+    """Find the weights whose gradients are products of factors. Without any, differentiate directly."""
     f = "one sample", loss_fn  # not to be taken for the same function as a scan's body
     reading = key_of(f)
     if reading.key is None:
@@ -101,7 +99,11 @@ def tapped(loss_fn: LossFn, params: Tree, batch: Tree) -> Program:
     graph, ways = body_of.taps
     if not any(isinstance(way, Uses) for way in ways):
         return direct(loss_fn, params, batch, "")._replace(ways=ways)
-    return Program(ways, _runner(graph, ways, traced.closed_over))
+
+    def program(leaves: Leaves, sample: Leaves, taps: Leaves) -> tuple[Tensor, list[Tensor]]:
+        return graph(*traced.closed_over, *leaves, *sample, *taps)
+
+    return Program(ways, _runner(program, ways))
 
 
 _refused = Recent()
@@ -113,7 +115,7 @@ def _kinds(tree: Tree) -> tuple[Any, ...]:
 
 
 def _tap(traced: fx.GraphModule, consts: int, leaves: int) -> tuple[fx.GraphModule, list[Way]]:
-    """The graph (*consts, *params, *sample, *taps) -> (loss, activations), and the way of each leaf."""
+    """Build the graph (*consts, *params, *sample, *taps) -> (loss, activations), and each leaf's way."""
     graph = fx.Graph()
     *_, loss = graph.graph_copy(traced.graph, {})  # type: ignore[misc]
     output = graph.output((loss, []))
@@ -134,7 +136,7 @@ def _tap(traced: fx.GraphModule, consts: int, leaves: int) -> tuple[fx.GraphModu
 
 
 def _way(leaf: fx.Node) -> Way:
-    """The uses of a leaf; their factors, if these are smaller than the leaf and so cheaper to reduce."""
+    """Return the uses of a leaf, and keep their factors if these are smaller than the leaf."""
     uses = find_uses(leaf)
     if isinstance(uses, str):
         return f"enters through {uses}"
@@ -150,23 +152,24 @@ def _entries(way: Uses) -> int:
     return groups * sum(use.positions for use in way.uses) * (columns + (1 if way.uses[0].rows else rows))
 
 
-def _runner(graph: fx.GraphModule, ways: list[Way], consts: Leaves) -> Callable[..., Any]:
+def _runner(program: Callable[..., Any], ways: list[Way]) -> Callable[..., Any]:
+    """Differentiate `(params, sample, taps) -> (loss, activations)` for each sample."""
     tapped = [isinstance(way, Uses) for way in ways]
     outputs = [use.output.meta["val"] for use in _uses(ways)]
 
     def run(leaves: Leaves, samples: Leaves, randomness: str) -> tuple[Tensor, list[Leaf]]:
         def one(*sample: Tensor) -> tuple[Tensor, list[Tensor], list[tuple[Tensor, Tensor]]]:
-            def loss(moving: list[Tensor], taps: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+            # A function under grad must not write into tensors other than its arguments.
+            def loss(moving: Leaves, taps: Leaves, sample: Leaves) -> tuple[Tensor, list[Tensor]]:
                 rest = iter(moving)
                 params = [leaf if way else next(rest) for leaf, way in zip(leaves, tapped, strict=True)]
-                value, activations = graph(*consts, *params, *sample, *taps)
+                value, activations = program(params, sample, taps)
                 return check_dependence(value), activations
 
             moving = [leaf for leaf, way in zip(leaves, tapped, strict=True) if not way]
-            taps = [
-                torch.zeros((), dtype=val.dtype, device=val.device).expand(val.shape) for val in outputs
-            ]
-            (grads, errors), (value, activations) = grad_and_value(loss, (0, 1), has_aux=True)(moving, taps)
+            taps = [torch.zeros((), dtype=y.dtype, device=y.device).expand(y.shape) for y in outputs]
+            differentiated = grad_and_value(loss, (0, 1), has_aux=True)
+            (grads, errors), (value, activations) = differentiated(moving, taps, sample)
             return value, grads, list(zip(activations, errors, strict=True))
 
         losses, grads, pairs = vmap(one, randomness=randomness)(*samples)
@@ -186,7 +189,7 @@ def _uses(ways: list[Way]) -> list[Use]:
 
 
 def _met(way: Uses, pairs: list[tuple[Tensor, Tensor]], shape: torch.Size) -> Leaf:
-    """The gradients of a leaf from the activations and errors at its uses."""
+    """Return the gradients of a leaf from the activations and errors at its uses."""
     if way.kept:
         return _factored(way.uses, pairs, shape)
     few = at_once(_entries(way), len(pairs[0][0]))
@@ -195,7 +198,7 @@ def _met(way: Uses, pairs: list[tuple[Tensor, Tensor]], shape: torch.Size) -> Le
 
 
 def _factored(uses: list[Use], pairs: list[tuple[Tensor, Tensor]], shape: torch.Size) -> Outer | Rows:
-    """The terms of all uses in one sum."""
+    """Join the terms of all uses in one sum."""
     use = uses[0]
     terms = [use.terms(*pair) for use, pair in zip(uses, pairs, strict=True)]
     axis = 1 if use.rows else 2

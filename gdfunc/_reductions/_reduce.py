@@ -7,20 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from .. import _tree
-from .._errors import check_choice, check_int
-from .._gradients import (
-    GradFn,
-    LossFn,
-    apart,
-    available,
-    check_memory_limit,
-    check_params,
-    check_samples,
-    sample_bytes,
-)
+from .._errors import check_choice, check_options
+from .._gradients import GradFn, LossFn, apart, available, check_samples, sample_bytes
 from .._per_sample import PerSample, Reducer
 from .._tree import Tree
-from ._program import tapped
+from ._program import Uses, tapped
 
 _AT_ONCE = 2**26  # bytes: larger chunks leave the caches, and are no faster
 
@@ -37,29 +28,29 @@ def reduce_per_sample(
 
     result = finish(add(… add(init(θ), g₁ … gₖ) …)),  gᵢ = ∇θ L(θ, {sample i})
 
-    The [B, ...] of `per_sample_grad` is never there: chunks of it are folded into accumulators. Of weights
-    that the loss multiplies with, convolves with, or looks up rows in, no gradient is made at all where
-    their norms and sums follow from smaller factors, the activations and the errors that back-propagation
-    finds; where these are not smaller, they are multiplied out. The rest is differentiated as it is;
-    `reducers.explain` tells which leaf goes which way.
+    The gradients [B, ...] of `per_sample_grad` are never stored: chunks of them are folded into
+    accumulators. For weights of products, convolutions and embeddings, norms and sums follow from two
+    factors, the activations and the errors of back-propagation. No gradient is made where these factors are
+    smaller than the weight, and they are multiplied out where they are not. All other leaves are
+    differentiated directly. `reducers.explain` tells the way of each leaf.
 
     Args:
-        loss_fn: as in `batch_grad`; it meets each sample as a batch of one.
+        loss_fn: as in `batch_grad`. Each sample is a batch of one.
         reducers: a `reducers.Reducer`, or a tree of them, which share one pass.
-        chunk_size: how many samples to differentiate at once; memory does not grow with B beyond it.
-            `"auto"`: as many as fit well into memory; None: all.
+        chunk_size: the number of samples to differentiate at once, which bounds the memory. `"auto"`: as
+            many as fit well into memory. None: all.
         randomness: as in `per_sample_grad`.
-        memory_limit: how many bytes the gradients of a chunk may take; None: the device's whole memory.
+        memory_limit: the bytes that the gradients of a chunk may take. None: the device's whole memory.
 
     Returns:
         `(params, batch) -> (results, losses)`: a tree like reducers, each with what its `finish` returns,
         and [B].
 
     Raises:
-        TypeError: as in `batch_grad`; a leaf of reducers is no Reducer.
-        ValueError: as in `batch_grad`; an option is out of range.
-        MemoryError: a chunk would take more than `memory_limit`; raised before anything is allocated, with
-            a `chunk_size` that fits.
+        TypeError: as in `batch_grad`, or a leaf of reducers is no Reducer.
+        ValueError: as in `batch_grad`, or an option is out of range.
+        MemoryError: a chunk would exceed `memory_limit`. The error is raised before allocating, and names a
+            `chunk_size` that fits.
 
     Example:
         >>> def loss_fn(params, batch):
@@ -83,16 +74,11 @@ def reduce_per_sample(
             raise TypeError(f"{path} is {type(reducer).__name__}, not a Reducer{remedy}")
     if isinstance(chunk_size, str):
         check_choice("chunk_size", chunk_size, ("auto",))
-    elif chunk_size is not None:
-        check_int("chunk_size", chunk_size, 1)
-    check_choice("randomness", randomness, ("error", "different", "same"))
-    check_memory_limit(memory_limit)
+    check_options(None if chunk_size == "auto" else chunk_size, randomness, memory_limit)
     entries = any(fold.entries for fold in folds)
 
     def reduced(params: Tree, batch: Tree) -> tuple[Tree, Tensor]:
-        batch = _tree.as_tensors(batch)
-        leaves = check_params(params)
-        size = check_samples(batch, leaves, params)
+        leaves, batch, size = check_samples(params, batch)
         program = tapped(loss_fn, params, batch)
         each = sample_bytes(leaves) if entries else program.sample_bytes(leaves)
         limit = available(memory_limit, leaves[0].device)
@@ -126,15 +112,15 @@ def reduce_per_sample(
 
 
 def explain(loss_fn: LossFn) -> Callable[[Tree, Tree], dict[str, str]]:
-    """Make the function `(params, batch) -> dict` that tells which way the gradients of each leaf come.
+    """Make the function `(params, batch) -> dict` that tells how the gradients of each leaf are computed.
 
     Args:
         loss_fn: as in `reduce_per_sample`.
 
     Returns:
-        `(params, batch) -> ways`: for the path of each leaf, `"factors: …"` where no gradient is made, or
-        `"products: …"` where factors are multiplied out, and the operations that the leaf enters through;
-        or `"direct: …"` and the reason.
+        `(params, batch) -> ways`, a text for the path of each leaf. `"factors: …"` (no gradient is made)
+        and `"products: …"` (factors are multiplied out) name the operations that use the leaf.
+        `"direct: …"` names the reason.
 
     Raises:
         TypeError, ValueError: as in `batch_grad`.
@@ -149,22 +135,16 @@ def explain(loss_fn: LossFn) -> Callable[[Tree, Tree], dict[str, str]]:
     """
 
     def explained(params: Tree, batch: Tree) -> dict[str, str]:
-        batch = _tree.as_tensors(batch)
-        check_samples(batch, check_params(params), params)
+        _, batch, _ = check_samples(params, batch)
         ways = tapped(loss_fn, params, batch).ways
-        told = [
-            f"direct: {way}"
-            if isinstance(way, str)
-            else f"{'factors' if way.kept else 'products'}: {', '.join(use.name for use in way.uses)}"
-            for way in ways
-        ]
+        told = [str(way) if isinstance(way, Uses) else f"direct: {way}" for way in ways]
         return dict(zip([path for path, _ in _tree.named_leaves(params, "params")], told, strict=True))
 
     return explained
 
 
 def _fitting(chunk_size: Any, size: int, each: int, limit: int) -> int:
-    """The chunk size to take, if that many gradients of so many bytes stay within the limit."""
+    """Return the chunk size, and refuse chunks whose gradients of `each` bytes exceed the limit."""
     if chunk_size == "auto":
         chunk = max(1, min(size, min(limit, _AT_ONCE) // each))
     else:

@@ -1,10 +1,12 @@
-"""The points of a sweep: axes whose values are data, and axes whose values shape the program."""
+"""The points of a sweep, and the outputs at them. Axes are data, or shape the program."""
 
+import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from numbers import Integral, Real
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -22,23 +24,25 @@ class Axis:
 
     values: Any
     vmapped: bool
-    labels: list[Any]  # what each is called: itself if it is plain, its name, or else its position
-
-    def rows(self, positions: Sequence[int]) -> Any:
-        if not self.vmapped:
-            return tuple(self.values[i] for i in positions)
-        return _tree.map(lambda leaf: leaf[torch.tensor(positions, device=leaf.device)], self.values)
+    labels: list[Any]  # for each value: itself if it is plain, else its `__name__` or its position
 
     def take(self, positions: Sequence[int]) -> "Axis":
-        return Axis(self.rows(positions), self.vmapped, [self.labels[i] for i in positions])
+        if self.vmapped:
+            rows = _tree.map(lambda leaf: leaf[list(positions)], self.values)
+        else:
+            rows = tuple(self.values[i] for i in positions)
+        return Axis(rows, self.vmapped, [self.labels[i] for i in positions])
+
+    def first(self) -> Any:
+        return _tree.map(lambda leaf: leaf[0], self.values) if self.vmapped else self.values[0]
 
     def firsts(self) -> list[int]:
-        """For each position that of the first equal value."""
+        """Return for each position the first position of an equal value."""
         seen: dict[Any, int] = {}
         return [seen.setdefault(_identity(value), i) for i, value in enumerate(self.values)]
 
     def find(self, name: str, wanted: Any) -> list[int]:
-        """The positions of a value, of which a float need only be right to a millionth."""
+        """Find the positions of a value. A float need only agree to a millionth."""
         label = _label(wanted, wanted)
         is_array = isinstance(label, Tensor | np.ndarray)
         found = [i for i, own in enumerate(self.labels) if not is_array and own == label]
@@ -53,7 +57,7 @@ class Axis:
 
 
 class Grid:
-    """The points of a sweep, in the order of its members: what `grid` returns.
+    """The points of a sweep, in the order of its members: the result of `grid`.
 
     `len(grid)` is N, `grid[i]` the arguments of member i, `grid.shape` the sizes of the axes, or [N].
     """
@@ -69,16 +73,15 @@ class Grid:
         return len(self.positions)
 
     def __getitem__(self, member: int) -> dict[str, Any]:
-        looped, rows = self.split([range(len(self))[member]])
-        point = {**looped, **{name: _tree.map(lambda leaf: leaf[0], row) for name, row in rows.items()}}
-        return {name: point[name] for name in self.axes}
+        point = self.part([range(len(self))[member]])
+        return {name: axis.first() for name, axis in point.axes.items()}
 
     def __repr__(self) -> str:
         sizes = [f"{name} [{len(axis.labels)}]" for name, axis in self.axes.items()]
         return f"Grid({(' = ' if self.zipped else ' × ').join(sizes)})"
 
     def groups(self) -> list[list[int]]:
-        """The members whose looped values are equal, group by group."""
+        """List the members group by group. The looped values of a group are equal."""
         firsts = [None if axis.vmapped else axis.firsts() for axis in self.axes.values()]
         found: dict[tuple[int, ...], list[int]] = {}
         for member, positions in enumerate(self.positions):
@@ -87,47 +90,38 @@ class Grid:
         return list(found.values())
 
     def split(self, members: Sequence[int]) -> tuple[dict[str, Any], dict[str, Tree]]:
-        """The looped arguments of a group, and the rows of the vmapped ones for its members."""
-        columns = zip(*(self.positions[i] for i in members), strict=True)
-        looped, rows = {}, {}
-        for (name, axis), positions in zip(self.axes.items(), columns, strict=True):
-            if axis.vmapped:
-                rows[name] = axis.rows(positions)
-            else:
-                looped[name] = axis.values[positions[0]]
-        return looped, rows
+        """Return the looped arguments of a group, and the rows of the vmapped ones for its members."""
+        axes = self.part(members).axes.items()
+        looped = {name: axis.first() for name, axis in axes if not axis.vmapped}
+        return looped, {name: axis.values for name, axis in axes if axis.vmapped}
 
     def labels(self, member: int) -> dict[str, Any]:
         pairs = zip(self.axes.items(), self.positions[member], strict=True)
         return {name: axis.labels[i] for (name, axis), i in pairs}
 
     def place(self, members: Sequence[int]) -> str:
-        """A point in words; a chunk of several by what they share and what they were vmapped over."""
+        """Describe a point in words, or a chunk by its shared values and its vmapped axes."""
         several = [name for name, axis in self.axes.items() if axis.vmapped and len(members) > 1]
         labels = self.labels(members[0]).items()
         shared = [f"{name}={label}" for name, label in labels if name not in several]
-        return ", ".join(
-            [*shared, f"{len(members)} members over {', '.join(several)}"] if several else shared
-        )
+        over = [f"{len(members)} members over {', '.join(several)}"] if several else []
+        return ", ".join(shared + over)
 
     def part(self, members: Sequence[int]) -> "Grid":
-        """These members alone, in a row."""
+        """Make the zipped grid of these members."""
         columns = zip(*(self.positions[i] for i in members), strict=True)
         axes = zip(self.axes.items(), columns, strict=True)
         return Grid({name: axis.take(positions) for (name, axis), positions in axes}, True)
 
     def select(self, **values: Any) -> tuple["Grid", list[int]]:
-        """The part of the grid with these values, and its members' numbers."""
-        unknown = [name for name in values if name not in self.axes]
-        if unknown:
-            raise ValueError(f"{unknown[0]} is no axis of the grid; its axes are {', '.join(self.axes)}")
+        """Return the part of the grid with these values, and the numbers of its members."""
+        for name in values:
+            if name not in self.axes:
+                raise ValueError(f"{name} is no axis of the grid; its axes are {', '.join(self.axes)}")
         found = {name: self.axes[name].find(name, wanted) for name, wanted in values.items()}
-        places = [found.get(name, range(len(axis.labels))) for name, axis in self.axes.items()]
-        members = [
-            member
-            for member, positions in enumerate(self.positions)
-            if all(i in allowed for i, allowed in zip(positions, places, strict=True))
-        ]
+        points = (dict(zip(self.axes, positions, strict=True)) for positions in self.positions)
+        fits = [all(point[name] in allowed for name, allowed in found.items()) for point in points]
+        members = [member for member in range(len(self)) if fits[member]]
         said = ", ".join(f"{name} = {wanted!r}" for name, wanted in values.items())
         if not members:
             raise ValueError(f"no point of the zipped grid has all of {said}")
@@ -143,16 +137,16 @@ def grid(*, zipped: bool = False, **axes: Any) -> Grid:
 
     points = axis₁ × axis₂ × …, the last axis varying fastest;  zipped: the i-th values of all axes together
 
-    How an axis is given decides how `sweep` runs it:
+    The type of an axis decides how `sweep` runs it:
 
-    - A tensor or NumPy array [n, ...], and a dict or NamedTuple of them such as stacked initial parameters,
-      is data: its n slices are vmapped. `gd.random.split(key, 8)` is an axis of 8 keys. Ints in a tensor
-      are data too.
-    - A list of floats (ints among floats are floats) becomes such a tensor, of torch's default dtype. A
+    - A tensor or NumPy array [n, ...] is data, and so is a dict or NamedTuple of them, such as stacked
+      initial parameters. Its n slices are vmapped. `gd.random.split(key, 8)` is an axis of 8 keys. Ints in
+      a tensor are data too.
+    - A list of floats becomes a tensor of torch's default dtype. Ints among floats count as floats. A
       list of tensors, or of trees of floats and tensors such as `betas=[(0.9, 0.99), (0.8, 0.9)]`, is
-      stacked if structure, shapes, dtypes and devices are the same for all.
+      stacked if all have the same structure, shapes, dtypes and devices.
     - Any other list, tuple or range (of ints, strings, bools, functions, None, …) is looped over, and its
-      values are passed as they are: a batch size, a width, a method shapes the program.
+      values are passed unchanged. Use it for a batch size, a width or a method, which shape the program.
 
     Args:
         zipped: go through axes of one length together.
@@ -163,8 +157,9 @@ def grid(*, zipped: bool = False, **axes: Any) -> Grid:
 
     Raises:
         TypeError: an axis is a single value, or a dict that is no tree of tensors.
-        ValueError: there is no axis, one is empty, its leaves or the zipped axes differ in length; a value
-            is NaN, or an lr is not finite and >= 0 (on a GPU or under a transformation neither is read).
+        ValueError: there is no axis, an axis is empty, or its leaves or the zipped axes differ in length.
+            A value is NaN, or an lr is not finite or is negative. Values on a GPU or under a
+            transformation are not read.
 
     Example:
         >>> grid = gd.grid(batch_size=[8, 32], lr=[0.1, 0.2, 0.4])
@@ -206,7 +201,8 @@ def _axis(name: str, given: Any) -> Axis:
         return Axis(tuple(given), False, labels)
     for path, leaf in _tree.named_leaves(values, ""):
         _check_values(name, path, leaf)
-    if name.endswith("key") and _is_one_key(values):
+    is_pair = isinstance(values, Tensor) and values.shape == (2,) and values.dtype == torch.int64
+    if name.endswith("key") and is_pair:
         raise ValueError(
             f"axis {name} is a single key [2]; write {name}=key[None], or split it into [n, 2]"
         )
@@ -250,7 +246,7 @@ def _column(entries: tuple[Any, ...]) -> Tensor | None:
 
 
 def _check_values(name: str, path: str, leaf: Tensor) -> None:
-    """Refuse what is never meant; under vmap, `train` could no longer see it."""
+    """Refuse NaN, and an lr that is not finite or is negative: under vmap, `train` cannot see it."""
     if not leaf.is_floating_point() or leaf.device.type != "cpu" or is_transformed(leaf):
         return
     is_lr = name == "lr"
@@ -260,10 +256,6 @@ def _check_values(name: str, path: str, leaf: Tensor) -> None:
         rule = "must be finite and >= 0" if is_lr else "must not be NaN"
         where = f"{name}{path}[{', '.join(map(str, place))}]"
         raise ValueError(f"{where} {rule}; got {numbers(leaf[tuple(place)][None])[0]}")
-
-
-def _is_one_key(values: Tree) -> bool:
-    return isinstance(values, Tensor) and values.shape == (2,) and values.dtype == torch.int64
 
 
 def _label(value: Any, position: int) -> Any:
@@ -278,16 +270,134 @@ def _label(value: Any, position: int) -> Any:
 
 
 def numbers(leaf: Tensor) -> list[Any]:
-    """The entries of a tensor [n] as Python numbers with no more digits than it has."""
+    """List the entries of a tensor [n] as Python numbers with the digits of its dtype."""
     if leaf.dtype in (torch.float16, torch.float32):
         return [float(str(entry)) for entry in leaf.detach().cpu().numpy()]
     return leaf.tolist()
 
 
 def _identity(value: Any) -> Any:
-    """Return a key that two values share only if they are the same."""
+    """Return a dict key that two values share only if they are the same."""
     try:
         hash(value)
     except TypeError:
         return id(value)
     return type(value), value
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SweepResult:
+    """The outputs of a sweep's members, with their places on the grid.
+
+    Attributes:
+        outputs: the results of `run`, each leaf with a leading [N]. Row i belongs to the point `grid[i]`.
+        grid: the grid, with its `shape` and `axes`.
+        diverged: bool [N], whether a leaf of the member is not finite or a bool leaf named `diverged` is
+            true, such as that of a `Trajectory`. Padding does not count.
+        lengths: int64 [N] for each leaf with an axis of its own, by its dotted path: the number of a
+            member's entries along the first such axis, before the padding.
+
+    Example:
+        >>> grid = gd.grid(power=[1, 50], lr=[0.5, 1.5, 9.0])
+        >>> result = gd.sweep(lambda power, lr: (1 - lr) ** power, grid)
+        >>> result
+        SweepResult(power [2] × lr [3], 1 of 6 diverged, outputs: float32[6])
+        >>> result.select(power=1).outputs
+        tensor([ 0.5000, -0.5000, -8.0000])
+        >>> result.reshape().shape
+        torch.Size([2, 3])
+        >>> result.to_records()[-1]
+        {'power': 50, 'lr': 9.0, 'output': inf, 'diverged': True}
+    """
+
+    grid: Grid
+    outputs: Tree
+    diverged: Tensor
+    lengths: dict[str, Tensor]
+
+    def __repr__(self) -> str:
+        leaves = _tree.named_leaves(self.outputs, "")
+        shapes = [f"{str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}" for _, leaf in leaves]
+        pairs = zip(leaves, shapes, strict=True)
+        named = [f"{dotted(path)} {shape}".lstrip() for (path, _), shape in pairs]
+        axes = repr(self.grid).removeprefix("Grid(").removesuffix(")") or "one point"
+        count = "?" if is_transformed(self.diverged) else int(self.diverged.sum())
+        return f"SweepResult({axes}, {count} of {len(self.grid)} diverged, outputs: {', '.join(named)})"
+
+    @property
+    def axes(self) -> dict[str, Any]:
+        """The values of each axis: tensors, trees of tensors, or lists of the objects."""
+        each = self.grid.axes.items()
+        return {name: axis.values if axis.vmapped else list(axis.values) for name, axis in each}
+
+    def select(self, **values: Any) -> "SweepResult":
+        """Keep the members with these values of axes, as in `result.select(lr=0.1, method="adam")`.
+
+        Give a number (right to a millionth) or string itself, a function or its name, and for a key or
+        other tensor its position on the axis. The axes leave the grid, unless it is zipped, and padding
+        that is no longer needed leaves the outputs.
+
+        Raises:
+            ValueError: there is no such axis or value, or (unless zipped) the value stands there twice.
+        """
+        part, members = self.grid.select(**values)
+        lengths = {name: length[members] for name, length in self.lengths.items()}
+        named = _tree.named_leaves(self.outputs, "")
+        leaves = [_trimmed(leaf[members], lengths.get(dotted(path))) for path, leaf in named]
+        outputs = _tree.unflatten(_tree.flatten(self.outputs)[1], leaves)
+        return SweepResult(part, outputs, self.diverged[members], lengths)
+
+    def reshape(self) -> Tree:
+        """View the outputs in the shape of the grid: [N, ...] as [*grid.shape, ...].
+
+        Padding stays in (see `lengths`). Its NaN looks like divergence in a picture, so `select` first.
+        """
+        return _tree.map(lambda leaf: leaf.reshape((*self.grid.shape, *leaf.shape[1:])), self.outputs)
+
+    def to_records(self) -> list[dict[str, Any]]:
+        """List a dict for each member: its point, its scalar outputs, and whether it diverged.
+
+        The key of a scalar is its dotted path (`output` if `run` returns it alone), prefixed with `output.`
+        where an axis has that name. Numbers have the digits of their dtype.
+        """
+        columns: dict[str, list[Any]] = {}
+        for path, leaf in [*_tree.named_leaves(self.outputs, ""), (".diverged", self.diverged)]:
+            if leaf.ndim == 1:
+                name = dotted(path) or "output"
+                columns[f"output.{name}" if name in self.grid.axes else name] = numbers(leaf)
+        rows = zip(*columns.values(), strict=True)
+        return [self.grid.labels(i) | dict(zip(columns, row, strict=True)) for i, row in enumerate(rows)]
+
+    def to_frame(self) -> Any:
+        """Make a pandas DataFrame of the records.
+
+        Raises:
+            ModuleNotFoundError: pandas is not installed.
+        """
+        try:
+            import pandas  # type: ignore[import-untyped]
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "to_frame needs pandas: pip install pandas; to_records and save do without"
+            ) from error
+        return pandas.DataFrame(self.to_records())
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the records to a CSV file."""
+        records = self.to_records()
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(records[0]))
+            writer.writeheader()
+            writer.writerows(records)
+
+
+def _trimmed(leaf: Tensor, lengths: Tensor | None) -> Tensor:
+    """Cut off the padding that no member needs."""
+    if lengths is None or not len(lengths) or is_transformed(lengths):
+        return leaf
+    return leaf[:, : int(lengths.max())]
+
+
+def dotted(path: str) -> str:
+    """Write a path as the name of a column: `[1].loss` is `1.loss`, `['w']` is `w`."""
+    return path.replace("['", ".").replace("']", "").replace("[", ".").replace("]", "").lstrip(".")

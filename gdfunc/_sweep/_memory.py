@@ -12,9 +12,9 @@ from .._tree import Tree
 
 
 class Memory(TorchDispatchMode):
-    """Keeps count of the bytes of tensors that were made, and are alive, while it is on.
+    """Count the bytes of the tensors that are made, and are alive, while the mode is on.
 
-    It counts storages as they are made and freed, so that the result is the same on every machine.
+    Storages are counted as they are made and freed, so that the result is the same on every machine.
     """
 
     def __init__(self) -> None:
@@ -32,8 +32,8 @@ class Memory(TorchDispatchMode):
         return result
 
     def meet(self, tree: Tree, made: bool) -> None:
-        for leaf in _tree.leaves(tree):
-            if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
+        for leaf in _tree.tensors(tree):
+            if leaf.layout == torch.strided:
                 memory, place = leaf.untyped_storage(), storage(leaf)
                 if place not in self.sizes:
                     self.sizes[place] = memory.nbytes() if made else 0

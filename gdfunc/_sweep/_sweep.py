@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,12 +11,11 @@ from torch import Tensor
 from torch.func import vmap
 
 from .. import _tree
-from .._errors import SweepInterrupted, check_choice, check_int
+from .._errors import SweepInterrupted, check_options, check_type
 from .._progress import Progress, reporter
 from .._tree import Tree
-from ._grid import Grid
+from ._grid import Grid, SweepResult, dotted
 from ._memory import Memory
-from ._result import SweepResult, dotted
 
 # Bytes that the members of a chunk may hold: one number, so that chunks, and bits, are the same everywhere.
 AUTO_LIMIT = 2**30
@@ -35,41 +34,40 @@ def sweep(
 
         outputs[i] = run(**grid[i]),  i = 0 … N−1
 
-    Points that agree on the looped axes (see `grid`) form a group and are run by one `vmap`; groups follow
-    one another. A member that diverges becomes NaN or infinite, is counted, and disturbs no other.
-    `torch.func.grad`, `jvp` and `vmap` go through.
+    Points with equal values on the looped axes (see `grid`) form a group. One `vmap` runs a group, and the
+    groups run one after another. Diverged runs become NaN or inf, are counted, and never affect the others.
+    `torch.func.grad`, `jvp` and `vmap` of a sweep work.
 
-    Where groups differ in the length of a leaf's first own axis (loss curves, if another batch size means
-    another number of steps), the shorter are padded with NaN (−1 in leaves of ints, False in bools), and
-    `lengths` holds their own; `select` takes the padding off. The records of a `Trajectory` after a
-    member's `stop=` are padding too: its row is what it records alone, whoever runs beside it. Dtypes that
-    differ are promoted.
+    Groups may differ in the length of a leaf's first own axis, such as loss curves of another number of
+    steps. Shorter leaves are padded with NaN (−1 in leaves of ints, False in bools), `lengths` holds the
+    lengths before padding, and `select` removes the padding. The records of a `Trajectory` after a member's
+    `stop=` are padding too, so each row equals the record of a separate run. Differing dtypes are promoted.
 
     Args:
-        run: `(**point) -> tree`, with arguments of the names of the axes: it returns tensors and numbers,
-            such as what `train` returns. A point's vmapped arguments are slices without the leading axis
-            (an lr is a 0-d tensor, a key [2]), the others as given.
+        run: `(**point) -> tree`, with the names of the axes as arguments. It returns tensors and numbers,
+            such as the result of `train`. A vmapped argument is a slice without the leading axis (an lr is
+            a 0-d tensor, a key [2]). A looped argument is the value itself.
         grid: from `grid`.
-        chunk_size: how many members at most to run at once: it bounds the memory, and what Ctrl-C and an
-            error lose, and changes results within rounding. None: a whole group. `"auto"`: as many as hold
-            1 GiB at once, by the tensors that are alive at a time in the first member of each group, which
-            is run alone for that (the insides of a compiled loop are not seen). 1: one after another
-            without vmap, bit for bit what `run(**grid[i])` gives, and for code that vmap does not take.
-        randomness: what torch's own random operations (dropout) do under vmap: `"error"`, `"different"` for
-            every member, or the `"same"`. Draw from a key to have them repeatable.
+        chunk_size: the largest number of members that run at once. It bounds the memory, and the work lost
+            to Ctrl-C or an error, and changes results within rounding. None: a whole group. `"auto"`: as
+            many as hold 1 GiB at once. For this the first member of each group runs alone, and its live
+            tensors are counted, except inside a compiled loop. 1: one after another without vmap, for code
+            that vmap refuses. The results then have the bits of `run(**grid[i])`.
+        randomness: the behaviour of torch's own random operations (dropout) under vmap: `"error"`,
+            `"different"` for every member, or the `"same"`. Draw from a key for repeatable runs.
         progress: True for a bar (tqdm if installed, else a line on stderr), or a function that is called
-            with the finished members and N after every chunk.
-        resume: the `SweepInterrupted` of the same sweep: its members are not run again.
+            with the number of finished members and N after every chunk.
+        resume: the `SweepInterrupted` of the same sweep, whose members do not run again.
 
     Returns:
         The outputs, each leaf [N, ...], with the grid: see `SweepResult`.
 
     Raises:
-        TypeError: grid is none; a leaf of what run returns is neither tensor nor number.
-        ValueError: the results of two groups differ in structure, or in shape beyond what can be padded.
-        SweepInterrupted: (a KeyboardInterrupt) Ctrl-C; it holds the result of the members that are done,
-            and `sweep(run, grid, resume=error)` goes on with the others, to the same bits.
-        Exception: what run raises, with a note that names the point, or the group and its axes.
+        TypeError: grid is no `Grid`, or a leaf of run's result is neither tensor nor number.
+        ValueError: the results of two groups differ in structure, or in shape beyond the first axis.
+        SweepInterrupted: (a KeyboardInterrupt) Ctrl-C. It holds the result of the finished members, and
+            `sweep(run, grid, resume=error)` runs the others, to the same bits.
+        Exception: an error of run, with a note that names the point, or the group and its axes.
 
     Example:
         >>> problem = gd.problems.stock_regression()
@@ -86,17 +84,12 @@ def sweep(
         tensor([[1.1097, 1.0065, 1.0028],
                 [1.7363, 1.1906, 1.0094]], dtype=torch.float64)
     """
-    if not isinstance(grid, Grid):
-        raise TypeError(f"grid is {type(grid).__name__}; call sweep(run, gd.grid(lr=[0.1, 0.2], …))")
-    if chunk_size not in (None, "auto"):
-        check_int("chunk_size", chunk_size, 1)
-    check_choice("randomness", randomness, ("error", "different", "same"))
+    check_type("grid", grid, Grid, "call sweep(run, gd.grid(lr=[0.1, 0.2], …))")
+    check_options(None if chunk_size == "auto" else chunk_size, randomness)
     single = chunk_size == 1 or not any(axis.vmapped for axis in grid.axes.values())
     pieces = [] if resume is None else _finished(resume, grid)
     done = set(_members(pieces))
-
-    def run_chunk(members: list[int]) -> _Piece:
-        return _run_chunk(run, grid, members, single, randomness)
+    run_chunk = partial(_run_chunk, run, grid, single, randomness)
 
     def keep(piece: _Piece) -> None:
         pieces.append(piece)
@@ -142,8 +135,7 @@ class _Piece(NamedTuple):
 
 def _finished(resume: Any, grid: Grid) -> list[_Piece]:
     """Return the finished part of an interrupted sweep, as the first piece of the resumed one."""
-    if not isinstance(resume, SweepInterrupted):
-        raise TypeError(f"resume is {type(resume).__name__}; pass the SweepInterrupted that was raised")
+    check_type("resume", resume, SweepInterrupted, "pass the one that was raised")
     if resume.result is None:
         return []
     done = resume.result
@@ -160,9 +152,9 @@ def _members(pieces: list[_Piece]) -> list[int]:
 
 
 def _run_chunk(
-    run: Callable[..., Tree], grid: Grid, members: list[int], single: bool, randomness: str
+    run: Callable[..., Tree], grid: Grid, single: bool, randomness: str, members: list[int]
 ) -> _Piece:
-    """Run members of one group: under vmap, or a single one without."""
+    """Run members of one group under vmap, or a single member without."""
     looped, rows = grid.split(members)
     inputs, arguments = _tree.flatten(rows)
     seen: list[Any] = []
@@ -202,7 +194,7 @@ def _remedy(error: BaseException, grid: Grid, single: bool) -> str:
 
 
 def _member(result: Tree) -> tuple[Tree, dict[str, Tensor], Tensor]:
-    """One member's result as tensors, how long its leaves are, and whether it diverged."""
+    """Return a member's result as tensors, the lengths of its leaves, and whether it diverged."""
     named = [(path, _as_tensor(path, leaf)) for path, leaf in _tree.named_leaves(result, "")]
     if not named:
         raise TypeError(f"run returned no tensor: {result!r}")
@@ -212,7 +204,7 @@ def _member(result: Tree) -> tuple[Tree, dict[str, Tensor], Tensor]:
     diverged = reduce(torch.logical_or, [flag.cpu() for flag in flags], torch.tensor(False))
     table = dict(named)
     lengths = {path: torch.tensor(len(leaf)) for path, leaf in named if leaf.ndim}
-    # Under vmap, a run that has ended goes on recording what stands still until the others end.
+    # Under vmap, a run that has ended records its last state until the other runs end.
     for path, steps in named:
         start = path.removesuffix("steps")
         step = table.get(f"{start}step")
@@ -241,31 +233,29 @@ def _padding(dtype: torch.dtype) -> float | int | bool:
 
 
 def _joined(grid: Grid, pieces: list[_Piece]) -> SweepResult:
-    """Join the chunks in the order of the grid; torch.cat copies, so nothing is shared."""
-    first = pieces[0]
-    names = [f"what run returns at {piece.name}" for piece in pieces]
-    for piece, name in zip(pieces, names, strict=True):
+    """Join the chunks in the order of the grid. torch.cat copies, so the result shares no storage."""
+    first, names = pieces[0], [f"what run returns at {piece.name}" for piece in pieces]
+    matched = [
         _tree.check_structure(piece.tree, first.tree, name, names[0])
+        for piece, name in zip(pieces, names, strict=True)
+    ]
     order = _members(pieces)
     places = sorted(range(len(order)), key=order.__getitem__)
     ordered = places == list(range(len(places)))
 
     def joined(leaves: Sequence[Tensor]) -> Tensor:
         whole = torch.cat(list(leaves))
-        return whole if ordered else whole[torch.tensor(places, device=whole.device)]
+        return whole if ordered else whole[places]
 
-    matched = [_tree.match(_tree.flatten(first.tree)[1], piece.tree) or [] for piece in pieces]
-    columns = zip(*matched, strict=True)
-    outputs = []
-    for (path, _), column in zip(_tree.named_leaves(first.tree, "result"), columns, strict=True):
-        outputs.append(joined(_padded(path, column, pieces)))
+    columns = zip(_tree.named_leaves(first.tree, "result"), *matched, strict=True)
+    outputs = [joined(_padded(path, column, pieces)) for (path, _), *column in columns]
     lengths = {name: joined([piece.lengths[name] for piece in pieces]) for name in first.lengths}
     diverged = joined([piece.diverged for piece in pieces])
     return SweepResult(grid, _tree.unflatten(_tree.flatten(first.tree)[1], outputs), diverged, lengths)
 
 
 def _padded(path: str, leaves: Sequence[Tensor], pieces: list[_Piece]) -> list[Tensor]:
-    """Bring leaves [n, t, ...] that differ in t only to one t."""
+    """Pad leaves [n, t, ...] that differ in t alone to the largest t."""
     for leaf, piece in zip(leaves, pieces, strict=True):
         if leaf.ndim != leaves[0].ndim or leaf.shape[2:] != leaves[0].shape[2:]:
             raise ValueError(

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from .._errors import check_scalar
-from .._numerics import precise, safe_sqrt
+from .._numerics import Scalar, precise, safe_sqrt
 from .._tree import Tree
+from ._averages import weight_decay as add_decay
 from ._base import (
     GradientTransformation,
-    Scalar,
+    Leaves,
     chain,
     check_moments,
     each_leaf,
@@ -21,7 +22,6 @@ from ._base import (
     stateful,
     zeros,
 )
-from ._momentum import weight_decay as add_decay
 
 
 class MomentsState(NamedTuple):
@@ -89,7 +89,7 @@ def adam(
 
     def update(
         g: Tensor, m: Tensor, v: Tensor, largest: Tensor | None, scale: Tensor, floor: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    ) -> Leaves:
         m = ema(m, g, beta1)
         v = ema_of_squares(v, g, beta2)
         if largest is not None:
@@ -158,9 +158,7 @@ def adamax(betas: tuple[Scalar, Scalar] = (0.9, 0.999), *, eps: Scalar = 1e-8) -
     """
     beta1, beta2, eps = check_moments(betas, eps)
 
-    def update(
-        g: Tensor, m: Tensor, v: Tensor, beta2: Scalar, eps: Scalar, bias1: Tensor
-    ) -> tuple[Tensor, ...]:
+    def update(g: Tensor, m: Tensor, v: Tensor, beta2: Scalar, eps: Scalar, bias1: Tensor) -> Leaves:
         m = ema(m, g, beta1)
         v = torch.maximum(beta2 * v, g.abs() + eps)
         return m / bias1 / v.clamp_min(torch.finfo(v.dtype).tiny), m, v
@@ -204,7 +202,7 @@ def radam(betas: tuple[Scalar, Scalar] = (0.9, 0.999), *, eps: Scalar = 1e-8) ->
 
     def update(
         g: Tensor, m: Tensor, v: Tensor, rectified: Tensor, factor: Tensor, bias1: Tensor, eps: Scalar
-    ) -> tuple[Tensor, ...]:
+    ) -> Leaves:
         m = ema(m, g, beta1)
         v = ema_of_squares(v, g, beta2)
         return torch.where(rectified, m / (safe_sqrt(v) + eps) * factor, m / bias1), m, v
@@ -237,9 +235,7 @@ def adabelief(
     """
     beta1, beta2, eps = check_moments(betas, eps)
 
-    def update(
-        g: Tensor, m: Tensor, v: Tensor, eps: Scalar, scale: Tensor, floor: Tensor
-    ) -> tuple[Tensor, ...]:
+    def update(g: Tensor, m: Tensor, v: Tensor, eps: Scalar, scale: Tensor, floor: Tensor) -> Leaves:
         m = ema(m, g, beta1)
         v = ema_of_squares(v, g - m, beta2) + eps
         return m / torch.addcmul(floor, scale, safe_sqrt(v)), m, v
@@ -279,7 +275,7 @@ def yogi(
     beta1, beta2, eps = check_moments(betas, eps)
     start = check_scalar("initial_accumulator_value", initial_accumulator_value, "[0, inf)")
 
-    def update(g: Tensor, m: Tensor, v: Tensor, weight: Scalar, eps: Scalar) -> tuple[Tensor, ...]:
+    def update(g: Tensor, m: Tensor, v: Tensor, weight: Scalar, eps: Scalar) -> Leaves:
         m = ema(m, g, beta1)
         v = v - weight * torch.sign(v - g * g) * g * g
         return m / (safe_sqrt(v) + eps), m, v
@@ -335,7 +331,7 @@ def nadam(
 
         def rule(
             g: Tensor, m: Tensor, v: Tensor, of_g: Tensor, of_m: Tensor, root: Tensor, eps: Scalar
-        ) -> tuple[Tensor, ...]:
+        ) -> Leaves:
             m = ema(m, g, beta1)
             v = ema_of_squares(v, g, beta2)
             return (of_g * g + of_m * m) / (safe_sqrt(v) / root + eps), m, v

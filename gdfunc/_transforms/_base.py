@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from .. import _tree
-from .._errors import check_scalar
-from .._numerics import precise, wide
+from .._errors import check_scalar, check_type
+from .._numerics import Scalar, like, precise, wide
 from .._tree import Tree
 
-Scalar = float | Tensor
+Leaves = tuple[Tensor | None, ...]  # an update and the new states, of one leaf
 
 
 class GradientTransformation(NamedTuple):
@@ -52,7 +52,7 @@ class GradientTransformation(NamedTuple):
         return f"GradientTransformation({self.update.__qualname__.partition('.')[0]})"
 
 
-def scale(factor: float | Tensor) -> GradientTransformation:
+def scale(factor: Scalar) -> GradientTransformation:
     """Multiply the gradient by a constant.
 
     u = c·g
@@ -112,6 +112,9 @@ def chain(*transforms: GradientTransformation) -> GradientTransformation:
     return GradientTransformation(init, update)
 
 
+PLAIN = chain()  # the default of steps that take a transformation
+
+
 def check_transform(transform: Any, name: str = "transform") -> None:
     """Refuse an object that is no transformation."""
     if isinstance(transform, GradientTransformation):
@@ -126,11 +129,7 @@ def stateful(kind: type, init: Callable[[Tree], Any], update: Callable[..., Any]
 
     @wraps(update)
     def checked(grads: Tree, state: Any, params: Tree = None) -> tuple[Tree, Any]:
-        if not isinstance(state, kind):
-            raise TypeError(
-                f"opt_state is {type(state).__name__}, not {kind.__name__}; "
-                f"make it with transform.init(params)"
-            )
+        check_type("opt_state", state, kind, "make it with transform.init(params)")
         return update(grads, state, params)
 
     return GradientTransformation(init, checked)
@@ -138,7 +137,7 @@ def stateful(kind: type, init: Callable[[Tree], Any], update: Callable[..., Any]
 
 def leafwise(
     kind: Any,
-    update: Callable[..., tuple[Tensor | None, ...]],
+    update: Callable[..., Leaves],
     starts: Sequence[Scalar | None],
     of_step: Callable[[Any], tuple[Scalar, ...]] = lambda t: (),
 ) -> GradientTransformation:
@@ -184,7 +183,7 @@ def stateless(
 
 
 def each_leaf(
-    update: Callable[..., tuple[Tensor | None, ...]],
+    update: Callable[..., Leaves],
     grads: Tree,
     *states: Tree,
     params: Tree = (),
@@ -201,11 +200,9 @@ def each_leaf(
     leaves, structure = _tree.flatten(grads)
     given = [*states, params] if params != () else states
     columns = [_matched(tree, grads, leaves, structure) for tree in given]
-    rounded: dict[torch.dtype, list[Scalar]] = {}
+    rounded = {dtype: [in_dtype(s, dtype) for s in scalars] for dtype in {g.dtype for g in leaves}}
     results: list[list[Any]] = [[] for _ in range(1 + len(states))]
     for g, *others in zip(leaves, *columns, strict=True):
-        if g.dtype not in rounded:
-            rounded[g.dtype] = [in_dtype(scalar, g.dtype) for scalar in scalars]
         for column, result in zip(results, update(g, *others, *rounded[g.dtype]), strict=True):
             column.append(result if result is None or result.dtype == g.dtype else result.to(g.dtype))
     return tuple(
@@ -234,9 +231,7 @@ def zeros(params: Tree) -> Tree:
 
 def filled(params: Tree, start: Scalar) -> Tree:
     """Make a tree like params whose entries are all `start`."""
-    if not isinstance(start, Tensor):
-        return _tree.map(lambda p: torch.full_like(p, start), params)
-    return _tree.map(lambda p: (torch.zeros_like(p) + start).to(p.dtype), params)
+    return _tree.map(lambda p: torch.zeros_like(p) + like(start, p), params)
 
 
 def needed(params: Tree, name: str = "this transformation") -> Tree:

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from .. import _tree
 from .._errors import check_int, check_scalar
-from .._numerics import like
+from .._numerics import Scalar, like
 from .._tree import Tree
-from ._base import GradientTransformation, Scalar, needed, stateful
+from ._base import GradientTransformation, needed, stateful
 
 
 class LBFGSState(NamedTuple):

@@ -10,8 +10,8 @@ from .. import _tree
 from .._errors import check_int
 from .._tree import Tree
 from ._base import (
+    PLAIN,
     GradientTransformation,
-    chain,
     check_transform,
     each_leaf,
     no_steps,
@@ -41,7 +41,7 @@ def masked(transform: GradientTransformation, mask: Labels) -> GradientTransform
         {'w': tensor(0.), 'b': tensor(2.)}
     """
     check_transform(transform)
-    return _split({True: transform, False: None}, mask, "mask")
+    return _split({True: transform, False: PLAIN}, mask, "mask")
 
 
 def freeze(mask: Labels) -> GradientTransformation:
@@ -98,9 +98,9 @@ def partition(transforms: Mapping[Any, GradientTransformation], labels: Labels) 
 
 
 def _split(
-    transforms: dict[Any, GradientTransformation | None], labels: Labels, name: str
+    transforms: dict[Any, GradientTransformation], labels: Labels, name: str
 ) -> GradientTransformation:
-    """Route each leaf to the transformation of its label; None lets it pass."""
+    """Route each leaf to the transformation of its label."""
 
     def labels_of(tree: Tree) -> list[Any]:
         # A NamedTuple with a `__call__` is a tree of labels all the same.
@@ -118,31 +118,23 @@ def _split(
     def group(tree: Tree, listed: list[Any], label: Any) -> Tree:
         """The tree with None in place of all other leaves."""
         leaves, structure = _tree.flatten(tree)
-        return _tree.unflatten(
-            structure, [leaf if own == label else None for leaf, own in zip(leaves, listed, strict=True)]
-        )
+        pairs = zip(leaves, listed, strict=True)
+        return _tree.unflatten(structure, [leaf if own == label else None for leaf, own in pairs])
 
     def init(params: Tree) -> dict[Any, Any]:
         listed = labels_of(params)
-        return {
-            label: transform.init(group(params, listed, label))
-            for label, transform in transforms.items()
-            if transform is not None and label in listed
-        }
+        used = [label for label in transforms if label in listed]
+        return {label: transforms[label].init(group(params, listed, label)) for label in used}
 
     def update(grads: Tree, state: dict[Any, Any], params: Tree = None) -> tuple[Tree, dict[Any, Any]]:
         listed = labels_of(grads if params is None else params)
-        moved, new_state = {}, {}
-        for label, own_state in state.items():
+        updates, new_state = {}, {}
+        for label, memory in state.items():
             own = None if params is None else group(params, listed, label)
-            transform = transforms[label] or chain()
-            updates, new_state[label] = transform.update(group(grads, listed, label), own_state, own)
-            moved[label] = iter(_tree.leaves(updates))
-        leaves, structure = _tree.flatten(grads)
-        updates = [
-            next(moved[label]) if label in moved else g for g, label in zip(leaves, listed, strict=True)
-        ]
-        return _tree.unflatten(structure, updates), new_state
+            moved, new_state[label] = transforms[label].update(group(grads, listed, label), memory, own)
+            updates[label] = iter(_tree.leaves(moved))
+        structure = _tree.flatten(grads)[1]
+        return _tree.unflatten(structure, [next(updates[label]) for label in listed]), new_state
 
     return GradientTransformation(init, update)
 
@@ -204,7 +196,7 @@ def accumulate(transform: GradientTransformation, steps: int) -> GradientTransfo
 
     u = update((g₁ + … + gₖ)/k) in every k-th step, else 0
 
-    What comes after it in a chain still acts in every step: put all of a chain inside.
+    Transformations after it in a chain still act in every step, so put the whole chain inside.
 
     Args:
         transform: what to apply.

@@ -35,11 +35,11 @@ from ._averaging import asgd as asgd
 from ._averaging import ema as ema
 from ._averaging import lookahead as lookahead
 from ._averaging import schedule_free as schedule_free
-from ._heavy_ball import heavy_ball as heavy_ball
-from ._lbfgs import lbfgs as lbfgs
-from ._line_search import line_search as line_search
-from ._line_search import polyak as polyak
-from ._sam import sam as sam
+from ._direction import heavy_ball as heavy_ball
+from ._direction import lbfgs as lbfgs
+from ._direction import line_search as line_search
+from ._direction import polyak as polyak
+from ._direction import sam as sam
 from ._variance_reduction import sag as sag
 from ._variance_reduction import saga as saga
 from ._variance_reduction import sarah as sarah

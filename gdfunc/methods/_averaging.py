@@ -7,15 +7,12 @@ import torch
 from torch import Tensor
 
 from .. import _tree
-from .._errors import check_int, check_scalar
-from .._gradients import LossFn, batch_grad, kind
-from .._numerics import like, safe_ratio
-from .._step import Step, StepLike, apply_updates, as_step, copy_params, params_of
-from .._transforms._base import GradientTransformation, chain, check_transform, no_steps
+from .._errors import check_int, check_scalar, check_scalars
+from .._gradients import LossFn, kind
+from .._numerics import Scalar, like, safe_ratio
+from .._step import Step, StepLike, apply_updates, as_step, gradient_step, learning_rate, params_of, scalar
+from .._transforms._base import PLAIN, GradientTransformation, check_transform, no_steps
 from .._tree import Tree
-from ._scalars import blend, learning_rate, scalar
-
-_PLAIN = chain()
 
 
 class ASGDState(NamedTuple):
@@ -30,10 +27,10 @@ class ASGDState(NamedTuple):
 
 def asgd(
     loss_fn: LossFn,
-    lambd: float | Tensor = 1e-4,
-    alpha: float | Tensor = 0.75,
-    t0: float | Tensor = 1e6,
-    weight_decay: float | Tensor = 0.0,
+    lambd: Scalar = 1e-4,
+    alpha: Scalar = 0.75,
+    t0: Scalar = 1e6,
+    weight_decay: Scalar = 0.0,
 ) -> Step:
     """Make the step of averaged stochastic gradient descent, as `torch.optim.ASGD` does it.
 
@@ -69,32 +66,27 @@ def asgd(
     References:
         B. T. Polyak, A. B. Juditsky, "Acceleration of stochastic approximation by averaging", 1992.
     """
-    lambd = check_scalar("lambd", lambd, "[0, inf)")
-    alpha = check_scalar("alpha", alpha, "[0, inf)")
-    t0 = check_scalar("t0", t0, "[0, inf)")
-    weight_decay = check_scalar("weight_decay", weight_decay, "[0, inf)")
-    gradients = batch_grad(loss_fn)
+    scalars = {"lambd": lambd, "alpha": alpha, "t0": t0, "weight_decay": weight_decay}
+    lambd, alpha, t0, weight_decay = check_scalars("[0, inf)", **scalars)
 
-    def init(params: Tree) -> ASGDState:
-        params = copy_params(params)
+    def begin(params: Tree) -> ASGDState:
         eta, mu = scalar(0.0, params), scalar(1.0, params)
         return ASGDState(params, _tree.clone(params), eta, mu, no_steps(params))
 
-    def advance(state: ASGDState, batch: Tree, lr: float | Tensor) -> tuple[ASGDState, Tensor, Tree]:
-        grads, loss = gradients(state.params, batch)
+    def move(state: ASGDState, grads: Tree, lr: Scalar) -> ASGDState:
         lr = learning_rate(lr, state.params)
         eta = torch.where(state.count == 0, lr, state.eta)
         updates = _tree.map(lambda g, p: g + like(weight_decay, p) * p, grads, state.params)
         shrink = 1 - scalar(lambd, lr) * eta
         params = apply_updates(_tree.map(lambda p: like(shrink, p) * p, state.params), updates, eta)
-        average = blend(state.average, params, state.mu)
+        average = _tree.lerp(state.average, params, state.mu)
         count = state.count + 1
         t = count.to(lr.dtype)
         eta = lr / (1 + scalar(lambd, lr) * lr * t) ** scalar(alpha, lr)
         mu = 1 / (t - scalar(t0, lr)).clamp(min=1)
-        return ASGDState(params, average, eta, mu, count), loss, grads
+        return ASGDState(params, average, eta, mu, count)
 
-    return Step(init, advance, ASGDState)
+    return gradient_step(loss_fn, ASGDState, begin, move)
 
 
 class ScheduleFreeState(NamedTuple):
@@ -109,10 +101,10 @@ class ScheduleFreeState(NamedTuple):
 
 def schedule_free(
     loss_fn: LossFn,
-    transform: GradientTransformation = _PLAIN,
+    transform: GradientTransformation = PLAIN,
     *,
-    beta: float | Tensor = 0.9,
-    weight_decay: float | Tensor = 0.0,
+    beta: Scalar = 0.9,
+    weight_decay: Scalar = 0.0,
 ) -> Step:
     """Make the step of schedule-free learning, whose averaging stands in for a decay of lr.
 
@@ -150,25 +142,21 @@ def schedule_free(
     check_transform(transform)
     beta = check_scalar("beta", beta, "[0, 1]")
     weight_decay = check_scalar("weight_decay", weight_decay, "[0, inf)")
-    gradients = batch_grad(loss_fn)
 
-    def init(params: Tree) -> ScheduleFreeState:
-        params, z, average = (copy_params(params) for _ in range(3))
+    def begin(params: Tree) -> ScheduleFreeState:
+        z, average = _tree.clone(params), _tree.clone(params)
         return ScheduleFreeState(params, z, average, scalar(0.0, params), transform.init(params))
 
-    def advance(
-        state: ScheduleFreeState, batch: Tree, lr: float | Tensor
-    ) -> tuple[ScheduleFreeState, Tensor, Tree]:
-        grads, loss = gradients(state.params, batch)
+    def move(state: ScheduleFreeState, grads: Tree, lr: Scalar) -> ScheduleFreeState:
         updates, opt_state = transform.update(grads, state.opt_state, state.params)
         updates = _tree.map(lambda u, y: u + like(weight_decay, y) * y, updates, state.params)
         z = apply_updates(state.z, updates, lr)
         squared_lr = learning_rate(lr, state.params) ** 2
         weight = state.weight + squared_lr
-        average = blend(state.average, z, safe_ratio(squared_lr, weight))
-        return ScheduleFreeState(blend(z, average, beta), z, average, weight, opt_state), loss, grads
+        average = _tree.lerp(state.average, z, safe_ratio(squared_lr, weight))
+        return ScheduleFreeState(_tree.lerp(z, average, beta), z, average, weight, opt_state)
 
-    return Step(init, advance, ScheduleFreeState)
+    return gradient_step(loss_fn, ScheduleFreeState, begin, move)
 
 
 class EMAState(NamedTuple):
@@ -184,7 +172,7 @@ class EMAState(NamedTuple):
         return params_of(self.carry)
 
 
-def ema(step: StepLike, decay: float | Tensor, *, debias: bool = False) -> Step:
+def ema(step: StepLike, decay: Scalar, *, debias: bool = False) -> Step:
     """Keep an exponential moving average of the parameters of a step, without changing the step.
 
     aₜ = d·aₜ₋₁ + (1 − d)·θₜ with a₀ = θ₀
@@ -219,17 +207,13 @@ def ema(step: StepLike, decay: float | Tensor, *, debias: bool = False) -> Step:
     """
     decay = check_scalar("decay", decay, "[0, 1)")
 
-    def begin(carry: Any) -> EMAState:
-        params = _averaged(carry)
-        return EMAState(carry, _tree.clone(params), no_steps(params))
-
     def follow(state: EMAState, carry: Any) -> EMAState:
         params, count = params_of(carry), state.count + 1
         d = scalar(decay, params)
         share = (1 - d) / (1 - d ** count.to(d.dtype)) if debias else 1 - d
-        return EMAState(carry, blend(state.average, params, share), count)
+        return EMAState(carry, _tree.lerp(state.average, params, share), count)
 
-    return _around(step, EMAState, begin, follow)
+    return _around(step, EMAState, follow)
 
 
 class LookaheadState(NamedTuple):
@@ -245,7 +229,7 @@ class LookaheadState(NamedTuple):
         return params_of(self.carry)
 
 
-def lookahead(step: StepLike, k: int, alpha: float | Tensor = 0.5) -> Step:
+def lookahead(step: StepLike, k: int, alpha: Scalar = 0.5) -> Step:
     """Let a step run ahead for k steps, then go part of the way and start again from there.
 
     every k steps:  φ' = φ + α·(θ − φ),  θ' = φ'
@@ -283,17 +267,13 @@ def lookahead(step: StepLike, k: int, alpha: float | Tensor = 0.5) -> Step:
     k = check_int("k", k, 1)
     alpha = check_scalar("alpha", alpha, "[0, 1]")
 
-    def begin(carry: Any) -> LookaheadState:
-        params = _averaged(carry)
-        return LookaheadState(carry, _tree.clone(params), no_steps(params))
-
     def follow(state: LookaheadState, carry: Any) -> LookaheadState:
         fast, count = params_of(carry), state.count + 1
         meet = count % k == 0
-        slow = _tree.where(meet, blend(state.slow, fast, alpha), state.slow)
+        slow = _tree.where(meet, _tree.lerp(state.slow, fast, alpha), state.slow)
         return LookaheadState(replace_params(carry, _tree.where(meet, slow, fast)), slow, count)
 
-    return _around(step, LookaheadState, begin, follow)
+    return _around(step, LookaheadState, follow)
 
 
 def replace_params(carry: Any, params: Tree) -> Any:
@@ -310,21 +290,24 @@ def replace_params(carry: Any, params: Tree) -> Any:
     return carry._replace(params=params)
 
 
-def _around(
-    step: StepLike,
-    state: type,
-    begin: Callable[[Any], Any],
-    follow: Callable[[Any, Any], Any],
-) -> Step:
-    """Wrap a step: `begin` makes the first state of its first carry, `follow` the next of its new one."""
+def _around(step: StepLike, state: type, follow: Callable[[Any, Any], Any]) -> Step:
+    """Wrap a step: its carry, a slower copy of the parameters, and a count are the state.
+
+    `follow(state, carry)` makes the next state from the step's new carry.
+    """
     inner = as_step(step)
 
-    def advance(state: Any, batch: Tree, lr: float | Tensor) -> tuple[Any, Any, Tree]:
+    def init(params: Tree) -> Any:
+        carry = inner.init(params)
+        averaged = _averaged(carry)
+        return state(carry, _tree.clone(averaged), no_steps(averaged))
+
+    def advance(state: Any, batch: Tree, lr: Scalar) -> tuple[Any, Any, Tree]:
         inner.check(state.carry)
         carry, loss, grads = inner.advance(state.carry, batch, lr)
         return follow(state, carry), loss, grads
 
-    return Step(lambda params: begin(inner.init(params)), advance, state)
+    return Step(init, advance, state)
 
 
 def _averaged(carry: Any) -> Tree:

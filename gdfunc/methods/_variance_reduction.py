@@ -12,11 +12,11 @@ from torch import Tensor
 from .. import _tree
 from .._errors import check_choice, check_int
 from .._gradients import LossFn, batch_grad, check_batch, check_params, per_sample_grad
+from .._numerics import Scalar
 from .._sampling import take
 from .._scan import scan
-from .._step import Step, apply_updates, copy_params
+from .._step import Step, apply_updates, copy_params, scalar
 from .._tree import Tree
-from ._scalars import blend, scalar
 
 
 def svrg(loss_fn: LossFn, data: Tree, *, batch_size: int = 1, output: str = "last") -> Step:
@@ -106,19 +106,17 @@ def _pass_step(loss_fn: LossFn, data: Tree, batch_size: int, output: str, recurs
     data = _tree.as_tensors(data)
     gradients = batch_grad(loss_fn)
 
-    def advance(params: Tree, rows: Tensor, lr: float | Tensor) -> tuple[Tree, Tensor, Tree]:
+    def advance(params: Tree, rows: Tensor, lr: Scalar) -> tuple[Tree, Tensor, Tree]:
         _samples(data, params)
-        batches = _check_rows(rows).unflatten(0, _batches(rows, batch_size))
+        batches = _check_rows(rows, batch_size).unflatten(0, (-1, batch_size))
         grads, loss = gradients(params, data)
 
-        def inner(
-            carry: tuple[Tree, Tree, Tree, Tree], x: tuple[Tensor, Tensor]
-        ) -> tuple[tuple[Tree, Tree, Tree, Tree], None]:
+        def inner(carry: tuple[Tree, ...], x: tuple[Tensor, Tensor]) -> tuple[tuple[Tree, ...], None]:
             w, before, estimate, average = carry
             batch = take(data, x[0])
             here, there = gradients(w, batch)[0], gradients(before, batch)[0]
             v = _tree.map(lambda g, old, e: g - old + e, here, there, estimate)
-            average = blend(average, w, x[1]) if averaged else None
+            average = _tree.lerp(average, w, x[1]) if averaged else None
             before, estimate = (w, v) if recursive else (before, estimate)
             return (apply_updates(w, v, lr), before, estimate, average), None
 
@@ -228,7 +226,7 @@ def _table_step(loss_fn: LossFn, data: Tree, chunk_size: int | None, biased: boo
         table, _ = gradients(params, data)
         return SAGState(params, table, _mean(table))
 
-    def advance(state: SAGState, rows: Tensor, lr: float | Tensor) -> tuple[SAGState, Tensor, Tree]:
+    def advance(state: SAGState, rows: Tensor, lr: Scalar) -> tuple[SAGState, Tensor, Tree]:
         params, table, mean = state
         n = _samples(data, params, table)
         grads, losses = gradients(params, take(data, _check_rows(rows)))
@@ -263,21 +261,18 @@ def _samples(data: Tree, params: Tree, table: Tree = None) -> int:
     return n
 
 
-def _check_rows(rows: Tensor) -> Tensor:
+def _check_rows(rows: Tensor, batch_size: int = 1) -> Tensor:
+    """Return row numbers, which must be a whole number of mini-batches."""
     is_tensor = isinstance(rows, Tensor)
-    if is_tensor and rows.dtype == torch.int64 and rows.ndim == 1 and len(rows):
-        return rows
-    got = f"{rows.dtype} {tuple(rows.shape)}" if is_tensor else type(rows).__name__
-    raise TypeError(
-        f"batch must be row numbers, int64 [B]; got {got}. The data belong to the step: give train "
-        f"torch.arange(n) in their place"
-    )
-
-
-def _batches(rows: Tensor, batch_size: int) -> tuple[int, int]:
+    if not is_tensor or rows.dtype != torch.int64 or rows.ndim != 1 or not len(rows):
+        got = f"{rows.dtype} {tuple(rows.shape)}" if is_tensor else type(rows).__name__
+        raise TypeError(
+            f"batch must be row numbers, int64 [B]; got {got}. The data belong to the step: give train "
+            f"torch.arange(n) in their place"
+        )
     if len(rows) % batch_size:
         raise ValueError(
             f"{len(rows)} row numbers are not a whole number of mini-batches of batch_size {batch_size}; "
             f"reshape the plan to [T, m·{batch_size}]"
         )
-    return len(rows) // batch_size, batch_size
+    return rows

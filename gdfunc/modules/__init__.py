@@ -2,7 +2,7 @@
 
 `functional(module)` gives a `Functional`: a pure `apply`, the `params` and the `buffers`. `state_dict`
 goes back. An ensemble is a `vmap` of that. `init(make_module, keys)` makes its members, each from its
-own key by the init schemes of its layers; with a single key it works inside a run that is itself
+own key by the init schemes of its layers. With a single key it works inside a run that is itself
 vmapped over keys. `stack` stacks modules or parameters that exist already, and `member` takes one out.
 `predict` gives a `Prediction`: the results of all members, their mean and their spread.
 
@@ -30,11 +30,11 @@ Example:
     True
 """
 
-from ._ensemble import Prediction as Prediction
-from ._ensemble import member as member
-from ._ensemble import predict as predict
-from ._ensemble import stack as stack
 from ._functional import Functional as Functional
+from ._functional import Prediction as Prediction
 from ._functional import functional as functional
+from ._functional import member as member
+from ._functional import predict as predict
+from ._functional import stack as stack
 from ._functional import state_dict as state_dict
 from ._init import init as init

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from .. import _tree, random
 from .._torch._modes import TorchDispatchMode
-from ._ensemble import form, stack_modules
-from ._functional import Functional, check_module, make_apply
+from ._functional import Functional, check_module, form, make_apply, stack_modules
 
 
 def init(make_module: Callable[[], nn.Module], keys: Tensor) -> Functional:
@@ -17,17 +16,16 @@ def init(make_module: Callable[[], nn.Module], keys: Tensor) -> Functional:
 
     paramsᵢ = params of make_module(), drawn from keys[i]
 
-    The constructor runs as it is, once for every distinct key, with its own init scheme; only the numbers
-    that torch would draw from its global generator are drawn from the key instead: those of the j-th
-    random operation from `fold_in(keys[i], j)`. A member depends on its own key alone, whoever is made
-    beside it. NumPy's and Python's generators are not replaced.
+    The constructor runs unchanged, once for every distinct key, with its own init scheme. Only the random
+    numbers differ: the j-th random operation draws from `fold_in(keys[i], j)`, not from torch's global
+    generator. A member depends on its own key alone. NumPy's and Python's generators are not replaced.
 
     Keys may be under `torch.func.vmap`: call this in the function that a sweep runs, with a key that
     nothing else is drawn from: `key, order_key = gd.random.split(key)`.
 
     Args:
         make_module: a function without arguments that makes a new module at each call.
-        keys: int64 [N, 2], from `gdfunc.random.split`, for N members; or one key [2] for a single module.
+        keys: int64 [N, 2], from `gdfunc.random.split`, for N members, or one key [2] for a single module.
 
     Returns:
         `(apply, params, buffers)` as from `functional`, the tensors with leading [N] if the keys have it.
@@ -35,8 +33,9 @@ def init(make_module: Callable[[], nn.Module], keys: Tensor) -> Functional:
         of its own: give it the member's, if there are any.
 
     Raises:
-        TypeError: keys are none; make_module is no function, or does not make a module.
-        ValueError: make_module makes modules of different structures, or one twice; see also `functional`.
+        TypeError: keys are no keys, or make_module is no function or does not make a module.
+        ValueError: make_module makes modules of different structures, or returns the same module twice.
+            See also `functional`.
         NotImplementedError: make_module uses a random operation other than `uniform_`, `normal_`, `rand`,
             `randn`, `rand_like`, `randn_like`, `randperm` and `normal` of two numbers. All of
             `torch.nn.init` is made of these.
@@ -62,7 +61,10 @@ def init(make_module: Callable[[], nn.Module], keys: Tensor) -> Functional:
     def build(keys: Tensor) -> tuple[Tensor, ...]:
         # A grid repeats its keys, and each of them is one member.
         distinct, places = keys.unique(dim=0, return_inverse=True)
-        members = [_make_module(make_module, key) for key in distinct]
+        members = []
+        for key in distinct:
+            with _Drawn(key):
+                members.append(check_module("what make_module made", make_module()))
         if len({id(member) for member in members}) < len(members):
             raise ValueError("make_module gave the same module twice; it must make a new one at each call")
         leaves, structure = _tree.flatten(stack_modules(members, "members"))
@@ -93,11 +95,6 @@ class _Init(torch.autograd.Function):
         rows = keys.movedim(in_dims[1], 0)
         leaves = _Init.apply(build, rows.flatten(0, 1))
         return tuple([leaf.unflatten(0, rows.shape[:2]) for leaf in leaves]), (0,) * len(leaves)
-
-
-def _make_module(make_module: Callable[[], nn.Module], key: Tensor) -> nn.Module:
-    with _Drawn(key):
-        return check_module("what make_module made", make_module())
 
 
 class _Drawn(TorchDispatchMode):

@@ -15,6 +15,8 @@ from .._errors import missing_extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+else:
+    Axes = Any  # so that matplotlib is imported only when something is drawn
 
 
 Array = np.ndarray
@@ -106,6 +108,15 @@ def axes_for(ax: Axes | None) -> Axes:
 
 def line_style(i: int) -> tuple[str, Any]:
     return _COLORS[i % len(_COLORS)], _DASHES[i % len(_DASHES)]
+
+
+def hatch_background(ax: Axes, label: str) -> tuple[Any, str]:
+    """Hatch the background of the axes, and return its legend entry."""
+    from matplotlib.patches import Patch
+
+    blank: dict[str, Any] = {"facecolor": "white", "edgecolor": "0.6", "hatch": "////"}
+    ax.patch.set(**blank)
+    return Patch(linewidth=0, **blank), label
 
 
 def draw_legend(ax: Axes, entries: list[tuple[Any, str]]) -> None:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from torch import Tensor
 
+from .._numerics import Scalar
 from . import _axes
-from ._axes import HUGE, Array
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from ._axes import HUGE, Array, Axes
 
 
 def plot_curves(
@@ -22,7 +19,7 @@ def plot_curves(
     ax: Axes | None = None,
     labels: Sequence[Any] | None = None,
     band: tuple[float, float] = (0.1, 0.9),
-    minimum: float | Tensor | None = None,
+    minimum: Scalar | None = None,
     xlabel: str = "step",
     ylabel: str = "loss",
     log_x: bool = False,
@@ -33,13 +30,14 @@ def plot_curves(
         line = median over runs,  band = [q_low, q_high] over runs,  a diverged run counting as +∞
 
     Nothing is smoothed, thinned or left out. A run that becomes NaN or infinite gets a cross at its last
-    finite value, and the legend tells when, or how many of the runs did (these are drawn thin); a band
-    whose upper quantile is infinite goes on through the top. On a logarithmic axis values ≤ 0 lie below
-    any bottom: the line leaves there, triangles on the bottom mark where, and the legend counts.
+    finite value. The legend tells its step, or among several runs their number, and these are drawn thin.
+    A band whose upper quantile is infinite continues through the top. On a logarithmic axis the line leaves
+    through the bottom at values ≤ 0. Triangles on the bottom mark these places, and the legend counts them.
 
-    The view shows runs that stay finite whole. One that diverges it shows up to a thousand times the
-    largest value of these and of all starts (on a linear axis, up to one more span): beyond, the line
-    goes on through the top, the cross is at its last value in view, and the legend tells when it left.
+    The view shows all of each run that stays finite. It shows a diverging run up to a thousand times the
+    largest value of the finite runs and of all starts (on a linear axis, up to one more span). Beyond that
+    the line continues through the top, the cross is at the last value in view, and the legend tells the
+    step.
 
     Args:
         curves: list or tuple of all curves, also around a single one. Each is an array or tensor [T] of one
@@ -50,10 +48,10 @@ def plot_curves(
             figure has a layout that makes room for it, such as "constrained", else inside.
         labels: one for each curve, in their order.
         band: the two quantiles between which the band lies, interpolated linearly between runs.
-        minimum: subtract this from every value; the axis is then labelled "loss − minimum".
+        minimum: subtract this from every value, and label the axis "loss − minimum".
         xlabel: name of x, also in the legend.
         ylabel: name of the values.
-        log_x: logarithmic x; every x must be > 0.
+        log_x: logarithmic x. Every x must be > 0.
         log_y: logarithmic y.
 
     Returns:
@@ -122,13 +120,12 @@ def _curve(name: str, value: Any) -> Array:
 
 def _abscissae(x: Any, lengths: list[int], log_x: bool) -> list[Array]:
     """Return x [T] of each curve."""
+    each = x if isinstance(x, (list, tuple)) else [x] * len(lengths)
     if x is None:
-        xs = [np.arange(length, dtype=np.float64) for length in lengths]
-    else:
-        each = x if isinstance(x, (list, tuple)) else [x] * len(lengths)
-        if len(each) != len(lengths):
-            raise ValueError(f"x has {len(each)} entries but curves has {len(lengths)}; give one for each")
-        xs = [_axes.to_array(f"x[{i}]", values) for i, values in enumerate(each)]
+        each = [np.arange(length) for length in lengths]
+    if len(each) != len(lengths):
+        raise ValueError(f"x has {len(each)} entries but curves has {len(lengths)}; give one for each")
+    xs = [_axes.to_array(f"x[{i}]", values) for i, values in enumerate(each)]
     for i, (values, length) in enumerate(zip(xs, lengths, strict=True)):
         if values.shape != (length,) or not np.isfinite(values).all():
             raise ValueError(f"x[{i}] must be {length} finite numbers, as curves[{i}]; got {values!r}")
@@ -170,7 +167,7 @@ def _curve_notes(x: Array, values: Array, top: float, xlabel: str, log_y: bool) 
 
 
 def _draw_runs(ax: Axes, x: Array, values: Array, edges: tuple[Array, Array], top: float, i: int) -> Any:
-    """Draw a run, or the median of several and those that diverged; make room for what is to be seen."""
+    """Draw a run, or the median of several and the diverged ones, and fit the limits to their view."""
     from matplotlib.lines import Line2D
 
     color, dashes = _axes.line_style(i)

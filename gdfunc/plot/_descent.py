@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,19 +13,17 @@ from torch import Tensor
 
 from .. import _tree
 from .._errors import check_int
+from .._gradients import kind
+from .._numerics import Scalar
+from .._tree import Tree
 from . import _axes
-from ._axes import Array
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-Tree = Any
+from ._axes import Array, Axes
 
 _YELLOW = "#F0E442"
 
 
 def path(params: Tree, final: Tree) -> Tree:
-    """Join the recorded parameters of a run and its final ones to the path that it walked.
+    """Join the recorded and the final parameters of a run to its path.
 
         path = (θ₀, …, θ_{T−1}, θ_T)
 
@@ -45,15 +43,13 @@ def path(params: Tree, final: Tree) -> Tree:
     """
     params, final = _tree.as_tensors(params), _tree.as_tensors(final)
     ends = _tree.check_structure(final, params, "final", "params")
-    recorded, structure = _tree.flatten(params)
     for (name, steps), end in zip(_tree.named_leaves(params, ""), ends, strict=True):
         if steps.ndim == 0 or steps.shape[1:] != end.shape:
             raise ValueError(
                 f"params{name} has shape {tuple(steps.shape)} and final{name} {tuple(end.shape)}; "
                 "params must have one axis more, of steps, in front"
             )
-    joined = [torch.cat([steps, end[None]]) for steps, end in zip(recorded, ends, strict=True)]
-    return _tree.unflatten(structure, joined)
+    return _tree.map(lambda steps, end: torch.cat([steps, end[None]]), params, final)
 
 
 def plot_descent(
@@ -63,7 +59,7 @@ def plot_descent(
     ax: Axes | None = None,
     labels: Sequence[Any] | None = None,
     levels: int | Sequence[float] = 20,
-    minimum: float | Tensor | None = None,
+    minimum: Scalar | None = None,
     minimizers: Sequence[Tree] = (),
     limits: tuple[tuple[float, float], tuple[float, float]] | None = None,
     resolution: int = 200,
@@ -77,9 +73,9 @@ def plot_descent(
     narrow valley, a regression and an elevation map are all covered. The loss is evaluated in two
     batched calls: on the points of the paths, from which the view follows, and on the grid.
 
-    A path is drawn through every one of its points, as long as any is still to come inside the view.
-    Where it leaves the view for good, and where it stops being finite, it carries a cross, and its legend
-    entry tells at which step, counted in points of the path.
+    A path is drawn through all its points, up to the last one inside the view. A cross marks the place at
+    which the path leaves the view for good or stops being finite, and the legend entry tells the step,
+    counted in points of the path.
 
     Args:
         loss: params -> 0-d real tensor, where params holds two scalars in all: a tensor [2],
@@ -128,10 +124,9 @@ def plot_descent(
     trees = [_tree.as_tensors(tree) for tree in _axes.check_list("paths", paths)]
     names = _axes.check_labels(labels, len(trees), "paths")
     tracks = [_points(f"paths[{i}]", tree, trees[0]) for i, tree in enumerate(trees)]
-    stars = [
-        _points(f"minimizers[{i}]", _tree.map(lambda leaf: leaf[None], _tree.as_tensors(tree)), trees[0])
-        for i, tree in enumerate(_axes.check_list("minimizers", minimizers))
-    ]
+    ends = [_tree.as_tensors(tree) for tree in _axes.check_list("minimizers", minimizers)]
+    ends = [_tree.map(lambda leaf: leaf[None], tree) for tree in ends]
+    stars = [_points(f"minimizers[{i}]", tree, trees[0]) for i, tree in enumerate(ends)]
     count = check_int("levels", levels, 2) if isinstance(levels, int) else 0
     shown = np.empty(0) if isinstance(levels, int) else _axes.to_increasing("levels", levels)
     floor = None if minimum is None else _axes.to_number("minimum", minimum)
@@ -170,13 +165,12 @@ def _box(limits: Any) -> Array:
 
 
 def _points(name: str, tree: Tree, first: Tree) -> Array:
-    """Return the points [T+1, 2] of a path; the columns are in the order of the first path's leaves."""
+    """Return the points [T+1, 2] of a path, with columns in the order of the first path's leaves."""
     leaves = _tree.check_structure(tree, first, name, "paths[0]")
     named = _tree.named_leaves(tree, name)
     for where, leaf in named:
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
-            kind = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
-            raise TypeError(f"{where} must be a floating-point tensor or array; got {kind}")
+            raise TypeError(f"{where} must be a floating-point tensor or array; got {kind(leaf)}")
     lengths = {leaf.shape[0] if leaf.ndim else 0 for leaf in leaves}
     if len(lengths) != 1 or lengths == {0}:
         got = ", ".join(f"{where} {tuple(leaf.shape)}" for where, leaf in named) or "no leaves"
@@ -204,27 +198,22 @@ def _scalar_names(first: Tree) -> list[str]:
 
 def _evaluate(loss: Callable[[Tree], Tensor], first: Tree, chunk_size: int | None, points: Array) -> Array:
     """Return the losses [n] at points [n, 2] by one batched call; NaN where a point is not finite."""
-    like, structure = _tree.flatten(first)
+    start = _tree.map(lambda leaf: leaf[0], first)
 
-    def at(*leaves: Tensor) -> Tensor:
-        value = loss(_tree.unflatten(structure, leaves))
-        if not isinstance(value, Tensor):
-            raise ValueError(f"loss must return a 0-d real tensor; got {type(value).__name__}")
-        if value.shape != () or value.is_complex():
-            got = f"shape {tuple(value.shape)}, {value.dtype}"
+    def at(point: Tensor) -> Tensor:
+        value = loss(_tree.unravel(point, start))
+        is_tensor = isinstance(value, Tensor)
+        if not is_tensor or value.shape != () or value.is_complex():
+            got = f"shape {tuple(value.shape)}, {value.dtype}" if is_tensor else type(value).__name__
             raise ValueError(f"loss must return a 0-d real tensor; got {got}")
         return value
 
     finite = np.isfinite(points).all(axis=1)
     losses = np.full(len(points), np.nan)
     if finite.any():
-        columns = torch.from_numpy(points[finite]).split([leaf[0].numel() for leaf in like], dim=1)
-        leaves = [
-            column.reshape(len(column), *leaf.shape[1:]).to(leaf)
-            for column, leaf in zip(columns, like, strict=True)
-        ]
+        places = torch.from_numpy(points[finite]).to(_tree.leaves(first)[0].device)
         with torch.no_grad():
-            losses[finite] = _axes.to_array("loss", torch.func.vmap(at, chunk_size=chunk_size)(*leaves))
+            losses[finite] = _axes.to_array("loss", torch.func.vmap(at, chunk_size=chunk_size)(places))
     return losses
 
 
@@ -297,7 +286,7 @@ def _draw_path(ax: Axes, points: Array, box: Array, name: str, i: int) -> tuple[
 
 
 def _draw_marks(ax: Axes, stars: list[Array], ended: bool) -> list[tuple[Any, str]]:
-    """Draw the minimizers; return the legend entries of all marks."""
+    """Draw the minimizers, and return the legend entries of all marks."""
     from matplotlib.lines import Line2D
 
     grey: dict[str, Any] = {"linestyle": "", "color": "0.35"}
@@ -312,10 +301,9 @@ def _draw_marks(ax: Axes, stars: list[Array], ended: bool) -> list[tuple[Any, st
 
 
 def _draw_contours(ax: Axes, x: Array, y: Array, heights: Array, levels: Array) -> list[tuple[Any, str]]:
-    """Draw the contours, lighter where the loss is higher; return the legend entry of what is blank."""
+    """Draw the contours, lighter where the loss is higher, and return the entry of the blank area."""
     from matplotlib import colormaps
     from matplotlib.colors import BoundaryNorm, ListedColormap
-    from matplotlib.patches import Patch
 
     defined = np.ma.masked_invalid(heights)
     if len(levels) >= 2:
@@ -324,8 +312,4 @@ def _draw_contours(ax: Axes, x: Array, y: Array, heights: Array, levels: Array) 
         norm = BoundaryNorm(levels, len(levels) + 1, extend="both")
         ax.contourf(x, y, defined, levels, cmap=shades, norm=norm, extend="both", zorder=0)
         ax.contour(x, y, defined, levels, colors="0.6", linewidths=0.4, linestyles="solid", zorder=1)
-    if not np.ma.is_masked(defined):
-        return []
-    blank: dict[str, Any] = {"facecolor": "white", "edgecolor": "0.6", "hatch": "////"}
-    ax.patch.set(**blank)
-    return [(Patch(linewidth=0, **blank), "loss not finite")]
+    return [_axes.hatch_background(ax, "loss not finite")] if np.ma.is_masked(defined) else []

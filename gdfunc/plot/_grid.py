@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from .._sweep._result import SweepResult
-from ._axes import HUGE, Array, axes_for, draw_legend, run_quantile, to_array, to_increasing
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from .._sweep._grid import SweepResult
+from . import _axes
+from ._axes import HUGE, Array, Axes
 
 
 def plot_grid(
@@ -33,13 +31,13 @@ def plot_grid(
 
         colour = median over the other axes,  a diverged member counting as +∞
 
-    A cell reaches halfway to its neighbours (on a logarithmic axis to the geometric mean). Where the median
-    is not finite the cell is hatched; where fewer members diverged it carries a cross; the legend counts
+    A cell reaches halfway to its neighbours (on a logarithmic axis to the geometric mean). A cell is
+    hatched if its median is not finite, and has a cross if fewer members diverged. The legend counts
     both. Values beyond `limits` have the colour of the end, and the colour bar has an arrow there.
 
     Args:
         result: of `sweep`, on a grid that is not zipped.
-        x: the axis of the grid to draw along x; its values are numbers, increasing or decreasing.
+        x: the axis of the grid to draw along x, whose values are numbers, increasing or decreasing.
         y: the same along y.
         values: what to draw, an array or tensor [N] in the order of the grid's members; None for the
             outputs, which are then one number a member.
@@ -48,9 +46,9 @@ def plot_grid(
         limits: the values at the two ends of the colours; None for the least and the largest drawn: give
             them where runs diverge without reaching infinity, and would take up all colours.
         cmap: matplotlib's name of a colour map, or one itself.
-        log_x: logarithmic x; every x must be > 0.
+        log_x: logarithmic x. Every x must be > 0.
         log_y: logarithmic y.
-        log_color: logarithmic colours; values ≤ 0 have the colour of the lower end.
+        log_color: logarithmic colours. Values ≤ 0 have the colour of the lower end.
 
     Returns:
         The Axes.
@@ -77,11 +75,11 @@ def plot_grid(
         raise ValueError(f"x and y must be two of the grid's axes, {', '.join(names)}; got {x!r} and {y!r}")
     xs, ys = (_ticks(name, result.grid.axes[name].labels, log) for name, log in ((x, log_x), (y, log_y)))
     heights, share = _cells(result, names.index(x), names.index(y), values)
-    span = None if limits is None else to_increasing("limits", limits)
+    span = None if limits is None else _axes.to_increasing("limits", limits)
     if span is not None and (len(span) != 2 or (log_color and span[0] <= 0)):
         kind = "two positive numbers" if log_color else "two numbers"
         raise ValueError(f"limits must be {kind}, increasing; got {limits!r}")
-    ax = axes_for(ax)
+    ax = _axes.axes_for(ax)
 
     from matplotlib.colors import LogNorm, Normalize
 
@@ -99,7 +97,7 @@ def plot_grid(
     figure.colorbar(mesh, ax=ax, label=label, extend=extend)
     entries = _draw_lost(ax, xs, ys, lost, share)
     if entries:
-        draw_legend(ax, entries)
+        _axes.draw_legend(ax, entries)
     return ax
 
 
@@ -121,7 +119,7 @@ def _cells(result: SweepResult, x: int, y: int, values: Any) -> tuple[Array, Arr
     """Return the medians [Y, X] over the other axes, and the shares of members that diverged."""
     if values is None and not isinstance(result.outputs, Tensor):
         raise TypeError("the outputs are a tree; pass one of its leaves, values=result.outputs['…']")
-    drawn = to_array("values", result.outputs if values is None else values)
+    drawn = _axes.to_array("values", result.outputs if values is None else values)
     if drawn.shape != (len(result.grid),):
         raise ValueError(
             f"values must be one number for each of the {len(result.grid)} members; got shape {drawn.shape}"
@@ -133,7 +131,7 @@ def _cells(result: SweepResult, x: int, y: int, values: Any) -> tuple[Array, Arr
         return np.moveaxis(members.reshape(shape), (y, x), (0, 1)).reshape(shape[y], shape[x], -1)
 
     diverged = result.diverged.cpu().numpy() | ~np.isfinite(drawn)
-    medians = run_quantile(np.moveaxis(spread(np.where(diverged, np.inf, drawn)), -1, 0), 0.5)
+    medians = _axes.run_quantile(np.moveaxis(spread(np.where(diverged, np.inf, drawn)), -1, 0), 0.5)
     return medians, spread(diverged).mean(axis=-1)
 
 
@@ -155,15 +153,10 @@ def _edges(centres: Array, log: bool) -> Array:
 
 
 def _draw_lost(ax: Axes, x: Array, y: Array, lost: Array, share: Array) -> list[tuple[Any, str]]:
-    """Hatch the cells [Y, X] that are lost, and mark those of which some members are."""
-    from matplotlib.patches import Patch
-
+    """Hatch the lost cells [Y, X], mark the cells with some diverged members, and return legend entries."""
     entries: list[tuple[Any, str]] = []
     if lost.any():
-        blank: dict[str, Any] = {"facecolor": "white", "edgecolor": "0.6", "hatch": "////"}
-        ax.patch.set(**blank)
-        label = f"{lost.sum()} of {lost.size} cells: diverged"
-        entries.append((Patch(linewidth=0, **blank), label))
+        entries.append(_axes.hatch_background(ax, f"{lost.sum()} of {lost.size} cells: diverged"))
     some = (share > 0) & ~lost
     if some.any():
         rows, columns = np.nonzero(some)

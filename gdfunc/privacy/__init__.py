@@ -1,8 +1,8 @@
 """Differentially private descent: clip every sample's gradient, add noise to the sum, sample by Poisson.
 
-What a step reveals of one sample is bounded by the clipping and hidden by the noise. How much that adds up
-to over a run, an accountant computes, of Opacus or of Google's dp-accounting, from what `history` gives; it
-holds for Poisson sampling alone, so there is no history of shuffled batches:
+Clipping bounds the influence of one sample on a step, and the noise hides it. An accountant, of Opacus or
+of Google's dp-accounting, computes the privacy loss of a run from its `history`. The result holds for
+Poisson sampling alone, so there is no history of shuffled batches:
 
     plan = gd.privacy.poisson_batches(key, n, rate, steps)
     step = gd.privacy.make_private_step(
@@ -39,7 +39,6 @@ References:
     I. Mironov, "On significance of the least significant bits for differential privacy", 2012.
 """
 
-from ._clipping import clipped_grad as clipped_grad
 from ._poisson import Padded as Padded
 from ._poisson import PoissonPlan as PoissonPlan
 from ._poisson import history as history
@@ -47,4 +46,5 @@ from ._poisson import pad as pad
 from ._poisson import poisson_batches as poisson_batches
 from ._private import PrivateState as PrivateState
 from ._private import Quantile as Quantile
+from ._private import clipped_grad as clipped_grad
 from ._private import make_private_step as make_private_step

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _tree, random
-from .._errors import check_int, check_scalar
+from .._errors import check_int, check_scalar, check_type
 from .._sampling import _as_range
 from .._scan._scan import is_readable
 from .._torch._transforms import is_transformed
@@ -129,11 +129,8 @@ def history(plan: PoissonPlan, noise_multiplier: float) -> list[tuple[float, flo
         I. Mironov, K. Talwar, L. Zhang, "Rényi differential privacy of the sampled Gaussian mechanism",
         2019.
     """
-    if not isinstance(plan, PoissonPlan):
-        raise TypeError(
-            f"plan is {type(plan).__name__}, not a PoissonPlan: accountants bound what Poisson sampling "
-            f"reveals, not shuffled or hand-made batches; make it with poisson_batches"
-        )
+    remedy = "accountants bound Poisson sampling, not shuffled or hand-made batches: use poisson_batches"
+    check_type("plan", plan, PoissonPlan, remedy)
     if isinstance(noise_multiplier, Tensor):
         raise ValueError(
             f"noise_multiplier must be a number, for an accountant to read; got {noise_multiplier}"

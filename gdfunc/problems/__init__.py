@@ -17,13 +17,13 @@ Example:
     True
 """
 
-from ._functions import beale as beale
-from ._functions import himmelblau as himmelblau
-from ._functions import quadratic as quadratic
-from ._functions import rastrigin as rastrigin
-from ._functions import rosenbrock as rosenbrock
-from ._landscape import elevation as elevation
 from ._problem import Problem as Problem
+from ._problem import beale as beale
+from ._problem import elevation as elevation
+from ._problem import himmelblau as himmelblau
+from ._problem import quadratic as quadratic
+from ._problem import rastrigin as rastrigin
+from ._problem import rosenbrock as rosenbrock
 from ._regression import linear_regression as linear_regression
 from ._regression import logistic_regression as logistic_regression
 from ._regression import stock_regression as stock_regression

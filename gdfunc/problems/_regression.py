@@ -26,19 +26,19 @@ def linear_regression(
 
     L(w, b) = ½ mean (x·w + b − y)²
 
-    With the ½ the Hessian is AᵀA / n, where A is x, with a column of ones if there is a bias; L and
-    μ are its largest and smallest eigenvalue. Where the columns of A are linearly dependent, μ is 0
-    and the minimiser given is the one of least norm.
+    With the ½ the Hessian is AᵀA / n, where A is x, with a column of ones if there is a bias. L and
+    μ are its largest and smallest eigenvalue. If the columns of A are linearly dependent, μ is 0
+    and the given minimiser is the one of least norm.
 
     Args:
         x: [n, D].
         y: [n].
         bias: whether there is a b.
-        dtype: of the problem; the data are rounded to it, and then solved in float64.
+        dtype: of the problem. The data are rounded to it, and then solved in float64.
 
     Returns:
-        The problem; params is {"w": [D], "b": []}, or {"w": [D]} without a bias, and starts at
-        zero; data is (x, y).
+        The problem, with data (x, y). Its params are {"w": [D], "b": []}, or {"w": [D]} without a
+        bias, and start at zero.
 
     Raises:
         TypeError: the dtype is not a floating one.
@@ -75,15 +75,9 @@ def linear_regression(
     minimum = 0.5 * (design @ solution - target).square().mean()
     scales = torch.linalg.svdvals(design) / math.sqrt(len(design))
     full_rank = int(_significant(scales, design).sum()) == design.shape[1]
-    return Problem(
-        loss_fn,
-        as_params(torch.zeros_like(solution).to(x)),
-        (x, y),
-        (as_params(solution.to(x)),),
-        float(minimum),
-        L=float(scales[0]) ** 2,
-        mu=float(scales[-1]) ** 2 if full_rank else 0.0,
-    )
+    start, minimizer = as_params(torch.zeros_like(solution).to(x)), as_params(solution.to(x))
+    L, mu = float(scales[0]) ** 2, float(scales[-1]) ** 2 if full_rank else 0.0
+    return Problem(loss_fn, start, (x, y), (minimizer,), float(minimum), L, mu)
 
 
 def logistic_regression(
@@ -104,17 +98,17 @@ def logistic_regression(
         x: [n, D].
         y: the classes 0 and 1, [n].
         l2: the weight of the penalty, not negative.
-        dtype: of the problem; the data are rounded to it, and then solved in float64, to a gradient
+        dtype: of the problem. The data are rounded to it, and then solved in float64, to a gradient
             norm below 1e-12 (times √λmax(XᵀX / n), where that is larger than 1).
 
     Returns:
-        The problem; params is {"w": [D]} and starts at zero; data is (x, y), y as floats.
+        The problem, with data (x, y), y as floats. Its params are {"w": [D]} and start at zero.
 
     Raises:
         TypeError: the dtype is not a floating one.
         ValueError: the shapes are others, an entry is not finite, y has another value than 0 and 1,
-            or l2 is negative; l2 is 0 and the data are separable: some w has s x·w ≥ 0 for all
-            samples and > 0 for one, and along it the loss falls for ever.
+            or l2 is negative. Or l2 is 0 and the data are separable: some w has s x·w ≥ 0 for all
+            samples and > 0 for one, and the loss falls for ever along w.
 
     Example:
         >>> x = torch.tensor([[-1.0], [0.5], [1.0], [2.0]])
@@ -144,15 +138,8 @@ def logistic_regression(
     solution = _solve_logistic(rows, 2 * classes - 1, l2)
     minimum = loss_fn({"w": solution}, (rows, classes))
     largest = float(torch.linalg.matrix_norm(rows, 2)) ** 2 / len(rows)
-    return Problem(
-        loss_fn,
-        {"w": torch.zeros_like(solution).to(x)},
-        (x, y),
-        ({"w": solution.to(x)},),
-        float(minimum),
-        L=largest / 4 + l2,
-        mu=l2,
-    )
+    start, minimizer = {"w": torch.zeros_like(solution).to(x)}, {"w": solution.to(x)}
+    return Problem(loss_fn, start, (x, y), (minimizer,), float(minimum), largest / 4 + l2, l2)
 
 
 def stock_regression(*, standardize: bool = True, dtype: torch.dtype = torch.float64) -> Problem:
@@ -162,14 +149,14 @@ def stock_regression(*, standardize: bool = True, dtype: torch.dtype = torch.flo
     Brought to mean 0 and standard deviation 1 it is 4.95. The minimum is the same.
 
     Args:
-        standardize: whether x is shifted and scaled so; y is left as it is.
+        standardize: whether x is shifted and scaled so. y stays unchanged.
         dtype: of the problem.
 
     Returns:
         The problem, as of `linear_regression` on `stocks()`, with a bias.
 
     Raises:
-        ModuleNotFoundError: matplotlib is not installed; it is the extra `plot`.
+        ModuleNotFoundError: matplotlib, the extra `plot`, is not installed.
 
     Example:
         >>> for standardize in (True, False):
@@ -195,7 +182,7 @@ def _samples(x: Any, y: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def _significant(scales: Tensor, matrix: Tensor) -> Tensor:
-    """Which singular values (largest first) count towards the rank; the others are rounding."""
+    """Tell which singular values (largest first) count towards the rank. The others are rounding."""
     return scales > scales[0] * max(matrix.shape) * torch.finfo(scales.dtype).eps
 
 
@@ -233,7 +220,7 @@ def _solve_logistic(x: Tensor, signs: Tensor, l2: float) -> Tensor:
         if failed or (l2 == 0 and bool((margins > 0).all())):
             break
         # A step that changes no margin by more than 1 descends (Bach 2010, proposition 1), and so
-        # does any cut down to that; among those and longer ones the best is taken.
+        # does a longer step that is cut down to that. The best of these and of longer steps is taken.
         if (z @ step).abs().max() > 1:
             trials = c - halvings[:, None] * step
             losses = softplus(-signs * (trials @ z.T)).mean(dim=1)

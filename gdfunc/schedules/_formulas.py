@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from .._errors import check_choice, check_int
+from .._numerics import Scalar
 from ._schedule import (
-    Scalar,
     Schedule,
     check_callable,
     check_milestones,
@@ -138,12 +138,11 @@ def linear(
         tensor([0.0000, 0.2500, 0.5000, 0.7500, 1.0000, 1.0000], dtype=torch.float64)
     """
     total_iters = check_int("total_iters", total_iters, 1)
-    return make_schedule(
-        lambda n, lr, start, end: lr * torch.lerp(start, end, elapsed_share(n, total_iters)),
-        lr=lr,
-        start_factor=start_factor,
-        end_factor=end_factor,
-    )
+
+    def formula(n: Tensor, lr: Tensor, start: Tensor, end: Tensor) -> Tensor:
+        return lr * torch.lerp(start, end, elapsed_share(n, total_iters))
+
+    return make_schedule(formula, lr=lr, start_factor=start_factor, end_factor=end_factor)
 
 
 def polynomial(lr: Scalar, total_iters: int = 5, power: Scalar = 1.0) -> Schedule:
@@ -262,11 +261,11 @@ def cosine_annealing(lr: Scalar, T_max: int, eta_min: Scalar = 0.0) -> Schedule:
         I. Loshchilov, F. Hutter, "SGDR: stochastic gradient descent with warm restarts", 2017.
     """
     T_max = check_int("T_max", T_max, 1)
-    return make_schedule(
-        lambda n, lr, eta_min: torch.lerp(lr, eta_min, half_cosine((n % (2 * T_max)).double() / T_max)),
-        lr=lr,
-        eta_min=eta_min,
-    )
+
+    def formula(n: Tensor, lr: Tensor, eta_min: Tensor) -> Tensor:
+        return torch.lerp(lr, eta_min, half_cosine((n % (2 * T_max)).double() / T_max))
+
+    return make_schedule(formula, lr=lr, eta_min=eta_min)
 
 
 def cosine_with_restarts(lr: Scalar, T_0: int, T_mult: int = 1, eta_min: Scalar = 0.0) -> Schedule:
@@ -356,9 +355,8 @@ def one_cycle(
         learning rates", 2019.
     """
     total_steps = check_int("total_steps", total_steps, 1)
-    shape = {"cos": half_cosine, "linear": lambda share: share}[
-        check_choice("anneal_strategy", anneal_strategy, ("cos", "linear"))
-    ]
+    shapes = {"cos": half_cosine, "linear": lambda share: share}
+    shape = shapes[check_choice("anneal_strategy", anneal_strategy, tuple(shapes))]
 
     def formula(n: Tensor, max_lr: Tensor, pct_start: Tensor, div: Tensor, final_div: Tensor) -> Tensor:
         t = n.clamp(max=total_steps - 1).double()
@@ -375,13 +373,8 @@ def one_cycle(
             lrs = torch.where(t <= end, values, lrs)
         return lrs
 
-    return make_schedule(
-        formula,
-        max_lr=max_lr,
-        pct_start=pct_start,
-        div_factor=div_factor,
-        final_div_factor=final_div_factor,
-    )
+    shares = {"pct_start": pct_start, "div_factor": div_factor, "final_div_factor": final_div_factor}
+    return make_schedule(formula, max_lr=max_lr, **shares)
 
 
 def _progress(t: Tensor, begin: Tensor, end: Tensor) -> Tensor:

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from .._errors import check_int, check_scalar
-
-Scalar = float | Tensor
+from .._numerics import Scalar
 
 Schedule = Callable[[Any], Tensor]
 
@@ -115,9 +114,7 @@ def make_schedule(formula: Callable[..., Tensor], **scalars: Scalar) -> Schedule
         n = as_count(count)
         if isinstance(lr, Tensor):
             n = n.to(lr.device)
-        lrs = formula(
-            n, *(torch.as_tensor(value, dtype=torch.float64, device=n.device) for value in values)
-        )
+        lrs = formula(n, *(torch.as_tensor(v, dtype=torch.float64, device=n.device) for v in values))
         return lrs.to(lr.dtype) if isinstance(lr, Tensor) else lrs
 
     return schedule
@@ -157,9 +154,8 @@ def items(name: str, value: Any) -> tuple[Any, ...]:
 
 
 def check_milestones(milestones: Any, low: int) -> tuple[int, ...]:
-    return tuple(
-        check_int(f"milestones[{i}]", value, low) for i, value in enumerate(items("milestones", milestones))
-    )
+    listed = items("milestones", milestones)
+    return tuple(check_int(f"milestones[{i}]", value, low) for i, value in enumerate(listed))
 
 
 def check_callable(name: str, value: Any) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import _tree, reducers
 from .._gradients import LossFn, batch_grad
-from .._numerics import wide
+from .._numerics import Scalar, wide
 from .._reductions._reduce import reduce_per_sample
 from .._sampling import take
 from .._scan import scan
@@ -33,7 +33,7 @@ def ranks(values: Tensor) -> Tensor:
 def influence(
     loss_fn: LossFn,
     path: Tree,
-    lr: float | Tensor,
+    lr: Scalar,
     data: Tree,
     target: Tree,
     *,
@@ -62,7 +62,7 @@ def influence(
         [n].
 
     Raises:
-        TypeError, ValueError: as in `batch_grad`; the lengths of path, lr and index differ.
+        TypeError, ValueError: as in `batch_grad`, or the lengths of path, lr and index differ.
 
     Example:
         >>> loss_fn, path = lambda w, x: (w * x).mean(), torch.tensor([1.0, 0.5])
@@ -77,9 +77,8 @@ def influence(
 
     def effects(params: Tree, samples: Tree) -> Tensor:
         direction, _ = of_target(params, target)
-        return reduce_per_sample(loss_fn, reducers.dots(direction), chunk_size=chunk_size)(params, samples)[
-            0
-        ]
+        along = reduce_per_sample(loss_fn, reducers.dots(direction), chunk_size=chunk_size)
+        return along(params, samples)[0]
 
     return _traced(effects, path, lr, data, index)
 
@@ -87,7 +86,7 @@ def influence(
 def self_influence(
     loss_fn: LossFn,
     path: Tree,
-    lr: float | Tensor,
+    lr: Scalar,
     data: Tree,
     *,
     index: Tensor | None = None,
@@ -122,11 +121,7 @@ def self_influence(
 
 
 def _traced(
-    effects: Callable[[Tree, Tree], Tensor],
-    path: Tree,
-    lr: float | Tensor,
-    data: Tree,
-    index: Tensor | None,
+    effects: Callable[[Tree, Tree], Tensor], path: Tree, lr: Scalar, data: Tree, index: Tensor | None
 ) -> Tensor:
     """Σₜ lrₜ·effects(θₜ, data), of all samples or of those in the batches."""
     data = _tree.as_tensors(data)
