@@ -284,7 +284,7 @@ def check_samples(params: Tree, batch: Tree) -> tuple[list[Tensor], Tree, int]:
 
 
 def available(limit: int | None, device: torch.device) -> int:
-    """The limit in bytes; by default the whole memory of the device, where that is known."""
+    """Return the limit in bytes, by default the whole memory of the device if it is known."""
     if limit is not None:
         return limit
     if device.type == "cuda":
@@ -318,7 +318,7 @@ def apart(function: Callable[..., Tree], **given: Tree) -> Tree:
 
 
 def sample_loss(loss_fn: LossFn) -> LossFn:
-    """The loss of one sample without its batch axis, which meets it as a batch of one."""
+    """Make the loss of one sample without its batch axis, which is given to the loss as a batch of one."""
 
     def of_sample(params: Tree, sample: Tree) -> Tensor:
         # The derivative of fused attention has no batching rule. The derivative of matrix products has one.

@@ -39,18 +39,18 @@ class Dense:
     grads: Tensor
 
     def norms(self) -> Tensor:
-        """‖gᵢ‖, [B]."""
+        """Compute ‖gᵢ‖, [B]."""
         return norms(_rows(self.grads))
 
     def weighted_sum(self, weights: Tensor | None) -> Tensor:
-        """Σᵢ wᵢ gᵢ; None: all weights are one."""
+        """Compute Σᵢ wᵢ gᵢ. None: all weights are one."""
         grads = widen(self.grads)
         if weights is None:
             return grads.sum(0)
         return torch.mv(_rows(grads).mT, weights.to(grads.dtype)).view(grads.shape[1:])
 
     def sum_of_squares(self, mean: Tensor | None) -> Tensor:
-        """Σᵢ gᵢ², or Σᵢ (gᵢ − mean)² around their own mean."""
+        """Compute Σᵢ gᵢ², or Σᵢ (gᵢ − mean)² around their own mean."""
         grads = widen(self.grads)
         return (grads if mean is None else grads - mean).square().sum(0)
 
@@ -59,19 +59,19 @@ class Dense:
         return grads @ direction.to(grads.dtype).flatten()
 
     def gram(self, other: Any) -> Tensor:
-        """Inner products [B, B'] with another chunk's gradients of this leaf."""
+        """Compute inner products [B, B'] with another chunk's gradients of this leaf."""
         return _rows(widen(self.grads)) @ _rows(widen(other.grads)).mT
 
     def dense(self) -> Tensor:
-        """The gradients themselves."""
+        """Return the gradients themselves."""
         return self.grads
 
     def keep(self, mask: Tensor) -> "Dense":
-        """The same with zeros for the samples that are not masked."""
+        """Replace the gradients of the samples that are not masked by zeros."""
         return Dense(_kept(mask, self.grads))
 
     def single(self) -> "Dense":
-        """The same without sums in a sample in which terms could cancel."""
+        """Remove the sums in a sample in which terms could cancel."""
         return self
 
 
@@ -247,48 +247,48 @@ class PerSample:
         return [leaf.norms() for leaf in self.leaves]
 
     def norms(self) -> Tensor:
-        """‖gᵢ‖ over all leaves, [B]; it neither overflows nor underflows before the norm itself does."""
+        """Compute ‖gᵢ‖ over all leaves, [B], which overflows or underflows only if the norm itself does."""
         return norms(torch.stack(self._leaf_norms, -1))
 
     def leaf_norms(self) -> Tree:
-        """‖gᵢ‖ for each leaf alone, a tree like params of [B]."""
+        """Compute ‖gᵢ‖ for each leaf alone, a tree like params of [B]."""
         return self._tree(self._leaf_norms)
 
     def weighted_sum(self, weights: Tensor | None = None) -> Tree:
-        """Σᵢ wᵢ gᵢ for weights [B], or the plain sum: a tree like params."""
+        """Compute Σᵢ wᵢ gᵢ for weights [B], or the plain sum: a tree like params."""
         return self._tree([leaf.weighted_sum(weights) for leaf in self.leaves])
 
     def mean(self) -> Tree:
-        """1/B Σᵢ gᵢ: a tree like params."""
+        """Compute 1/B Σᵢ gᵢ, a tree like params."""
         size = len(self.losses)
         # Dividing a factor takes far fewer divisions than dividing the sum of products.
         return self.weighted_sum(self.losses.new_full((size,), 1 / size, dtype=precise(self.losses)))
 
     def sum_of_squares(self, mean: Tree = None) -> Tree:
-        """Σᵢ gᵢ², entry by entry, or with their own mean Σᵢ (gᵢ − mean)²."""
+        """Compute Σᵢ gᵢ², entry by entry, or with their own mean Σᵢ (gᵢ − mean)²."""
         means = [None] * len(self.leaves) if mean is None else _tree.leaves(mean)
         return self._tree([leaf.sum_of_squares(m) for leaf, m in zip(self.leaves, means, strict=True)])
 
     def dots(self, direction: Tree) -> Tensor:
-        """⟨gᵢ, d⟩ with a tree like params, [B]."""
+        """Compute ⟨gᵢ, d⟩ with a tree like params, [B]."""
         pairs = zip(self.leaves, _tree.leaves(direction), strict=True)
         return torch.stack([leaf.dots(d) for leaf, d in pairs]).sum(0)
 
     def gram(self, other: "PerSample") -> Tensor:
-        """⟨gᵢ, hⱼ⟩ with another chunk's gradients, [B, B']."""
+        """Compute ⟨gᵢ, hⱼ⟩ with another chunk's gradients, [B, B']."""
         pairs = zip(self.leaves, other.leaves, strict=True)
         return torch.stack([leaf.gram(its) for leaf, its in pairs]).sum(0)
 
     def single(self) -> "PerSample":
-        """The same without sums in a sample in which terms could cancel."""
+        """Remove the sums in a sample in which terms could cancel."""
         return replace(self, leaves=[leaf.single() for leaf in self.leaves])
 
     def dense(self) -> Tree:
-        """The gradients themselves, a tree like params with leaves [B, ...]."""
+        """Return the gradients themselves, a tree like params with leaves [B, ...]."""
         return self._tree([leaf.dense() for leaf in self.leaves])
 
     def keep(self, mask: Tensor) -> "PerSample":
-        """The same with gradients of exactly zero where mask [B] is False, whatever they were."""
+        """Replace all gradients by exact zeros where mask [B] is False."""
         return replace(self, leaves=[leaf.keep(mask) for leaf in self.leaves])
 
     def _tree(self, leaves: Sequence[Tensor]) -> Tree:
@@ -383,7 +383,7 @@ def degrees_of_freedom(count: int, correction: int) -> float:
 
 
 def _around(squares: Tensor, mean: Tensor, count: int) -> Tensor:
-    """Σ (xᵢ − mean)² from Σ xᵢ², up to the rounding of that."""
+    """Compute Σ (xᵢ − mean)² from Σ xᵢ², up to the rounding of the latter."""
     return torch.addcmul(squares, mean, mean, value=-count).clamp_min(0)
 
 
@@ -398,7 +398,7 @@ def _kept(mask: Tensor, x: Tensor) -> Tensor:
 def _norm_of_sum(
     lefts: Tensor, rights: Tensor, left_gram: Callable[[Tensor], Tensor], left: Tensor, right: Tensor
 ) -> Tensor:
-    """‖Σₜ leftₜ rightₜᵀ‖ from the norms [B, G, T] of the factors and their inner products.
+    """Compute ‖Σₜ leftₜ rightₜᵀ‖ from the norms [B, G, T] of the factors and their inner products.
 
     = √Σₜₛ (leftₜ·leftₛ)(rightₜ·rightₛ), in which much may cancel: so in float64.
     """
@@ -421,7 +421,7 @@ def _by_group(x: Tensor) -> Tensor:
 
 
 def _products(x: Tensor, y: Tensor) -> Tensor:
-    """Inner products of vectors in [B, G, T, D] with those in [B', G, T', D]: [G, B, T, B', T']."""
+    """Compute inner products of vectors in [B, G, T, D] with those in [B', G, T', D]: [G, B, T, B', T']."""
     x, y = widen(x), widen(y)
     sizes = x.shape[0], x.shape[2], y.shape[0], y.shape[2]
     return (_by_group(x) @ _by_group(y).mT).view(x.shape[1], *sizes)

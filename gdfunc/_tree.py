@@ -48,7 +48,7 @@ def _split(tree: Tree, found: list[Any]) -> Structure:
 
 
 def _opened(tree: Tree) -> tuple[type, Any, Iterable[Any]] | None:
-    """A node's kind, what it needs to be made again, and its children; None for a leaf."""
+    """Return a node's kind, the context that rebuilds it, and its children, or None for a leaf."""
     kind = type(tree)
     if kind is dict:
         return kind, tuple(tree), tree.values()
@@ -119,7 +119,7 @@ def leaves(tree: Tree) -> list[Any]:
 
 
 def tensors(tree: Tree) -> list[Tensor]:
-    """The leaves that are tensors, among others that need not be."""
+    """List the leaves that are tensors."""
     return [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
 
 
@@ -319,14 +319,14 @@ def overlap(leaves: Sequence[Tensor]) -> tuple[int, int] | None:
 
 
 def _span(leaf: Tensor) -> tuple[int, int]:
-    """The first byte of a tensor in its storage, and the first after it."""
+    """Return the first byte of a tensor in its storage, and the first after it."""
     steps = sum((size - 1) * stride for size, stride in zip(leaf.shape, leaf.stride(), strict=True))
     start = int(leaf.storage_offset()) * leaf.element_size()
     return start, start + (int(steps) + 1) * leaf.element_size()
 
 
 def _places(leaf: Tensor) -> set[int]:
-    """The byte at which each entry of a tensor starts in its storage."""
+    """Return the bytes in the storage at which the entries of a tensor start."""
     entries = np.array(leaf.storage_offset())
     for size, stride in zip(leaf.shape, leaf.stride(), strict=True):
         entries = np.add.outer(entries, np.arange(size) * stride)
@@ -334,13 +334,13 @@ def _places(leaf: Tensor) -> set[int]:
 
 
 def dot(a: Tree, b: Tree) -> Tensor:
-    """Inner product Σ aᵢ bᵢ over all leaves, 0-d."""
+    """Compute the inner product Σ aᵢ bᵢ over all leaves, 0-d."""
     products = leaves(map(lambda x, y: (x * y).sum(), a, b))
     return torch.stack(products).sum() if products else torch.zeros(())
 
 
 def norm(tree: Tree) -> Tensor:
-    """Euclidean norm √Σ aᵢ² over all leaves, 0-d.
+    """Compute the Euclidean norm √Σ aᵢ² over all leaves, 0-d.
 
     See `_numerics.norms` for what keeps it within range.
     """

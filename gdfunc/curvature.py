@@ -357,7 +357,7 @@ def _lanczos(
 
 
 def _extension(basis: Tensor, image: Tensor, nudge: Tensor) -> Tensor:
-    """The unit vector orthogonal to the basis that spans the image with it, or else the nudge.
+    """Return the unit vector that spans the image together with the basis, or else the nudge.
 
     Of an image in the basis' span nothing is left but rounding, a few eps. A shift of the start is then as
     good as a new draw: the shifts are independent of each other, and of the matrix.
@@ -377,7 +377,7 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 def _flat_product(product: Product, params: Tree, batch: Tree) -> Callable[[Tensor], Tensor]:
-    """The product as a function of vectors [P]."""
+    """Make the product a function of vectors [P]."""
     dtype = widest(check_params(params))
 
     def matvec(vector: Tensor) -> Tensor:

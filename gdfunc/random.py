@@ -217,7 +217,7 @@ def _check_key(key: Tensor) -> None:
 
 
 def _counts(key: Tensor, *shape: int) -> tuple[Tensor, Tensor]:
-    """The 64-bit counters 0, 1, 2, … of the given shape, as high and low words."""
+    """Make the 64-bit counters 0, 1, 2, … of the given shape, as high and low words."""
     _check_key(key)
     flat = torch.arange(math.prod(shape), dtype=torch.int64, device=key.device).reshape(shape)
     return flat >> 32, flat & _WORD
@@ -236,7 +236,7 @@ def _upper_word(word: Tensor, span: int, more: int | Tensor = 0) -> Tensor:
 
 
 def _unit_uniform(key: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Uniform on [0, 1): as many of the leading random bits as the dtype's fraction holds."""
+    """Draw from [0, 1) with as many leading random bits as the dtype's fraction holds."""
     first, second = _bit_pairs(key, shape)
     digits = round(-math.log2(torch.finfo(dtype).eps))
     if dtype == torch.float64:

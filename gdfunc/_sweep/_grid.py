@@ -326,7 +326,7 @@ class SweepResult:
 
     @property
     def axes(self) -> dict[str, Any]:
-        """The values of each axis: tensors, trees of tensors, or lists of the objects."""
+        """Return the values of each axis: tensors, trees of tensors, or lists of the objects."""
         each = self.grid.axes.items()
         return {name: axis.values if axis.vmapped else list(axis.values) for name, axis in each}
 

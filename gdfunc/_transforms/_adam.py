@@ -52,7 +52,7 @@ class YogiState(MomentsState): ...
 
 
 def _unbiased(t: Tensor, beta1: Scalar, beta2: Scalar, eps: Scalar) -> tuple[Scalar, Scalar]:
-    """The two scalars for which m̂/(√v̂ + ε) = m/(scale·√v + floor): this saves two passes over a leaf."""
+    """Return scale and floor of m̂/(√v̂ + ε) = m/(scale·√v + floor), which saves two passes over a leaf."""
     bias1, bias2 = 1.0 - beta1**t, 1.0 - beta2**t
     return bias1 / bias2.sqrt(), bias1 * eps
 

@@ -212,7 +212,7 @@ def each_leaf(
 
 
 def _matched(tree: Tree, grads: Tree, leaves: list[Tensor], structure: Any) -> list[Any]:
-    """The leaves of a tree in the order of those of grads, whose shapes they must have."""
+    """List the leaves of a tree in the order of those of grads, whose shapes they must have."""
     if tree is None:
         return [None] * len(leaves)
     matched = _tree.match(structure, tree)

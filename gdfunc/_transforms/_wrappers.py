@@ -116,7 +116,7 @@ def _split(
         return listed
 
     def group(tree: Tree, listed: list[Any], label: Any) -> Tree:
-        """The tree with None in place of all other leaves."""
+        """Replace all other leaves by None."""
         leaves, structure = _tree.flatten(tree)
         pairs = zip(leaves, listed, strict=True)
         return _tree.unflatten(structure, [leaf if own == label else None for leaf, own in pairs])

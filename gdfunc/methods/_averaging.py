@@ -168,7 +168,7 @@ class EMAState(NamedTuple):
 
     @property
     def params(self) -> Tree:
-        """The parameters in the carry."""
+        """Return the parameters in the carry."""
         return params_of(self.carry)
 
 
@@ -225,7 +225,7 @@ class LookaheadState(NamedTuple):
 
     @property
     def params(self) -> Tree:
-        """The parameters in the carry: the fast weights."""
+        """Return the parameters in the carry: the fast weights."""
         return params_of(self.carry)
 
 

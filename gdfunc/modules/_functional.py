@@ -146,7 +146,7 @@ class Parts(NamedTuple):
 
 
 def _named(module: nn.Module) -> Parts:
-    """A module's own tensors, tied ones once."""
+    """Return a module's own tensors, tied ones once."""
     params: Params = {name: tensor for name, tensor in module.named_parameters() if tensor.requires_grad}
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     return Parts(params, {name: tensors[name] for name in tensors if name not in params})

@@ -186,7 +186,7 @@ def pad(data: Tree, plan: PoissonPlan | None = None) -> Padded:
 
 
 def _ample(n: int, rate: float) -> int:
-    """The smallest B for which Chernoff's bound on P(more than B of n) is 1e-12 or less."""
+    """Find the smallest B for which Chernoff's bound on P(more than B of n) is 1e-12 or less."""
 
     def log_bound(count: int) -> float:
         share = count / n

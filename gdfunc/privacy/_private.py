@@ -78,7 +78,7 @@ def clipped_grad(
 def clipped_sums(
     loss_fn: LossFn, params: Tree, batch: Tree, max_norm: Tree, options: dict[str, Any]
 ) -> tuple[Tree, Tensor, Tensor]:
-    """Σᵢ gᵢ·min(1, C/‖gᵢ‖); Σᵢ (1[gᵢ is not clipped] − ½), in float64; and Σᵢ L(θ, {i})."""
+    """Compute Σᵢ gᵢ·min(1, C/‖gᵢ‖), Σᵢ (1[gᵢ is not clipped] − ½) in float64, and Σᵢ L(θ, {i})."""
     samples, real = batch if isinstance(batch, Padded) else (batch, None)
     size = next((len(leaf) for leaf in _tree.leaves(samples) if leaf.ndim), None)
     if size == 0:
@@ -280,13 +280,13 @@ def make_private_step(
 
 
 def _noise(key: Tensor, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Standard normal numbers for every entry of the leaves, and one more: all of one draw."""
+    """Draw standard normal numbers for every entry of the leaves, and one more, all at once."""
     sizes = [*(leaf.numel() for leaf in leaves), 1]
     return random.normal(key, (sum(sizes),), torch.float64).split(sizes)
 
 
 def _sigma_of_sum(sigma: Any, adaptive: Quantile | None) -> Any:
-    """The noise left to the gradients, in units of C, where the count of unclipped ones has its own."""
+    """Return the noise left to the gradients, in units of C, if the count of unclipped ones has its own."""
     if adaptive is None:
         return sigma
     share = sigma / (2 * adaptive.noise)

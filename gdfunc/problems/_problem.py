@@ -248,13 +248,13 @@ def himmelblau(*, dtype: torch.dtype = torch.float64) -> Problem:
 def _test_function(
     loss_fn: Callable[..., Tensor], start: list[float], minimizers: list[list[float]], dtype: torch.dtype
 ) -> Problem:
-    """A loss without data whose minimum is 0."""
+    """Make the problem of a loss without data whose minimum is 0."""
     places = tuple(finite_tensor("minimizers", place, dtype) for place in minimizers)
     return Problem(loss_fn, finite_tensor("params", start, dtype), None, places, 0.0)
 
 
 def _orthogonal(key: Tensor, dim: int) -> Tensor:
-    """A uniformly random orthogonal matrix, float64 [dim, dim]."""
+    """Draw a uniformly random orthogonal matrix, float64 [dim, dim]."""
     q, r = torch.linalg.qr(random.normal(key, (dim, dim), torch.float64))
     # QR is unique, and Q uniform, only once the diagonal of R is made positive (Mezzadri 2007).
     return q * r.diagonal().sign()

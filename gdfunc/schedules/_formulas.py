@@ -295,7 +295,7 @@ def cosine_with_restarts(lr: Scalar, T_0: int, T_mult: int = 1, eta_min: Scalar 
     T_0, T_mult = check_int("T_0", T_0, 1), check_int("T_mult", T_mult, 1)
 
     def progress(n: Tensor) -> Tensor:
-        """The share of its cycle that a count has behind it, in [0, 1)."""
+        """Return the share of its cycle that lies before a count, in [0, 1)."""
         if T_mult == 1:
             return (n % T_0).double() / T_0
         lengths, starts = [T_0], [0]
@@ -378,7 +378,7 @@ def one_cycle(
 
 
 def _progress(t: Tensor, begin: Tensor, end: Tensor) -> Tensor:
-    """The share of [begin, end] that lies before t; 1 where the interval has no length."""
+    """Return the share of [begin, end] that lies before t, or 1 if the interval has no length."""
     length = end - begin
     is_long = length > 0
     return torch.where(is_long, (t - begin) / torch.where(is_long, length, 1.0), 1.0)

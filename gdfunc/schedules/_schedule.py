@@ -132,18 +132,18 @@ def as_count(count: Any) -> Tensor:
 
 
 def elapsed_share(n: Tensor, total: int) -> Tensor:
-    """min(n, total)/total."""
+    """Compute min(n, total)/total."""
     return n.clamp(max=total).double() / total
 
 
 def int_power(base: Tensor, exponent: Tensor) -> Tensor:
-    """base^exponent for integers >= 0; at base 0 the derivatives, the second too, are finite."""
+    """Compute base^exponent for integers >= 0, with finite first and second derivatives at base 0."""
     positive = torch.where(exponent > 0, exponent, 1).to(base)
     return torch.where(exponent > 0, base**positive, 1.0)
 
 
 def half_cosine(share: Tensor) -> Tensor:
-    """(1 − cos(π·share))/2: from 0 to 1, level at both ends."""
+    """Compute (1 − cos(π·share))/2, which goes from 0 to 1 and is level at both ends."""
     return (1 - torch.cos(torch.pi * share)) / 2
 
 

@@ -123,7 +123,7 @@ def self_influence(
 def _traced(
     effects: Callable[[Tree, Tree], Tensor], path: Tree, lr: Scalar, data: Tree, index: Tensor | None
 ) -> Tensor:
-    """Σₜ lrₜ·effects(θₜ, data), of all samples or of those in the batches."""
+    """Compute Σₜ lrₜ·effects(θₜ, data), of all samples or of those in the batches."""
     data = _tree.as_tensors(data)
     first = _tree.leaves(path)[0]
     size, steps = len(_tree.leaves(data)[0]), len(first)
