@@ -86,12 +86,9 @@ def ridge_run(steps=400, transform=None, backend="eager"):
 
         how = {"backend": backend, "adjoint": adjoint, "every": 3}
         index = gd.full_batch(30, steps)
-        if transform is None:
-            final, trajectory = gd.train(gd.make_step(loss_fn), init, data, index, 0.1, **how)
-        else:
-            step = gd.make_step(loss_fn, transform)
-            state, trajectory = gd.train(step, step.init(init), data, index, 0.05, **how)
-            final = state.params
+        step, lr = gd.make_step(loss_fn, transform), 0.05 if transform else 0.1
+        final, trajectory = gd.train(step, step.init(init), data, index, lr, **how)
+        final = final.params if transform else final
         return linear_loss(final, other) + aim * penalty.sum() ** 2 + 0 * trajectory.loss[-1]
 
     init = {"w": torch.zeros(3).double(), "b": torch.zeros(()).double()}

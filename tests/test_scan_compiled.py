@@ -157,12 +157,18 @@ def test_a_scan_within_goes_with_assignments(options):
     """Because torch's rewriting of assignments has no rule for the primitive of a loop."""
     rows = normal(1, 17, 3)
 
+    def within(s, row):
+        total = torch.zeros_like(s)
+        total[0] = 3 * s[1]
+        total += torch.sin(row * s)
+        return torch.sin(s + 0.1 * total), total.clamp_(-1, 1)
+
     def f(c, x):
         c = c.clone()
         c[0] = x
-        inner, _ = gd.scan(lambda s, row: (s + 0.1 * torch.sin(row * s), None), c, rows)
+        inner, totals = gd.scan(within, c, rows)
         inner[1] = c[0]
-        return inner, inner.sum()
+        return inner, inner.sum() + totals.sum()
 
     def value(c, **options):
         carry, ys = gd.scan(f, c, normal(3, 4), **options)

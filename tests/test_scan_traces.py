@@ -45,20 +45,6 @@ def final(f, w, init=START, **options):
 
 
 @traced
-def test_loops_within_write_into_what_they_made(options):
-    def inner(c, x):
-        total = torch.zeros_like(c)
-        total[0] = 3 * c[1]
-        total += x
-        return torch.sin(total), total.clamp_(-1, 1)
-
-    def f(c, x):
-        return gd.scan(inner, c, x * XS.repeat(7, 1))[0], c
-
-    assert_traced(functools.partial(gd.scan, f, START, XS), options)
-
-
-@traced
 @pytest.mark.parametrize("norm", [functional.batch_norm, functional.instance_norm])
 @pytest.mark.parametrize("used", [False, True])
 def test_running_statistics_are_updated_whether_the_output_is_used_or_not(norm, used, options):
