@@ -3,15 +3,12 @@
 import ctypes
 import functools
 import os
-import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from math import inf, nan, pi
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -896,65 +893,6 @@ def test_auto_takes_the_native_loop(ranks, steps, monkeypatch):
     xs = tame(0, (steps, 3))
     gd.scan(descend, xs[0], xs, backend="auto")
     assert ran == [steps]
-
-
-SANITIZED = """
-import torch
-from gdfunc._scan.backends.native import _build
-_build._FLAGS[0] = "-O1"
-_build._FLAGS += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "{flag}"]
-import tests.test_native as t
-import tests.test_native_bodies as b
-for shape in ((), (0, 3), (7, 33), (2, 3, 5)):
-    for dtype in (torch.float32, torch.float64):
-        t.both(t.arity(t.EXACT, 1), t.hostile(0, shape, dtype))
-for shape in ((4, 6, 5), (2, 17, 33)):
-    a = t.tame(1, shape, torch.float32)
-    for f in (t.reductions, t.extrema, t.views):
-        t.both(f, a)
-t.test_contractions_are_those_of_torch.hypothesis.inner_test(33, 17, 20, torch.float32, 0)
-t.test_contractions_are_those_of_torch.hypothesis.inner_test(5, 40, 37, torch.float64, 0)
-t.test_picking_and_placing_are_those_of_torch.hypothesis.inner_test(5, 3, torch.float32, 0)
-t.test_empty_axes_give_the_results_of_torch.hypothesis.inner_test(3, 0, 2, torch.float32)
-for layout in t.LAYOUTS:
-    t.test_inputs_may_have_any_layout.hypothesis.inner_test(layout, "expanded", layout, 5, 3, torch.float32)
-for name in t.WINDOWS:
-    f, *shapes = t.WINDOWS[name]
-    t.both(t.derivatives(f), *[t.tame(0, shape, torch.float32) for shape in shapes])
-for shapes in b.SHAPES[:2]:
-    for names in (sorted(b.OPERATIONS)[n::12] for n in range(12)):
-        code = [(name, 3 * n % 7, 5 * n % 8, n % 8) for n, name in enumerate(names)]
-        b.verdicts([b.Program(code, [5, 6, 7])], "value", False, shapes, 3, 0)
-for name in t.NETWORKS:
-    t.test_a_network_is_trained_as_in_eager(name, "native")
-t.test_a_bad_index_stops_the_loop_and_names_the_step(4, 5)
-print("clean")
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("compiler", "library", "flag"),
-    [("gcc", "libasan.so", "-static-libubsan"), ("clang", "libclang_rt.asan-x86_64.so", "-shared-libasan")],
-)
-def test_generated_code_is_clean_under_the_sanitizers(compiler, library, flag, tmp_path):
-    if not shutil.which(compiler):
-        pytest.skip(f"asks {compiler} for its sanitizers")
-    # The second so that exceptions, which torch throws and catches, find their way.
-    found = [
-        subprocess.check_output([compiler, f"-print-file-name={name}"], text=True).strip()
-        for name in (library, "libstdc++.so")
-    ]
-    environment = os.environ | {
-        "LD_PRELOAD": " ".join(found),
-        "ASAN_OPTIONS": "detect_leaks=0",
-        "XDG_CACHE_HOME": str(tmp_path),
-        "CC": compiler,
-    }
-    command = [sys.executable, "-c", SANITIZED.format(flag=flag)]
-    root = Path(__file__).parents[1]
-    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
-    assert done.stdout == "clean\n", done.stderr[-3000:]
 
 
 def wander(start, length=10**9):

@@ -54,18 +54,57 @@ def compiler(tmp_path, monkeypatch):
     return make
 
 
+OPERATORS = "reductions or functions_of or contractions or picking or bad_index"
+PROGRAMS = f"{OPERATORS} or extrema or views or empty or layout or pooling or network or drawn_bodies"
+
+
+def assert_passes(suite, environment):
+    """Run some tests of native loops in a new process."""
+    tests = [str(Path(__file__).with_name(f"test_native{part}.py")) for part in ("", "_bodies")]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-n",
+        "0",
+        *tests,
+        "-k",
+        suite,
+    ]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gcc", "clang", "ziglang"])
 def test_operators_agree_with_eager_under_every_compiler(name):
     if not (find_spec(name) if name == "ziglang" else which(name)):
         pytest.skip(f"{name} is not installed")
     environment = {key: value for key, value in os.environ.items() if key != "CC"}
-    environment |= {"PATH": "/nonexistent"} if name == "ziglang" else {"CC": name}
-    suite = "reductions or functions_of or contractions or picking or bad_index"
-    tests = [str(Path(__file__).with_name("test_native.py")), "-k", suite]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", *tests]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
+    assert_passes(
+        OPERATORS, environment | ({"PATH": "/nonexistent"} if name == "ziglang" else {"CC": name})
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("compiler", "library", "flag"),
+    [("gcc", "libasan.so", "-static-libubsan"), ("clang", "libclang_rt.asan-x86_64.so", "-shared-libasan")],
+)
+def test_generated_code_is_clean_under_the_sanitizers(compiler, library, flag):
+    if not which(compiler):
+        pytest.skip(f"asks {compiler} for its sanitizers")
+    # The second so that exceptions, which torch throws and catches, find their way.
+    libraries = [
+        subprocess.check_output([compiler, f"-print-file-name={name}"], text=True).strip()
+        for name in (library, "libstdc++.so")
+    ]
+    sanitized = f"{compiler} -fsanitize=address,undefined -fno-sanitize-recover=all {flag}"
+    preloaded = {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
+    assert_passes(PROGRAMS, os.environ | preloaded | {"CC": sanitized})
 
 
 def test_the_cache_is_keyed_by_source_flags_compiler_and_processor(cache, monkeypatch):

@@ -751,17 +751,16 @@ def by_autograd(loss, w):
         (Checkpoint("sqrt"), 1.7, 2.3),
         (Checkpoint(1), 3.5, 4.2),
         (Checkpoint(10**9), 3.5, 4.2),
-        (Checkpoint(carries=8), 0.99, 1.05),
+        (Checkpoint(carries=4), 0.99, 1.05),
     ],
     ids=str,
 )
 def test_a_checkpointed_backward_pass_grows_as_the_root_of_the_steps(adjoint, least, most, transform):
-    short, long = (peak_of_backward(length, adjoint, transform) for length in (64, 256))
+    short, long = (peak_of_backward(length, adjoint, transform) for length in (32, 128))
     assert least < long / short < most
 
 
 def test_checkpointing_bounds_the_peak():
-    carry = 8 * 1000
     all_carries = peak_of_backward(256, Reverse(), by_autograd)
-    assert all_carries > 256 * carry
+    assert all_carries > 256 * 8 * 1000
     assert peak_of_backward(256, Checkpoint("sqrt"), by_autograd) < all_carries / 4

@@ -95,7 +95,7 @@ def test_a_compiled_run_is_the_run_in_python(model, backend):
     assert_same_bits(runs[0], runs[1])
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 8, 9, 130])
+@pytest.mark.parametrize("steps", [1, 4, 5, 9, 130])
 def test_every_length_of_run_is_the_run_in_python(steps):
     assert_agrees(run(steps), run(steps, backend="eager"), INIT)
 
@@ -136,7 +136,7 @@ def test_a_run_keeps_neither_a_graph_nor_tensors_beyond_its_record(backend):
             alive.append(sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()))
 
     record = {"nothing": lambda params, loss: {}}
-    outputs = gd._tree.leaves(run(600, init=init, backend=backend, record=record, progress=watch))
+    outputs = gd._tree.leaves(run(200, init=init, backend=backend, record=record, progress=watch))
     assert all(leaf.grad_fn is None and not leaf.requires_grad for leaf in outputs)
     assert len(ends) > 2
     assert alive[-1] - alive[0] < 20
