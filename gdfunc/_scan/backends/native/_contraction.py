@@ -66,10 +66,10 @@ def contract(
     """Write the contraction, or decline: it is small, or has no axis to take vectors along."""
     if not dtype.is_floating_point or prod(shape) * prod(extents) < _WORTH_IT:
         return None
-    axes = [Var(f"i{at}", extent) for at, extent in enumerate(shape)]
+    counters = [Var(f"i{at}", extent) for at, extent in enumerate(shape)]
     sums = [Var(f"k{at}", extent) for at, extent in enumerate(extents)]
-    point = place(counters_of(axes), counters_of(sums))
-    axes, sums = ([var for var in group if var.extent != 1] for group in (axes, sums))
+    point = place(counters_of(counters), counters_of(sums))
+    axes, sums = ([var for var in group if var.extent != 1] for group in (counters, sums))
     chosen = _roles(axes, [_layout(factor, point) for factor in factors])
     if chosen is None or not sums:
         return None
@@ -86,8 +86,7 @@ def contract(
     out = block.scratch(sizes, dtype)
     target = Factor(out.buffer, Index(0, tuple(strides.items())))
     _write(block, a, b, target, Axes(outer, row, column, sums))
-    by_name = {var.name: stride for var, stride in strides.items()}
-    return Memory(out.buffer, shape, [by_name.get(f"i{at}", 0) for at in range(len(shape))])
+    return Memory(out.buffer, shape, [strides.get(var, 0) for var in counters])
 
 
 def _whole(extent: int, lanes: int) -> int:
@@ -135,7 +134,7 @@ def _packed(block: Block, b: Factor, column: Var, lanes: int) -> Factor:
     packed = block.scratch([*shape[:-1], _whole(column.extent, lanes)], b.buffer.dtype)
     copy = Factor(packed.buffer, packed.place(counters_of(order)))
     if dense and dense.extent >= lanes:
-        _transpose(block, b, copy, order)
+        _transpose(block, b, copy, order, lanes)
         return copy
 
     def at(kernel: Kernel, point: Point) -> str:
@@ -145,16 +144,55 @@ def _packed(block: Block, b: Factor, column: Var, lanes: int) -> Factor:
     return copy
 
 
-def _transpose(block: Block, b: Factor, copy: Factor, order: Sequence[Var]) -> None:
+def _transpose(block: Block, b: Factor, copy: Factor, order: Sequence[Var], lanes: int) -> None:
     """Copy b, which lies densely along the last axis but one, so that it does along the last."""
     *others, dense, column = order
-    start, to = b.at(dense, column), copy.at(dense, column)
+    start, to, scalar = b.at(dense, column), copy.at(dense, column), b.buffer.c_type
+    if (function := "\n".join(_transposition(scalar, lanes))) not in block.functions:
+        block.functions.append(function)
     call = (
-        f"transpose_{b.buffer.c_type}({b.buffer.name} + {start}, {b.index.factor(column)}, "
+        f"transpose_{scalar}({b.buffer.name} + {start}, {b.index.factor(column)}, "
         f"{copy.buffer.name} + {to}, {copy.index.factor(dense)}, {column.extent}, {dense.extent});"
     )
     text = [*[loop(var.name, var.extent) for var in others], call, *["}"] * len(others)]
     block.statements.append(Code(text, [Access(b.buffer), Access(copy.buffer, writes=True)]))
+
+
+def _transposition(scalar: str, lanes: int) -> list[str]:
+    """Write the function that transposes rows x columns numbers, square by square.
+
+    A square of L x L numbers is L vectors. For d = 1, 2, 4, ... L / 2, rows that are d apart swap numbers
+    that are d apart. After the last swap, each row is what was a column. Rows of the result are filled up
+    to whole vectors.
+    """
+    kind, integer = f"vector_{scalar}", "int32_t" if scalar == "float" else "int64_t"
+    swaps = []
+    for d in (2**power for power in range(lanes.bit_length() - 1)):
+        low = [lanes + q - d if q & d else q for q in range(lanes)]
+        high = [lanes + q if q & d else q + d for q in range(lanes)]
+        first, second = (
+            f"SHUFFLE({integer}, r[p], r[p + {d}], {', '.join(map(str, mask))})" for mask in (low, high)
+        )
+        swaps += [
+            f"for (int p = 0; p < {lanes}; p++) if (!(p & {d})) {{",
+            f"const {kind} low = {first}; r[p + {d}] = {second}; r[p] = low; }}",
+        ]
+    return [
+        f"static __attribute__((noinline)) void transpose_{scalar}(const {scalar} *restrict from, "
+        f"int64_t step, {scalar} *restrict to, int64_t over, int64_t rows, int64_t columns) {{",
+        f"for (int64_t i = 0; i < rows; i += {lanes})",
+        f"for (int64_t j = 0; j + {lanes} <= columns; j += {lanes}) {{",
+        f"{kind} r[{lanes}];",
+        f"for (int p = 0; p < {lanes}; p++)",
+        f"r[p] = i + p < rows ? *(const {kind} *)(from + (i + p) * step + j) : ({kind}){{0}};",
+        *swaps,
+        f"for (int p = 0; p < {lanes}; p++) *({kind} *)(to + (j + p) * over + i) = r[p];",
+        "}",
+        "for (int64_t i = 0; i < rows; i++)",
+        f"for (int64_t j = columns - columns % {lanes}; j < columns; j++)",
+        "to[j * over + i] = from[i * step + j];",
+        "}",
+    ]
 
 
 def _write(block: Block, a: Factor, b: Factor, out: Factor, axes: Axes) -> None:

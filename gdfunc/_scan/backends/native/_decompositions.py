@@ -260,12 +260,30 @@ def _diagonal_scatter(x: Tensor, source: Tensor, offset: int = 0, dim1: int = 0,
     return flat.reshape(rows.shape).movedim((-2, -1), (dim1, dim2))
 
 
+def _spread(at: Tensor, dim: int, shape: Numbers) -> Tensor:
+    """Give an index of rows to each element of the rows."""
+    axes = range(len(shape))
+    return at.reshape([at.numel() if axis == dim % len(shape) else 1 for axis in axes]).expand(shape)
+
+
+def _index_select(x: Tensor, dim: int, at: Tensor) -> Tensor:
+    shape = list(x.shape)
+    if x.ndim:
+        shape[dim] = at.numel()
+    return x.gather(dim, _spread(at, dim, shape))
+
+
+def _embedding(table: Tensor, at: Tensor, *_: Any) -> Tensor:
+    return _index_select(table, 0, at).reshape(*at.shape, table.shape[1])
+
+
+def _index_add(x: Tensor, dim: int, at: Tensor, source: Tensor, *, alpha: Any = 1) -> Tensor:
+    return x.scatter_add(dim, _spread(at, dim, source.shape), source if alpha == 1 else source * alpha)
+
+
 def _index_copy(x: Tensor, dim: int, at: Tensor, source: Tensor) -> Tensor:
     """Copy rows to where an index says, which may not be negative here."""
-    if not x.ndim:
-        return _index_copy(x[None], 0, at.reshape(1), source.reshape(1))[0]
-    rows = at.reshape([at.numel() if axis == dim % x.ndim else 1 for axis in range(x.ndim)])
-    return x.scatter(dim, rows.expand(source.shape), source)
+    return x.scatter(dim, _spread(at, dim, source.shape), source)
 
 
 def _smooth_l1_backward(grad: Tensor, x: Tensor, target: Tensor, reduction: int, beta: float) -> Tensor:
@@ -333,6 +351,9 @@ def of_floats(rewrite: Callable[..., Any]) -> Callable[..., Any]:
 _ANY = {
     aten.addmm.default: _addmm,
     aten.diagonal_scatter.default: _diagonal_scatter,
+    aten.embedding.default: _embedding,
+    aten.index_select.default: _index_select,
+    aten.index_add.default: _index_add,
     aten.index_copy.default: _index_copy,
     aten.select_scatter.default: _select_scatter,
     aten.constant_pad_nd.default: _pad,

@@ -1,6 +1,6 @@
 """A body as C: what a step does, and where its tensors lie."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from math import prod
 from operator import getitem
@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx
 
 from ...._torch._graphs import OpOverload, schema_arguments
-from ..._body import Aval, Body, Loop
+from ..._body import Body, Loop
 from ._contraction import vector
 from ._memory import nearest, overwrites, share, spans
 from ._statement import C_TYPES, Access, Buffer, Code, Repeat, largest_step
@@ -23,6 +23,7 @@ LONG = 1e7  # rounds of loops, some ten milliseconds: a longer loop looks whethe
 _MOST_OPERATIONS = 3000  # which take a compiler some ten seconds
 _BY_VALUE = 256  # bytes of a carry that is copied rather than exchanged by its address
 _VIEWS = {*RESHAPES, "expand", "permute", "transpose", "t", "slice", "select", "flip", "alias", "detach"}
+Carry = dict[int, tuple[Memory, Memory]]  # old and new, by the number of the leaf
 _PROGRAM = Template(files(__package__).joinpath("program.c").read_text(encoding="utf-8"))
 
 
@@ -32,21 +33,16 @@ def write(body: Body) -> str:
     Raises:
         Unsupported: an operation, a dtype or a device is not covered, or a step is too large.
     """
+    for aval in (*body.consts, *body.carry, *body.x, *body.y):
+        _check(aval)
     groups = {"CONST": body.consts, "CARRY": body.carry, "X": body.x, "Y": body.y}
     arguments = {
         kind: [_memory(f"{kind.lower()}_{i}", aval) for i, aval in enumerate(avals)]
         for kind, avals in groups.items()
     }
-    block, graph = Block(), operations(body)
-    unchanged = _unchanged(body, graph)
-    carry = {
-        i: (_memory(f"old_{i}", aval), _memory(f"new_{i}", aval))
-        for i, aval in enumerate(body.carry)
-        if i not in unchanged
-    }
-    before = [carry[i][0] if i in carry else memory for i, memory in enumerate(arguments["CARRY"])]
-    after = [carry[i][1] if i in carry else None for i in range(len(before))]
-    _step(block, graph, [*arguments["CONST"], *before, *arguments["X"]], after, arguments["Y"])
+    block = Block()
+    consts, init, xs, ys = arguments.values()
+    _, carry = _step(block, block, body, consts, init, xs, ys, _memory)
     work = largest_step(block.statements)
     if work > _MOST_WORK:
         raise Unsupported(f"a step of {work:.1g} operations, where torch's own kernels are faster")
@@ -64,7 +60,7 @@ def write(body: Body) -> str:
     return _PROGRAM.substitute({name: "\n".join(text) for name, text in parts.items()})
 
 
-def _placed(block: Block, carry: dict[int, tuple[Memory, Memory]]) -> dict[str, list[str]]:
+def _placed(block: Block, carry: Carry) -> dict[str, list[str]]:
     """Write where the tensors of a step lie, and how the carry gets there and back."""
     lives = spans(block.statements)
     scratch = [buffer for buffer in block.buffers if buffer in lives]
@@ -96,9 +92,8 @@ def _placed(block: Block, carry: dict[int, tuple[Memory, Memory]]) -> dict[str, 
     }
 
 
-def _memory(name: str, aval: Aval) -> Memory:
-    _check(aval)
-    return Memory(Buffer(name, aval.dtype, max(prod(aval.shape), 1)), aval.shape)
+def _memory(name: str, leaf: Any) -> Memory:
+    return Memory(Buffer(name, leaf.dtype, max(prod(leaf.shape), 1)), leaf.shape)
 
 
 def _check(aval: Any, where: str = "") -> None:
@@ -108,26 +103,34 @@ def _check(aval: Any, where: str = "") -> None:
         raise Unsupported(f"tensors on {aval.device}")
 
 
-def _unchanged(body: Body, graph: fx.GraphModule) -> set[int]:
-    """Find the leaves of the carry that every step returns as they are."""
-    nodes = list(graph.graph.nodes)
-    given = nodes[len(body.consts) : len(body.consts) + len(body.carry)]
-    return {i for i, node in enumerate(given) if nodes[-1].args[0][i] is node}
-
-
 def _step(
     block: Block,
-    graph: fx.GraphModule,
-    inputs: Sequence[Lazy],
-    carry: Sequence[Memory | None],
-    y: Sequence[Memory],
-) -> None:
-    """Write what a step does: each result goes to its target, if it has one."""
+    around: Block,
+    body: Body,
+    consts: Sequence[Lazy],
+    init: Sequence[Lazy],
+    xs: Sequence[Lazy],
+    ys: Sequence[Memory],
+    memory: Callable[[str, Any], Memory],
+) -> tuple[list[Memory], Carry]:
+    """Write a step of a loop. Return the carry, and where its leaves lie before and after the step.
+
+    Args:
+        around: the block around the loop, in which the tensors are that the step takes from outside.
+        memory: makes a place for the old or the new value of a leaf. A leaf that never changes needs none.
+    """
+    graph = operations(body)
     nodes = list(graph.graph.nodes)
+    pairs = zip(nodes[len(consts) :], nodes[-1].args[0], init, strict=False)
+    changed = [i for i, (old, new, _) in enumerate(pairs) if old is not new]
+    carry = {i: (memory(f"old_{i}", init[i]), memory(f"new_{i}", init[i])) for i in changed}
+    before = [carry[i][0] if i in carry else contiguous(around, leaf) for i, leaf in enumerate(init)]
+    after = [carry[i][1] if i in carry else None for i in range(len(init))]
+    inputs = [*[contiguous(around, leaf) for leaf in consts], *before, *xs]
     calls = [node for node in nodes if node.op == "call_function"]
     if len(calls) > _MOST_OPERATIONS:
         raise Unsupported(f"a step of {len(calls)} operations")
-    results = list(zip(nodes[-1].args[0], [*carry, *y], strict=True))
+    results = list(zip(nodes[-1].args[0], [*after, *ys], strict=True))
     targets = {node: target for node, target in reversed(results) if target is not None}
     values: dict[fx.Node, Any] = dict(zip(nodes, inputs, strict=False))
     computed: dict[Any, Any] = {}
@@ -139,12 +142,13 @@ def _step(
             computed[key] = _stored(block, node, value, targets.get(node)) if is_tensor else value
         values[node] = computed[key]
     # Because a result that reads the carry must be written before one that replaces it.
-    for node, target in results[len(carry) :] + results[: len(carry)]:
+    for node, target in results[len(after) :] + results[: len(after)]:
         if target is not None:
             value = values[node]
             source = value.memory() if isinstance(value, Stored) else value
             if source is not target:
                 fill(block, target, source)
+    return before, carry
 
 
 def _key(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
@@ -198,28 +202,23 @@ def _users(node: fx.Node) -> list[fx.Node]:
 
 def _loop(block: Block, loop: Loop, tensors: Sequence[Lazy]) -> list[Lazy]:
     """Write a loop within the step."""
-    body: Body = loop.body
-    graph, inner = operations(body), block.inner()
+    body, inner = loop.body, block.inner()
     consts, init, xs = body.split(tensors)
-    unchanged = _unchanged(body, graph)
-    carry = {i: block.scratch(leaf.shape, leaf.dtype) for i, leaf in enumerate(init) if i not in unchanged}
-    old = [carry.get(i) or contiguous(block, leaf) for i, leaf in enumerate(init)]
-    for i, memory in carry.items():
-        fill(block, memory, init[i])
     ys = [block.scratch((loop.length, *aval.shape), aval.dtype) for aval in body.y]
     counter = f"t{next(block.names)}"
     row = f"({loop.length - 1} - {counter})" if loop.reverse else counter
     x = [_row(inner, contiguous(block, leaf, free=1), row, "const ") for leaf in xs]
     y = [_row(inner, leaf, row) for leaf in ys]
-    new = [block.scratch(leaf.shape, leaf.dtype) if i in carry else None for i, leaf in enumerate(init)]
-    _step(inner, graph, [*[contiguous(block, leaf) for leaf in consts], *old, *x], new, y)
-    for i, memory in carry.items():
-        _replace(inner, memory, new[i])  # type: ignore[arg-type]
+    scratch = lambda _, leaf: block.scratch(leaf.shape, leaf.dtype)  # noqa: E731
+    last, carry = _step(inner, block, body, consts, init, x, y, scratch)
+    for i, (old, new) in carry.items():
+        fill(block, old, init[i])
+        _replace(inner, old, new)
     repeat = Repeat(counter, loop.length, inner.statements)
     if repeat.rounds > LONG:
         inner.statements.append(Code(["if (*stop) return -1;"]))
     block.statements.append(repeat)
-    return [*old, *ys]
+    return [*last, *ys]
 
 
 def _replace(block: Block, old: Memory, new: Memory) -> None:

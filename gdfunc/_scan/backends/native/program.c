@@ -28,44 +28,6 @@ VECTOR_OF(float) VECTOR_OF(double) VECTOR_OF(int32_t) VECTOR_OF(int64_t)
 #define SHUFFLE(integer, a, b, ...) __builtin_shuffle(a, b, (vector_##integer){__VA_ARGS__})
 #endif
 
-/* Transposes rows x columns numbers, square by square. A square of L x L numbers is L vectors. For d = 1, 2,
-   4, ... L / 2, rows that are d apart swap numbers that are d apart. After the last swap, each row is what
-   was a column. Rows of the result are filled up to whole vectors. */
-#define EACH_2(f, L, d, q) f(L, d, (q)), f(L, d, (q) + 1)
-#define EACH_4(f, L, d, q) EACH_2(f, L, d, q), EACH_2(f, L, d, (q) + 2)
-#define EACH_8(f, L, d, q) EACH_4(f, L, d, q), EACH_4(f, L, d, (q) + 4)
-#define EACH_16(f, L, d, q) EACH_8(f, L, d, q), EACH_8(f, L, d, (q) + 8)
-#define LOW(L, d, q) ((q) & (d) ? (L) + (q) - (d) : (q))
-#define HIGH(L, d, q) ((q) & (d) ? (L) + (q) : ((q) + (d)) % (2 * (L)))
-#define SWAP(type, integer, L, d) \
-    if (d < L) for (int p = 0; p < L; p++) if (!(p & d)) { \
-        const vector_##type low = SHUFFLE(integer, r[p], r[p + d], EACH_##L(LOW, L, d, 0)); \
-        r[p + d] = SHUFFLE(integer, r[p], r[p + d], EACH_##L(HIGH, L, d, 0)); \
-        r[p] = low; \
-    }
-#define TRANSPOSITION(type, integer, L) \
-    static __attribute__((noinline, unused)) void transpose_##type( \
-        const type *restrict from, int64_t step, type *restrict to, int64_t over, \
-        int64_t rows, int64_t columns) { \
-        for (int64_t i = 0; i < rows; i += L) \
-        for (int64_t j = 0; j + L <= columns; j += L) { \
-            vector_##type r[L]; \
-            for (int p = 0; p < L; p++) \
-                r[p] = i + p < rows ? *(const vector_##type *)(from + (i + p) * step + j) : (vector_##type){0}; \
-            SWAP(type, integer, L, 1) SWAP(type, integer, L, 2) SWAP(type, integer, L, 4) SWAP(type, integer, L, 8) \
-            for (int p = 0; p < L; p++) *(vector_##type *)(to + (j + p) * over + i) = r[p]; \
-        } \
-        for (int64_t i = 0; i < rows; i++) \
-        for (int64_t j = columns - columns % L; j < columns; j++) to[j * over + i] = from[i * step + j]; \
-    }
-#if VECTOR == 64
-TRANSPOSITION(float, int32_t, 16) TRANSPOSITION(double, int64_t, 8)
-#elif VECTOR == 32
-TRANSPOSITION(float, int32_t, 8) TRANSPOSITION(double, int64_t, 4)
-#else
-TRANSPOSITION(float, int32_t, 4) TRANSPOSITION(double, int64_t, 2)
-#endif
-
 #define OF_MEMBER(type, name, at) type *restrict name = (type *)(place[at] + n * member[at]);
 #define OF_STEP(type, name, at) type *restrict name = (type *)(place[at] + n * member[at] + t * time[at]);
 #define CONST(type, name, at) OF_MEMBER(const type, name, at)
