@@ -293,26 +293,6 @@ def _smooth_l1_backward(grad: Tensor, x: Tensor, target: Tensor, reduction: int,
     return slope * grad / (max(x.numel(), 1) if reduction == 1 else 1)
 
 
-def _group_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, *how: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    n, c, area, groups, eps = how
-    rows = x.reshape(n, groups, c // groups * area)
-    var, mean = torch.var_mean(rows, -1, correction=0, keepdim=True)
-    scale = torch.rsqrt(var + eps)
-    out = ((rows - mean) * scale).reshape(n, c, area)
-    out = out if weight is None else out * weight[:, None]
-    out = out if bias is None else out + bias[:, None]
-    return out.reshape(x.shape), mean[..., 0], scale[..., 0]
-
-
-def _addmm(bias: Tensor, a: Tensor, b: Tensor, beta: Any = 1, alpha: Any = 1) -> Tensor:
-    total = a @ b if alpha == 1 else alpha * (a @ b)
-    if beta == 0:  # so that its NaNs do not count
-        return total
-    return total + bias if beta == 1 else total + beta * bias
-
-
 def _var(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Sum in float64, as torch does here, though not within its norms."""
     return _var_mean(x.double(), *args, **kwargs)[0].to(x.dtype)
@@ -349,7 +329,6 @@ def of_floats(rewrite: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _ANY = {
-    aten.addmm.default: _addmm,
     aten.diagonal_scatter.default: _diagonal_scatter,
     aten.embedding.default: _embedding,
     aten.index_select.default: _index_select,
@@ -370,7 +349,6 @@ _FLOATING: dict[Any, Callable[..., Any]] = {
     aten.std.correction: _std,
     aten.var.correction: _var,
     aten.var_mean.correction: _var_mean,
-    aten.native_group_norm.default: _group_norm,
     aten.smooth_l1_loss_backward.default: _smooth_l1_backward,
     aten.erfinv.default: _erfinv,
     aten.convolution.default: _convolution,

@@ -4,14 +4,14 @@ from collections.abc import Iterable, Sequence
 from math import prod
 
 from ._index import Index, Part, Point, Var, unravel
-from ._statement import Access, Buffer, Statement, loop
+from ._statement import Access, Buffer, Code, loop
 
 
 class NotFlat(Exception):
     """The elements do not lie in a row: a single loop would have to divide for each."""
 
 
-class Kernel(Statement):
+class Kernel:
     """A perfect nest of loops. A value is the name of a C variable, or a literal."""
 
     def __init__(self, loops: Iterable[Var], flat: bool = False) -> None:
@@ -20,14 +20,9 @@ class Kernel(Statement):
         self.before: list[list[str]] = [[] for _ in range(len(self.loops) + 1)]
         self.after: list[list[str]] = [[] for _ in range(len(self.loops) + 1)]
         self.accesses: list[Access] = []
-        self.parallel, self.reduction = True, ""  # what OpenMP is told of the innermost loop
         self._depth = {var.name: at + 1 for at, var in enumerate(self.loops)}
         self._names: dict[tuple[str, str], str] = {}
         self._checks_in_innermost = False
-
-    @property
-    def rounds(self) -> int:  # type: ignore[override]
-        return prod(var.extent for var in self.loops)
 
     def depth(self, value: str) -> int:
         """Count the loops around a value."""
@@ -88,19 +83,20 @@ class Kernel(Statement):
         name = self.let("int64_t", f"{inside} ? {value} : 0", [inside, value])
         return Index(0, ((Var(name, extent), 1),))
 
-    def lines(self) -> list[str]:
-        clauses = f" reduction({self.reduction})" if self.reduction else ""
+    def code(self, parallel: bool = True, reduction: str = "") -> Code:
+        """Finish the kernel. If it is parallel, its innermost loop may run in any order."""
+        clauses = f" reduction({reduction})" if reduction else ""
         clauses += " reduction(|:bad)" if self._checks_in_innermost else ""
         text = ["{"]
         for at, var in enumerate(self.loops):
             text += self.before[at]
-            if self.parallel and at == len(self.loops) - 1:
+            if parallel and at == len(self.loops) - 1:
                 text.append(f"#pragma omp simd{clauses}")
             text.append(loop(var.name, var.extent))
         text += self.before[-1]
         for lines in reversed(self.after[1:]):
             text += [*lines, "}"]
-        return [*text, *self.after[0], "}"]
+        return Code([*text, *self.after[0], "}"], self.accesses, prod(var.extent for var in self.loops))
 
 
 def over(shape: Sequence[int], flat: bool, prefix: str = "i") -> tuple[list[Var], Point]:

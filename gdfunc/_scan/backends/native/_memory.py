@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from ._statement import Buffer, Statement
+from ._statement import Buffer, Code
 
 _ON_STACK = 8192  # bytes
 
@@ -19,7 +19,7 @@ class Slot:
     last: int = -1  # statement that uses it
 
 
-def spans(statements: Sequence[Statement]) -> dict[Buffer, tuple[int, int]]:
+def spans(statements: Sequence[Code]) -> dict[Buffer, tuple[int, int]]:
     """Number the first and the last statement that uses each buffer."""
     found: dict[Buffer, tuple[int, int]] = {}
     for number, statement in enumerate(statements):
@@ -29,7 +29,7 @@ def spans(statements: Sequence[Statement]) -> dict[Buffer, tuple[int, int]]:
     return found
 
 
-def overwrites(statements: Sequence[Statement], old: Buffer, new: Buffer) -> bool:
+def overwrites(statements: Sequence[Code], old: Buffer, new: Buffer) -> bool:
     """Tell whether new values may take the place of the old ones.
 
     The statement that first writes new ones may read only the old element that it replaces, and no later

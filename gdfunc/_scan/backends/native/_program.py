@@ -53,7 +53,7 @@ def write(body: Body) -> str:
         "functions": block.functions,
         "of_member": declared[:of_member],
         "of_step": declared[of_member:],
-        "step": [line for statement in block.statements for line in statement.lines()],
+        "step": [line for statement in block.statements for line in statement.text],
         "rounds": [str(int(sum(statement.rounds for statement in block.statements)))],
         "vector": [str(vector()[0])],
     }
@@ -214,10 +214,9 @@ def _loop(block: Block, loop: Loop, tensors: Sequence[Lazy]) -> list[Lazy]:
     for i, (old, new) in carry.items():
         fill(block, old, init[i])
         _replace(inner, old, new)
-    repeat = Repeat(counter, loop.length, inner.statements)
-    if repeat.rounds > LONG:
+    if loop.length * sum(statement.rounds for statement in inner.statements) > LONG:
         inner.statements.append(Code(["if (*stop) return -1;"]))
-    block.statements.append(repeat)
+    block.statements.append(Repeat(counter, loop.length, inner.statements))
     return [*last, *ys]
 
 

@@ -149,7 +149,7 @@ class Reduced(Stored):
                 kernel.before[-1].append(f"nan |= {value} != {value};")
                 kernel.after[depth].insert(0, f"if (nan) a = {literal(nan, self.dtype)};")
             is_parallel = bool(kind.clause) and depth < len(kernel.loops)
-            return self.block.add(kernel, is_parallel, kind.clause)
+            return self.block.add(kernel.code(is_parallel, kind.clause))
 
     def _by_rows(self, out: Memory) -> None:
         """Accumulate rows: in registers if they are short, else where the result is to be."""
@@ -171,7 +171,7 @@ class Reduced(Stored):
         if kind.compares and self.dtype.is_floating_point:
             step = f"{value} != {value} ? {value} : {step}"
         kernel.before[-1].append(f"{a} = {step};")
-        self.block.add(kernel)
+        self.block.add(kernel.code())
 
     def _find(self, out: Memory) -> None:
         """Find where the first largest or smallest value is. NaN is both."""
@@ -181,7 +181,7 @@ class Reduced(Stored):
         kernel.before[depth][0] = f"{C_TYPES[self.source.dtype]} best = 0; int64_t at = -1;"
         kernel.before[-1].append(f"if (at < 0 || {better}) {{ best = {v}; at = {rank}; }}")
         kernel.store(out.buffer, out.place(point), "at", depth=depth)
-        self.block.add(kernel, parallel=False)
+        self.block.add(kernel.code(parallel=False))
 
 
 _SHORT_ROW = 128
@@ -201,6 +201,6 @@ def cumulated(block: Block, source: Lazy, dim: int, name: str) -> Lazy:
         value = source.at(kernel, point)
         kernel.before[-1].append(f"a = {kind.step.format(a='a', v=value)};")
         kernel.store(out.buffer, out.place(point), f"({C_TYPES[dtype]})a")
-        block.add(kernel, parallel=False)
+        block.add(kernel.code(parallel=False))
 
     return Stored(block, source.shape, dtype, write)

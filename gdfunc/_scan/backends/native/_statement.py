@@ -1,24 +1,15 @@
 """The statements of a program: each states what it reads and writes when it is made."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
 from ._index import Index
 
-C_TYPES = {
-    torch.float32: "float",
-    torch.float64: "double",
-    torch.uint8: "uint8_t",
-    torch.int8: "int8_t",
-    torch.int16: "int16_t",
-    torch.int32: "int32_t",
-    torch.int64: "int64_t",
-    torch.bool: "uint8_t",
-}
+C_TYPES = {torch.float32: "float", torch.float64: "double", torch.uint8: "uint8_t", torch.bool: "uint8_t"}
+C_TYPES |= {getattr(torch, f"int{bits}"): f"int{bits}_t" for bits in (8, 16, 32, 64)}
 
 
 @dataclass(eq=False)
@@ -48,49 +39,27 @@ class Access(NamedTuple):
     writes: bool = False
 
 
-class Statement(ABC):
-    """A part of a program that runs as a whole."""
-
-    accesses: Sequence[Access]
-    rounds: float  # of its loops
-
-    @abstractmethod
-    def lines(self) -> list[str]:
-        """Write the statement in C."""
-
-
 @dataclass
-class Code(Statement):
-    """A statement that is C already."""
+class Code:
+    """A statement of a program: a part that runs as a whole."""
 
     text: Sequence[str]
     accesses: Sequence[Access] = ()
-    rounds: float = 0
-
-    def lines(self) -> list[str]:
-        return [*self.text]
+    rounds: float = 0  # of its loops
 
 
-@dataclass
-class Repeat(Statement):
+class Repeat(Code):
     """Statements that run a number of times. Each can meet any element that another round has written."""
 
-    counter: str
-    length: int
-    statements: list[Statement] = field(default_factory=list)
-
-    @property
-    def accesses(self) -> Sequence[Access]:  # type: ignore[override]
-        every = [access for statement in self.statements for access in statement.accesses]
-        return [Access(access.buffer, None, access.writes) for access in every]
-
-    @property
-    def rounds(self) -> float:  # type: ignore[override]
-        return self.length * sum(statement.rounds for statement in self.statements)
-
-    def lines(self) -> list[str]:
-        inner = [line for statement in self.statements for line in statement.lines()]
-        return [loop(self.counter, self.length), *inner, "}"]
+    def __init__(self, counter: str, length: int, statements: Sequence[Code]) -> None:
+        self.length, self.statements = length, statements
+        lines = [line for statement in statements for line in statement.text]
+        every = [access for statement in statements for access in statement.accesses]
+        super().__init__(
+            [loop(counter, length), *lines, "}"],
+            [Access(access.buffer, None, access.writes) for access in every],
+            length * sum(statement.rounds for statement in statements),
+        )
 
 
 def loop(counter: str, extent: int) -> str:
@@ -98,7 +67,7 @@ def loop(counter: str, extent: int) -> str:
     return f"for (int64_t {counter} = 0; {counter} < {extent}; {counter}++) {{"
 
 
-def largest_step(statements: Iterable[Statement]) -> float:
+def largest_step(statements: Iterable[Code]) -> float:
     """Count the rounds of a step, or of a step of a loop within it if that has more."""
     rest = [statement for statement in statements if not isinstance(statement, Repeat)]
     inner = [largest_step(each.statements) for each in statements if isinstance(each, Repeat)]

@@ -16,7 +16,7 @@ import torch
 from ...._errors import BackendError
 from ._index import Index, Point, ravel, strides_of, unravel
 from ._kernel import Kernel, NotFlat, over
-from ._statement import C_TYPES, Buffer, Statement
+from ._statement import C_TYPES, Buffer, Code
 
 Shape = tuple[int, ...]
 
@@ -32,7 +32,7 @@ class Unsupported(BackendError):
 class Block:
     """The statements of a step, and what they need beside their inputs and results."""
 
-    statements: list[Statement] = field(default_factory=list)
+    statements: list[Code] = field(default_factory=list)
     buffers: list[Buffer] = field(default_factory=list)  # of intermediate results
     functions: list[str] = field(default_factory=list)
     names: Iterator[int] = field(default_factory=count)
@@ -46,11 +46,9 @@ class Block:
         self.buffers.append(Buffer(f"s{next(self.names)}", dtype, max(prod(shape), 1)))
         return Memory(self.buffers[-1], shape)
 
-    def add(self, kernel: Kernel, parallel: bool = True, reduction: str = "") -> None:
-        """Add a kernel. The rounds of its innermost loop may be taken in any order if it is parallel."""
-        kernel.parallel, kernel.reduction = parallel, reduction
-        if kernel.rounds:  # else what it reads may not exist
-            self.statements.append(kernel)
+    def add(self, code: Code) -> None:
+        if code.rounds:  # else what it reads may not exist
+            self.statements.append(code)
 
 
 class Lazy(ABC):
@@ -223,7 +221,7 @@ def fill(block: Block, target: Memory, source: Lazy) -> None:
             kernel.store(target.buffer, target.place(point), value)
         except NotFlat:
             continue
-        return block.add(kernel)
+        return block.add(kernel.code())
 
 
 Part = tuple[int, int, int, Lazy]  # dim, start and step of where a tensor goes
@@ -254,7 +252,7 @@ def scattered(block: Block, base: Lazy, source: Lazy, where: Where, adds: bool) 
         kernel = Kernel(loops)
         value = source.at(kernel, point)
         kernel.store(out.buffer, out.place(where(kernel, point)), value, "+=" if adds else "=")
-        block.add(kernel, parallel=False)
+        block.add(kernel.code(parallel=False))
 
     return Stored(block, base.shape, base.dtype, write)
 

@@ -65,6 +65,10 @@ def pointwise(call: Call, template: str, *values: Any) -> Lazy:
         raise call.refuse("of integers")
     if name in ARITHMETIC and call.dtype is torch.bool:
         raise call.refuse("of bool")
+    if template == PRODUCT:
+        factors = [value for value in values if isinstance(value, Lazy) or value != 1]
+        if len(factors) == 1:
+            return call.tensor(factors[0])
     operands = [call.tensor(value) for value in values]
     quick = "{f}(" not in template or any(f"{name}{{f}}" in template for name in QUICK)
     if quick or prod(call.shape) == 1:

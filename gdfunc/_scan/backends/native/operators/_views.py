@@ -13,7 +13,7 @@ RESHAPES = ("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "view_cop
 
 
 @lowers(*RESHAPES, "expand", "broadcast_to", "permute", "transpose", "t", "slice", "select")
-@lowers("unfold", "diagonal", "split", "split_with_sizes", "unbind")
+@lowers("unfold", "diagonal", "as_strided", "split", "split_with_sizes", "unbind")
 def _view(call: Call) -> Any:
     """Ask torch where the elements lie, in a tensor that is contiguous and has no values."""
     tensor, (_, *rest) = call["self"], call.node.args
