@@ -1,5 +1,6 @@
 """One nest of loops: each value is computed where all that it depends on is known, and only once."""
 
+import re
 from collections.abc import Iterable, Sequence
 from math import prod
 
@@ -24,48 +25,43 @@ class Kernel:
         self._names: dict[tuple[str, str], str] = {}
         self._checks_in_innermost = False
 
-    def depth(self, value: str) -> int:
-        """Count the loops around a value."""
-        return self._depth.get(value, 0)
-
-    def let(self, c_type: str, text: str, operands: Iterable[str]) -> str:
+    def let(self, c_type: str, text: str) -> str:
         """Name the value of an expression."""
         key = c_type, text
         if key not in self._names:
-            depth = max(map(self.depth, operands), default=0)
+            depth = max(self._depth.get(word, 0) for word in re.findall(r"\w+", text))
             name = self._names[key] = f"v{len(self._names)}"
             self._depth[name] = depth
             self.before[depth].append(f"const {c_type} {name} = {text};")
         return self._names[key]
 
-    def place(self, index: Index) -> tuple[str, list[str]]:
-        """Write an index, and list the variables in it."""
-        summands, names = [], []
+    def place(self, index: Index) -> str:
+        """Write an index."""
+        summands = []
         for var, factor in index.terms:
             name = self._part(var) if isinstance(var, Part) else var.name
-            names.append(name)
             summands.append(name if factor == 1 else f"{factor} * {name}")
         if index.constant or not summands:
             summands.append(str(index.constant))
-        return " + ".join(summands), names
+        return " + ".join(summands)
 
     def _part(self, part: Part) -> str:
         if self.flat and any(var in self.loops for var, _ in part.of.terms):
             raise NotFlat
-        text, names = self.place(part.of)
-        return self.let("int64_t", f"({text}) {'/' if part.is_quotient else '%'} {part.divisor}", names)
+        operator = "/" if part.is_quotient else "%"
+        return self.let("int64_t", f"({self.place(part.of)}) {operator} {part.divisor}")
 
     def read(self, buffer: Buffer, index: Index) -> str:
         """Read an element."""
-        text, names = self.place(index)
+        text = f"{buffer.name}[{self.place(index)}]"
         self.accesses.append(Access(buffer, index))
-        return self.let(buffer.c_type, f"{buffer.name}[{text}]", names)
+        return self.let(buffer.c_type, text)
 
     def store(
         self, buffer: Buffer, index: Index, value: str, operator: str = "=", depth: int | None = None
     ) -> None:
         """Write an element in the innermost loop, or after the loops that are deeper than `depth`."""
-        text, _ = self.place(index)
+        text = self.place(index)
         self.accesses.append(Access(buffer, index, writes=True))
         lines = self.before[-1] if depth is None else self.after[depth]
         lines.append(f"{buffer.name}[{text}] {operator} {value};")
@@ -73,14 +69,14 @@ class Kernel:
     def checked(self, value: str, extent: int, wraps: bool) -> Index:
         """Use a value as an index. A bad value sets `bad`, and 0 takes its place."""
         if wraps:
-            value = self.let("int64_t", f"{value} + ({value} < 0 ? {extent} : 0)", [value])
-        inside = self.let("int64_t", f"(uint64_t){value} < {extent}", [value])
-        depth = self.depth(inside)
+            value = self.let("int64_t", f"{value} + ({value} < 0 ? {extent} : 0)")
+        inside = self.let("int64_t", f"(uint64_t){value} < {extent}")
+        depth = self._depth[inside]
         check = f"bad |= !{inside};"
         if check not in self.before[depth]:
             self.before[depth].append(check)
             self._checks_in_innermost |= 0 < depth == len(self.loops)
-        name = self.let("int64_t", f"{inside} ? {value} : 0", [inside, value])
+        name = self.let("int64_t", f"{inside} ? {value} : 0")
         return Index(0, ((Var(name, extent), 1),))
 
     def code(self, parallel: bool = True, reduction: str = "") -> Code:

@@ -163,7 +163,7 @@ class Reduced(Stored):
             kernel.after[depth].append(each)
             kernel.store(out.buffer, place, a, depth=depth)
         else:
-            start, _ = kernel.place(place + Index(0, ((column, -1),)))
+            start = kernel.place(place + Index(0, ((column, -1),)))
             home = f"{c_type} *restrict a = {out.buffer.name} + {start};"
             kernel.accesses.append(Access(out.buffer, writes=True))
         kernel.before[depth][0] = f"{home}\n{each} {a} = {kind.first(self.dtype)};"
@@ -176,7 +176,7 @@ class Reduced(Stored):
     def _find(self, out: Memory) -> None:
         """Find where the first largest or smallest value is. NaN is both."""
         kernel, point, v, depth = self._nest()
-        rank, _ = kernel.place(ravel(self.within, strides_of(self.extents)))
+        rank = kernel.place(ravel(self.within, strides_of(self.extents)))
         better = f"{v} {'>' if self.kind == 'argmax' else '<'} best || ({v} != {v} && best == best)"
         kernel.before[depth][0] = f"{C_TYPES[self.source.dtype]} best = 0; int64_t at = -1;"
         kernel.before[-1].append(f"if (at < 0 || {better}) {{ best = {v}; at = {rank}; }}")

@@ -105,7 +105,7 @@ class Map(Lazy):
         values = [arg.at(kernel, point) for arg in self.args]
         suffix = "f" if self.dtype is torch.float32 else ""
         c_type = C_TYPES[self.dtype]
-        return kernel.let(c_type, self.template.format(*values, f=suffix, t=c_type), values)
+        return kernel.let(c_type, self.template.format(*values, f=suffix, t=c_type))
 
 
 def cast(tensor: Lazy, dtype: torch.dtype) -> Lazy:

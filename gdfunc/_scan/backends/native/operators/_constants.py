@@ -27,8 +27,7 @@ def _arange(call: Call) -> Lazy:
     first, step = int(call.arguments.get("start", 0)), int(call.arguments.get("step", 1))
 
     def at(kernel: Kernel, point: Point) -> str:
-        text, names = kernel.place(point[0] * step + first)
-        return kernel.let(C_TYPES[call.dtype], text, names)
+        return kernel.let(C_TYPES[call.dtype], kernel.place(point[0] * step + first))
 
     return Formula(call.shape, call.dtype, at)
 

@@ -82,9 +82,8 @@ def _scatter(call: Call) -> Lazy:
     def at(kernel: Kernel, point: Point) -> str:
         """With one index a row, each element knows whether it is meant."""
         row = (*point[:dim], Index(), *point[dim + 1 :])
-        (picked, operands), (here, names) = map(kernel.place, (where(kernel, row)[dim], point[dim]))
+        picked, here = map(kernel.place, (where(kernel, row)[dim], point[dim]))
         new, old = source.at(kernel, row), tensor.at(kernel, point)
-        choice = f"{picked} == {here} ? {new} : {old}"
-        return kernel.let(C_TYPES[call.dtype], choice, [*operands, *names, new, old])
+        return kernel.let(C_TYPES[call.dtype], f"{picked} == {here} ? {new} : {old}")
 
     return Formula(call.shape, call.dtype, at, 2 + tensor.cost)
