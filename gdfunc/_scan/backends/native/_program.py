@@ -42,7 +42,11 @@ def write(body: Body) -> str:
     }
     block = Block()
     consts, init, xs, ys = arguments.values()
-    _, carry = _step(block, block, body, consts, init, xs, ys, _memory)
+
+    def memory(name: str, leaf: Lazy) -> Memory:
+        return block.scratch(leaf.shape, leaf.dtype) if _bytes(leaf) <= _BY_VALUE else _memory(name, leaf)
+
+    _, carry = _step(block, block, body, consts, init, xs, ys, memory)
     work = largest_step(block.statements)
     if work > _MOST_WORK:
         raise Unsupported(f"a step of {work:.1g} operations, where torch's own kernels are faster")
@@ -62,34 +66,46 @@ def write(body: Body) -> str:
 
 def _placed(block: Block, carry: Carry) -> dict[str, list[str]]:
     """Write where the tensors of a step lie, and how the carry gets there and back."""
+    places: dict[Buffer, str] = {}
+    load, save, moving = [], [], []
+    for i, (old, new) in carry.items():
+        first = last = old.buffer.name
+        if _bytes(old) <= _BY_VALUE:
+            _replace(block, old, new)
+        elif overwrites(block.statements, old.buffer, new.buffer):
+            places |= dict.fromkeys((old.buffer, new.buffer), f"carry_{i}")
+            continue
+        else:
+            first, last = f"first->c{i}", f"last->c{i}"
+            places |= {old.buffer: f"now->c{i}", new.buffer: f"next->c{i}"}
+            moving.append(f"_Alignas(64) {old.buffer.c_type} c{i}[{old.buffer.count}];")
+        load.append(_copy(first, f"carry_{i}", old))
+        save.append(_copy(f"carry_{i}", last, old))
     lives = spans(block.statements)
+    lives |= {old.buffer: (0, len(block.statements)) for old, _ in carry.values()}
     scratch = [buffer for buffer in block.buffers if buffer in lives]
     near = nearest(scratch)
-    rest = {*scratch} - {*near}
-    far = share({buffer: life for buffer, life in lives.items() if buffer in rest})
-    sizes = {i: prod(old.shape) * old.dtype.itemsize for i, (old, _) in carry.items()}
-    is_small = sum(sizes.values()) <= _BY_VALUE and not far
-    places = {buffer: f"v->{buffer.name}" for buffer in near}
+    far = share({buffer: lives[buffer] for buffer in scratch if buffer not in near})
+    places |= {buffer: f"v->{buffer.name}" for buffer in near}
     places |= {buffer: f"w->{slot.name}" for buffer, slot in far.items()}
     places |= {buffer: buffer.parent.name for buffer in block.buffers if buffer.parent}
-    moving = {}
-    for i, (old, new) in carry.items():
-        if not is_small and overwrites(block.statements, old.buffer, new.buffer):
-            places |= dict.fromkeys((old.buffer, new.buffer), f"carry_{i}")
-        else:
-            places |= {old.buffer: f"now->c{i}", new.buffer: f"next->c{i}"}
-            moving[i] = old.buffer
-    align = "" if is_small else "_Alignas(64) "
-    slots = {slot.name: slot for slot in far.values()}
+    slots = {slot.name: slot for slot in far.values()}.values()
     return {
-        "small": [str(int(is_small))],
         "places": [f"#define {buffer.name} {place}" for buffer, place in places.items()],
-        "carry": [f"{align}{buffer.c_type} c{i}[{buffer.count}];" for i, buffer in moving.items()],
+        "carry": moving,
         "near": [f"_Alignas(64) {buffer.c_type} {buffer.name}[{buffer.count}];" for buffer in near],
-        "scratch": [f"_Alignas(64) {slot.c_type} {slot.name}[{slot.count}];" for slot in slots.values()],
-        "load": [f"__builtin_memcpy(first->c{i}, carry_{i}, {sizes[i]});" for i in moving],
-        "save": [f"__builtin_memcpy(carry_{i}, last->c{i}, {sizes[i]});" for i in moving],
+        "scratch": [f"_Alignas(64) {slot.c_type} {slot.name}[{slot.count}];" for slot in slots],
+        "load": load,
+        "save": save,
     }
+
+
+def _bytes(leaf: Lazy) -> int:
+    return prod(leaf.shape) * leaf.dtype.itemsize
+
+
+def _copy(target: str, source: str, leaf: Lazy) -> str:
+    return f"__builtin_memcpy({target}, {source}, {_bytes(leaf)});"
 
 
 def _memory(name: str, leaf: Any) -> Memory:
@@ -225,8 +241,7 @@ def _replace(block: Block, old: Memory, new: Memory) -> None:
     if overwrites(block.statements, old.buffer, new.buffer):
         new.buffer.parent = old.buffer
     else:
-        size = prod(new.shape) * new.dtype.itemsize
-        text = f"__builtin_memcpy({old.buffer.name}, {new.buffer.name}, {size});"
+        text = _copy(old.buffer.name, new.buffer.name, new)
         block.statements.append(Code([text], [Access(old.buffer, writes=True), Access(new.buffer)]))
 
 

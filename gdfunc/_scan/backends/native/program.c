@@ -40,19 +40,7 @@ struct carry { $carry char none; };
 struct near { $near char none; };
 struct scratch { $scratch struct carry carries[2]; };
 
-#if $small /* all is the compiler's to keep in registers */
-#define SCRATCH_SIZE 0
-#define HOME struct scratch here, *restrict w = &here;
-#define TURN(t) 0
-#define END *now = *next;
-#else /* the two carries change places in turn */
-#define SCRATCH_SIZE sizeof(struct scratch)
-#define HOME struct scratch *restrict w = (struct scratch *)memory;
-#define TURN(t) (((t) - t0) & 1)
-#define END
-#endif
-
-const int64_t scratch_size = SCRATCH_SIZE, step_rounds = $rounds;
+const int64_t scratch_size = sizeof(struct scratch), step_rounds = $rounds;
 
 /* Where the tensors of a step lie. */
 $places
@@ -61,7 +49,7 @@ $places
 int64_t run(int64_t n0, int64_t n1, int64_t t0, int64_t t1, char *const *place,
             const int64_t *member, const int64_t *time, char *memory, const volatile int *stop) {
     struct near local, *restrict v = &local;
-    HOME
+    struct scratch *restrict w = (struct scratch *)memory;
     int bad = 0;
     for (int64_t n = n0; n < n1; n++) {
         if (*stop) return -1;
@@ -69,13 +57,13 @@ int64_t run(int64_t n0, int64_t n1, int64_t t0, int64_t t1, char *const *place,
         struct carry *first = w->carries;
         $load
         for (int64_t t = t0; t < t1; t++) {
-            struct carry *restrict now = w->carries + TURN(t), *restrict next = w->carries + !TURN(t);
+            /* The two carries change places in turn. */
+            struct carry *restrict now = w->carries + ((t - t0) & 1), *restrict next = w->carries + !((t - t0) & 1);
             $of_step
             $step
             if (bad) return t;
-            END
         }
-        const struct carry *last = w->carries + TURN(t1);
+        const struct carry *last = w->carries + ((t1 - t0) & 1);
         $save
     }
     return -1;
