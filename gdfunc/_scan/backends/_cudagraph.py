@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..._errors import BackendError
 from ..._lock import Lock
-from .._body import Aval, Body, Leaves
+from .._body import Aval, Body, Leaves, nested_loops
 from . import _replay
 
 _ROW = 16  # steps in a graph, unless `unroll` says how many: with so many, the host has little to do
@@ -87,9 +87,7 @@ class _Block:
         self.steps, self.lock = steps, threading.Lock()
 
         def function() -> None:
-            inlined = partial(_inlined, steps)
-            done = _replay.run(body, self.consts, self.carry, self.x, steps, nested=inlined)
-            _copy([*self.carry, *self.y], done)
+            _copy([*self.carry, *self.y], _inlined(body, self.consts, self.carry, self.x, steps))
 
         # The first run is real: on other values an index may be out of range, which CUDA does not forgive.
         _copy([*self.consts, *self.carry, *self.x], [*consts, *init, *[x[:steps] for x in xs]])
@@ -105,10 +103,6 @@ class _Block:
                 self.record.replay()
                 _copy([y[rows] for y in ys], self.y)
             return [leaf.clone() for leaf in self.carry]
-
-
-class _TooLong(Exception):
-    """A nested loop has more steps than a graph should hold."""
 
 
 def in_blocks(
@@ -147,9 +141,8 @@ def _recorded(
         if key not in body.cudagraph:
             before = sys.exception()
             try:
-                body.cudagraph[key] = _Block(record, body, steps, consts, init, xs)
-            except _TooLong:
-                body.cudagraph[key] = None
+                is_long = steps * _rounds(body) > _LONGEST
+                body.cudagraph[key] = None if is_long else _Block(record, body, steps, consts, init, xs)
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
@@ -163,14 +156,14 @@ def _recorded(
     return block
 
 
-def _inlined(
-    around: int, body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, unroll: int = 1
-) -> list[Tensor]:
-    """Go through the steps of a nested loop, of which the record holds `around` runs."""
-    rounds = around * length
-    if rounds > _LONGEST:
-        raise _TooLong
-    return _replay.run(body, consts, init, xs, length, nested=partial(_inlined, rounds))
+def _rounds(body: Body) -> int:
+    """Count the steps of a nested loop, with those of the loops around it, in one step of the body."""
+    return max((loop.length * (_rounds(loop.body) or 1) for loop in nested_loops(body.graph)), default=0)
+
+
+def _inlined(body: Body, *loop: Any) -> list[Tensor]:
+    """Go through the steps of a loop and of the loops inside it."""
+    return partial(_replay.run, nested=_inlined)(body, *loop)
 
 
 def _empty(avals: Iterable[Aval]) -> list[Tensor]:
