@@ -246,11 +246,6 @@ def _pad(x: Tensor, pads: Numbers, value: Any = 0) -> Tensor:
     return x
 
 
-def _select_scatter(x: Tensor, source: Tensor, dim: int, at: int) -> Tensor:
-    at %= x.shape[dim]
-    return x.slice_scatter(source.unsqueeze(dim), dim, at, at + 1)
-
-
 def _diagonal_scatter(x: Tensor, source: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
     """Write a strided slice: elements of a diagonal are one row and one column apart."""
     rows = x.movedim((dim1, dim2), (-2, -1))
@@ -334,7 +329,6 @@ _ANY = {
     aten.index_select.default: _index_select,
     aten.index_add.default: _index_add,
     aten.index_copy.default: _index_copy,
-    aten.select_scatter.default: _select_scatter,
     aten.constant_pad_nd.default: _pad,
     aten.repeat.default: _repeat,
     aten.sort.default: _sort,

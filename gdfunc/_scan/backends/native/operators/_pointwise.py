@@ -50,7 +50,6 @@ PREDICATES = {
     "le": "{0} <= {1}",
     "gt": "{0} > {1}",
     "ge": "{0} >= {1}",
-    "isnan": "{0} != {0}",
     "signbit": "__builtin_signbit((double){0}) != 0",
 }
 QUICK = ("sqrt", "floor", "ceil", "trunc", "rint", "copysign")  # functions that are one instruction

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from .._index import Point
-from .._tensor import Lazy, View, assembled, cast, strided
+from .._index import strides_of
+from .._tensor import Lazy, assembled, cast, strided
 from ._call import Call, lowers
 
 RESHAPES = ("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "view_copy", "flatten", "unflatten")
@@ -28,14 +28,11 @@ def _view(call: Call) -> Any:
 
 @lowers("flip")
 def _flip(call: Call) -> Lazy:
-    tensor = call["self"]
-    dims = {dim % len(tensor.shape) for dim in call["dims"]}
-
-    def remap(point: Point) -> Point:
-        pairs = enumerate(zip(point, tensor.shape, strict=True))
-        return tuple(index * -1 + (extent - 1) if dim in dims else index for dim, (index, extent) in pairs)
-
-    return View(tensor, call.shape, remap)
+    shape, strides = call.shape, strides_of(call.shape)
+    dims = {dim % len(shape) for dim in call["dims"]}
+    start = sum((shape[dim] - 1) * strides[dim] for dim in dims)
+    signed = [-stride if dim in dims else stride for dim, stride in enumerate(strides)]
+    return strided(call["self"], shape, signed, start)
 
 
 # Put together from parts.
