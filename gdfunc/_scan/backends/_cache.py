@@ -26,9 +26,9 @@ def private_directory() -> Path:
         BackendError: the directory is a link or a file, belongs to another user, is open to others, or lies
             where others could replace it.
     """
-    asked = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    setting = Path(os.environ.get("XDG_CACHE_HOME", ""))
     try:
-        path = (asked if asked.is_absolute() else Path.home() / ".cache") / "gdfunc"
+        path = (setting if setting.is_absolute() else Path.home() / ".cache") / "gdfunc"
         for directory in (*reversed(path.parents), path):
             if not directory.exists():
                 directory.mkdir(mode=0o700, exist_ok=True)

@@ -22,7 +22,7 @@ _recording = Lock()
 
 
 def run(body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, unroll: int = 1) -> list[Tensor]:
-    """Replay a graph of `unroll` steps, or of 16 where that is 1; what is left over runs one by one."""
+    """Replay a graph of `unroll` steps, or of 16 where that is 1. The steps left over run one by one."""
     if not torch.cuda.is_available():
         raise BackendError(
             "backend='cudagraph' needs a CUDA device, and torch finds none; use another backend"
@@ -59,7 +59,7 @@ class _Graph:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Come after what was last done with these tensors, be it on another stream."""
+        """Wait for the last use of these tensors, which may be on another stream."""
         with torch.cuda.device(self.device):
             self.last.wait()
             try:
@@ -80,7 +80,7 @@ class _Block:
         device = (*init, *xs, *consts)[0].device
         # In inference mode they would be tensors that nothing may write to outside of it.
         with torch.inference_mode(False):
-            # A const may be on the CPU, such as a number that the body made a tensor of; not so here.
+            # Because a const may be on the CPU, such as a number that the body made a tensor of.
             self.consts = _empty(aval._replace(device=device) for aval in body.consts)
             self.carry = _empty(body.carry)
             self.x, self.y = (_empty(aval.with_axis(steps) for aval in avals) for avals in (body.x, body.y))
@@ -94,7 +94,7 @@ class _Block:
         self.record = record(function, device)
 
     def __call__(self, consts: Leaves, init: Leaves, xs: Leaves, ys: Leaves, steps: int) -> list[Tensor]:
-        """Go so many steps, a whole number of blocks; fill ys, and return the carry."""
+        """Run so many steps, a whole number of blocks. Fill ys, and return the carry."""
         with self.lock, self.record.turn():
             _copy([*self.consts, *self.carry], [*consts, *init])
             for start in range(0, steps, self.steps):
@@ -114,7 +114,7 @@ def in_blocks(
     length: int,
     unroll: int = 1,
 ) -> list[Tensor]:
-    """Repeat what `record` makes of some steps; what is not recorded has its nested loops recorded."""
+    """Repeat the graph that `record` makes of some steps. Other steps have their nested loops recorded."""
     nested = partial(in_blocks, record)
     steps = unroll if unroll > 1 else _ROW
     blocks = (_recorded(record, body, number, consts, init, xs) for number in (steps, 1))
@@ -135,7 +135,7 @@ def in_blocks(
 def _recorded(
     record: type[_Graph], body: Body, steps: int, consts: Leaves, init: Leaves, xs: Leaves
 ) -> _Block | None:
-    """The block of so many steps that is kept with the body; None if they are too long."""
+    """Return the block of so many steps that the body holds, or None if its graph would be too long."""
     key = (record, steps, *_replay.settings())
     with _recording:
         if key not in body.cudagraph:

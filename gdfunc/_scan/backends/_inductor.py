@@ -33,7 +33,7 @@ _compiling = Lock()
 
 
 def run(body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, unroll: int = 1) -> list[Tensor]:
-    """Run the compiled loop. Compiled is once for each body, whatever the length; a single step apart."""
+    """Run the compiled loop. A body is compiled once for all lengths, and once for a single step."""
     if unroll == 1 and len(body.graph.graph.nodes) < _SMALL_BODY and not body.has_loops:
         unroll = _ROW
     blocks, rest = divmod(length, unroll)
@@ -52,7 +52,7 @@ def run(body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, unrol
 
 
 def _in_a_row(body: Body, steps: int) -> Body:
-    """The body that takes so many steps at once."""
+    """Derive the body that takes so many steps at once."""
 
     def function(*inputs: Tensor) -> list[Tensor]:
         consts, carry, x = body.split(inputs)
@@ -103,10 +103,10 @@ def _lowered(
     body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, unroll: int = 1
 ) -> list[Tensor]:
     """Write the loop in torch's terms, for Inductor."""
-    # The operator wants a carry, an x and two results; its body must return what nobody else holds.
+    # The operator wants a carry, an x and two results. Its body must return memory that nothing else holds.
     extra = [torch.zeros(())] if not init or len(init) + len(body.y) < 2 else []
-    # It also writes into its carry where it lies, be that in a loop within a loop what others read.
-    carry, xs = _apart([*extra, *init], [*consts, *xs]), list(xs) or [torch.zeros(length)]
+    # It also writes into its carry in place, which other operations may read in a loop within a loop.
+    carry, xs = _unshared([*extra, *init], [*consts, *xs]), list(xs) or [torch.zeros(length)]
 
     graph = _replay.lower(body, lambda loop, given: loop.forward(_lowered, given))
 
@@ -114,7 +114,7 @@ def _lowered(
         now, rest = leaves[: len(carry)], leaves[len(carry) :]
         x, given = rest[: len(xs)], rest[len(xs) :]
         inputs = (*given, *now[len(extra) :], *x[: len(body.x)])
-        return _apart([*now[: len(extra)], *graph(*inputs)], leaves)
+        return _unshared([*now[: len(extra)], *graph(*inputs)], leaves)
 
     if length == 1:
         results = step(*carry, *[x[0] for x in xs], *consts)
@@ -126,15 +126,15 @@ def _lowered(
     return results[len(extra) :]
 
 
-def _apart(results: Leaves, others: Leaves) -> list[Tensor]:
+def _unshared(results: Leaves, others: Leaves) -> list[Tensor]:
     """Copy those results whose memory others hold, or that are not contiguous."""
-    held, own = {storage(leaf) for leaf in others}, []
+    held, unshared = {storage(leaf) for leaf in others}, []
     for leaf in results:
         if storage(leaf) in held or not leaf.is_contiguous():
             leaf = leaf.clone(memory_format=torch.contiguous_format)
         held.add(storage(leaf))
-        own.append(leaf)
-    return own
+        unshared.append(leaf)
+    return unshared
 
 
 def _decompositions() -> dict[Any, Callable[..., Any]]:

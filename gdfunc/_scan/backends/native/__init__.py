@@ -145,8 +145,10 @@ class _Function:
         if shares == 1 and self.rounds * size < LONG:
             return self._share(tables, 0, size, length, stop)
         bounds = [size * share // shares for share in range(shares + 1)]
+        # Whether this thread has 0 for all denormal numbers, as `torch.set_flush_denormal` asks for.
+        flushes = sys.float_info.min * 0.5 == 0
         with ThreadPoolExecutor(
-            shares, initializer=torch.set_flush_denormal, initargs=(_flushes(),)
+            shares, initializer=torch.set_flush_denormal, initargs=(flushes,)
         ) as threads:
             try:
                 done = []
@@ -176,11 +178,6 @@ class _Function:
                 raise IndexError(f"an index is out of range in step {bad} of the loop")
             self.pace = (end - start) * members / max(time.perf_counter() - began, 1e-9)
             start = end
-
-
-def _flushes() -> bool:
-    """Tell whether this thread has 0 for all denormal numbers, as `torch.set_flush_denormal` asks for."""
-    return sys.float_info.min * 0.5 == 0
 
 
 def _compiled(body: Body) -> _Function:

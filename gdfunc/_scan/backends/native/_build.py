@@ -29,7 +29,6 @@ _FLAGS = [
     *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []),
 ]
 _PATIENCE = 600  # seconds for one run of the compiler
-_VECTOR_MATH = {"gcc": ["-DVECTOR_MATH", "-lmvec"], "clang": ["-fveclib=libmvec", "-lmvec"]}
 
 
 class Library(ctypes.CDLL):
@@ -85,11 +84,12 @@ def _compile(compiler: list[str], attempts: list[list[str]], text: str, path: Pa
 
 
 def _attempts(target: str) -> list[list[str]]:
-    """With the C library's functions of whole vectors first, where it may have them."""
+    """List the options to try in turn: first those for the C library's functions of whole vectors."""
     library, version = platform.libc_ver()
     numbers = [int(number) for number in version.split(".")[:2] if number.isdigit()]
     has = platform.machine() == "x86_64" and library == "glibc" and numbers >= [2, 35]
-    return [_VECTOR_MATH["clang" if "__clang__" in target else "gcc"], []] if has else [[]]
+    option = "-fveclib=libmvec" if "__clang__" in target else "-DVECTOR_MATH"
+    return [[option, "-lmvec"], []] if has else [[]]
 
 
 @cache
@@ -104,22 +104,22 @@ def _compiler() -> tuple[list[str], str]:
             "'eager', or Linux on Windows (WSL)"
         )
     try:
-        asked = shlex.split(os.environ.get("CC", ""))
+        wanted = shlex.split(os.environ.get("CC", ""))
     except ValueError as error:
         raise BackendError(
             f"CC={os.environ['CC']} cannot be split into words ({error}); correct its quotes"
         ) from error
-    named = [asked] if asked else [["cc"], ["gcc"], ["clang"]]
+    named = [wanted] if wanted else [["cc"], ["gcc"], ["clang"]]
     found = [command for command in named if shutil.which(command[0])]
-    if not asked and find_spec("ziglang"):
+    if not wanted and find_spec("ziglang"):
         found.append([sys.executable, "-m", "ziglang", "cc"])
     for command in found:
         done = _run([*command, *_FLAGS, "-dM", "-E", "-x", "c", os.devnull])
         if done.returncode == 0:
             return command, done.stdout
-    if asked:
+    if wanted:
         raise BackendError(
-            f"CC={shlex.join(asked)} is no C compiler that works here: name another, or none"
+            f"CC={shlex.join(wanted)} is no C compiler that works here: name another, or none"
         )
     raise BackendError(
         "backend='native' needs a C compiler, and none was found: install gcc or clang (Debian: "

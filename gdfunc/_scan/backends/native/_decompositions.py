@@ -151,7 +151,7 @@ def _adaptive_avg_pool2d_backward(grad: Tensor, x: Tensor) -> Tensor:
     if any(extent % place for extent, place in zip(extents, places, strict=True)):
         return NotImplemented
     size = [extent // place for extent, place in zip(extents, places, strict=True)]
-    return _back(grad / prod(size), extents, size, size, [0, 0], [1, 1]).sum([-1, -2])
+    return _avg_pool_backward(2, grad, x, size, size, [0], False, True, prod(size))
 
 
 def _erfinv(y: Tensor) -> Tensor:
@@ -309,7 +309,7 @@ def _var_mean(
 
 
 def _zeros_for(tangent: Tensor, primal: Tensor, *, self_num_batch_dims: int = 0) -> Tensor:
-    """Give the zeros of forward mode. torch lays them out as their primal, which does not matter here."""
+    """Give the zeros of forward mode. Their layout does not matter here."""
     return primal.new_zeros((*tangent.shape[:self_num_batch_dims], *primal.shape))
 
 

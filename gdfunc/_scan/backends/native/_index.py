@@ -108,10 +108,7 @@ def strides_of(shape: Sequence[int]) -> tuple[int, ...]:
 
 def ravel(point: Point, strides: Sequence[int]) -> Index:
     """The place in memory of a point."""
-    total = Index()
-    for index, stride in zip(point, strides, strict=True):
-        total = total + index * stride
-    return total
+    return sum((index * stride for index, stride in zip(point, strides, strict=True)), Index())
 
 
 def unravel(place: Index, shape: Sequence[int]) -> Point:
@@ -120,9 +117,6 @@ def unravel(place: Index, shape: Sequence[int]) -> Point:
         return (Index(),) * len(shape)
     point = []
     for extent in reversed(shape[1:]):
-        if extent == 1:
-            point.append(Index())
-        else:
-            place, index = place.split(extent)
-            point.append(index)
+        place, index = place.split(extent)
+        point.append(index)
     return tuple(reversed([*point, place][: len(shape)]))

@@ -1,6 +1,7 @@
 """A body as C: what a step does, and where its tensors lie."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from math import prod
 from operator import getitem
@@ -132,7 +133,7 @@ def _step(
     """Write a step of a loop. Return the carry, and where its leaves lie before and after the step.
 
     Args:
-        around: the block around the loop, in which the tensors are that the step takes from outside.
+        around: the block around the loop; tensors from outside are made contiguous there.
         memory: makes a place for the old or the new value of a leaf. A leaf that never changes needs none.
     """
     graph = operations(body)
@@ -168,7 +169,7 @@ def _step(
 
 
 def _key(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-    """Make what two nodes share that compute the same."""
+    """Make a key that two nodes share if they compute the same."""
     if not isinstance(node.target, OpOverload):
         return node
     args = fx.node.map_arg((node.args, node.kwargs), lambda arg: ("node", id(values[arg])))
@@ -193,7 +194,7 @@ def _lowered(block: Block, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
 
 
 def _stored(block: Block, node: fx.Node, tensor: Lazy, target: Memory | None) -> Lazy:
-    """Store what is a result, and what is used twice and is not cheap."""
+    """Store a tensor that is a result, or that is used twice and is not cheap."""
     users = _users(node)
     base = tensor
     while isinstance(base, View):
@@ -209,7 +210,7 @@ def _stored(block: Block, node: fx.Node, tensor: Lazy, target: Memory | None) ->
 
 
 def _users(node: fx.Node) -> list[fx.Node]:
-    """List who computes with a tensor, or with a view of it."""
+    """List the nodes that compute with a tensor, or with a view of it."""
     users = []
     for user in node.users:
         users += _users(user) if name_of(user.target) in _VIEWS else [user]
@@ -218,7 +219,7 @@ def _users(node: fx.Node) -> list[fx.Node]:
 
 def _loop(block: Block, loop: Loop, tensors: Sequence[Lazy]) -> list[Lazy]:
     """Write a loop within the step."""
-    body, inner = loop.body, block.inner()
+    body, inner = loop.body, replace(block, statements=[])
     consts, init, xs = body.split(tensors)
     ys = [block.scratch((loop.length, *aval.shape), aval.dtype) for aval in body.y]
     counter = f"t{next(block.names)}"

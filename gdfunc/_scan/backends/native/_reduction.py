@@ -127,11 +127,11 @@ class Reduced(Stored):
         The last loops of the result, `columns` in number, go inside those over the reduced axes.
         """
         outer, point = over(self.shape, flat_out, "i")
-        inner, self.within = over(self.extents, flat_in, "k")
+        inner, self.reduced_point = over(self.extents, flat_in, "k")
         depth = len(outer) - columns
         kernel = Kernel([*outer[:depth], *inner, *outer[depth:]], flat_out or flat_in)
         kernel.before[depth].append("")  # the place of the accumulator, before all that needs it
-        return kernel, point, self.source.at(kernel, self.place(point, self.within)), depth
+        return kernel, point, self.source.at(kernel, self.place(point, self.reduced_point)), depth
 
     def _one_by_one(self, out: Memory) -> None:
         kind, c_type = KINDS[self.kind], C_TYPES[self.dtype]
@@ -176,7 +176,7 @@ class Reduced(Stored):
     def _find(self, out: Memory) -> None:
         """Find where the first largest or smallest value is. NaN is both."""
         kernel, point, v, depth = self._nest()
-        rank = kernel.place(ravel(self.within, strides_of(self.extents)))
+        rank = kernel.place(ravel(self.reduced_point, strides_of(self.extents)))
         better = f"{v} {'>' if self.kind == 'argmax' else '<'} best || ({v} != {v} && best == best)"
         kernel.before[depth][0] = f"{C_TYPES[self.source.dtype]} best = 0; int64_t at = -1;"
         kernel.before[-1].append(f"if (at < 0 || {better}) {{ best = {v}; at = {rank}; }}")

@@ -37,10 +37,6 @@ class Block:
     functions: list[str] = field(default_factory=list)
     names: Iterator[int] = field(default_factory=count)
 
-    def inner(self) -> "Block":
-        """Begin the block of a loop within the step."""
-        return Block([], self.buffers, self.functions, self.names)
-
     def scratch(self, shape: Sequence[int], dtype: torch.dtype) -> "Memory":
         """Take memory for a tensor, contiguous and aligned."""
         self.buffers.append(Buffer(f"s{next(self.names)}", dtype, max(prod(shape), 1)))
