@@ -106,13 +106,7 @@ class _Block:
 
 
 def in_blocks(
-    record: type[_Graph],
-    body: Body,
-    consts: Leaves,
-    init: Leaves,
-    xs: Leaves,
-    length: int,
-    unroll: int = 1,
+    record: type[_Graph], body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, unroll: int = 1
 ) -> list[Tensor]:
     """Repeat the graph that `record` makes of some steps. Other steps have their nested loops recorded."""
     nested = partial(in_blocks, record)

@@ -86,12 +86,11 @@ def predicate(call: Call, template: str) -> Lazy:
 
 @lowers("add", "sub", "prims::add", "prims::sub")
 def _add(call: Call) -> Lazy:
-    left, right, alpha = call["self"], call["other"], call.arguments.get("alpha", 1)
-    if call.dtype is torch.bool:
-        raise call.refuse("of bool")
-    if alpha != 1:
-        right = Map(PRODUCT, [call.tensor(right), call.tensor(alpha)], call.dtype)
-    return pointwise(call, "{0} + {1}" if "add" in call.name else "{0} - {1}", left, right)
+    alpha = call.arguments.get("alpha", 1)
+    template = "{0} + {1}" if "add" in call.name else "{0} - {1}"
+    return pointwise(
+        call, template if alpha == 1 else template + " * {2}", call["self"], call["other"], alpha
+    )
 
 
 @lowers("round")
