@@ -94,9 +94,9 @@ def _attempts(target: str) -> list[list[str]]:
 
 @cache
 def _compiler() -> tuple[list[str], str]:
-    """The C compiler, and the macros that it defines.
+    """Find the C compiler, and the macros that it defines.
 
-    They tell its version and what -march=native means here: a home directory may be shared by machines.
+    The macros tell its version and the meaning of -march=native here: machines may share a home directory.
     """
     if os.name != "posix":
         raise BackendError(

@@ -28,7 +28,7 @@ _PART = 256  # products that an accumulator takes in before it is added to the s
 
 
 def vector() -> tuple[int, int]:
-    """The bytes of a vector, and how many accumulators a tile may have."""
+    """Return the bytes of a vector, and how many accumulators a tile may have."""
     return _VECTORS.get(torch.backends.cpu.get_cpu_capability(), (16, 12))
 
 
@@ -226,7 +226,7 @@ def _write(block: Block, a: Factor, b: Factor, out: Factor, axes: Axes) -> None:
 def _tile(
     a: Factor, b: Factor, out: Factor, axes: Axes, grid: Sequence[tuple[int, int]], lanes: int
 ) -> list[str]:
-    """Write what one tile does: c[i][j] = Σ a[i] · b[j], in parts if the sum is long."""
+    """Write one tile: c[i][j] = Σ a[i] · b[j], in parts if the sum is long."""
     scalar, down = out.buffer.c_type, out.index.factor(axes.row)
     kind = f"vector_{scalar}"
     rows, columns = (sorted({*each}) for each in zip(*grid, strict=True))

@@ -64,7 +64,7 @@ class Index:
         return sum((values[var] * factor for var, factor in self.terms), Index(self.constant))
 
     def split(self, divisor: int) -> tuple["Index", "Index"]:
-        """The quotient and the remainder of an index that is never negative."""
+        """Return the quotient and the remainder of an index that is never negative."""
         if divisor == 1:
             return self, Index()
         parts = [(var, factor, int(factor / divisor)) for var, factor in self.terms]
@@ -81,7 +81,7 @@ class Index:
 
 
 def _joined(constant: int, factors: dict[Var | Part, int]) -> Index:
-    """Put quotients and remainders of the same division together again: q · d + r is what was divided."""
+    """Put quotients and remainders of the same division together again: q · d + r is the dividend."""
     for part, factor in list(factors.items()):
         if isinstance(part, Part) and not part.is_quotient:
             quotient = Part(part.of, part.divisor, True)
@@ -99,7 +99,7 @@ Point = tuple[Index, ...]  # one index for each dimension
 
 
 def strides_of(shape: Sequence[int]) -> tuple[int, ...]:
-    """The strides of a contiguous tensor."""
+    """Return the strides of a contiguous tensor."""
     strides = [1]
     for extent in reversed(shape[1:]):
         strides.append(strides[-1] * extent)
@@ -107,12 +107,12 @@ def strides_of(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def ravel(point: Point, strides: Sequence[int]) -> Index:
-    """The place in memory of a point."""
+    """Return the place in memory of a point."""
     return sum((index * stride for index, stride in zip(point, strides, strict=True)), Index())
 
 
 def unravel(place: Index, shape: Sequence[int]) -> Point:
-    """The point of a contiguous tensor at that place in memory."""
+    """Return the point of a contiguous tensor at a place in memory."""
     if 0 in shape:
         return (Index(),) * len(shape)
     point = []

@@ -106,5 +106,5 @@ def over(shape: Sequence[int], flat: bool, prefix: str = "i") -> tuple[list[Var]
 
 
 def counters_of(loops: Iterable[Var]) -> Point:
-    """The point at which loops are."""
+    """Return the point at which loops are."""
     return tuple(Index() if var.extent == 1 else Index(0, ((var, 1),)) for var in loops)

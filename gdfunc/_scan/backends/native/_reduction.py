@@ -67,7 +67,7 @@ class Reduced(Stored):
             pass
 
     def _absorb(self) -> bool:
-        """Look through what the source is made of."""
+        """Take in the sum or the view that the source is; tell whether it was one."""
         place, source, own = self.place, self.source, len(self.extents)
         if isinstance(source, View):
             remap = source.remap

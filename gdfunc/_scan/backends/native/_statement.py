@@ -23,7 +23,7 @@ class Buffer:
 
     @property
     def root(self) -> "Buffer":
-        """The buffer that has memory of its own."""
+        """Return the buffer whose memory this one lies in."""
         return self.parent.root if self.parent else self
 
     @property

@@ -30,7 +30,7 @@ class Unsupported(BackendError):
 
 @dataclass
 class Block:
-    """The statements of a step, and what they need beside their inputs and results."""
+    """The statements of a step, with their intermediate results and functions."""
 
     statements: list[Code] = field(default_factory=list)
     buffers: list[Buffer] = field(default_factory=list)  # of intermediate results
@@ -125,7 +125,7 @@ class View(Lazy):
 
 
 def behind(tensor: Lazy, point: Point) -> tuple[Lazy, Point]:
-    """Look through views: the tensor that they show, and the point there."""
+    """Look through views: return the tensor that they show, and the point there."""
     while isinstance(tensor, View):
         point, tensor = tensor.remap(point), tensor.source
     return tensor, point

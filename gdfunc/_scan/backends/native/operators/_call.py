@@ -11,7 +11,7 @@ from .._tensor import Block, Lazy, Shape, Unsupported, cast, constant, expand
 
 
 def name_of(target: Any) -> str:
-    """An operator's name in its schema: add for aten's, prims::add for another's; else nothing."""
+    """Return an operator's name in its schema: add for aten's, prims::add for prims', else an empty text."""
     return schema_name(target).removeprefix("aten::")
 
 

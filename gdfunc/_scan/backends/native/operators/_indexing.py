@@ -10,7 +10,7 @@ from ._call import Call, lowers
 
 
 def _picks(call: Call) -> tuple[Shape, Where]:
-    """The shape of what indices pick from a tensor, and the function to the point of an element."""
+    """Return the shape of the elements that indices pick, and the function to the point of each."""
     extents = call["self"].shape
     used = {dim: index for dim, index in enumerate(call["indices"]) if index is not None}
     if any(index.dtype not in (torch.int64, torch.int32) for index in used.values()):
@@ -37,7 +37,7 @@ def _picks(call: Call) -> tuple[Shape, Where]:
 
 
 def _along(call: Call) -> tuple[Shape, Where]:
-    """The shape of `index`, and the point with one of its indices replaced by what `index` holds there."""
+    """Return the shape of `index`, and the function that puts its values into points, along one axis."""
     tensor, index, dim = call["self"], call["index"], call.axis()
     extent = tensor.shape[dim] if tensor.shape else 1
     if index.dtype not in (torch.int64, torch.int32) or (0 not in index.shape and not extent):
@@ -80,7 +80,7 @@ def _scatter(call: Call) -> Lazy:
         return scattered(call.block, tensor, source, where, adds)
 
     def at(kernel: Kernel, point: Point) -> str:
-        """With one index a row, each element knows whether it is meant."""
+        """Let each element see whether it is the one that its row's index picks."""
         row = (*point[:dim], Index(), *point[dim + 1 :])
         picked, here = map(kernel.place, (where(kernel, row)[dim], point[dim]))
         new, old = source.at(kernel, row), tensor.at(kernel, point)

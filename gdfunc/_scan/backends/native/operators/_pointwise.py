@@ -56,7 +56,7 @@ QUICK = ("sqrt", "floor", "ceil", "trunc", "rint", "copysign")  # functions that
 
 
 def pointwise(call: Call, template: str, *values: Any) -> Lazy:
-    """An expression whose values and result have the result's dtype."""
+    """Write an expression whose values and result have the result's dtype."""
     name = call.name.removeprefix("prims::")
     if name in ROUNDING and not call.dtype.is_floating_point:
         return call.tensor(values[0])
@@ -78,7 +78,7 @@ def pointwise(call: Call, template: str, *values: Any) -> Lazy:
 
 
 def predicate(call: Call, template: str) -> Lazy:
-    """An expression whose result is bool, of values in the dtype that torch compares in."""
+    """Write an expression whose result is bool, of values in the dtype that torch compares in."""
     values: list[Any] = [arg.meta["val"] if isinstance(arg, fx.Node) else arg for arg in call.node.args]
     dtype = torch.result_type(*values) if len(values) == 2 else values[0].dtype
     return Map(template, [call.tensor(value, dtype) for value in call.arguments.values()], torch.bool)
