@@ -226,12 +226,11 @@ def _median_of_all(x: Tensor) -> Tensor:
 
 
 def _repeat(x: Tensor, times: Numbers) -> Tensor:
-    shape = [1] * (len(times) - x.ndim) + list(x.shape)
-    pairs = list(zip(times, shape, strict=True))
-    each = x.reshape([n for _, extent in pairs for n in (1, extent)]).expand(
-        [n for pair in pairs for n in pair]
-    )
-    return each.reshape([prod(pair) for pair in pairs])
+    x = x.expand([1] * (len(times) - x.ndim) + [*x.shape])
+    for dim, number in enumerate(times):
+        shape = [*x.shape[:dim], number, *x.shape[dim:]]
+        x = x.unsqueeze(dim).expand(shape).flatten(dim, dim + 1)
+    return x
 
 
 def _pad(x: Tensor, pads: Numbers, value: Any = 0) -> Tensor:
@@ -273,7 +272,7 @@ def _embedding(table: Tensor, at: Tensor, *_: Any) -> Tensor:
 
 
 def _index_add(x: Tensor, dim: int, at: Tensor, source: Tensor, *, alpha: Any = 1) -> Tensor:
-    return x.scatter_add(dim, _spread(at, dim, source.shape), source if alpha == 1 else source * alpha)
+    return x.scatter_add(dim, _spread(at, dim, source.shape), source * alpha)
 
 
 def _index_copy(x: Tensor, dim: int, at: Tensor, source: Tensor) -> Tensor:

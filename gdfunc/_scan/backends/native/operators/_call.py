@@ -11,7 +11,7 @@ from .._tensor import Block, Lazy, Shape, Unsupported, cast, constant, expand
 
 
 def name_of(target: Any) -> str:
-    """Return an operator's name in its schema: add for aten's, prims::add for prims', else an empty text."""
+    """Return an operator's name in its schema, without aten's prefix; an empty text for other targets."""
     return schema_name(target).removeprefix("aten::")
 
 
