@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ._index import strides_of
+
 aten = torch.ops.aten
 Numbers = Sequence[int]
 Axes = tuple[Numbers, Numbers, Numbers, Numbers, Numbers]  # places, size, stride, padding, dilation
@@ -280,6 +282,12 @@ def _index_copy(x: Tensor, dim: int, at: Tensor, source: Tensor) -> Tensor:
     return x.scatter(dim, _spread(at, dim, source.shape), source)
 
 
+def _as_strided(x: Tensor, size: Numbers, stride: Numbers, start: int | None = None) -> Tensor:
+    """Reshape, as torch's group_norm does. Other strides are refused."""
+    is_dense = x.is_contiguous() and x.numel() == prod(size) and tuple(stride) == strides_of(size)
+    return x.reshape(size) if is_dense and start is None else NotImplemented
+
+
 def _smooth_l1_backward(grad: Tensor, x: Tensor, target: Tensor, reduction: int, beta: float) -> Tensor:
     """Give NaN the slope NaN, not 0."""
     off = x - target
@@ -328,6 +336,7 @@ _ANY = {
     aten.index_select.default: _index_select,
     aten.index_add.default: _index_add,
     aten.index_copy.default: _index_copy,
+    aten.as_strided.default: _as_strided,
     aten.constant_pad_nd.default: _pad,
     aten.repeat.default: _repeat,
     aten.sort.default: _sort,

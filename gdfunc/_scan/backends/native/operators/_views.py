@@ -13,14 +13,16 @@ RESHAPES = ("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "view_cop
 
 
 @lowers(*RESHAPES, "expand", "broadcast_to", "permute", "transpose", "t", "slice", "select")
-@lowers("unfold", "diagonal", "as_strided", "split", "split_with_sizes", "unbind")
+@lowers("unfold", "diagonal", "split", "split_with_sizes", "unbind")
 def _view(call: Call) -> Any:
     """Ask torch where the elements lie, in a tensor that is contiguous and has no values."""
     tensor, (_, *rest) = call["self"], call.node.args
-    source = torch.empty(tensor.shape, device="meta")
+    source = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
     views = call.node.target(source, *rest, **call.node.kwargs)  # type: ignore[operator]
 
     def shown(view: torch.Tensor) -> Lazy:
+        if view.dtype != source.dtype:
+            raise call.refuse("to another dtype")
         return strided(tensor, view.shape, view.stride(), int(view.storage_offset()))
 
     return shown(views) if isinstance(views, torch.Tensor) else [shown(view) for view in views]
