@@ -144,10 +144,8 @@ def fit(target: float, steps: list[float], gaps: Tensor, scales: Tensor) -> Crit
 
 def sweep(problem: gd.problems.Problem, trajectory: gd.Trajectory, fast: bool) -> list[Critical]:
     lrs = torch.logspace(-2.7, 0.2, 12 if fast else 40, dtype=torch.float64)
-    gaps = {
-        size: mean_gaps(problem, size, lrs, 8 if fast else 64, max(100, (300 if fast else 2000) // size))
-        for size in BATCH_SIZES
-    }
+    orders, least, most = (8, 40, 120) if fast else (64, 100, 2000)
+    gaps = {size: mean_gaps(problem, size, lrs, orders, max(least, most // size)) for size in BATCH_SIZES}
     scales, run_gaps = gd.stats.noise_scale(trajectory.spread), trajectory.loss / problem.minimum - 1
     return [
         fit(target, [steps_to(target, gaps[size]) for size in BATCH_SIZES], run_gaps, scales)

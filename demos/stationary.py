@@ -455,7 +455,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--backend", default="auto", help="who runs the loop; see gdfunc.scan")
     args = parser.parse_args(argv)
     sizes, shares = ((4,), FAST_SHARES) if args.fast else (BATCH_SIZES, SHARES)
-    pieces, piece = (6, 200) if args.fast else (TRANSIENT + 20, 10_000)
+    pieces, piece = (6, 60) if args.fast else (TRANSIENT + 20, 10_000)
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # on tensors this small, threads would only wait for one another
 

@@ -1,10 +1,14 @@
 """Assertions about trees of tensors."""
 
+import builtins
+
+import pytest
 import torch
+from torch.func import grad, jvp
 
 import gdfunc as gd
 
-from .references import relative_error
+from .references import fingerprint, relative_error, storages
 
 
 def assert_same_bits(got, expected):
@@ -35,3 +39,42 @@ def assert_agrees(got, expected, tolerance=1e-9):
             assert relative_error(leaf.detach().cpu(), right.detach()) < tolerance
         else:
             assert leaf.cpu().equal(right)
+
+
+def tensors(tree):
+    return [leaf for leaf in gd._tree.leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def assert_pure(f, *args):
+    """Call f: it writes into no argument, and no two of its arguments and results share memory."""
+    inputs = tensors(args)
+    before = fingerprint(inputs)
+    result = f(*args)
+    assert fingerprint(inputs) == before
+    places = storages([*inputs, *tensors(result)])
+    assert len(set(places)) == len(places)
+    return result
+
+
+def assert_derivatives(f, *args, rtol=1e-5, atol=1e-6, step=1e-6):
+    """Along a direction in each argument: reverse mode, forward mode and finite differences agree."""
+    slopes = grad(f, tuple(range(len(args))))(*args)
+    for i, (argument, slope) in enumerate(zip(args, slopes, strict=True)):
+
+        def along(x, i=i):
+            return f(*args[:i], x, *args[i + 1 :])
+
+        direction = torch.cos(3 * argument)
+        up, down = (along(argument + sign * step * direction) for sign in (1, -1))
+        reverse = (slope * direction).sum()
+        torch.testing.assert_close(reverse, (up - down) / (2 * step), rtol=rtol, atol=atol)
+        forward = jvp(along, (argument,), (direction,))[1]
+        torch.testing.assert_close(forward, reverse, rtol=1e-8, atol=1e-10)
+
+
+def assert_refused(call, message):
+    """The call raises ValueError with this message; "TypeError: ..." names another error."""
+    kind, _, rest = message.partition(": ")
+    error = getattr(builtins, kind, None) if kind.endswith("Error") else None
+    with pytest.raises(error or ValueError, match=rest if error else message):
+        call()

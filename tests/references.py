@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor
 from torch.func import grad
 
@@ -13,6 +14,8 @@ import gdfunc as gd
 Tree = Any
 
 COMPILED = ["native", pytest.param("inductor", marks=pytest.mark.slow)]  # backends; it takes seconds each
+# A fifth of the profile's examples, for laws whose examples are dear or all alike.
+few = settings(max_examples=settings().max_examples // 5)
 
 
 def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:

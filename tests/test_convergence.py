@@ -31,48 +31,24 @@ def quadratic(seed, spectrum):
     return problem, minimizer, hessian, minimizer + normal(seed + 1, len(spectrum))
 
 
-@given(seeds, spectra, st.floats(0.01, 1.9))
+@given(seeds, spectra, st.one_of(st.floats(0.01, 2.1), st.sampled_from([2.0, 2.1])))
 def test_descent_on_a_quadratic_is_the_closed_form(seed, spectrum, relative_lr):
-    """T1: xₜ − x* = (I − lr·H)ᵗ (x₀ − x*)."""
+    """T1: xₜ − x* = (I − lr·H)ᵗ (x₀ − x*). T8: with lr = 2.1/L the top component grows by 1.1 a step.
+    At 2/L it oscillates. T4: ‖xₜ − x*‖ ≤ (1 − lr·μ)ᵗ ‖x₀ − x*‖, lr ≤ 1/L.
+    """
     problem, minimizer, hessian, start = quadratic(seed, spectrum)
     lr = relative_lr / spectrum[-1]
     points, _ = descend(problem, start, lr, 12)
     error, shrink = start - minimizer, torch.eye(len(spectrum), dtype=torch.float64) - lr * hessian
+    # Rounding is relative to the numbers that were added, not to what is left of them.
+    scale = 1e-12 * (error.norm() + minimizer.norm()) * max(1.0, (relative_lr - 1) ** 12)
     for t, point in enumerate(points):
-        expected = torch.linalg.matrix_power(shrink, t) @ error
-        # Rounding is relative to the numbers that were added, not to what is left of them.
-        scale = error.norm() + minimizer.norm()
-        assert (point - minimizer - expected).norm() <= 1e-12 * scale
-
-
-@given(seeds, spectra)
-def test_above_two_over_L_the_top_component_grows_by_exactly_its_factor(seed, spectrum):
-    """T8: with lr = 2.1/L it grows by |1 − lr·L| = 1.1 a step."""
-    problem, minimizer, hessian, start = quadratic(seed, spectrum)
-    points, losses = descend(problem, start, 2.1 / spectrum[-1], 60)
-    top = torch.linalg.eigh(hessian).eigenvectors[:, -1]
-    sizes = ((points - minimizer) @ top).abs()
-    grown = sizes[1:] / sizes[:-1]
-    assert (grown - 1.1).abs().max() < 1e-9 * (1 + (minimizer.norm() / sizes.min()))
-    assert losses[-1] > losses[0] or sizes[0] < 1e-3
-
-
-@given(seeds)
-def test_at_two_over_L_it_oscillates(seed):
-    problem, minimizer, _, start = quadratic(seed, [4.0])
-    points, _ = descend(problem, start, 0.5, 11)
-    torch.testing.assert_close(points[1:] - minimizer, minimizer - points[:-1], rtol=1e-12, atol=1e-12)
-
-
-@given(seeds, spectra, st.floats(0.05, 1.0))
-def test_the_distance_contracts_linearly(seed, spectrum, relative_lr):
-    """T4: ‖xₜ − x*‖² ≤ (1 − lr·μ)ᵗ ‖x₀ − x*‖², lr ≤ 1/L (Garrigos and Gower 2023, theorem 3.6)."""
-    problem, minimizer, _, start = quadratic(seed, spectrum)
-    lr = relative_lr / spectrum[-1]
-    points, _ = descend(problem, start, lr, 20)
-    squares = (points - minimizer).square().sum(1)
-    bound = squares[0] * (1 - lr * spectrum[0]) ** STEPS
-    assert (squares <= bound * (1 + 1e-12) + 1e-24).all()
+        assert (point - minimizer - torch.linalg.matrix_power(shrink, t) @ error).norm() <= scale
+    top = (points - minimizer) @ torch.linalg.eigh(hessian).eigenvectors[:, -1]
+    assert (top - top[0] * (1 - relative_lr) ** STEPS[:13]).abs().max() <= scale
+    if relative_lr <= 1:
+        distances = (points - minimizer).norm(dim=1)
+        assert (distances <= distances[0] * (1 - lr * spectrum[0]) ** STEPS[:13] + scale).all()
 
 
 @given(seeds, spectra)
@@ -80,15 +56,14 @@ def test_the_best_constant_lr_meets_its_rate(seed, spectrum):
     """T5: lr = 2/(μ+L) gives ‖xₜ − x*‖ ≤ ((κ−1)/(κ+1))ᵗ ‖x₀ − x*‖ (Nesterov 2004, theorem 2.1.15)."""
     problem, minimizer, hessian, start = quadratic(seed, spectrum)
     mu, L = spectrum[0], spectrum[-1]
+    rates = ((L - mu) / (L + mu)) ** STEPS
     points, _ = descend(problem, start, 2 / (mu + L), 20)
     distances = (points - minimizer).norm(dim=1)
-    rate = (L - mu) / (L + mu)
-    assert (distances <= distances[0] * rate**STEPS * (1 + 1e-9) + 1e-13).all()
+    assert (distances <= distances[0] * rates * (1 + 1e-9) + 1e-13).all()
     # Tight along the steepest direction: a wrong lr, or a wrong factor in the gradient, breaks it.
     top = minimizer + torch.linalg.eigh(hessian).eigenvectors[:, -1]
     points, _ = descend(problem, top, 2 / (mu + L), 5)
-    expected = torch.tensor(rate, dtype=torch.float64) ** STEPS[:6]
-    torch.testing.assert_close((points - minimizer).norm(dim=1), expected, rtol=1e-6, atol=1e-10)
+    torch.testing.assert_close((points - minimizer).norm(dim=1), rates[:6], rtol=1e-6, atol=1e-10)
 
 
 @given(seeds, st.floats(0.05, 1.0))
@@ -111,39 +86,13 @@ def test_the_smallest_gradient_is_bounded_without_convexity(seed, relative_lr):
     assert (smallest <= bound * (1 + 1e-12)).all()
 
 
-@given(seeds)
-def test_descent_commutes_with_a_rotation(seed):
-    spectrum = [0.5, 1.0, 3.0]
-    problem, _minimizer, _, start = quadratic(seed, spectrum)
-    rotation = torch.linalg.qr(normal(seed + 2, 3, 3)).Q
-    points, _ = descend(problem, start, 0.2, 10)
-    rotated = problem._replace(loss_fn=lambda x, batch: problem.loss_fn(rotation @ x, batch))
-    turned, _ = descend(rotated, rotation.T @ start, 0.2, 10)
-    torch.testing.assert_close(turned @ rotation.T, points, rtol=1e-10, atol=1e-12)
-
-
-def one_dimensional_noise(lr, curvature, noise, replicas, steps):
-    """x' = x − lr·λ(x − ξ), ξ ~ N(0, s²): many replicas at once, their state after many steps."""
-
-    def loss_fn(x, target):
-        return (0.5 * curvature * (x - target) ** 2).mean()
-
-    key = gd.random.key(7)
-    targets = noise * gd.random.normal(key, (steps, replicas), torch.float64)
-    step = gd.make_step(loss_fn)
-    data = torch.arange(steps)
-    run = torch.func.vmap(
-        lambda own: gd.scan(
-            lambda x, target: step(x, target[None], lr), torch.zeros((), dtype=torch.float64), own
-        )[0]
-    )
-    return run(targets.T), data
-
-
 def test_the_stationary_variance_of_sgd_is_exact():
-    """T10: variance lr·λ·s²/(2 − lr·λ) in one dimension."""
+    """T10: x' = x − lr·λ(x − ξ), ξ ~ N(0, s²), ends with variance lr·λ·s²/(2 − lr·λ) in one dimension."""
     lr, curvature, noise, replicas = 0.3, 2.0, 1.5, 20_000
-    final, _ = one_dimensional_noise(lr, curvature, noise, replicas, 40)
+    targets = noise * gd.random.normal(gd.random.key(7), (replicas, 40), torch.float64)
+    step = gd.make_step(lambda x, target: (0.5 * curvature * (x - target) ** 2).mean())
+    start = torch.zeros((), dtype=torch.float64)
+    final = torch.func.vmap(lambda xs: gd.scan(lambda x, xi: step(x, xi[None], lr), start, xs)[0])(targets)
     expected = lr * curvature * noise**2 / (2 - lr * curvature)
     standard_error = expected * (2 / replicas) ** 0.5
     assert abs(float(final.var()) - expected) < 5 * standard_error

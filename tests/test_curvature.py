@@ -12,7 +12,8 @@ from torch.func import grad, hessian, jacrev, jvp, vmap
 import gdfunc as gd
 from gdfunc.curvature import ggn_vp, hutchinson_trace, hvp, top_eigenvalues
 
-from .references import fingerprint, linear_data, linear_loss, normal, storages
+from .assertions import assert_pure, assert_refused
+from .references import few, linear_data, normal
 
 KEY = gd.random.key(0)
 seeds = st.integers(0, 2**32)
@@ -73,21 +74,9 @@ def random_like(params, seed):
 def test_hvp_is_the_dense_hessian_times_the_vector(seed, hidden):
     params, batch = drawn_network(seed, hidden)
     vector = random_like(params, seed + 9)
-    got = hvp(network_loss)(params, batch, vector)
+    got = hvp(network_loss)(params, batch, dict(reversed(vector.items())))  # keys in another order
+    assert [(name, leaf.shape) for name, leaf in got.items()] == [(n, p.shape) for n, p in params.items()]
     close(pack(got), dense_hessian(network_loss, params, batch) @ pack(vector), 1e-9)
-    assert {name: leaf.shape for name, leaf in got.items()} == {n: leaf.shape for n, leaf in params.items()}
-
-
-@given(seeds, st.sampled_from(["hvp", "ggn_vp"]))
-def test_products_are_symmetric_and_linear(seed, name):
-    product = {"hvp": hvp(network_loss), "ggn_vp": ggn_vp(network, gd.losses.mse)}[name]
-    params, batch = drawn_network(seed)
-    u, v = random_like(params, seed + 9), random_like(params, seed + 19)
-    both = {leaf: 2 * u[leaf] - 3 * v[leaf] for leaf in u}
-    Au, Av, Ab = (pack(product(params, batch, vector)) for vector in (u, v, both))
-    scale = float(Au.norm() * pack(v).norm() + Av.norm() * pack(u).norm()) + 1e-12
-    assert abs(pack(u) @ Av - pack(v) @ Au) <= 1e-12 * scale
-    close(Ab, 2 * Au - 3 * Av, 1e-9)
 
 
 @given(seeds, st.sampled_from(["mse", "cross_entropy"]))
@@ -99,18 +88,6 @@ def test_ggn_vp_is_the_dense_product(seed, name):
     got = pack(ggn_vp(network, output_loss_fn)(params, (x, y), vector))
     close(got, dense_ggn(network, output_loss_fn, params, (x, y)) @ pack(vector), 1e-9)
     assert got @ pack(vector) >= -1e-9
-
-
-@given(seeds)
-def test_gauss_newton_is_the_hessian_of_a_linear_model_and_not_of_another(seed):
-    batch, params = linear_data(seed, 6, 3), {"w": normal(seed, 3), "b": normal(seed + 1, 1)[0]}
-    vector = random_like(params, seed + 9)
-    product = ggn_vp(lambda p, x: x @ p["w"] + p["b"], gd.losses.mse)
-    close(product(params, batch, vector), hvp(linear_loss)(params, batch, vector))
-    params, batch = drawn_network(seed)
-    vector = random_like(params, seed + 9)
-    bent = pack(ggn_vp(network, gd.losses.mse)(params, batch, vector))
-    assert (bent - pack(hvp(network_loss)(params, batch, vector))).norm() > 1e-6
 
 
 def test_modules_and_predictions_that_are_trees():
@@ -140,21 +117,12 @@ def test_a_linear_loss_has_hessian_zero_and_a_leaf_without_use_too():
 
 
 def test_inputs_are_left_alone_and_outputs_are_the_callers_own():
-    params, vector = {"w": normal(0, 3)}, {"w": normal(1, 3)}
-    before = fingerprint([*params.values(), *vector.values()])
-    got = hvp(lambda p, batch: (p["w"] ** 2).sum() / 2)(params, None, vector)[
-        "w"
-    ]  # H = I: the vector itself
-    assert torch.equal(got, vector["w"])
-    assert fingerprint([*params.values(), *vector.values()]) == before
-    assert len(set(storages([*params.values(), *vector.values(), got]))) == 3
-
-
-def test_leaves_of_a_product_share_no_memory():
-    params = {"a": normal(0, 2), "b": normal(1, 3)}
-    # Both gradients are views of one number.
-    got = hvp(lambda p, batch: (p["a"].sum() + p["b"].sum()) ** 2)(params, None, params)
-    assert len(set(storages(list(got.values())))) == 2
+    params, vector = {"a": normal(0, 3), "b": normal(1, 2)}, {"a": normal(2, 3), "b": normal(3, 2)}
+    for loss_fn in (
+        lambda p: (p["a"] ** 2).sum() / 2 + p["b"].sum(),  # H = I in a: the vector itself
+        lambda p: (p["a"].sum() + p["b"].sum()) ** 2,  # both gradients are views of one number
+    ):
+        assert_pure(hvp(lambda p, batch, f=loss_fn: f(p)), params, None, vector)
 
 
 SPECTRA = {
@@ -249,15 +217,6 @@ def test_squares_that_overflow_or_vanish_do_no_harm(scale):
     assert 0 < pairs.residuals < 1e-3 * scale
 
 
-def test_both_ends_of_a_problem_are_its_L_and_mu():
-    problem = gd.problems.linear_regression(normal(0, 30, 4), normal(1, 30))
-    product = hvp(problem.loss_fn)
-    high = top_eigenvalues(product)(problem.params, problem.data, KEY)
-    low = top_eigenvalues(product, which="smallest")(problem.params, problem.data, KEY)
-    close(high.eigenvalues[0], torch.tensor(problem.L, dtype=torch.float64))
-    close(low.eigenvalues[0], torch.tensor(problem.mu, dtype=torch.float64))
-
-
 def test_a_single_number_and_leaves_of_two_dtypes():
     pairs = top_eigenvalues(hvp(lambda p, batch: 3 * p**2))(torch.tensor(0.5), None, KEY)
     assert pairs.eigenvalues.tolist() == [6.0]
@@ -278,6 +237,7 @@ def test_the_key_is_all_that_is_random():
     assert not torch.equal(first.eigenvalues, find(params, batch, gd.random.key(1)).eigenvalues)
 
 
+@few
 @given(seeds)
 def test_the_derivative_of_an_eigenvalue_is_that_of_the_dense_one(seed):
     params, batch = drawn_network(seed)
@@ -352,11 +312,14 @@ def test_sharpness_is_recorded_along_a_run():
     assert trajectory.sharpness.unique().numel() == 3
 
 
-def test_a_traced_run_records_the_same():
-    expected, traced = recorded()(0.1), recorded(adjoint=gd.adjoints.Checkpoint(1))(0.1)
-    close(vars(traced), vars(expected))
-    lrs = torch.tensor([0.1, 0.02], dtype=torch.float64)
-    members = vmap(recorded(adjoint=gd.adjoints.Checkpoint(1)))(lrs)
+@pytest.mark.parametrize(
+    "options",
+    [{"adjoint": gd.adjoints.Checkpoint(1)}, pytest.param({"backend": "inductor"}, marks=pytest.mark.slow)],
+)
+def test_a_compiled_run_records_the_same(options):
+    expected = recorded()(0.1)
+    close(vars(recorded(**options)(0.1)), vars(expected))
+    members = vmap(recorded(**options))(torch.tensor([0.1, 0.02], dtype=torch.float64))
     close(members.sharpness[0], expected.sharpness)
     close(members.trace[0], expected.trace)
 
@@ -374,11 +337,6 @@ def test_the_derivative_of_a_recorded_eigenvalue_goes_through_a_traced_run():
     lr = torch.tensor(0.01, dtype=torch.float64)  # λ = 12 (1 − 4 lr)²
     close(grad(last)(lr), -96 * (1 - 4 * lr))
     close(grad(lambda lr: last(lr, adjoint=gd.adjoints.Checkpoint(1)))(lr), -96 * (1 - 4 * lr))
-
-
-@pytest.mark.slow
-def test_a_compiled_run_records_the_same():
-    close(vars(recorded(backend="inductor")(0.1)), vars(recorded()(0.1)))
 
 
 def law(H, distribution):
@@ -433,39 +391,30 @@ def test_any_chunk_size_gives_the_same_trace(chunk_size, chunks):
 
 
 PARAMS, BATCH = drawn_network(0)
-PRODUCTS = {"hvp": hvp(network_loss), "ggn_vp": ggn_vp(network, gd.losses.mse)}
+MSE = gd.losses.mse
+PRODUCTS = {"hvp": hvp(network_loss), "ggn_vp": ggn_vp(network, MSE)}
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
 @pytest.mark.parametrize(
-    ("change", "kind", "message"),
+    ("change", "message"),
     [
-        (lambda v: {**v, "c": v["b"]}, ValueError, r"structure of params: unexpected vector\['c'\]"),
-        (lambda v: {"in": v["in"], "b": v["b"]}, ValueError, r"missing params\['out'\]"),
-        (lambda v: v["b"], ValueError, "vector does not have the structure of params"),
+        (lambda v: {**v, "c": v["b"]}, r"structure of params: unexpected vector\['c'\]"),
+        (lambda v: {"in": v["in"], "b": v["b"]}, r"missing params\['out'\]"),
+        (lambda v: v["b"], "vector does not have the structure of params"),
         (
             lambda v: {**v, "out": v["out"][:2]},
-            ValueError,
-            r"vector\['out'\] has shape \(2,\) but params\['out'\] has \(3,\)",
+            r"\['out'\] has shape \(2,\) but params\['out'\] has \(3,\)",
         ),
         (
             lambda v: {**v, "b": v["b"].float()},
-            ValueError,
-            r"vector\['b'\] is float32 on cpu but params\['b'\] is float64 on cpu; convert it with .to",
+            r"vector\['b'\] is float32 on cpu but params.* float64 on cpu; convert it",
         ),
-        (lambda v: {**v, "b": 1.0}, TypeError, r"vector\['b'\] is float, not a Tensor"),
+        (lambda v: {**v, "b": 1.0}, r"TypeError: vector\['b'\] is float, not a Tensor"),
     ],
 )
-def test_vectors_that_do_not_fit_raise(name, change, kind, message):
-    with pytest.raises(kind, match=message):
-        PRODUCTS[name](PARAMS, BATCH, change(PARAMS))
-
-
-def test_the_keys_of_a_vector_may_stand_in_another_order():
-    vector = random_like(PARAMS, 3)
-    got = hvp(network_loss)(PARAMS, BATCH, dict(reversed(vector.items())))
-    close(got, hvp(network_loss)(PARAMS, BATCH, vector))
-    assert list(got) == list(PARAMS)
+def test_vectors_that_do_not_fit_raise(name, change, message):
+    assert_refused(lambda: PRODUCTS[name](PARAMS, BATCH, change(PARAMS)), message)
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
@@ -478,36 +427,22 @@ def test_params_and_batches_are_checked_as_for_gradients(name):
 
 
 @pytest.mark.parametrize(
-    ("model_fn", "loss_fn", "batch", "kind", "message"),
+    ("model_fn", "loss_fn", "batch", "message"),
     [
-        (
-            network,
-            gd.losses.mse,
-            BATCH[0],
-            TypeError,
-            r"batch must be a pair \(inputs, targets\); got Tensor",
-        ),
+        (network, MSE, BATCH[0], r"TypeError: batch must be a pair \(inputs, targets\); got Tensor"),
         (
             lambda p, x: (x @ p["in"]).argmax(1),
-            gd.losses.mse,
+            MSE,
             BATCH,
-            TypeError,
-            "model_fn must return float tensors; predictions is int64",
+            "TypeError: model_fn must return float tensors; predictions is int64",
         ),
-        (
-            lambda p, x: x[:, 0],
-            gd.losses.mse,
-            BATCH,
-            ValueError,
-            "loss does not depend on params: no leaf reaches it",
-        ),
-        (network, lambda p, y: p - y, BATCH, ValueError, r"real floating-point scalar; got shape \(7,\)"),
-        (network, lambda p, y: y.mean(), BATCH, ValueError, "loss does not depend on"),
+        (lambda p, x: x[:, 0], MSE, BATCH, "loss does not depend on params: no leaf reaches it"),
+        (network, lambda p, y: p - y, BATCH, r"real floating-point scalar; got shape \(7,\)"),
+        (network, lambda p, y: y.mean(), BATCH, "loss does not depend on"),
     ],
 )
-def test_models_and_losses_that_have_no_gauss_newton_matrix_raise(model_fn, loss_fn, batch, kind, message):
-    with pytest.raises(kind, match=message):
-        ggn_vp(model_fn, loss_fn)(PARAMS, batch, PARAMS)
+def test_models_and_losses_that_have_no_gauss_newton_matrix_raise(model_fn, loss_fn, batch, message):
+    assert_refused(lambda: ggn_vp(model_fn, loss_fn)(PARAMS, batch, PARAMS), message)
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
@@ -517,45 +452,38 @@ def test_a_model_that_writes_into_the_batch_raises(name):
         return network(params, x)
 
     def loss_fn(params, batch):
-        return gd.losses.mse(model_fn(params, batch[0]), batch[1])
+        return MSE(model_fn(params, batch[0]), batch[1])
 
     batch = tuple(leaf.clone() for leaf in BATCH)
-    product = {"hvp": hvp(loss_fn), "ggn_vp": ggn_vp(model_fn, gd.losses.mse)}[name]
+    product = {"hvp": hvp(loss_fn), "ggn_vp": ggn_vp(model_fn, MSE)}[name]
     with pytest.raises((RuntimeError, ValueError), match=r"in-place|wrote into batch"):
         product(PARAMS, batch, PARAMS)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"k": 0}, "k must be an int >= 1; got 0"),
-        ({"k": 5, "iterations": 4}, "iterations must be at least k; got iterations=4 and k=5"),
-        ({"iterations": 2.0}, "iterations must be an int >= 1; got 2.0"),
-        ({"which": "LA"}, "which must be 'largest' or 'smallest' or 'magnitude'; got 'LA'"),
-        ({"backend": "jit"}, "backend must be 'eager' or .*; got 'jit'"),
-    ],
-)
-def test_bad_options_of_eigenvalues_raise_at_once(options, message):
-    with pytest.raises(ValueError, match=message):
-        top_eigenvalues(hvp(network_loss), **options)
+def find(**options):
+    return top_eigenvalues(hvp(network_loss), **options)
 
 
-def test_more_eigenvalues_than_parameters_raise():
-    with pytest.raises(ValueError, match="k must be at most the number of parameters, 10; got 11"):
-        top_eigenvalues(hvp(network_loss), 11)(PARAMS, BATCH, KEY)
+def estimate(**options):
+    return hutchinson_trace(hvp(network_loss), **options)
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("call", "message"),
     [
-        ({"probes": 1}, "probes must be an int >= 2; got 1"),
-        ({"distribution": "gaussian"}, "distribution must be 'rademacher' or 'normal'; got 'gaussian'"),
-        ({"chunk_size": 0}, "chunk_size must be an int >= 1; got 0"),
+        (lambda: find(k=0), "k must be an int >= 1; got 0"),
+        (lambda: find(k=5, iterations=4), "must be at least k; got iterations=4 and k=5"),
+        (lambda: find(iterations=2.0), "iterations must be an int >= 1; got 2.0"),
+        (lambda: find(which="LA"), "which must be 'largest' or 'smallest' or 'magnitude'; got 'LA'"),
+        (lambda: find(backend="jit"), "backend must be 'eager' or .*; got 'jit'"),
+        (lambda: find(k=11)(PARAMS, BATCH, KEY), "at most the number of parameters, 10; got 11"),
+        (lambda: estimate(probes=1), "probes must be an int >= 2; got 1"),
+        (lambda: estimate(distribution="gauss"), "must be 'rademacher' or 'normal'; got 'gauss'"),
+        (lambda: estimate(chunk_size=0), "chunk_size must be an int >= 1; got 0"),
     ],
 )
-def test_bad_options_of_a_trace_raise_at_once(options, message):
-    with pytest.raises(ValueError, match=message):
-        hutchinson_trace(hvp(network_loss), **options)
+def test_bad_options_are_refused(call, message):
+    assert_refused(call, message)
 
 
 @pytest.mark.parametrize("make", [top_eigenvalues, hutchinson_trace])

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from gdfunc import losses
 
+from .assertions import assert_refused
 from .references import normal
 
 seeds = st.integers(0, 2**32 - 1)
@@ -81,19 +82,13 @@ def test_no_loss_broadcasts(loss, predictions, targets, message):
 
 
 @pytest.mark.parametrize(
-    ("targets", "error", "message"),
+    ("targets", "message"),
     [
-        (
-            torch.zeros(5, 1, dtype=torch.int64),
-            ValueError,
-            r"\[B, C\] and targets \[B\]; got \(5, 3\) and \(5, 1\)",
-        ),
-        (torch.zeros(1, dtype=torch.int64), ValueError, r"got \(5, 3\) and \(1,\)"),
-        (torch.zeros(5), TypeError, r"int64 classes; got torch.float32"),
-        # The class that torch's own function silently leaves out.
-        (torch.full((5,), -100), RuntimeError, "out of bounds"),
+        (torch.zeros(5, 1, dtype=torch.int64), r"\[B, C\] and targets \[B\]; got \(5, 3\) and \(5, 1\)"),
+        (torch.zeros(1, dtype=torch.int64), r"got \(5, 3\) and \(1,\)"),
+        (torch.zeros(5), r"TypeError: int64 classes; got torch.float32"),
+        (torch.full((5,), -100), "RuntimeError: out of bounds"),
     ],
 )
-def test_cross_entropy_refuses_targets_that_are_no_classes(targets, error, message):
-    with pytest.raises(error, match=message):
-        losses.cross_entropy(torch.zeros(5, 3), targets)
+def test_cross_entropy_refuses_targets_that_are_no_classes(targets, message):
+    assert_refused(lambda: losses.cross_entropy(torch.zeros(5, 3), targets), message)

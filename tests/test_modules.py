@@ -12,7 +12,8 @@ from torch.func import grad, jvp, vmap
 
 import gdfunc as gd
 
-from .references import COMPILED, fingerprint, normal, relative_error, storages
+from .assertions import assert_pure, assert_refused, assert_same_bits
+from .references import COMPILED, few, fingerprint, normal, relative_error, storages
 
 
 class Tied(nn.Module):
@@ -40,15 +41,24 @@ def squares(apply):
     return lambda params, batch: (apply(params, batch) ** 2).mean()
 
 
-def test_apply_is_the_module():
-    module = build(lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
+class Shifted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+
+    def forward(self, x, *, shift):
+        return self.layers(x) + shift
+
+
+def test_apply_is_the_module_with_several_and_named_inputs():
+    module = build(Shifted)
     apply, params, buffers = gd.modules.functional(module)
-    x = normal(0, 5, 3)
-    assert apply(params, x).equal(module(x).detach())
+    x, shift = normal(0, 5, 3), normal(1, 5, 2)
+    assert apply(params, x, shift=shift).equal(module(x, shift=shift).detach())
     assert list(params) == [name for name, _ in module.named_parameters()]
     assert buffers == {}
     assert not any(leaf.requires_grad for leaf in params.values())
-    assert apply({name: 0 * leaf for name, leaf in params.items()}, x).eq(0).all()
+    assert apply({name: 0 * leaf for name, leaf in params.items()}, x, shift=shift).equal(shift)
 
 
 def test_the_module_is_left_alone_and_can_go_on():
@@ -65,34 +75,24 @@ def test_the_module_is_left_alone_and_can_go_on():
 
 
 def test_tied_weights_stay_tied_and_frozen_ones_frozen():
-    module = build(Tied)
+    module, x = build(Tied), normal(0, 8, 3)
     apply, params, buffers = gd.modules.functional(module)
     assert sorted(params) == ["first.weight", "second.bias"]
     assert sorted(buffers) == ["first.bias", "scale"]
-    final, _ = gd.train(gd.make_step(squares(apply)), params, normal(0, 8, 3), gd.full_batch(8, 4), 0.1)
+    final, _ = gd.train(gd.make_step(squares(apply)), params, x, gd.full_batch(8, 4), 0.1)
     optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.1)
-    start = module.first.weight.detach().clone()
     for _ in range(4):
         optimizer.zero_grad()
-        (module(normal(0, 8, 3)) ** 2).mean().backward()
+        (module(x) ** 2).mean().backward()
         optimizer.step()
     trained = module.first.weight.detach()
-    assert relative_error(final["first.weight"], trained, start) < 1e-12
+    assert relative_error(final["first.weight"], trained, params["first.weight"]) < 1e-12
     state = gd.modules.state_dict(module, final, buffers)
     assert sorted(state) == sorted(module.state_dict())
     assert state["second.weight"].equal(state["first.weight"])
     fresh = build(Tied)
     fresh.load_state_dict(state)
-    assert fresh(normal(1, 2, 3)).detach().equal(apply(final, normal(1, 2, 3)))
-
-
-def test_state_dict_without_buffers_takes_the_modules_own():
-    module = build(lambda: nn.BatchNorm1d(3))
-    module(normal(0, 4, 3))
-    _, params, _ = gd.modules.functional(module)
-    state = gd.modules.state_dict(module, params)
-    assert state["running_mean"].equal(module.running_mean)
-    assert state["running_mean"].data_ptr() != module.running_mean.data_ptr()
+    assert fresh(x).detach().equal(apply(final, x))
 
 
 def test_running_statistics_are_updated_in_a_copy():
@@ -107,21 +107,9 @@ def test_running_statistics_are_updated_in_a_copy():
     for name, buffer in module.named_buffers():
         assert updated[name].equal(buffer)
     assert not updated["running_mean"].equal(buffers["running_mean"])
-
-
-def test_several_and_named_inputs():
-    class Two(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(2, 1)
-
-        def forward(self, x, *, shift):
-            return self.layer(x) + shift
-
-    module = build(Two)
-    apply, params, _ = gd.modules.functional(module)
-    x, shift = normal(0, 3, 2), normal(1, 3, 1)
-    assert apply(params, x, shift=shift).equal(module(x, shift=shift).detach())
+    state = gd.modules.state_dict(module, params)  # without buffers: the module's own
+    assert state["running_mean"].equal(module.running_mean)
+    assert state["running_mean"].data_ptr() != module.running_mean.data_ptr()
 
 
 @pytest.mark.parametrize(
@@ -140,32 +128,7 @@ def test_wrong_names_raise(change, message):
         gd.modules.state_dict(module, change(params), {})
 
 
-@pytest.mark.parametrize(
-    ("make", "shape", "name"),
-    [
-        (lambda: nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), (4, 3), "nn.BatchNorm1d '1'"),
-        (lambda: nn.BatchNorm2d(2, track_running_stats=False), (4, 2, 3, 3), "nn.BatchNorm2d ''"),
-    ],
-)
-def test_batch_norm_in_training_mode_is_refused_per_sample(make, shape, name):
-    module = build(make)
-    apply, params, _ = gd.modules.functional(module)
-    x = normal(0, *shape)
-    gd.batch_grad(squares(apply))(params, x)
-    with pytest.raises(ValueError, match=f"{name} in training mode .* use nn.GroupNorm, or module.eval"):
-        gd.per_sample_grad(squares(apply))(params, x)
-
-
-def test_batch_norm_in_eval_mode_is_welcome_per_sample():
-    apply, params, _ = gd.modules.functional(build(lambda: nn.BatchNorm1d(3)).eval())
-    grads, _ = gd.per_sample_grad(squares(apply))(params, normal(0, 4, 3))
-    torch.testing.assert_close(
-        grads["weight"].mean(0), gd.batch_grad(squares(apply))(params, normal(0, 4, 3))[0]["weight"]
-    )
-
-
-@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
-def test_recurrent_networks_are_refused_per_sample(kind):
+def recurrent(kind):
     class Recurrent(nn.Module):
         def __init__(self):
             super().__init__()
@@ -174,39 +137,48 @@ def test_recurrent_networks_are_refused_per_sample(kind):
         def forward(self, x):
             return self.memory(x)[0]
 
-    apply, params, _ = gd.modules.functional(build(Recurrent))
-    x = normal(0, 4, 5, 2)
+    message = f"nn.{kind.__name__} 'memory' cannot run under vmap.*nn.GRUCell"
+    return Recurrent, (4, 5, 2), message
+
+
+NORMS = " in training mode .* use nn.GroupNorm, or module.eval"
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "message"),
+    [
+        (lambda: nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), (4, 3), f"nn.BatchNorm1d '1'{NORMS}"),
+        (lambda: nn.BatchNorm2d(2, track_running_stats=False), (4, 2, 3, 3), f"nn.BatchNorm2d ''{NORMS}"),
+        *map(recurrent, [nn.RNN, nn.GRU, nn.LSTM]),
+    ],
+)
+def test_layers_that_mix_samples_or_cannot_be_mapped_are_refused_per_sample(make, shape, message):
+    apply, params, _ = gd.modules.functional(build(make))
+    x = normal(0, *shape)
     gd.batch_grad(squares(apply))(params, x)
-    with pytest.raises(ValueError, match=f"nn.{kind.__name__} 'memory' cannot run under vmap.*nn.GRUCell"):
-        gd.per_sample_grad(squares(apply))(params, x)
+    assert_refused(lambda: gd.per_sample_grad(squares(apply))(params, x), message)
 
 
-def test_a_cell_in_a_scan_takes_their_place():
-    cell = build(lambda: nn.GRUCell(2, 3))
-    apply, params, _ = gd.modules.functional(cell)
+def test_batch_norm_in_eval_mode_and_a_cell_in_a_scan_take_their_places():
+    norm, norm_params, _ = gd.modules.functional(build(lambda: nn.BatchNorm1d(3)).eval())
+    cell, cell_params, _ = gd.modules.functional(build(lambda: nn.GRUCell(2, 3)))
 
-    def loss_fn(params, x):  # x [B, time, 2]
+    def scanned(params, x):  # x [B, time, 2]
         start = x.new_zeros(len(x), 3)
-        _, states = gd.scan(lambda h, now: (apply(params, now, h),) * 2, start, x.transpose(0, 1))
+        _, states = gd.scan(lambda h, now: (cell(params, now, h),) * 2, start, x.transpose(0, 1))
         return (states**2).mean()
 
-    x = normal(0, 4, 5, 2)
-    grads, _ = gd.per_sample_grad(loss_fn)(params, x)
-    torch.testing.assert_close(
-        grads["weight_ih"].mean(0), gd.batch_grad(loss_fn)(params, x)[0]["weight_ih"]
-    )
-
-
-def test_dropout_names_the_option():
-    apply, params, _ = gd.modules.functional(build(lambda: nn.Sequential(nn.Linear(2, 2), nn.Dropout())))
-    with pytest.raises(RuntimeError, match="randomness") as caught:
-        gd.per_sample_grad(squares(apply))(params, normal(0, 4, 2))
-    assert 'per_sample_grad(loss_fn, randomness="different")' in caught.value.__notes__[0]
+    for loss_fn, params, x in (
+        (squares(norm), norm_params, normal(0, 4, 3)),
+        (scanned, cell_params, normal(0, 4, 5, 2)),
+    ):
+        grads, _ = gd.per_sample_grad(loss_fn)(params, x)
+        mean = {name: leaf.mean(0) for name, leaf in grads.items()}
+        torch.testing.assert_close(mean, gd.batch_grad(loss_fn)(params, x)[0])
 
 
 def test_what_is_no_module_or_has_no_parameters_yet_raises():
-    with pytest.raises(TypeError, match="module is function, not a torch"):
-        gd.modules.functional(lambda x: x)
+    assert_refused(lambda: gd.modules.functional(len), "TypeError: module is .*, not a torch")
     with pytest.raises(ValueError, match="parameter 'weight' is lazy: call the module on a batch once"):
         gd.modules.functional(nn.LazyLinear(2))
 
@@ -241,22 +213,22 @@ class Schemes(nn.Module):
 
     def __init__(self):
         super().__init__()
-        init = nn.init
+        init, empty, shape = nn.init, partial(torch.empty, 40, 10), (40, 10)
         schemes = {
-            "uniform": lambda w: init.uniform_(w, -3, 1),
-            "normal": lambda w: init.normal_(w, 2, 0.5),
-            "truncated": init.trunc_normal_,
-            "tail": lambda w: init.trunc_normal_(w, std=1.0, a=1.0, b=3.0),
-            "xavier": init.xavier_normal_,
-            "kaiming": lambda w: init.kaiming_normal_(w, mode="fan_out"),
-            "sparse": lambda w: init.sparse_(w, 0.25, std=0.1),
-            "rand": lambda w: torch.rand(w.shape),
-            "randn_like": torch.randn_like,
-            "rand_like": torch.rand_like,
-            "of_numbers": lambda w: torch.normal(-1.0, 0.1, w.shape),
+            "uniform": init.uniform_(empty(), -3, 1),
+            "normal": init.normal_(empty(), 2, 0.5),
+            "truncated": init.trunc_normal_(empty()),
+            "tail": init.trunc_normal_(empty(), std=1.0, a=1.0, b=3.0),
+            "xavier": init.xavier_normal_(empty()),
+            "kaiming": init.kaiming_normal_(empty(), mode="fan_out"),
+            "sparse": init.sparse_(empty(), 0.25, std=0.1),
+            "rand": torch.rand(shape),
+            "randn_like": torch.randn_like(empty()),
+            "rand_like": torch.rand_like(empty()),
+            "of_numbers": torch.normal(-1.0, 0.1, shape),
         }
-        for name, scheme in schemes.items():
-            self.register_parameter(name, nn.Parameter(scheme(torch.empty(40, 10))))
+        for name, values in schemes.items():
+            self.register_parameter(name, nn.Parameter(values))
 
 
 ARCHITECTURES = {
@@ -291,13 +263,12 @@ def test_initial_values_have_torchs_own_distribution(name):
     make = ARCHITECTURES[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        own = [dict(make().named_parameters()) | dict(make().named_buffers()) for _ in range(50)]
-    drawn = tensors_of(gd.modules.init(make, gd.random.split(gd.random.key(1), 50)))
+        own = [dict(make().named_parameters()) | dict(make().named_buffers()) for _ in range(30)]
+    drawn = tensors_of(gd.modules.init(make, gd.random.split(gd.random.key(1), 30)))
     assert set(drawn) == set(own[0])
     for leaf, values in drawn.items():
         expected = torch.stack([one[leaf].detach() for one in own])
-        assert values.dtype == expected.dtype
-        assert values.shape == expected.shape
+        assert (values.dtype, values.shape) == (expected.dtype, expected.shape)
         if (expected == expected[:1]).all():
             assert values.equal(expected), leaf
             continue
@@ -310,12 +281,12 @@ def test_initial_values_have_torchs_own_distribution(name):
         if values.numel() > 500:
             assert kolmogorov(values * 2, expected) > 2.8, leaf  # the test can tell
         if (values == 0).sum() == 0:
-            assert len(values.unique(dim=0)) == 50
+            assert len(values.unique(dim=0)) == 30
 
 
-class Truncated(nn.Linear):
-    def reset_parameters(self):
-        nn.init.trunc_normal_(self.weight, std=1.0, a=-0.5, b=1.5)
+def initialised(layer, scheme, **options):
+    scheme(layer.weight, **options)
+    return layer
 
 
 @pytest.mark.parametrize(
@@ -323,7 +294,7 @@ class Truncated(nn.Linear):
     [
         (lambda: nn.Linear(16, 50), -0.25, 0.25),
         (lambda: nn.Conv2d(4, 50, 2), -0.25, 0.25),
-        (lambda: Truncated(20, 50, bias=False), -0.5, 1.5),
+        (lambda: initialised(nn.Linear(20, 50), nn.init.trunc_normal_, std=1.0, a=-0.5, b=1.5), -0.5, 1.5),
     ],
 )
 def test_bounds_are_reached_and_not_passed(make, low, high):
@@ -333,17 +304,15 @@ def test_bounds_are_reached_and_not_passed(make, low, high):
 
 
 def test_an_orthogonal_scheme_stays_orthogonal():
-    class Orthogonal(nn.Linear):
-        def reset_parameters(self):
-            nn.init.orthogonal_(self.weight, gain=2.0)
+    def make():
+        return initialised(nn.Linear(5, 3, dtype=torch.float64), nn.init.orthogonal_, gain=2.0)
 
-    weight = gd.modules.init(lambda: Orthogonal(5, 3, bias=False, dtype=torch.float64), KEYS).params[
-        "weight"
-    ]
+    weight = gd.modules.init(make, KEYS).params["weight"]
     torch.testing.assert_close(weight @ weight.mT, 4 * torch.eye(3, dtype=torch.float64).expand(4, 3, 3))
     assert len(weight.unique(dim=0)) == 4
 
 
+@few
 @given(st.integers(0, 2**64 - 1), st.integers(1, 4), st.data())
 def test_a_member_depends_on_its_key_alone(seed, n, data):
     make = ARCHITECTURES[data.draw(st.sampled_from(["mlp", "attentive", "schemes", "weight_norm"]))]
@@ -362,8 +331,8 @@ def test_the_draws_are_those_of_the_key():
         assert params[name].equal(gd.random.uniform(key, shape, torch.float32, -0.25, 0.25))
 
 
-def every_tensor(make):
-    return lambda key: tensors_of(gd.modules.init(make, key))
+def flattened(f):
+    return lambda keys: {k: v.flatten(0, 1) for k, v in f(keys).items()}
 
 
 @pytest.mark.parametrize("make", [make_mlp, Attentive, Schemes], ids=["mlp", "attentive", "schemes"])
@@ -373,20 +342,16 @@ def every_tensor(make):
         (vmap, KEYS),
         (lambda f: vmap(f, in_dims=1), KEYS.T),
         (lambda f: vmap(f, chunk_size=3), KEYS),
-        (
-            lambda f: lambda keys: {k: v.flatten(0, 1) for k, v in vmap(vmap(f))(keys).items()},
-            KEYS.view(2, 2, 2),
-        ),
-        (lambda f: lambda keys: {k: v.flatten(0, 1) for k, v in vmap(f)(keys).items()}, KEYS.view(2, 2, 2)),
+        (lambda f: flattened(vmap(vmap(f))), KEYS.view(2, 2, 2)),
+        (lambda f: flattened(vmap(f)), KEYS.view(2, 2, 2)),
     ],
     ids=["vmap", "in_dims", "chunks", "nested", "of_stacks"],
 )
 def test_keys_may_be_under_vmap(make, mapped, keys):
-    expected = every_tensor(make)(KEYS)
-    got = mapped(every_tensor(make))(keys)
-    assert list(got) == list(expected)
-    for name, leaf in got.items():
-        assert leaf.equal(expected[name]), name
+    def every_tensor(key):
+        return tensors_of(gd.modules.init(make, key))
+
+    assert_same_bits(mapped(every_tensor)(keys), every_tensor(KEYS))
 
 
 def test_torchs_generators_are_neither_read_nor_written():
@@ -432,16 +397,12 @@ def test_other_random_operations_are_refused_by_name(draw, name):
         module.register_buffer("drawn", draw())
         return module
 
-    with pytest.raises(
-        NotImplementedError, match=f"random operation {name}, .* it can use uniform_, normal_"
-    ):
-        gd.modules.init(make, KEYS)
+    message = f"NotImplementedError: random operation {name}, .* it can use uniform_, normal_"
+    assert_refused(lambda: gd.modules.init(make, KEYS), message)
 
 
 def test_initial_values_are_nobody_elses():
-    _, params, buffers = gd.modules.init(Attentive, KEYS)
-    places = storages([*params.values(), *buffers.values(), KEYS])
-    assert len(set(places)) == len(places)
+    _, params, _ = assert_pure(lambda keys: gd.modules.init(Attentive, keys), KEYS)
     assert not any(leaf.requires_grad for leaf in params.values())
     one = gd.modules.init(Attentive, KEYS[0])
     x = torch.tensor([[1, 2, 3]] * 5)
@@ -472,22 +433,21 @@ def test_derivatives_go_past_the_initial_values():
 
 
 @pytest.mark.parametrize(
-    ("make", "keys", "error", "message"),
+    ("make", "keys", "message"),
     [
-        (nn.Linear(2, 1), KEYS, TypeError, "make_module is Linear, not a function .* lambda: nn.Linear"),
-        (5, KEYS, TypeError, "make_module is int"),
-        (lambda: 5, KEYS, TypeError, "what make_module made is int, not a torch.nn.Module"),
-        (make_mlp, 5, TypeError, r"keys must be int64 \[N, 2\] .* got 5"),
-        (make_mlp, KEYS.float(), TypeError, r"got float32\[4, 2\] on cpu"),
-        (make_mlp, KEYS[None], TypeError, r"got int64\[1, 4, 2\]"),
-        (make_mlp, KEYS[:, :1], TypeError, r"got int64\[4, 1\]"),
-        (make_mlp, KEYS[:0], ValueError, "keys is empty"),
-        (lambda: nn.LazyLinear(2), KEYS, ValueError, "parameter 'weight' is lazy"),
+        (nn.Linear(2, 1), KEYS, "TypeError: make_module is Linear, not a function .* lambda: nn.Linear"),
+        (5, KEYS, "TypeError: make_module is int"),
+        (lambda: 5, KEYS, "TypeError: what make_module made is int, not a torch.nn.Module"),
+        (make_mlp, 5, r"TypeError: keys must be int64 \[N, 2\] .* got 5"),
+        (make_mlp, KEYS.float(), r"TypeError: got float32\[4, 2\] on cpu"),
+        (make_mlp, KEYS[None], r"TypeError: got int64\[1, 4, 2\]"),
+        (make_mlp, KEYS[:, :1], r"TypeError: got int64\[4, 1\]"),
+        (make_mlp, KEYS[:0], "keys is empty"),
+        (lambda: nn.LazyLinear(2), KEYS, "parameter 'weight' is lazy"),
     ],
 )
-def test_what_cannot_make_members_raises(make, keys, error, message):
-    with pytest.raises(error, match=message):
-        gd.modules.init(make, keys)
+def test_what_cannot_make_members_raises(make, keys, message):
+    assert_refused(lambda: gd.modules.init(make, keys), message)
 
 
 def test_a_module_made_before_or_unlike_the_others_raises():
@@ -540,15 +500,12 @@ def test_four_members_trained_at_once_are_four_single_runs(backend):
         index = gd.epoch_batches(order_key, n=30, batch_size=7, epochs=4)
         return gd.train(step, step.init(params), DATA, index, lr)[0].params
 
-    again = vmap(train_member)(start, lrs, order_keys)
-    for name, leaf in again.items():
+    for name, leaf in vmap(train_member)(start, lrs, order_keys).items():
         assert relative_error(leaf, final[name], start[name]) < 1e-11
 
 
-@given(
-    st.integers(1, 4),
-    st.sampled_from([make_mlp, Tied, lambda: nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))]),
-)
+@few
+@given(st.integers(1, 4), st.sampled_from([make_mlp, Tied, lambda: nn.Sequential(nn.BatchNorm1d(3))]))
 def test_a_stack_is_its_modules(n, make):
     with torch.random.fork_rng():
         torch.manual_seed(n)
@@ -602,65 +559,58 @@ def frozen_linear():
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "message"),
+    ("make", "message"),
     [
-        ([], ValueError, "members is empty"),
-        ([lambda: nn.Linear(2, 2), lambda: 5], TypeError, r"members\[1\] is int, not a torch.nn.Module"),
+        ([], "members is empty"),
+        ([lambda: nn.Linear(2, 2), lambda: 5], r"TypeError: members\[1\] is int, not a torch.nn.Module"),
         (
             [lambda: nn.Conv1d(2, 2, 3), lambda: nn.Conv1d(2, 2, 3, stride=2)],
-            ValueError,
-            r"layer '' of members\[1\] is Conv1d\(2, 2, kernel_size=\(3,\), stride=\(2,\)\) in train mode, "
-            r"but of members\[0\] Conv1d\(2, 2, kernel_size=\(3,\), stride=\(1,\)\)",
+            r"layer '' of members\[1\] is Conv1d.* stride=\(2,\)\) in train mode, but of members\[0\] Con",
         ),
         (
             [make_mlp, lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))],
-            ValueError,
             r"layer '1' of members\[1\] is ReLU\(\) in train mode, but of members\[0\] Tanh",
         ),
-        ([make_mlp, lambda: make_mlp()[:2]], ValueError, r"layer '2' of members\[1\] is missing"),
-        ([make_mlp, lambda: make_mlp().eval()], ValueError, "in eval mode, but of"),
+        ([make_mlp, lambda: make_mlp()[:2]], r"layer '2' of members\[1\] is missing"),
+        ([make_mlp, lambda: make_mlp().eval()], "in eval mode, but of"),
         (
             [make_mlp, double_mlp],
-            ValueError,
-            r"members\[1\].params\['0.weight'\] is float64\[4, 3\] on cpu but "
-            r"members\[0\].params\['0.weight'\] is float32\[4, 3\] on cpu",
+            r"members\[1\].params\['0.weight'\] is float64.* on cpu but members\[0\].* is float32\[4, 3\]",
         ),
         (
             [lambda: nn.Linear(2, 2), frozen_linear],
-            ValueError,
             r"missing members\[0\].params\['bias'\]; unexpected members\[1\].buffers\['bias'\]",
         ),
         (
             [lambda: {"w": torch.ones(2)}, lambda: {"w": torch.ones(3)}],
-            ValueError,
             r"members\[1\]\['w'\] is float32\[3\] on cpu but members\[0\]\['w'\] is float32\[2\]",
         ),
         (
             [lambda: {"w": torch.ones(2)}, lambda: {"v": torch.ones(2)}],
-            ValueError,
             r"missing members\[0\]\['w'\]; unexpected members\[1\]\['v'\]",
         ),
-        ([lambda: {"w": 1.0}] * 2, TypeError, r"members\[0\]\['w'\] is float, not a Tensor"),
+        ([lambda: {"w": 1.0}] * 2, r"TypeError: members\[0\]\['w'\] is float, not a Tensor"),
     ],
 )
-def test_what_does_not_stack_raises(make, error, message):
+def test_what_does_not_stack_raises(make, message):
     with torch.random.fork_rng():
         members = [one() for one in make]
-    with pytest.raises(error, match=message):
-        gd.modules.stack(members)
+    assert_refused(lambda: gd.modules.stack(members), message)
 
 
 @given(st.integers(2, 5), st.sampled_from([None, 1, 2, 5]))
 def test_mean_and_spread_are_over_the_members(n, chunk_size):
     apply, params, buffers = gd.modules.init(double_mlp, gd.random.split(gd.random.key(n), n))
     x = normal(3, 4, 3)
-    before = fingerprint([*params.values(), x])
-    members, mean, std = gd.modules.predict(apply, params, x, buffers=buffers, chunk_size=chunk_size)
+    members, mean, std = assert_pure(
+        lambda params, x: gd.modules.predict(apply, params, x, buffers=buffers, chunk_size=chunk_size),
+        params,
+        x,
+    )
     outputs = np.stack([apply(gd.modules.member(params, i), x).numpy() for i in range(n)])
     np.testing.assert_allclose(members, outputs, rtol=1e-12)
     np.testing.assert_allclose(mean, outputs.mean(0), rtol=1e-12)
     np.testing.assert_allclose(std, outputs.std(0, ddof=1), rtol=1e-10)
-    assert fingerprint([*params.values(), x]) == before
 
 
 def test_one_member_has_no_spread():
@@ -675,13 +625,13 @@ def test_outputs_are_trees_and_inputs_have_names():
         return {"value": x * params["w"] + shift, "pair": (params["w"], x)}
 
     params, x = {"w": torch.tensor([1.0, 3.0])}, torch.ones(2)
-    members, mean, std = gd.modules.predict(apply, params, x, shift=torch.tensor(1.0))
+    members, mean, std = assert_pure(
+        lambda params, x: gd.modules.predict(apply, params, x, shift=torch.tensor(1.0)), params, x
+    )
     assert mean["value"].tolist() == [3.0, 3.0]
     assert members["value"].tolist() == [[2.0, 2.0], [4.0, 4.0]]
     assert mean["pair"][0].tolist() == 2.0
     assert std["pair"][1].tolist() == [0.0, 0.0]
-    leaves = [members["value"], *members["pair"], params["w"], x]
-    assert len(set(storages(leaves))) == len(leaves)
 
 
 def test_each_member_predicts_with_its_own_buffers():
@@ -725,52 +675,33 @@ def test_predictions_have_derivatives():
     torch.testing.assert_close(several, gd.modules.predict(apply, params, x).std)
 
 
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
-        (
-            lambda: predict({"w": torch.ones(2), "b": torch.ones(3)}),
-            ValueError,
-            r"params\['b'\] has shape \(3,\) and",
-        ),
-        (
-            lambda: predict({"w": torch.tensor(1.0)}),
-            ValueError,
-            r"params\['w'\] has shape \(\).*leading axis \[N\]",
-        ),
-        (
-            lambda: predict({"w": torch.ones(2)}, buffers={"b": torch.ones(3)}),
-            ValueError,
-            r"buffers\['b'\]",
-        ),
-        (lambda: predict({"w": 1.0}), TypeError, r"params\['w'\] is float, not a Tensor"),
-        (lambda: predict({}), ValueError, "params has no tensor leaves"),
-        (lambda: predict({"w": torch.ones(2)}, chunk_size=0), ValueError, "chunk_size must be an int >= 1"),
-        (lambda: predict({"w": torch.ones(2)}, randomness="no"), ValueError, "randomness must be 'error'"),
-        (
-            lambda: predict({"w": torch.arange(2)}),
-            TypeError,
-            r"output\['w'\] is torch.int64, which has no mean",
-        ),
-        (
-            lambda: gd.modules.member({"w": torch.ones(2)}, 2),
-            ValueError,
-            r"i must be an int in \[-2, 1\]; got 2",
-        ),
-        (
-            lambda: gd.modules.member((torch.ones(2), torch.ones(3)), 0),
-            ValueError,
-            r"stacked\[1\] has shape",
-        ),
-    ],
-)
-def test_what_cannot_be_predicted_with_raises(call, error, message):
-    with pytest.raises(error, match=message):
-        call()
-
-
 def predict(params, **options):
     return gd.modules.predict(lambda params, buffers=None: params, params, **options)
+
+
+ONES = {"w": torch.ones(2)}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: predict(ONES | {"b": torch.ones(3)}), r"params\['b'\] has shape \(3,\) and"),
+        (lambda: predict({"w": torch.tensor(1.0)}), r"params\['w'\] has shape \(\).*leading axis \[N\]"),
+        (lambda: predict(ONES, buffers={"b": torch.ones(3)}), r"buffers\['b'\]"),
+        (lambda: predict({"w": 1.0}), r"TypeError: params\['w'\] is float, not a Tensor"),
+        (lambda: predict({}), "params has no tensor leaves"),
+        (lambda: predict(ONES, chunk_size=0), "chunk_size must be an int >= 1"),
+        (lambda: predict(ONES, randomness="no"), "randomness must be 'error'"),
+        (
+            lambda: predict({"w": torch.arange(2)}),
+            r"TypeError: output\['w'\] is torch.int64, which has no mean",
+        ),
+        (lambda: gd.modules.member(ONES, 2), r"i must be an int in \[-2, 1\]; got 2"),
+        (lambda: gd.modules.member((torch.ones(2), torch.ones(3)), 0), r"stacked\[1\] has shape"),
+    ],
+)
+def test_what_cannot_be_predicted_with_raises(call, message):
+    assert_refused(call, message)
 
 
 def test_the_params_of_an_ensemble_are_not_broadcast():

@@ -14,10 +14,12 @@ import gdfunc as gd
 from gdfunc import _per_sample
 from gdfunc._reductions import _patterns
 
-from .references import fingerprint, linear_data, linear_loss, normal, storages
+from .assertions import assert_pure, assert_refused
+from .references import linear_data, linear_loss, normal
 
 R = gd.reducers
-SIZES = [1, 2, 5, 64]
+SWITCH = torch.tensor(1.0)
+CHUNKS = {1: [None], 2: [1], 5: [1, 2, 3, 6], 30: ["auto", 13]}  # of batches of these sizes
 
 
 def drawn(seed, *shape):
@@ -33,8 +35,8 @@ def flat(leaf):
     return leaf.reshape(len(leaf), -1)
 
 
-def of_module(build, *inputs):
-    """The loss of a module of torch on inputs of these shapes."""
+def module(factors, build, *inputs):
+    """The loss of a module of torch on inputs of these shapes, and the leaves that are kept as factors."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         apply, params, _ = gd.modules.functional(build().double())
@@ -43,21 +45,18 @@ def of_module(build, *inputs):
         output = apply(params, *batch)
         return squared(output[0] if isinstance(output, tuple) else output)
 
-    return loss_fn, params, lambda n: tuple(normal(i, n, *shape) for i, shape in enumerate(inputs))
+    return loss_fn, params, lambda n: tuple(normal(i, n, *shape) for i, shape in enumerate(inputs)), factors
 
 
-def of_function(f, shapes, *inputs):
+def function(factors, f, shapes, *inputs):
     params = {
-        name: drawn(i, *shape) if shape else normal(i, 1)[0]
-        for i, (name, shape) in enumerate(shapes.items())
+        name: drawn(i, *shape or (1,)).reshape(shape) for i, (name, shape) in enumerate(shapes.items())
     }
 
     def data(n):
-        return tuple(
-            make(n) if callable(make) else normal(9 + i, n, *make) for i, make in enumerate(inputs)
-        )
+        return tuple(x(n) if callable(x) else normal(9 + i, n, *x) for i, x in enumerate(inputs))
 
-    return (lambda p, batch: squared(f(p, *batch))), params, data
+    return (lambda p, batch: squared(f(p, *batch))), params, data, factors
 
 
 def words(vocabulary, *shape):
@@ -80,117 +79,84 @@ def tied(p, index):
     return p["table"][index].mean(1) @ p["table"].T
 
 
-# name -> (loss, parameters, data), and what leaves no gradient of its own is made of
 CASES = {
-    "linear": (
-        of_module(lambda: nn.Sequential(nn.Linear(9, 8), nn.Tanh(), nn.Linear(8, 7)), (9,)),
-        {"0.weight", "2.weight"},
+    "linear": module(
+        "0.weight 2.weight", lambda: nn.Sequential(nn.Linear(9, 8), nn.Tanh(), nn.Linear(8, 7)), (9,)
     ),
-    "linear at two places": (of_module(lambda: nn.Linear(16, 12), (2, 16)), {"weight"}),
-    "linear at many places": (of_module(lambda: nn.Linear(5, 4), (6, 5)), set()),
-    "conv1d": (of_module(lambda: nn.Conv1d(8, 12, 3, padding=1, stride=2), (8, 3)), {"weight"}),
-    "conv1d over many": (of_module(lambda: nn.Conv1d(2, 3, 3), (2, 9)), set()),
-    "conv2d over many": (
-        of_module(lambda: nn.Conv2d(4, 6, (3, 2), 2, 1, (1, 2), groups=2), (4, 7, 8)),
-        set(),
+    "linear at two places": module("weight", lambda: nn.Linear(16, 12), (2, 16)),
+    "linear at many places": module("", lambda: nn.Linear(5, 4), (6, 5)),
+    "conv1d": module("weight", lambda: nn.Conv1d(8, 12, 3, padding=1, stride=2), (8, 3)),
+    "conv1d over many": module("", lambda: nn.Conv1d(2, 3, 3), (2, 9)),
+    "conv2d over many": module("", lambda: nn.Conv2d(4, 6, (3, 2), 2, 1, (1, 2), groups=2), (4, 7, 8)),
+    "conv1d over many, same": module("", lambda: nn.Conv1d(2, 3, 4, padding="same", dilation=2), (2, 9)),
+    "conv2d over many, circular": module(
+        "", lambda: nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), (2, 5, 6)
     ),
-    "conv1d over many, same": (
-        of_module(lambda: nn.Conv1d(2, 3, 4, padding="same", dilation=2), (2, 9)),
-        set(),
+    "conv3d over many": module("", lambda: nn.Conv3d(1, 2, 2), (1, 3, 4, 3)),
+    "transposed conv2d over many": module(
+        "", lambda: nn.ConvTranspose2d(2, 4, 3, 2, 1, 1, groups=2), (2, 4, 3)
     ),
-    "conv2d over many, circular": (
-        of_module(lambda: nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), (2, 5, 6)),
-        set(),
+    "conv2d": module(
+        "weight", lambda: nn.Conv2d(6, 8, (3, 2), padding=(1, 0), dilation=(2, 1), bias=False), (6, 3, 3)
     ),
-    "conv3d over many": (of_module(lambda: nn.Conv3d(1, 2, 2), (1, 3, 4, 3)), set()),
-    "transposed conv2d over many": (
-        of_module(lambda: nn.ConvTranspose2d(2, 4, 3, 2, 1, 1, groups=2), (2, 4, 3)),
-        set(),
+    "conv2d, groups": module("weight", lambda: nn.Conv2d(8, 24, 3, groups=2, stride=2), (8, 3, 4)),
+    "conv2d, same": module("weight", lambda: nn.Conv2d(6, 16, (3, 1), padding="same"), (6, 1, 2)),
+    "conv3d": module("weight", lambda: nn.Conv3d(2, 12, 2), (2, 2, 2, 3)),
+    "transposed conv1d": module(
+        "weight", lambda: nn.ConvTranspose1d(12, 8, 3, stride=2, output_padding=1, padding=1), (12, 2)
     ),
-    "conv2d": (
-        of_module(lambda: nn.Conv2d(6, 8, (3, 2), padding=(1, 0), dilation=(2, 1), bias=False), (6, 3, 3)),
-        {"weight"},
+    "transposed conv1d, padded": module(
+        "weight", lambda: nn.ConvTranspose1d(12, 8, 3, dilation=2, output_padding=1), (12, 2)
     ),
-    "conv2d, groups": (of_module(lambda: nn.Conv2d(8, 24, 3, groups=2, stride=2), (8, 3, 4)), {"weight"}),
-    "conv2d, same": (of_module(lambda: nn.Conv2d(6, 16, (3, 1), padding="same"), (6, 1, 2)), {"weight"}),
-    "conv3d": (of_module(lambda: nn.Conv3d(2, 12, 2), (2, 2, 2, 3)), {"weight"}),
-    "transposed conv1d": (
-        of_module(lambda: nn.ConvTranspose1d(12, 8, 3, stride=2, output_padding=1, padding=1), (12, 2)),
-        {"weight"},
+    "transposed conv2d": module(
+        "weight", lambda: nn.ConvTranspose2d(8, 12, 2, groups=2, dilation=2), (8, 1, 1)
     ),
-    "transposed conv1d, padded": (
-        of_module(lambda: nn.ConvTranspose1d(12, 8, 3, dilation=2, output_padding=1), (12, 2)),
-        {"weight"},
+    "layer norm": module("1.weight", lambda: nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 6)), (6,)),
+    "group norm": module("", lambda: nn.GroupNorm(2, 4), (4, 3)),
+    "attention module": module(
+        "out_proj.weight", lambda: nn.MultiheadAttention(16, 2, batch_first=True), *[(2, 16)] * 3
     ),
-    "transposed conv2d": (
-        of_module(lambda: nn.ConvTranspose2d(8, 12, 2, groups=2, dilation=2), (8, 1, 1)),
-        {"weight"},
+    "attention": function("qkv out", attention, {"qkv": (16, 48), "out": (16, 16)}, (3, 16)),
+    "embedding": function(
+        "t", lambda p, i: nn.functional.embedding(i, p["t"], 7), {"t": (30, 4)}, words(9, 4)
     ),
-    "layer norm": (of_module(lambda: nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 6)), (6,)), {"1.weight"}),
-    "group norm": (of_module(lambda: nn.GroupNorm(2, 4), (4, 3)), set()),
-    "attention module": (
-        of_module(lambda: nn.MultiheadAttention(16, 2, batch_first=True), *[(2, 16)] * 3),
-        {"out_proj.weight"},
+    "table": function("t", lambda p, i: p["t"][i - 9], {"t": (30, 4)}, words(30, 4)),
+    "few rows": function("", lambda p, i: p["t"][i], {"t": (4, 3)}, words(4, 6)),
+    "selected rows": function(
+        "t", lambda p, i: p["t"].index_select(0, i.flatten())[None], {"t": (30, 2, 3)}, words(30, 4)
     ),
-    "attention": (of_function(attention, {"qkv": (16, 48), "out": (16, 16)}, (3, 16)), {"qkv", "out"}),
-    "embedding": (of_module(lambda: nn.Sequential(nn.Embedding(30, 4, padding_idx=7)), ()), set()),
-    "table": (of_function(lambda p, i: p["t"][i - 9], {"t": (30, 4)}, words(30, 4)), {"t"}),
-    "few rows": (of_function(lambda p, i: p["t"][i], {"t": (4, 3)}, words(4, 6)), set()),
-    "selected rows": (
-        of_function(
-            lambda p, i: p["t"].index_select(0, i.flatten())[None], {"t": (30, 2, 3)}, words(30, 4)
-        ),
-        {"t"},
+    "two tables in one": function(
+        "t",
+        lambda p, i: p["t"][i] * nn.functional.embedding(1 - i % 2, p["t"]),
+        {"t": (30, 4)},
+        words(30, 4),
     ),
-    "two tables in one": (
-        of_function(
-            lambda p, i: p["t"][i] * nn.functional.embedding(1 - i % 2, p["t"]),
-            {"t": (30, 4)},
-            words(30, 4),
-        ),
-        {"t"},
+    "weight used twice": function("in again", rnn, {"in": (12, 16), "again": (16, 16)}, (2, 12)),
+    "weight and its transpose": function(
+        "w", lambda p, x: torch.tanh(x @ p["w"]) @ p["w"].T, {"w": (20, 12)}, (20,)
     ),
-    "weight used twice": (of_function(rnn, {"in": (12, 16), "again": (16, 16)}, (2, 12)), {"in", "again"}),
-    "weight and its transpose": (
-        of_function(lambda p, x: torch.tanh(x @ p["w"]) @ p["w"].T, {"w": (20, 12)}, (20,)),
-        {"w"},
+    "one activation after another": function(
+        "a b", lambda p, x: x @ p["a"] @ p["b"], {"a": (9, 8), "b": (8, 7)}, (9,)
     ),
-    "one activation after another": (
-        of_function(lambda p, x: x @ p["a"] @ p["b"], {"a": (9, 8), "b": (8, 7)}, (9,)),
-        {"a", "b"},
+    "product of weights": function(
+        "", lambda p, x: x @ (p["a"] @ p["b"]), {"a": (12, 2), "b": (2, 12)}, (12,)
     ),
-    "product of weights": (
-        of_function(lambda p, x: x @ (p["a"] @ p["b"]), {"a": (12, 2), "b": (2, 12)}, (12,)),
-        set(),
+    "square of a weight": function("", lambda p, x: x @ (p["w"] @ p["w"]), {"w": (9, 9)}, (9,)),
+    "scaled product": function(
+        "", lambda p, x: torch.addmm(p["b"], x, p["w"], alpha=2), {"w": (9, 8), "b": (8,)}, (9,)
     ),
-    "square of a weight": (of_function(lambda p, x: x @ (p["w"] @ p["w"]), {"w": (9, 9)}, (9,)), set()),
-    "scaled product": (
-        of_function(lambda p, x: torch.addmm(p["b"], x, p["w"], alpha=2), {"w": (9, 8), "b": (8,)}, (9,)),
-        set(),
+    "tied embedding": function("", tied, {"table": (30, 4)}, words(30, 4)),
+    "heads": function("w", lambda p, x: torch.einsum("bhi,hio->bho", x, p["w"]), {"w": (3, 8, 7)}, (3, 8)),
+    "heads, arranged": function(
+        "w", lambda p, x: torch.einsum("bhi,ohi->bho", x, p["w"]), {"w": (7, 3, 8)}, (3, 8)
     ),
-    "tied embedding": (of_function(tied, {"table": (30, 4)}, words(30, 4)), set()),
-    "heads": (
-        of_function(lambda p, x: torch.einsum("bhi,hio->bho", x, p["w"]), {"w": (3, 8, 7)}, (3, 8)),
-        {"w"},
-    ),
-    "heads, arranged": (
-        of_function(lambda p, x: torch.einsum("bhi,ohi->bho", x, p["w"]), {"w": (7, 3, 8)}, (3, 8)),
-        {"w"},
-    ),
-    "product of views": (of_function(lambda p, x: x @ p["w"].view(9, 8), {"w": (3, 24)}, (9,)), {"w"}),
-    "matrix times vector": (of_function(lambda p, x: (p["w"] @ x[0])[None], {"w": (7, 9)}, (9,)), {"w"}),
-    "matrix times matrix": (of_function(lambda p, x: p["w"] @ x, {"w": (16, 12)}, (12, 2)), {"w"}),
-    "penalised": (of_function(lambda p, x: (x @ p["w"]) + (p["w"] ** 2).sum(), {"w": (9, 8)}, (9,)), set()),
-    "scalars": (of_function(lambda p, x: x * p["a"] + p["b"], {"a": (), "b": ()}, (3,)), set()),
-    "an unused leaf": (of_function(lambda p, x: x @ p["w"], {"w": (9, 8), "rest": (3,)}, (9,)), {"w"}),
+    "product of views": function("w", lambda p, x: x @ p["w"].view(9, 8), {"w": (3, 24)}, (9,)),
+    "matrix times vector": function("w", lambda p, x: (p["w"] @ x[0])[None], {"w": (7, 9)}, (9,)),
+    "matrix times matrix": function("w", lambda p, x: p["w"] @ x, {"w": (16, 12)}, (12, 2)),
+    "penalised": function("", lambda p, x: (x @ p["w"]) + (p["w"] ** 2).sum(), {"w": (9, 8)}, (9,)),
+    "scalars": function("", lambda p, x: x * p["a"] + p["b"], {"a": (), "b": ()}, (3,)),
+    "an unused leaf": function("w", lambda p, x: x @ p["w"], {"w": (9, 8), "rest": (3,)}, (9,)),
 }
-CASES["embedding"] = (
-    of_function(
-        lambda p, i: nn.functional.embedding(i, p["t"], 7), {"t": (30, 4)}, lambda n: words(9, 4)(n)
-    ),
-    {"t"},
-)
-LOSSES = {name: case for name, (case, _) in CASES.items()}
 PRODUCTS = {  # of what are the factors found, but not kept
     "linear at many places": {"weight"},
     **{name: {"weight"} for name in CASES if "conv" in name and "over many" in name},
@@ -206,10 +172,12 @@ def materialised(loss_fn, params, batch):
     return torch.cat([flat(leaf) for leaf in leaves.values()], 1), leaves
 
 
+def like(params, seed):
+    return {name: normal(seed, *leaf.shape or (1,)).reshape(leaf.shape) for name, leaf in params.items()}
+
+
 def every_reducer(params, size):
-    direction = {
-        name: normal(77, *leaf.shape) if leaf.shape else normal(77, 1)[0] for name, leaf in params.items()
-    }
+    direction = like(params, 77)
     return {
         "mean": R.mean(),
         "weighted_sum": R.weighted_sum(normal(5, size)),
@@ -254,34 +222,32 @@ def by_definition(loss_fn, params, batch):
     }
 
 
+def leaf_pairs(got, expected):
+    for name, wanted in expected.items():
+        if isinstance(wanted, torch.Tensor):
+            yield name, got[name], wanted
+        else:
+            yield from ((name, got[name][k], wanted[k]) for k in wanted)
+
+
 def close(got, expected, rtol=1e-10):
     """Equal up to rounding, which scales with the largest entry of a tensor."""
-    for name, wanted in expected.items():
-        pairs = (
-            [(got[name], wanted)]
-            if isinstance(wanted, torch.Tensor)
-            else [(got[name][k], wanted[k]) for k in wanted]
-        )
-        for found, reference in pairs:
-            scale = max(float(reference.abs().max()), name == "variance")
-            torch.testing.assert_close(
-                found,
-                reference,
-                rtol=rtol,
-                atol=1e-13 * scale + 1e-30,
-                msg=f"{name}: {found}, not {reference}",
-            )
+    for name, found, reference in leaf_pairs(got, expected):
+        scale = max(float(reference.abs().max()), name == "variance")
+        message = f"{name}: {found}, not {reference}"
+        torch.testing.assert_close(found, reference, rtol=rtol, atol=1e-13 * scale + 1e-30, msg=message)
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", CHUNKS)
 @pytest.mark.parametrize("name", CASES)
 def test_every_reduction_is_that_of_materialised_gradients(name, size):
-    loss_fn, params, data = LOSSES[name]
+    loss_fn, params, data, _ = CASES[name]
     batch = data(size)
     expected = by_definition(loss_fn, params, batch)
     reducers, _ = every_reducer(params, size)
-    losses = gd.per_sample_grad(loss_fn)(params, batch)[1]
-    for chunk_size in {1: [None], 2: [1], 5: [1, 2, 3, 4, 5, 6], 64: ["auto", 25]}[size]:
+    grads, losses = gd.per_sample_grad(loss_fn)(params, batch)
+    close(grads, materialised(loss_fn, params, batch)[1])
+    for chunk_size in CHUNKS[size]:
         results, found = gd.reduce_per_sample(loss_fn, reducers, chunk_size=chunk_size)(params, batch)
         close(results, expected)
         close({"loss": found}, {"loss": losses}, 1e-12)
@@ -289,10 +255,10 @@ def test_every_reduction_is_that_of_materialised_gradients(name, size):
 
 @pytest.mark.parametrize("name", CASES)
 def test_each_leaf_takes_the_way_it_should(name):
-    (loss_fn, params, data), expected = CASES[name]
+    loss_fn, params, data, factors = CASES[name]
     ways = gd.reducers.explain(loss_fn)(params, data(2))
     assert list(ways) == [f"params['{leaf}']" for leaf in params]
-    for kind, leaves in (("factors: ", expected), ("products: ", PRODUCTS.get(name, set()))):
+    for kind, leaves in (("factors: ", set(factors.split())), ("products: ", PRODUCTS.get(name, set()))):
         assert {path[8:-2] for path, way in ways.items() if way.startswith(kind)} == leaves, ways
     assert all(way.startswith(("factors: ", "products: ", "direct: ")) for way in ways.values())
 
@@ -301,13 +267,7 @@ def test_each_leaf_takes_the_way_it_should(name):
 def architectures(draw):
     """A chain of layers on [positions, width], some of whose weights come back."""
     width, positions = draw(st.integers(1, 12)), draw(st.sampled_from([1, 1, 2, 4]))
-    kinds = draw(
-        st.lists(
-            st.sampled_from(["linear", "again", "back", "scale", "shift", "norm", "mix"]),
-            min_size=1,
-            max_size=5,
-        )
-    )
+    kinds = draw(st.lists(st.sampled_from([*LAYERS]), min_size=1, max_size=5))
     return width, positions, ["linear", *kinds], draw(st.booleans()), draw(st.integers(0, 2**20))
 
 
@@ -323,12 +283,8 @@ LAYERS = {  # of the values, the layer's own weight, and that of the first layer
 
 
 def built(width, positions, kinds, mean, seed):
-    shapes = {
-        "linear": (width, width),
-        "scale": (width,),
-        "shift": (positions, width),
-        "mix": (positions, positions),
-    }
+    shapes = {"linear": (width, width), "scale": (width,), "shift": (positions, width)}
+    shapes["mix"] = positions, positions
     params = {f"{i}": drawn(seed + i, *shapes[kind]) for i, kind in enumerate(kinds) if kind in shapes}
 
     def loss_fn(params, batch):
@@ -351,30 +307,19 @@ def test_drawn_architectures(architecture, size, chunk_size):
     expected = by_definition(loss_fn, params, batch)
     del expected["histogram"]
     largest = float(expected["norms"].max())
-    for name, wanted in expected.items():
+    for name, found, reference in leaf_pairs(results, expected):
         power = 2 if name in ("second_moment", "variance", "gram") else 1
-        leaves = (
-            [(results[name], wanted)]
-            if isinstance(wanted, torch.Tensor)
-            else [(results[name][k], wanted[k]) for k in wanted]
-        )
-        for found, reference in leaves:
-            # Sums over positions may cancel, and a normalisation undo all: √ε of the terms can be lost.
-            torch.testing.assert_close(found, reference, rtol=1e-8, atol=1e-9 * largest**power + 1e-13)
+        # Sums over positions may cancel, and a normalisation undo all: √ε of the terms can be lost.
+        torch.testing.assert_close(found, reference, rtol=1e-8, atol=1e-9 * largest**power + 1e-13)
 
 
 def test_sums_in_place_of_means_make_no_difference_to_a_sample():
-    params, batch = {"w": normal(0, 9), "b": normal(1, 1)[0]}, linear_data(0, 5, 9)
-
-    def summed(p, b):
-        return len(b[1]) * linear_loss(p, b)
-
-    results = [gd.reduce_per_sample(f, R.norms())(params, batch)[0] for f in (summed, linear_loss)]
+    results = [reduce(R.norms(), f)[0] for f in (lambda p, b: len(b[1]) * linear_loss(p, b), linear_loss)]
     torch.testing.assert_close(*results, rtol=1e-14, atol=0)
 
 
 def test_the_mean_is_the_batch_gradient():
-    loss_fn, params, data = LOSSES["linear"]
+    loss_fn, params, data, _ = CASES["linear"]
     batch = data(7)
     results, losses = gd.reduce_per_sample(loss_fn, R.mean(), chunk_size=3)(params, batch)
     grads, loss = gd.batch_grad(loss_fn)(params, batch)
@@ -384,7 +329,7 @@ def test_the_mean_is_the_batch_gradient():
 @pytest.mark.parametrize("name", ["linear at two places", "conv1d over many", "table"])
 def test_a_reduction_writes_nothing_in_place(name):
     """Or a loop that is to be compiled could not have it in what it records."""
-    loss_fn, params, data = LOSSES[name]
+    loss_fn, params, data, _ = CASES[name]
     reduce = gd.reduce_per_sample(loss_fn, every_reducer(params, 3)[0], chunk_size=2)
     graph = make_fx(lambda params, batch: reduce(params, batch))(params, data(3)).graph
     called = [node.target for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
@@ -393,7 +338,7 @@ def test_a_reduction_writes_nothing_in_place(name):
 
 
 def test_windows_are_made_of_a_few_samples_at_a_time(monkeypatch):
-    loss_fn, params, data = LOSSES["conv1d over many"]
+    loss_fn, params, data, _ = CASES["conv1d over many"]
     expected, _ = gd.reduce_per_sample(loss_fn, R.norms(), chunk_size=None)(params, data(5))
     monkeypatch.setattr(_per_sample, "_MANY", 100)
     seen = []
@@ -405,7 +350,7 @@ def test_windows_are_made_of_a_few_samples_at_a_time(monkeypatch):
 
 
 def test_a_reducer_of_ones_own_sees_every_sample_once():
-    loss_fn, params, data = LOSSES["linear at many places"]
+    loss_fn, params, data, _ = CASES["linear at many places"]
     batch = data(7)
     entries = R.Reducer(
         init=lambda params: [],
@@ -423,92 +368,76 @@ def test_a_reducer_of_ones_own_sees_every_sample_once():
 
 
 def test_a_tree_of_reducers_gives_a_tree_of_results():
-    loss_fn, params, data = LOSSES["scalars"]
+    loss_fn, params, data, _ = CASES["scalars"]
     results, _ = gd.reduce_per_sample(loss_fn, (R.mean(), [R.norms(), None]))(params, data(3))
     assert isinstance(results, tuple)
     assert results[1][0].shape == (3,)
     assert results[1][1] is None
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["linear", "conv2d", "conv1d over many", "table", "attention", "linear at two places", "scalars"],
-)
-class TestTransformations:
-    """A reduction is a pure function: torch.func goes through it."""
+TRANSFORMED = [
+    "linear",
+    "conv2d",
+    "conv1d over many",
+    "table",
+    "attention",
+    "linear at two places",
+    "scalars",
+]
 
-    def reduced(self, name):
-        loss_fn, params, data = LOSSES[name]
-        reduce = gd.reduce_per_sample(loss_fn, {"n": R.norms(), "c": R.clipped_sum(0.1)}, chunk_size=2)
 
-        def slow(params, batch):
-            grads = gd.per_sample_grad(loss_fn)(params, batch)[0]
-            norms = torch.stack([flat(leaf).square().sum(1) for leaf in grads.values()]).sum(0).sqrt()
-            factors = (0.1 / norms).clamp(max=1)
-            return {"n": norms, "c": {k: torch.tensordot(factors, leaf, 1) for k, leaf in grads.items()}}
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_torch_func_and_scan_go_through_a_reduction(name):
+    loss_fn, params, data, _ = CASES[name]
+    batch, tangents = data(3), (like(params, 8),)
+    reduce = gd.reduce_per_sample(loss_fn, {"n": R.norms(), "c": R.clipped_sum(0.1)}, chunk_size=2)
 
-        return (lambda params, batch: reduce(params, batch)[0]), slow, params, data(3)
+    def fast(params):
+        return reduce(params, batch)[0]
 
-    def total(self, f, batch):
+    def slow(params):
+        grads = gd.per_sample_grad(loss_fn)(params, batch)[0]
+        norms = torch.stack([flat(leaf).square().sum(1) for leaf in grads.values()]).sum(0).sqrt()
+        factors = (0.1 / norms).clamp(max=1)
+        return {"n": norms, "c": {k: torch.tensordot(factors, leaf, 1) for k, leaf in grads.items()}}
+
+    def total(f):
         def value(params):
-            results = f(params, batch)
+            results = f(params)
             return results["n"].sum() + sum((leaf**2).sum() for leaf in results["c"].values())
 
         return value
 
-    def test_grad(self, name):
-        fast, slow, params, batch = self.reduced(name)
-        found, expected = (grad(self.total(f, batch))(params) for f in (fast, slow))
-        close(found, expected, 1e-9)
+    close(grad(total(fast))(params), grad(total(slow))(params), 1e-9)
+    slopes = (jvp(total(f), (params,), tangents)[1] for f in (fast, slow))
+    torch.testing.assert_close(*slopes, rtol=1e-9, atol=1e-12)
+    many = {k: torch.stack([leaf, 2 * leaf]) for k, leaf in params.items()}
+    found = vmap(fast)(many)
+    for i in range(2):
+        alone = fast({k: leaf[i] for k, leaf in many.items()})
+        close({"n": found["n"][i], "c": {k: v[i] for k, v in found["c"].items()}}, alone)
 
-    def test_jvp(self, name):
-        fast, slow, params, batch = self.reduced(name)
-        tangents = {
-            k: normal(8, *leaf.shape) if leaf.shape else normal(8, 1)[0] for k, leaf in params.items()
-        }
-        found, expected = (jvp(self.total(f, batch), (params,), (tangents,))[1] for f in (fast, slow))
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    def body(params, _):
+        results = fast(params)
+        return {k: params[k] - 0.1 * results["c"][k] for k in params}, results["n"]
 
-    def test_vmap(self, name):
-        fast, _, params, batch = self.reduced(name)
-        many = {k: torch.stack([leaf, 2 * leaf]) for k, leaf in params.items()}
-        found = vmap(fast, in_dims=(0, None))(many, batch)
-        for i in range(2):
-            alone = fast({k: leaf[i] for k, leaf in many.items()}, batch)
-            close({"n": found["n"][i], "c": {k: v[i] for k, v in found["c"].items()}}, alone)
-
-    def test_scan(self, name):
-        fast, _, params, batch = self.reduced(name)
-
-        def body(params, _):
-            results = fast(params, batch)
-            return {k: params[k] - 0.1 * results["c"][k] for k in params}, results["n"]
-
-        eager = gd.scan(body, params, None, 3)
-        traced = gd.scan(body, params, None, 3, adjoint=gd.adjoints.Checkpoint(2))
-        close({"p": traced[0], "n": traced[1]}, {"p": eager[0], "n": eager[1]})
+    (p, n), (p_traced, n_traced) = (
+        gd.scan(body, params, None, 3, adjoint=adjoint)
+        for adjoint in (gd.adjoints.Reverse(), gd.adjoints.Checkpoint(2))
+    )
+    close({"p": p_traced, "n": n_traced}, {"p": p, "n": n})
 
 
 def test_inputs_are_left_alone_and_outputs_are_the_callers_own():
     for name in ("linear", "scalars", "table"):
-        loss_fn, params, data = LOSSES[name]
+        loss_fn, params, data, _ = CASES[name]
         batch = data(3)
-        inputs = [*params.values(), *batch]
-        before = fingerprint(inputs)
-        reducers, _ = every_reducer(params, 3)
-        results, losses = gd.reduce_per_sample(loss_fn, reducers)(params, batch)
-        assert fingerprint(inputs) == before
-        flat = [
-            leaf
-            for value in results.values()
-            for leaf in (value.values() if isinstance(value, dict) else [value])
-        ]
-        places = storages([*inputs, *flat, losses])
-        assert len(set(places)) == len(places)
+        reduce = gd.reduce_per_sample(loss_fn, every_reducer(params, 3)[0])
+        assert_pure(reduce, params, batch)
 
 
 def test_parameters_in_any_layout():
-    _loss_fn, params, data = LOSSES["product of views"]
+    _, params, data, _ = CASES["product of views"]
     batch = data(3)
     strided = {"w": params["w"].T.contiguous().T}
     reduce = gd.reduce_per_sample(
@@ -523,7 +452,6 @@ def test_a_change_in_what_the_loss_reads_is_seen():
     def loss_fn(params, batch):
         return squared(state["factor"] * (batch[0] @ params["w"] + state["shift"]))
 
-    _, params, _data = LOSSES["heads"]
     params, batch = {"w": drawn(0, 9, 8)}, (normal(1, 3, 9),)
     reduce = gd.reduce_per_sample(loss_fn, {"norms": R.norms()})
     for factor, shift in ((1.0, 0.0), (2.0, 0.0), (2.0, 1.0)):
@@ -531,43 +459,39 @@ def test_a_change_in_what_the_loss_reads_is_seen():
         close(reduce(params, batch)[0], {"norms": materialised(loss_fn, params, batch)[0].norm(dim=1)})
 
 
-class TestFallback:
-    """What cannot be traced is differentiated as it is."""
-
-    def test_decisions_on_values(self):
-        def decides(p, b):
-            return squared(b[0] @ p["w"]) * (2.0 if float(SWITCH) > 0 else 1.0)
-
-        self.check(decides, "direct: the loss cannot be traced (BackendError)")
-
-    def test_random_numbers(self):
-        def loss_fn(params, batch):
-            return squared(nn.functional.dropout(batch[0] @ params["w"], 0.5))
-
-        params, batch = {"w": drawn(0, 9, 8)}, (normal(1, 3, 9),)
-        with torch.random.fork_rng():
-            sizes, _ = gd.reduce_per_sample(loss_fn, R.norms(), randomness="different")(params, batch)
-            assert sizes.shape == (3,)
-            with pytest.raises(RuntimeError, match="randomness"):
-                gd.reduce_per_sample(loss_fn, R.norms())(params, batch)
-
-    def test_closures_that_cannot_be_compared(self):
-        numbers = iter([1])
-        self.check(
-            lambda p, b: squared(b[0] @ p["w"]) + 0 * (numbers is None),
-            "direct: the loss reaches what cannot be compared from call to call",
-        )
-
-    def check(self, loss_fn, why):
-        params, batch = {"w": drawn(0, 9, 8)}, (normal(1, 3, 9),)
-        assert gd.reducers.explain(loss_fn)(params, batch) == {"params['w']": why}
-        another = gd.reducers.explain(lambda p, b: squared(b[0] @ p["w"]))(params, batch)
-        assert another == {"params['w']": "factors: mm"}
-        sizes, _ = gd.reduce_per_sample(loss_fn, R.norms())(params, batch)
-        torch.testing.assert_close(sizes, materialised(loss_fn, params, batch)[0].norm(dim=1))
+NUMBERS = iter([1])
+UNTRACED = {  # losses that are differentiated as they are, and why
+    "decides on a value": (
+        lambda p, b: squared(b[0] @ p["w"]) * (2.0 if float(SWITCH) > 0 else 1.0),
+        "direct: the loss cannot be traced (BackendError)",
+    ),
+    "closes over what cannot be compared": (
+        lambda p, b: squared(b[0] @ p["w"]) + 0 * (NUMBERS is None),
+        "direct: the loss reaches what cannot be compared from call to call",
+    ),
+}
 
 
-SWITCH = torch.tensor(1.0)
+@pytest.mark.parametrize("name", UNTRACED)
+def test_a_loss_that_cannot_be_traced_is_differentiated_as_it_is(name):
+    (loss_fn, why), params, batch = UNTRACED[name], {"w": drawn(0, 9, 8)}, (normal(1, 3, 9),)
+    assert gd.reducers.explain(loss_fn)(params, batch) == {"params['w']": why}
+    another = gd.reducers.explain(lambda p, b: squared(b[0] @ p["w"]))(params, batch)
+    assert another == {"params['w']": "factors: mm"}
+    sizes, _ = gd.reduce_per_sample(loss_fn, R.norms())(params, batch)
+    torch.testing.assert_close(sizes, materialised(loss_fn, params, batch)[0].norm(dim=1))
+
+
+def test_random_numbers_are_drawn_if_asked_for():
+    def loss_fn(params, batch):
+        return squared(nn.functional.dropout(batch[0] @ params["w"], 0.5))
+
+    params, batch = {"w": drawn(0, 9, 8)}, (normal(1, 3, 9),)
+    with torch.random.fork_rng():
+        sizes, _ = gd.reduce_per_sample(loss_fn, R.norms(), randomness="different")(params, batch)
+        assert sizes.shape == (3,)
+        with pytest.raises(RuntimeError, match="randomness"):
+            gd.reduce_per_sample(loss_fn, R.norms())(params, batch)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -596,7 +520,7 @@ def test_whatever_is_finite_is_clipped_to_the_norm(dtype, size, positions):
     "name", ["linear", "linear at two places", "conv2d", "conv1d over many", "scalars"]
 )
 def test_samples_that_are_not_finite_add_exactly_nothing_when_asked(name, bad):
-    loss_fn, params, data = LOSSES[name]
+    loss_fn, params, data, _ = CASES[name]
 
     def linear(p, b):
         return loss_fn(p, b) * 1e10 if bad == 1e308 else loss_fn(p, b)
@@ -639,7 +563,7 @@ def test_the_norm_has_a_derivative_where_it_is_zero():
 
 
 def test_the_variance_of_a_single_sample():
-    loss_fn, params, data = LOSSES["scalars"]
+    loss_fn, params, data, _ = CASES["scalars"]
     with pytest.warns(UserWarning, match="one sample, too few .* take at least 2") as caught:
         unbiased, _ = gd.reduce_per_sample(loss_fn, R.variance())(params, data(1))
     assert [warning.filename for warning in caught] == [__file__]
@@ -649,7 +573,7 @@ def test_the_variance_of_a_single_sample():
 
 
 def test_a_chunk_is_gone_before_the_next_one_is_made():
-    loss_fn, params, data = LOSSES["linear at many places"]
+    loss_fn, params, data, _ = CASES["linear at many places"]
     seen, left = [], []
 
     def watched(params, batch):
@@ -666,145 +590,91 @@ def test_a_chunk_is_gone_before_the_next_one_is_made():
     assert not left
 
 
-class TestMemory:
-    """What would not fit raises before anything is allocated, and names what fits."""
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"memory_limit": 600, "chunk_size": None}, "over the limit of 600; chunk_size=3 fits"),
+        ({"memory_limit": 600, "chunk_size": 4}, "over the limit of 600; chunk_size=3 fits"),
+        ({"memory_limit": 600, "chunk_size": 10}, "over the limit of 600; chunk_size=3 fits"),
+        ({"memory_limit": 100}, "one sample takes 192: raise memory_limit"),
+        ({"memory_limit": 600, "chunk_size": 3}, None),
+        ({"memory_limit": 600, "chunk_size": "auto"}, None),
+    ],
+)
+def test_a_chunk_over_the_limit_raises_and_names_one_that_fits(options, message):
+    loss_fn, params, data, _ = CASES["linear at many places"]  # 24 entries of 8 bytes, all direct
+    reduce = gd.reduce_per_sample(loss_fn, R.norms(), **options)
+    if message:
+        assert_refused(lambda: reduce(params, data(10)), f"MemoryError: {message}")
+    else:
+        expected = materialised(loss_fn, params, data(10))[0].norm(dim=1)
+        torch.testing.assert_close(reduce(params, data(10))[0], expected)
 
-    loss_fn, data = (staticmethod(LOSSES["linear at many places"][i]) for i in (0, 2))
-    params = LOSSES["linear at many places"][1]  # 24 entries of 8 bytes, all direct
 
-    def test_a_chunk_over_the_limit_names_one_that_fits(self):
-        batch = self.data(10)
+def test_factors_count_for_what_they_are_unless_entries_are_read():
+    loss_fn, params, data, _ = CASES["linear"]
+    options = {"chunk_size": 5, "memory_limit": 5 * 8 * (9 + 8 + 8 + 7 + 15)}
+    gd.reduce_per_sample(loss_fn, R.norms(), **options)(params, data(5))
+    with pytest.raises(MemoryError, match="chunk_size=1 fits"):
+        gd.reduce_per_sample(loss_fn, R.histogram(-1, 1, 2), **options)(params, data(5))
 
-        def reduce(size):
-            return gd.reduce_per_sample(self.loss_fn, R.norms(), chunk_size=size, memory_limit=600)
 
-        for size in (None, 4, 10):
-            with pytest.raises(MemoryError, match=r"over the limit of 600; chunk_size=3 fits"):
-                reduce(size)(self.params, batch)
-        expected = materialised(self.loss_fn, self.params, batch)[0].norm(dim=1)
-        for size in (3, "auto"):
-            torch.testing.assert_close(reduce(size)(self.params, batch)[0], expected)
+def test_per_sample_gradients_over_the_limit_raise_before_anything_is_allocated():
+    def never(params, batch):
+        raise AssertionError("the loss was called")
 
-    def test_nothing_fits(self):
-        with pytest.raises(MemoryError, match="one sample takes 192: raise memory_limit"):
-            gd.reduce_per_sample(self.loss_fn, R.norms(), memory_limit=100)(self.params, self.data(2))
-
-    def test_factors_count_for_what_they_are_unless_entries_are_read(self):
-        loss_fn, params, data = LOSSES["linear"]
-        limit = 5 * 8 * (9 + 8 + 8 + 7 + 15)
-        gd.reduce_per_sample(loss_fn, R.norms(), chunk_size=5, memory_limit=limit)(params, data(5))
-        with pytest.raises(MemoryError, match="chunk_size=1 fits"):
-            gd.reduce_per_sample(loss_fn, R.histogram(-1, 1, 2), chunk_size=5, memory_limit=limit)(
-                params, data(5)
-            )
-
-    def test_per_sample_grad(self):
-        batch = self.data(10)
-        gradients = gd.per_sample_grad(self.loss_fn, memory_limit=600)
-        match = r"take 1920 bytes.* of 600; take at most 3 samples .* or reduce_per_sample\(.*=3\)"
-        with pytest.raises(MemoryError, match=match):
-            gradients(self.params, batch)
-        gradients(self.params, (batch[0][:3],))
-        with pytest.raises(MemoryError, match="one sample's alone take more"):
-            gd.per_sample_grad(self.loss_fn, memory_limit=6)(self.params, batch)
-
-    def test_what_no_machine_holds_raises_at_once(self):
-        def never(params, batch):
-            raise AssertionError("the loss was called")
-
-        huge = torch.zeros(1).expand(2**45)
-        with pytest.raises(MemoryError, match="bytes, over the limit"):
-            gd.per_sample_grad(never)(huge, torch.ones(5))
-
-    @pytest.mark.parametrize("limit", [0, -1, 2.0, True])
-    def test_bad_limits(self, limit):
+    loss_fn, params, data, _ = CASES["linear at many places"]
+    gradients = gd.per_sample_grad(loss_fn, memory_limit=600)
+    match = r"take 1920 bytes.* of 600; take at most 3 samples .* or reduce_per_sample\(.*=3\)"
+    with pytest.raises(MemoryError, match=match):
+        gradients(params, data(10))
+    gradients(params, (data(10)[0][:3],))
+    with pytest.raises(MemoryError, match="one sample's alone take more"):
+        gd.per_sample_grad(loss_fn, memory_limit=6)(params, data(10))
+    with pytest.raises(MemoryError, match="bytes, over the limit"):  # of any machine
+        gd.per_sample_grad(never)(torch.zeros(1).expand(2**45), torch.ones(5))
+    for limit in (0, -1, 2.0, True):
         for make in (gd.per_sample_grad, lambda f, **k: gd.reduce_per_sample(f, R.mean(), **k)):
             with pytest.raises(ValueError, match="memory_limit must be an int >= 1; got"):
                 make(linear_loss, memory_limit=limit)
 
 
-BAD = [
-    (
-        lambda: gd.reduce_per_sample(linear_loss, R.mean),
-        TypeError,
-        "reducers is function, not a Reducer; call",
-    ),
-    (
-        lambda: gd.reduce_per_sample(linear_loss, {"a": 3}),
-        TypeError,
-        r"reducers\['a'\] is int, not a Reducer",
-    ),
-    (
-        lambda: gd.reduce_per_sample(linear_loss, R.mean(), chunk_size=0),
-        ValueError,
-        "chunk_size must be an int >= 1",
-    ),
-    (
-        lambda: gd.reduce_per_sample(linear_loss, R.mean(), chunk_size="all"),
-        ValueError,
-        "chunk_size must be 'auto'",
-    ),
-    (
-        lambda: gd.reduce_per_sample(linear_loss, R.mean(), randomness="any"),
-        ValueError,
-        "randomness must be",
-    ),
-    (lambda: R.clipped_sum(0.0), ValueError, "max_norm must be a finite number in"),
-    (lambda: R.clipped_sum(1.0, nonfinite="skip"), ValueError, "nonfinite must be 'propagate' or 'zero'"),
-    (lambda: R.variance(correction=-1), ValueError, "correction must be an int >= 0"),
-    (lambda: R.histogram(1.0, 1.0, 3), ValueError, "low must be below high; got 1.0 and 1.0"),
-    (lambda: R.histogram(0.0, 1.0, 0), ValueError, "bins must be an int >= 1"),
-    (
-        lambda: R.weighted_sum(torch.ones(2, 2)),
-        ValueError,
-        r"weights must be a tensor \[B\].* got \(2, 2\)",
-    ),
-]
+PARAMS, BATCH = {"w": normal(0, 9), "b": normal(1, 1)[0]}, linear_data(0, 5, 9)
 
 
-@pytest.mark.parametrize(("make", "kind", "message"), BAD)
-def test_bad_arguments(make, kind, message):
-    with pytest.raises(kind, match=message):
-        make()
+def reduce(reducer, loss_fn=linear_loss, **options):
+    return gd.reduce_per_sample(loss_fn, reducer, **options)(PARAMS, BATCH)
 
 
 @pytest.mark.parametrize(
-    ("reducer", "message"),
+    ("call", "message"),
     [
-        (R.weighted_sum(torch.ones(4)), "weights has 4 entries, but the batch has at least 5 samples"),
-        (R.weighted_sum(torch.ones(9)), "weights has 9 entries, but the batch has 5 samples"),
+        (lambda: reduce(R.mean), "TypeError: reducers is function, not a Reducer; call"),
+        (lambda: reduce({"a": 3}), r"TypeError: reducers\['a'\] is int, not a Reducer"),
+        (lambda: reduce(R.mean(), chunk_size=0), "chunk_size must be an int >= 1"),
+        (lambda: reduce(R.mean(), chunk_size="all"), "chunk_size must be 'auto'"),
+        (lambda: reduce(R.mean(), randomness="any"), "randomness must be"),
+        (lambda: R.clipped_sum(0.0), "max_norm must be a finite number in"),
+        (lambda: R.clipped_sum(1.0, nonfinite="skip"), "nonfinite must be 'propagate' or 'zero'"),
+        (lambda: R.variance(correction=-1), "correction must be an int >= 0"),
+        (lambda: R.histogram(1.0, 1.0, 3), "low must be below high; got 1.0 and 1.0"),
+        (lambda: R.histogram(0.0, 1.0, 0), "bins must be an int >= 1"),
+        (lambda: R.weighted_sum(torch.ones(2, 2)), r"weights must be a tensor \[B\].* got \(2, 2\)"),
         (
-            R.dots({"w": torch.ones(9)}),
-            r"direction does not have the structure of params: missing params\['b'\]",
+            lambda: reduce(R.weighted_sum(torch.ones(4)), chunk_size=2),
+            "weights has 4 entries, but the batch has at least 5 samples",
         ),
-        (R.dots({"w": torch.ones(3), "b": torch.ones(())}), r"direction\['w'\] has shape \(3,\) but"),
+        (
+            lambda: reduce(R.weighted_sum(torch.ones(9))),
+            "weights has 9 entries, but the batch has 5 samples",
+        ),
+        (lambda: reduce(R.dots({"w": torch.ones(9)})), r"direction does not .*: missing params\['b'\]"),
+        (lambda: reduce(R.dots(PARAMS | {"w": torch.ones(3)})), r"direction\['w'\] has shape \(3,\) but"),
+        (lambda: reduce(R.mean(), lambda p, b: b[1].mean()), "loss does not depend on params"),
+        (lambda: reduce(R.mean(), lambda p, b: p["b"].detach()), "loss does not depend on params"),
+        (lambda: reduce(R.mean(), lambda p, b: b[0] @ p["w"]), r"real floating-point .* shape \(1,\)"),
+        (lambda: reduce(R.mean(), lambda p, b: b[1].add_(1) @ b[1] + p["b"]), "the loss wrote into batch"),
     ],
 )
-def test_what_does_not_fit_the_batch(reducer, message):
-    params, batch = {"w": normal(0, 9), "b": normal(1, 1)[0]}, linear_data(0, 5, 9)
-    with pytest.raises(ValueError, match=message):
-        gd.reduce_per_sample(linear_loss, reducer, chunk_size=2)(params, batch)
-
-
-@pytest.mark.parametrize(
-    ("loss_fn", "message"),
-    [
-        (lambda p, b: b[1].mean(), "loss does not depend on params"),
-        (lambda p, b: (b[0] @ p["w"]).detach().sum(), "loss does not depend on params"),
-        (lambda p, b: b[0] @ p["w"], r"real floating-point scalar; got shape \(1,\)"),
-    ],
-)
-def test_bad_losses(loss_fn, message):
-    params, batch = {"w": normal(0, 9), "b": normal(1, 1)[0]}, linear_data(0, 5, 9)
-    with pytest.raises(ValueError, match=message):
-        gd.reduce_per_sample(loss_fn, R.mean())(params, batch)
-
-
-def test_a_loss_that_writes_into_the_batch_is_told_so():
-    def loss_fn(params, batch):
-        batch[1].add_(1)
-        return linear_loss(params, batch)
-
-    params, batch = {"w": normal(0, 9), "b": normal(1, 1)[0]}, linear_data(0, 5, 9)
-    with pytest.raises(ValueError, match="the loss wrote into batch"):
-        gd.reduce_per_sample(loss_fn, R.mean())(params, batch)
+def test_bad_arguments_are_refused(call, message):
+    assert_refused(call, message)

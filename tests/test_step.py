@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gdfunc as gd
+from gdfunc import _tree
 
 from .references import linear_data, linear_gradient, linear_loss, normal
 
@@ -66,35 +67,26 @@ def test_a_scaled_loss_with_lr_scaled_back_is_the_same_path_bit_for_bit(power, s
     assert not torch.equal(path(1.0)[-1], params)
 
 
-@pytest.mark.parametrize("kind", STEPS)
-@pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1, dtype=torch.float64), torch.tensor(1)])
+@pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1), torch.tensor(0.1).double(), torch.tensor(1)])
 @pytest.mark.parametrize("dtypes", [[d, d] for d in DTYPES] + [[torch.float32, torch.float64]])
-def test_a_step_keeps_structure_shape_dtype_and_strides(kind, lr, dtypes):
-    make, carry_of = STEPS[kind]
+def test_a_step_keeps_structure_shape_dtype_and_strides(lr, dtypes):
     params = {
         "matrix": normal(0, 3, 2).to(dtypes[0]).T,
         "list": [normal(1, 4).to(dtypes[1]), (normal(2, 1)[0].to(dtypes[1]),)],
     }
 
     def loss_fn(p, batch):
-        return sum((leaf.double() ** 2).sum() for leaf in (p["matrix"], p["list"][0], p["list"][1][0]))
+        return sum((leaf.double() ** 2).sum() for leaf in _tree.leaves(p))
 
-    new = params_of(make(loss_fn)(carry_of(params), None, lr)[0])
-    assert list(new) == list(params)
-    pairs = [(new["matrix"], params["matrix"]), (new["list"][0], params["list"][0])]
-    pairs.append((new["list"][1][0], params["list"][1][0]))
-    for got, old in pairs:
+    new = gd.make_step(loss_fn)(params, None, lr)[0]
+    assert _tree.flatten(new)[1] == _tree.flatten(params)[1]
+    for got, old in zip(_tree.leaves(new), _tree.leaves(params), strict=True):
         assert (got.shape, got.dtype, got.stride()) == (old.shape, old.dtype, old.stride())
         assert not torch.equal(got, old)
 
 
 BAD_LRS = [
-    (float("nan"), "got nan"),
-    (float("inf"), "got inf"),
-    (-0.1, "got -0.1"),
-    ("0.1", "got '0.1'"),
-    (True, "got True"),
-    (None, "got None"),
+    *((lr, f"got {lr!r}") for lr in (float("nan"), float("inf"), -0.1, "0.1", True, None)),
     (torch.ones(1), r"got shape \(1,\)"),
     (torch.tensor(1j), "got torch.complex64"),
 ]
@@ -112,7 +104,7 @@ def test_bad_lrs_raise(lr, message):
         ({"w": PARAMS["w"]}, r"updates does not have the structure of params: missing params\['b'\]"),
         (PARAMS | {"c": PARAMS["b"]}, r"structure of params: unexpected updates\['c'\]"),
         (
-            list(PARAMS.values()),
+            [*PARAMS.values()],
             r"missing params\['w'\], params\['b'\]; unexpected updates\[0\], updates\[1\]",
         ),
         (PARAMS | {"w": normal(0, 3)}, r"updates\['w'\] has shape \(3,\) but params\['w'\] has \(2,\)"),
@@ -151,9 +143,7 @@ def test_the_carry_of_another_step_raises():
             gd.train(step, carry, BATCH, gd.full_batch(6, 2), 0.1)
 
 
-def test_a_transformation_that_is_none_raises():
-    with pytest.raises(TypeError, match="transform is function, not a GradientTransformation; call the"):
-        gd.make_step(linear_loss, gd.adam)
+def test_an_update_that_returns_no_pair_raises():
     bare = gd.GradientTransformation(lambda params: (), lambda grads, state, params=None: grads)
     step = gd.make_step(linear_loss, bare)
     with pytest.raises(TypeError, match=r"transform.update must return \(updates, opt_state\); got dict"):

@@ -4,15 +4,17 @@ python -m pytest tests/benchmarks/test_adam_step.py -m benchmark -s
 """
 
 import statistics
-import time
+from itertools import pairwise
 
 import pytest
 import torch
 from torch.func import grad_and_value
+from torch.utils.benchmark import Timer
 
 import gdfunc as gd
 
 REPEATS, STEPS = 9, 100
+SIZES = [16, 32, 32, 32, 32, 1]
 
 
 def loss_fn(params, batch):
@@ -22,28 +24,17 @@ def loss_fn(params, batch):
     return ((x @ params["w4"] + params["b4"] - y) ** 2).mean()
 
 
-def microseconds(run):
-    """The fastest of several repeats would flatter; their median is what one meets."""
-    started = time.perf_counter()
-    for _ in range(STEPS):
-        run()
-    return (time.perf_counter() - started) / STEPS * 1e6
-
-
 @pytest.mark.benchmark
 def test_an_adam_step_costs_at_most_one_and_a_half_of_torchs_and_its_gradient():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
-    sizes = [16, 32, 32, 32, 32, 1]
     params = {}
-    for layer in range(5):
-        params[f"w{layer}"] = torch.randn(sizes[layer], sizes[layer + 1], generator=generator) / 4
-        params[f"b{layer}"] = torch.zeros(sizes[layer + 1])
+    for i, shape in enumerate(pairwise(SIZES)):
+        params |= {f"w{i}": torch.randn(shape, generator=generator) / 4, f"b{i}": torch.zeros(shape[1])}
     batch = torch.randn(32, 16, generator=generator), torch.randn(32, 1, generator=generator)
 
-    transform = gd.adam()
-    step = gd.make_step(loss_fn, transform)
+    step = gd.make_step(loss_fn, gd.adam())
     state = step.init(params)
     gradient = grad_and_value(loss_fn)
     theirs = [leaf.clone().requires_grad_() for leaf in params.values()]
@@ -60,11 +51,10 @@ def test_an_adam_step_costs_at_most_one_and_a_half_of_torchs_and_its_gradient():
         "torch.func gradient and torch.optim.Adam": their_step,
     }
     times = {name: [] for name in runs}
-    for repeat in range(REPEATS + 1):
+    for repeat in range(REPEATS + 1):  # the first warms up
         for name, run in runs.items():
-            taken = microseconds(run)
-            if repeat:
-                times[name].append(taken)
+            taken = Timer("run()", globals={"run": run}).timeit(STEPS).mean * 1e6
+            times[name] += [taken] * bool(repeat)
     torch.set_num_threads(threads)
     ours, func, both = (statistics.median(taken) for taken in times.values())
     allowed = func + 1.5 * (both - func)
