@@ -8,7 +8,7 @@ import gdfunc as gd
 from gdfunc import _tree
 
 from .assertions import assert_derivatives, assert_pure, assert_same_bits
-from .references import fingerprint, linear_data, linear_gradient, linear_loss, normal
+from .references import fingerprint, flat, linear_data, linear_gradient, linear_loss, normal
 from .tables import NUMBERED, STEPS, TABLE, WITH_HYPERPARAMETERS, make, start_of
 
 everywhere = pytest.mark.parametrize("name", TABLE)
@@ -169,10 +169,10 @@ def test_its_derivatives_are_finite_where_gradients_and_parameters_are_zero(name
 def test_its_state_goes_through_a_flat_dict_of_tensors(name):
     transform = make(TABLE[name])
     middle, state = descend(transform, start_of(TABLE[name]), TABLE[name].lr, 3)
-    flat = dict(_tree.named_leaves(state, "state"))
-    assert all(isinstance(leaf, torch.Tensor) for leaf in flat.values())
-    assert len(flat) == len(_tree.leaves(state))
-    restored = _tree.unflatten(_tree.flatten(state)[1], [leaf.clone() for leaf in flat.values()])
+    named = dict(_tree.named_leaves(state, "state"))
+    assert all(isinstance(leaf, torch.Tensor) for leaf in named.values())
+    assert len(named) == len(_tree.leaves(state))
+    restored = _tree.unflatten(_tree.flatten(state)[1], [leaf.clone() for leaf in named.values()])
     got, expected = (transform.update(gradients(middle), kept, middle)[0] for kept in (restored, state))
     assert_same_bits(got, expected)
 
@@ -292,10 +292,6 @@ def params_of(carry):
     return getattr(carry, "params", carry)
 
 
-def floats(tree):
-    return torch.cat([leaf.flatten().double() for leaf in _tree.leaves(tree) if leaf.is_floating_point()])
-
-
 @each_step
 def test_a_run_is_the_loop_of_its_calls(name):
     step = make_step(name)
@@ -378,14 +374,14 @@ def test_a_step_keeps_structure_shape_dtype_and_device(name, dtype, lr):
     exact = make_step(name)
     expected, _ = descend_by(name, exact, exact.init(PARAMS), LR)
     if name not in ("private", "lbfgs"):  # where rounding turns the direction
-        assert (floats(params) - floats(params_of(expected))).norm() < TOLERANCES[dtype]
+        assert (flat(params) - flat(params_of(expected))).norm() < TOLERANCES[dtype]
 
 
 def outcome(name, lr, params=PARAMS, data=DATA, **hyperparameters):
     """A number in which everything in the last carry and all losses have a part."""
     step = make_step(name, data=data, **hyperparameters)
     final, trajectory = run(name, step, step.init(params), lr, data)
-    row = torch.cat([floats(final), trajectory.loss])
+    row = torch.cat([flat(final), trajectory.loss])
     return row @ torch.linspace(1, 2, len(row), dtype=row.dtype)
 
 

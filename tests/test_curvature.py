@@ -13,7 +13,7 @@ import gdfunc as gd
 from gdfunc.curvature import ggn_vp, hutchinson_trace, hvp, top_eigenvalues
 
 from .assertions import assert_pure, assert_refused
-from .references import few, linear_data, normal
+from .references import few, flat, linear_data, normal
 
 KEY = gd.random.key(0)
 seeds = st.integers(0, 2**32)
@@ -39,23 +39,19 @@ def drawn_network(seed, hidden=3, outputs=None, dtype=torch.float64):
     return params, linear_data(seed + 3, 7, 2, dtype)
 
 
-def pack(tree):
-    return torch.cat([tree[name].reshape(-1) for name in tree])
-
-
 def unpack(vector, like):
     parts = vector.split([leaf.numel() for leaf in like.values()])
     return {name: part.reshape(like[name].shape) for (name, part) in zip(like, parts, strict=True)}
 
 
 def dense_hessian(loss_fn, params, batch):
-    return hessian(lambda vector: loss_fn(unpack(vector, params), batch))(pack(params))
+    return hessian(lambda vector: loss_fn(unpack(vector, params), batch))(flat(params))
 
 
 def dense_ggn(model_fn, output_loss_fn, params, batch):
     x, y = batch
     predictions = model_fn(params, x)
-    J = jacrev(lambda vector: model_fn(unpack(vector, params), x).reshape(-1))(pack(params))
+    J = jacrev(lambda vector: model_fn(unpack(vector, params), x).reshape(-1))(flat(params))
     H = hessian(lambda p: output_loss_fn(p.reshape(predictions.shape), y))(predictions.reshape(-1))
     return J.T @ H @ J
 
@@ -76,7 +72,7 @@ def test_hvp_is_the_dense_hessian_times_the_vector(seed, hidden):
     vector = random_like(params, seed + 9)
     got = hvp(network_loss)(params, batch, dict(reversed(vector.items())))  # keys in another order
     assert [(name, leaf.shape) for name, leaf in got.items()] == [(n, p.shape) for n, p in params.items()]
-    close(pack(got), dense_hessian(network_loss, params, batch) @ pack(vector), 1e-9)
+    close(flat(got), dense_hessian(network_loss, params, batch) @ flat(vector), 1e-9)
 
 
 @given(seeds, st.sampled_from(["mse", "cross_entropy"]))
@@ -85,9 +81,9 @@ def test_ggn_vp_is_the_dense_product(seed, name):
     params, (x, y) = drawn_network(seed, outputs=3)
     y = normal(seed + 7, 7, 3) if name == "mse" else y.abs().mul(10).long() % 3
     vector = random_like(params, seed + 9)
-    got = pack(ggn_vp(network, output_loss_fn)(params, (x, y), vector))
-    close(got, dense_ggn(network, output_loss_fn, params, (x, y)) @ pack(vector), 1e-9)
-    assert got @ pack(vector) >= -1e-9
+    got = flat(ggn_vp(network, output_loss_fn)(params, (x, y), vector))
+    close(got, dense_ggn(network, output_loss_fn, params, (x, y)) @ flat(vector), 1e-9)
+    assert got @ flat(vector) >= -1e-9
 
 
 def test_modules_and_predictions_that_are_trees():
@@ -251,7 +247,7 @@ def test_the_derivative_of_an_eigenvalue_is_that_of_the_dense_one(seed):
 
     expected, vector = grad(dense)(params), random_like(params, seed + 9)
     close(grad(sharpness)(params), expected, 1e-6)
-    close(jvp(sharpness, (params,), (vector,))[1], pack(expected) @ pack(vector), 1e-6)
+    close(jvp(sharpness, (params,), (vector,))[1], flat(expected) @ flat(vector), 1e-6)
 
 
 def test_the_derivative_is_finite_where_eigenvalues_coincide():

@@ -14,7 +14,7 @@ import gdfunc as gd
 from gdfunc import _tree
 
 from .assertions import assert_refused
-from .references import few, linear_data, linear_loss, normal, relative_error
+from .references import few, flat, linear_data, linear_loss, normal, relative_error
 from .tables import STEPS
 
 # ---------------------------------------------------------------- the methods, each by its formula in NumPy
@@ -117,10 +117,6 @@ def tree_of(vector):
     return {"w": vector[:-1].clone(), "b": vector[-1].clone()}
 
 
-def vector_of(params):
-    return torch.cat([params["w"], params["b"][None]])
-
-
 def result_of(state):
     """What a run ends with: the average where there is one."""
     return getattr(state, "average", getattr(state, "slow", state.params))
@@ -132,10 +128,6 @@ def run(step, state, lrs, batch=None):
         state, loss = step(state, batch, lr)
         rows.append((state, loss))
     return rows
-
-
-def floats(tree):
-    return torch.cat([leaf.flatten() for leaf in _tree.leaves(tree) if leaf.is_floating_point()])
 
 
 PARAMS = {"w": normal(0, 3), "b": normal(1, 1)[0]}
@@ -168,8 +160,8 @@ def test_25_steps_are_the_formula(name, seed):
     # g/‖g‖ turns ever faster near the minimum, and rounding errors with it.
     tolerance = 1e-8 if name.startswith("sam") else 1e-10
     for (state, _), (params, result) in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(vector_of(state.params), params, rtol=0, atol=tolerance)
-        np.testing.assert_allclose(vector_of(result_of(state)), result, rtol=0, atol=tolerance)
+        np.testing.assert_allclose(flat(state.params), params, rtol=0, atol=tolerance)
+        np.testing.assert_allclose(flat(result_of(state)), result, rtol=0, atol=tolerance)
 
 
 @each
@@ -184,7 +176,7 @@ def test_at_a_stationary_point_nothing_moves_and_derivatives_are_finite(name):
 
     def after(params, lr):
         step = make(name, loss_fn, **hyper)
-        return floats(run(step, step.init(params), [lr] * 3)[-1][0].params)
+        return flat(run(step, step.init(params), [lr] * 3)[-1][0].params)
 
     lr = torch.tensor(0.1, dtype=torch.float64)
     assert after(at_rest, lr).abs().max() == 0
@@ -201,7 +193,7 @@ def test_it_minimises(name):
     loss_fn, _, optimum = quadratic(11)
     step, start = make(name, lambda params, batch: loss_fn(params, batch) - 0.25, **hyper), normal(20, 4)
     state = run(step, step.init(tree_of(start)), [0.5] * 150)[-1][0]
-    distance, far = (np.linalg.norm(x.numpy() - optimum) for x in (vector_of(result_of(state)), start))
+    distance, far = (np.linalg.norm(x.numpy() - optimum) for x in (flat(result_of(state)), start))
     assert distance < 0.03 * far
 
 
@@ -260,7 +252,7 @@ def torch_run(optimizer, parameters, lrs, loss_fn=linear_loss, batch=BATCH):
         optimizer.zero_grad()
         loss_fn(parameters, batch).backward()
         optimizer.step()
-        yield vector_of({name: leaf.detach().clone() for name, leaf in parameters.items()})
+        yield flat({name: leaf.detach().clone() for name, leaf in parameters.items()})
 
 
 @given(st.floats(0, 0.95), st.floats(0.01, 0.1))
@@ -271,8 +263,8 @@ def test_heavy_ball_is_torch_momentum_at_a_constant_lr_only(momentum, lr):
         parameters = torch_parameters(PARAMS)
         optimizer = torch.optim.SGD(parameters.values(), lr=lrs[0], momentum=momentum)
         theirs = list(torch_run(optimizer, parameters, lrs))[-1]
-        ours = vector_of(run(step, step.init(PARAMS), lrs, BATCH)[-1][0].params)
-        return relative_error(ours, theirs, vector_of(PARAMS))
+        ours = flat(run(step, step.init(PARAMS), lrs, BATCH)[-1][0].params)
+        return relative_error(ours, theirs, flat(PARAMS))
 
     assert both([lr] * 30) <= 1e-11
     if momentum > 0.1:
@@ -296,12 +288,12 @@ def test_asgd_is_torch_optim_asgd(lr, lambd, alpha, t0, weight_decay, changing):
     try:
         parameters = torch_parameters(PARAMS)
         optimizer = torch.optim.ASGD(parameters.values(), lr=lr, **hyper)
-        start = vector_of(PARAMS)
+        start = flat(PARAMS)
         for (state, _), params in zip(ours, torch_run(optimizer, parameters, lrs), strict=True):
             memory = {name: optimizer.state[leaf] for name, leaf in parameters.items()}
-            average = vector_of({name: own["ax"] for name, own in memory.items()})
-            assert relative_error(vector_of(state.params), params, start) <= 1e-12
-            assert relative_error(vector_of(state.average), average, start) <= 1e-12
+            average = flat({name: own["ax"] for name, own in memory.items()})
+            assert relative_error(flat(state.params), params, start) <= 1e-12
+            assert relative_error(flat(state.average), average, start) <= 1e-12
             torch.testing.assert_close(state.eta, memory["w"]["eta"], rtol=1e-13, atol=0)
             torch.testing.assert_close(state.mu, memory["w"]["mu"], rtol=1e-13, atol=0)
             assert int(state.count) == int(memory["w"]["step"])
@@ -347,7 +339,7 @@ def test_a_wrapper_leaves_the_step_alone_until_it_acts(wrap, name):
     alone = run(inner, inner.init(PARAMS), [0.1] * 5, BATCH)
     wrapped = run(outer, outer.init(PARAMS), [0.1] * 5, BATCH)
     for (bare, loss), (state, same) in zip(alone, wrapped, strict=True):
-        assert torch.equal(floats(state.carry), floats(bare))
+        assert torch.equal(flat(state.carry), flat(bare))
         assert torch.equal(loss, same)
 
 
@@ -357,9 +349,9 @@ def test_lookahead_replaces_the_parameters_of_any_carry_and_nothing_else(name):
     outer = gd.methods.lookahead(inner, 2, 0.25)
     state = run(outer, outer.init(PARAMS), [0.1] * 2, BATCH)[-1][0]
     bare = run(inner, inner.init(PARAMS), [0.1] * 2, BATCH)[-1][0]
-    expected = 0.75 * vector_of(PARAMS) + 0.25 * vector_of(bare.params)
-    torch.testing.assert_close(vector_of(state.params), expected, rtol=1e-12, atol=1e-13)
-    torch.testing.assert_close(vector_of(state.slow), expected, rtol=1e-12, atol=1e-13)
+    expected = 0.75 * flat(PARAMS) + 0.25 * flat(bare.params)
+    torch.testing.assert_close(flat(state.params), expected, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(flat(state.slow), expected, rtol=1e-12, atol=1e-13)
     pairs = zip(_tree.named_leaves(state.carry, ""), _tree.named_leaves(bare, ""), strict=True)
     different = [path for (path, ours), (_, theirs) in pairs if not torch.equal(ours, theirs)]
     assert len(different) == 2
@@ -409,10 +401,10 @@ def test_a_transform_gets_the_gradient_its_own_state_and_the_parameters(make):
     ours = run(halved, halved.init(PARAMS), [0.1] * 3, BATCH)
     plain_run = run(bare, bare.init(PARAMS), [0.05] * 3, BATCH)
     for (a, _), (b, _) in zip(ours, plain_run, strict=True):
-        torch.testing.assert_close(vector_of(a.params), vector_of(b.params), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(flat(a.params), flat(b.params), rtol=1e-9, atol=1e-12)
     assert [int(state) for state, _ in seen] == [0, 1, 2]
     assert int(ours[-1][0].opt_state) == 3
-    assert torch.equal(vector_of(seen[1][1]), vector_of(ours[0][0].params))
+    assert torch.equal(flat(seen[1][1]), flat(ours[0][0].params))
 
 
 # ---------------------------------------------------------------- line search, Polyak
@@ -552,8 +544,8 @@ def test_lbfgs_is_torch_optim_lbfgs(seed, history):
         optimizer.param_groups[0]["lr"] = lr
         optimizer.step(closure)
         state, _ = step(state, None, lr)
-        theirs = vector_of({name: leaf.detach() for name, leaf in parameters.items()})
-        assert (vector_of(state.params) - theirs).norm() <= 1e-8 * (theirs - vector_of(start)).norm()
+        theirs = flat({name: leaf.detach() for name, leaf in parameters.items()})
+        assert (flat(state.params) - theirs).norm() <= 1e-8 * (theirs - flat(start)).norm()
 
 
 def test_lbfgs_keeps_no_pair_without_curvature():

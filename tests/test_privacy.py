@@ -7,13 +7,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.func import grad, vmap
+from torch.func import vmap
 
 import gdfunc as gd
 from gdfunc.privacy import _private
 
 from .assertions import assert_refused
-from .references import COMPILED, linear_data, linear_loss, normal
+from .references import (
+    COMPILED,
+    flat,
+    gradients_one_by_one,
+    ks_statistic,
+    linear_data,
+    linear_loss,
+    normal,
+    normal_cdf,
+)
 
 P = gd.privacy
 PARAMS = {"w": normal(0, 3), "b": normal(1, 1)[0]}
@@ -28,10 +37,6 @@ def dot_loss(params, batch):
 
 def zeros(dtype, wide=3):
     return {"a": torch.zeros(wide, dtype=dtype), "b": torch.zeros(2, 2, dtype=dtype)}
-
-
-def flat(tree):
-    return torch.cat([leaf.double().flatten() for leaf in tree.values()])
 
 
 def bound(max_norm, dtype):
@@ -154,15 +159,11 @@ def module_case(name):
     return lambda p, x: (torch.sin(apply(p, x)) ** 2).flatten(1).sum(1).mean(), params, normal(3, 5, *shape)
 
 
-def one_by_one(loss_fn, params, batch):
-    return [grad(loss_fn)(params, batch[i : i + 1]) for i in range(len(batch))]
-
-
 @pytest.mark.parametrize("name", MODULES)
 @pytest.mark.parametrize("chunk_size", ["auto", 2])
-def test_clipped_sums_are_those_of_gradients_one_by_one(name, chunk_size):
+def test_clipped_sums_are_those_of_gradients_gradients_one_by_one(name, chunk_size):
     loss_fn, params, batch = module_case(name)
-    each = one_by_one(loss_fn, params, batch)
+    each = gradients_one_by_one(loss_fn, params, batch)
     limits = {key: 0.1 * (i + 1) for i, key in enumerate(params)}
     total, by_leaf = torch.zeros(()), torch.zeros(())
     for g in each:
@@ -227,16 +228,6 @@ def noise_of(step, params, draws=1):
     return torch.stack(moves)
 
 
-def kolmogorov_smirnov_accepts(sample, std, alpha=1e-6):
-    """Whether a sample may be of N(0, std²): its distribution function is nowhere far from that."""
-    ordered = sample.double().flatten().sort().values
-    below = 0.5 * (1 + torch.erf(ordered / (std * math.sqrt(2))))
-    count = len(ordered)
-    above = torch.arange(1, count + 1) / count
-    distance = torch.maximum((above - below).abs(), (above - 1 / count - below).abs()).max()
-    return bool(distance <= math.sqrt(math.log(2 / alpha) / (2 * count)))
-
-
 def sum_loss(params, x):
     return sum((leaf.flatten()[0] * x).sum() for leaf in params.values())
 
@@ -252,9 +243,8 @@ def test_the_noise_has_its_size_and_no_other(max_norm):
     if isinstance(max_norm, P.Quantile):
         std = std / math.sqrt(1 - (1.3 / (2 * 40 / 20)) ** 2)
     for part in (noise, noise[:2500], noise[2500:]):
-        assert kolmogorov_smirnov_accepts(part, std)
-        assert not kolmogorov_smirnov_accepts(part, std * 2 / 3)
-        assert not kolmogorov_smirnov_accepts(part, std * 3 / 2)
+        assert ks_statistic(part / std, normal_cdf) < 2.8
+        assert min(ks_statistic(part / std * wrong, normal_cdf) for wrong in (2 / 3, 3 / 2)) > 2.8
 
 
 def test_draws_differ_between_steps_leaves_and_keys():
@@ -524,7 +514,9 @@ def test_clipped_gradients_are_those_of_opacus():
         module.load_state_dict(params)
         wrapped = grad_sample.GradSampleModule(module, loss_reduction="sum")
         (1e6 * torch.sin(wrapped(batch)) ** 2).sum().backward()
-        max_norm = float(torch.stack([flat(g).norm() for g in one_by_one(loss_fn, params, batch)]).median())
+        max_norm = float(
+            torch.stack([flat(g).norm() for g in gradients_one_by_one(loss_fn, params, batch)]).median()
+        )
         optimizer = optimizers.DPOptimizer(
             torch.optim.SGD(wrapped.parameters(), lr=1.0),
             noise_multiplier=0.0,

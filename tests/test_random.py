@@ -1,7 +1,6 @@
 """Threefry against Random123's and JAX's published answers, and the laws of keys."""
 
 import json
-import math
 import time
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch.func import vmap
 import gdfunc as gd
 
 from .assertions import assert_refused
+from .references import ks_statistic, normal_cdf
 
 JAX = json.loads((Path(__file__).parent / "jax_random_vectors.json").read_text())["cases"]
 seeds = st.integers(0, 2**64 - 1)
@@ -162,17 +162,9 @@ def test_float64_uniform_uses_all_its_digits(seed):
     assert (scaled % 2**20 != 0).any()
 
 
-def ks_statistic(sample: torch.Tensor, cdf) -> float:
-    """Kolmogorov and Smirnov's distance, times √n: above 2.8 with a chance of 3·10⁻⁷."""
-    ordered, n = sample.double().sort().values, len(sample)
-    expected, ranks = cdf(ordered), torch.arange(n + 1, dtype=torch.float64) / n
-    distance = torch.maximum((ranks[1:] - expected).max(), (expected - ranks[:-1]).max())
-    return float(distance) * math.sqrt(n)
-
-
 @pytest.mark.parametrize(
     ("name", "cdf"),
-    [("uniform", lambda u: u), ("normal", lambda x: 0.5 * (1 + torch.erf(x / math.sqrt(2))))],
+    [("uniform", lambda u: u), ("normal", normal_cdf)],
 )
 def test_draws_follow_their_distribution(name, cdf):
     sample = getattr(gd.random, name)(gd.random.key(11), (100_000,))

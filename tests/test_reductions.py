@@ -15,7 +15,7 @@ from gdfunc import _per_sample
 from gdfunc._reductions import _patterns
 
 from .assertions import assert_pure, assert_refused
-from .references import linear_data, linear_loss, normal
+from .references import gradients_one_by_one, linear_data, linear_loss, normal
 
 R = gd.reducers
 SWITCH = torch.tensor(1.0)
@@ -167,7 +167,7 @@ PRODUCTS = {  # of what are the factors found, but not kept
 
 def materialised(loss_fn, params, batch):
     """The gradients of all samples, one by one, as a matrix [B, P] and as leaves."""
-    rows = [grad(loss_fn)(params, tuple(leaf[i : i + 1] for leaf in batch)) for i in range(len(batch[0]))]
+    rows = gradients_one_by_one(loss_fn, params, batch)
     leaves = {name: torch.stack([row[name] for row in rows]) for name in params}
     return torch.cat([flat(leaf) for leaf in leaves.values()], 1), leaves
 

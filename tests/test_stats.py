@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.func import grad, vmap
+from torch.func import vmap
 
 import gdfunc as gd
 
 from .assertions import assert_derivatives, assert_pure, assert_refused
-from .references import COMPILED, linear_data, linear_loss, normal
+from .references import COMPILED, flat, gradients_one_by_one, linear_data, linear_loss, normal
 
 S = gd.stats
 PARAMS = {"w": normal(0, 3), "b": normal(1, 1)[0]}
@@ -23,9 +23,7 @@ def center_loss(w, x):
 
 
 def matrix(loss_fn, params, batch):
-    """The gradients of all samples, one by one: [B, P]."""
-    rows = [grad(loss_fn)(params, tuple(leaf[i : i + 1] for leaf in batch)) for i in range(len(batch[0]))]
-    return torch.stack([torch.cat([leaf.flatten() for leaf in row.values()]) for row in rows])
+    return torch.stack([flat(gradient) for gradient in gradients_one_by_one(loss_fn, params, batch)])
 
 
 def spread_of(loss_fn, params, batch, **options):

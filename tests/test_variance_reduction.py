@@ -16,7 +16,7 @@ from torch.func import grad, vmap
 import gdfunc as gd
 from gdfunc import _tree
 
-from .references import few, linear_data, linear_gradient, linear_loss, normal
+from .references import few, flat, linear_data, linear_gradient, linear_loss, normal
 
 seeds = st.integers(0, 2**32)
 
@@ -94,10 +94,6 @@ def drawn_rows(seed, n, *shape):
     return torch.randint(n, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def vector_of(params):
-    return torch.cat([params["w"], params["b"][None]])
-
-
 def params_of(state):
     return getattr(state, "params", state)
 
@@ -135,7 +131,7 @@ def test_steps_are_the_formula(name, seed, n, size, many):
     for row, lr, theta in zip(plan, lrs, theirs, strict=True):
         old = params_of(state)
         state, loss = step(state, row, lr)
-        np.testing.assert_allclose(vector_of(params_of(state)), theta, rtol=1e-10, atol=1e-11)
+        np.testing.assert_allclose(flat(params_of(state)), theta, rtol=1e-10, atol=1e-11)
         batch = data if case.passes else gd.take(data, row)
         torch.testing.assert_close(loss, linear_loss(old, batch), rtol=1e-12, atol=0)
     if not case.passes:
@@ -151,8 +147,8 @@ def test_at_the_minimum_it_stays_where_sgd_leaves(name):
     start = {"w": best[:-1], "b": best[-1]}
     final, _ = run(name, 0.05, params=start)
     sgd, _ = gd.train(gd.make_step(linear_loss), start, DATA, INDEX, 0.05)
-    assert (vector_of(final) - best).norm() < 1e-14
-    assert (vector_of(sgd) - best).norm() > 1e-3
+    assert (flat(final) - best).norm() < 1e-14
+    assert (flat(sgd) - best).norm() > 1e-3
 
 
 @each
@@ -175,7 +171,7 @@ def test_a_traced_run_and_its_derivative_are_those_in_python(name, options):
 
     def end(lr, **options):
         final, trajectory = run(name, lr, index, **options)
-        return vector_of(final).sum() + trajectory.loss.sum()
+        return flat(final).sum() + trajectory.loss.sum()
 
     lr = torch.tensor(0.01, dtype=torch.float64)
     torch.testing.assert_close(end(lr, **options), end(lr), rtol=1e-10, atol=0)
@@ -187,13 +183,13 @@ def test_a_traced_run_and_its_derivative_are_those_in_python(name, options):
 
 
 def full_gradient(params, data=DATA):
-    return vector_of(linear_gradient(params, data))
+    return flat(linear_gradient(params, data))
 
 
 def every_next(name, rows):
     """The point after a pass over rows, and those after it and one sample more, whichever."""
     step = make(name, size=1)
-    ends = vmap(lambda i: vector_of(step(PARAMS, torch.cat([rows, i[None]]), 0.05)[0]))(torch.arange(6))
+    ends = vmap(lambda i: flat(step(PARAMS, torch.cat([rows, i[None]]), 0.05)[0]))(torch.arange(6))
     return step(PARAMS, rows, 0.05)[0], ends
 
 
@@ -202,7 +198,7 @@ def every_next(name, rows):
 def test_svrgs_estimate_is_the_gradient_in_the_mean(seed, before):
     rows = drawn_rows(seed, 6, before)
     here, ends = every_next("svrg", rows)
-    moved = (vector_of(here) - ends) / 0.05
+    moved = (flat(here) - ends) / 0.05
     torch.testing.assert_close(moved.mean(0), full_gradient(here), rtol=1e-10, atol=1e-10)
     assert (moved - moved[0]).abs().max() > 1e-6  # one sample alone gives another
 
@@ -214,8 +210,8 @@ def test_sarahs_estimate_follows_the_gradient_in_the_mean(seed, before):
     rows = drawn_rows(seed, 6, before)
     here, ends = every_next("sarah", rows)
     there = make("sarah", size=1)(PARAMS, rows[:-1], 0.05)[0]
-    moved = ((vector_of(here) - ends) / 0.05).mean(0)
-    last = (vector_of(there) - vector_of(here)) / 0.05
+    moved = ((flat(here) - ends) / 0.05).mean(0)
+    last = (flat(there) - flat(here)) / 0.05
     torch.testing.assert_close(
         moved, full_gradient(here) - full_gradient(there) + last, rtol=1e-9, atol=1e-9
     )
@@ -230,9 +226,9 @@ def test_sagas_estimate_is_the_gradient_in_the_mean_and_sags_a_sixth_of_the_way_
     step = make(name)
     state = gd.train(step, step.init(PARAMS), torch.arange(6), index, 0.05)[0]
     subsets = torch.combinations(torch.arange(6), size)  # every mini-batch of this size
-    ends = vmap(lambda rows: vector_of(step(state, rows, 0.05)[0].params))(subsets)
-    moved = ((vector_of(state.params) - ends) / 0.05).mean(0)
-    mean, full = vector_of(state.mean), full_gradient(state.params)
+    ends = vmap(lambda rows: flat(step(state, rows, 0.05)[0].params))(subsets)
+    moved = ((flat(state.params) - ends) / 0.05).mean(0)
+    mean, full = flat(state.mean), full_gradient(state.params)
     expected = full if name == "saga" else mean + size / 6 * (full - mean)
     torch.testing.assert_close(moved, expected, rtol=1e-10, atol=1e-10)
 
