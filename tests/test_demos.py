@@ -109,17 +109,12 @@ def test_the_heavy_balls_rate_is_that_of_its_companion_matrices():
     momenta = torch.linspace(0, 0.99, 12, dtype=torch.float64)[:, None]
     lrs = torch.linspace(0.01, 2.5, 15, dtype=torch.float64)
     found = demo.predict(momenta, lrs, eigenvalues)
-    for i, momentum in enumerate(momenta[:, 0]):
-        for j, lr in enumerate(lrs):
-            steps = [
-                torch.stack(
-                    [torch.stack([1 + momentum - lr * h, -momentum]), torch.tensor([1.0, 0.0]).to(h)]
-                )
-                for h in eigenvalues
-            ]
-            radius = torch.linalg.eigvals(torch.stack(steps)).abs().max()
-            torch.testing.assert_close(found[i, j], radius, rtol=1e-7, atol=0)
-            assert (found[i, j] < 1) == (lr < 2 * (1 + momentum) / eigenvalues.max())
+    a = 1 + momenta[..., None] - lrs[:, None] * eigenvalues
+    first = torch.stack([a, (-momenta[..., None]).expand_as(a)], dim=-1)
+    second = torch.tensor([1.0, 0.0]).to(a).expand_as(first)
+    radius = torch.linalg.eigvals(torch.stack([first, second], dim=-2)).abs().amax(dim=(-1, -2))
+    torch.testing.assert_close(found, radius, rtol=1e-7, atol=0)
+    assert torch.equal(found < 1, lrs < 2 * (1 + momenta) / eigenvalues.max())
     lr, momentum, rate = demo.polyak(eigenvalues)
     at = [torch.tensor([[value]], dtype=torch.float64) for value in (momentum, lr)]
     best = demo.predict(*at, eigenvalues)

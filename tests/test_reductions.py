@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import grad, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional as F
 
 import gdfunc as gd
 from gdfunc import _per_sample
@@ -35,7 +36,7 @@ def flat(leaf):
     return leaf.reshape(len(leaf), -1)
 
 
-def module(factors, build, *inputs):
+def net(factors, build, *inputs):
     """The loss of a module of torch on inputs of these shapes, and the leaves that are kept as factors."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -48,7 +49,7 @@ def module(factors, build, *inputs):
     return loss_fn, params, lambda n: tuple(normal(i, n, *shape) for i, shape in enumerate(inputs)), factors
 
 
-def function(factors, f, shapes, *inputs):
+def of(factors, f, shapes, *inputs):
     params = {
         name: drawn(i, *shape or (1,)).reshape(shape) for i, (name, shape) in enumerate(shapes.items())
     }
@@ -72,7 +73,7 @@ def rnn(p, x):
 
 def attention(p, x):
     q, k, v = (heads.unflatten(-1, (2, -1)).transpose(1, 2) for heads in (x @ p["qkv"]).chunk(3, -1))
-    return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2) @ p["out"]
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2) @ p["out"]
 
 
 def tied(p, index):
@@ -80,82 +81,75 @@ def tied(p, index):
 
 
 CASES = {
-    "linear": module(
+    "linear": net(
         "0.weight 2.weight", lambda: nn.Sequential(nn.Linear(9, 8), nn.Tanh(), nn.Linear(8, 7)), (9,)
     ),
-    "linear at two places": module("weight", lambda: nn.Linear(16, 12), (2, 16)),
-    "linear at many places": module("", lambda: nn.Linear(5, 4), (6, 5)),
-    "conv1d": module("weight", lambda: nn.Conv1d(8, 12, 3, padding=1, stride=2), (8, 3)),
-    "conv1d over many": module("", lambda: nn.Conv1d(2, 3, 3), (2, 9)),
-    "conv2d over many": module("", lambda: nn.Conv2d(4, 6, (3, 2), 2, 1, (1, 2), groups=2), (4, 7, 8)),
-    "conv1d over many, same": module("", lambda: nn.Conv1d(2, 3, 4, padding="same", dilation=2), (2, 9)),
-    "conv2d over many, circular": module(
+    "linear at two places": net("weight", lambda: nn.Linear(16, 12), (2, 16)),
+    "linear at many places": net("", lambda: nn.Linear(5, 4), (6, 5)),
+    "conv1d": net("weight", lambda: nn.Conv1d(8, 12, 3, padding=1, stride=2), (8, 3)),
+    "conv1d over many": net("", lambda: nn.Conv1d(2, 3, 3), (2, 9)),
+    "conv2d over many": net("", lambda: nn.Conv2d(4, 6, (3, 2), 2, 1, (1, 2), groups=2), (4, 7, 8)),
+    "conv1d over many, same": net("", lambda: nn.Conv1d(2, 3, 4, padding="same", dilation=2), (2, 9)),
+    "conv2d over many, circular": net(
         "", lambda: nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), (2, 5, 6)
     ),
-    "conv3d over many": module("", lambda: nn.Conv3d(1, 2, 2), (1, 3, 4, 3)),
-    "transposed conv2d over many": module(
+    "conv3d over many": net("", lambda: nn.Conv3d(1, 2, 2), (1, 3, 4, 3)),
+    "transposed conv2d over many": net(
         "", lambda: nn.ConvTranspose2d(2, 4, 3, 2, 1, 1, groups=2), (2, 4, 3)
     ),
-    "conv2d": module(
+    "conv2d": net(
         "weight", lambda: nn.Conv2d(6, 8, (3, 2), padding=(1, 0), dilation=(2, 1), bias=False), (6, 3, 3)
     ),
-    "conv2d, groups": module("weight", lambda: nn.Conv2d(8, 24, 3, groups=2, stride=2), (8, 3, 4)),
-    "conv2d, same": module("weight", lambda: nn.Conv2d(6, 16, (3, 1), padding="same"), (6, 1, 2)),
-    "conv3d": module("weight", lambda: nn.Conv3d(2, 12, 2), (2, 2, 2, 3)),
-    "transposed conv1d": module(
+    "conv2d, groups": net("weight", lambda: nn.Conv2d(8, 24, 3, groups=2, stride=2), (8, 3, 4)),
+    "conv2d, same": net("weight", lambda: nn.Conv2d(6, 16, (3, 1), padding="same"), (6, 1, 2)),
+    "conv3d": net("weight", lambda: nn.Conv3d(2, 12, 2), (2, 2, 2, 3)),
+    "transposed conv1d": net(
         "weight", lambda: nn.ConvTranspose1d(12, 8, 3, stride=2, output_padding=1, padding=1), (12, 2)
     ),
-    "transposed conv1d, padded": module(
+    "transposed conv1d, padded": net(
         "weight", lambda: nn.ConvTranspose1d(12, 8, 3, dilation=2, output_padding=1), (12, 2)
     ),
-    "transposed conv2d": module(
+    "transposed conv2d": net(
         "weight", lambda: nn.ConvTranspose2d(8, 12, 2, groups=2, dilation=2), (8, 1, 1)
     ),
-    "layer norm": module("1.weight", lambda: nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 6)), (6,)),
-    "group norm": module("", lambda: nn.GroupNorm(2, 4), (4, 3)),
-    "attention module": module(
+    "layer norm": net("1.weight", lambda: nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 6)), (6,)),
+    "group norm": net("", lambda: nn.GroupNorm(2, 4), (4, 3)),
+    "attention module": net(
         "out_proj.weight", lambda: nn.MultiheadAttention(16, 2, batch_first=True), *[(2, 16)] * 3
     ),
-    "attention": function("qkv out", attention, {"qkv": (16, 48), "out": (16, 16)}, (3, 16)),
-    "embedding": function(
-        "t", lambda p, i: nn.functional.embedding(i, p["t"], 7), {"t": (30, 4)}, words(9, 4)
-    ),
-    "table": function("t", lambda p, i: p["t"][i - 9], {"t": (30, 4)}, words(30, 4)),
-    "few rows": function("", lambda p, i: p["t"][i], {"t": (4, 3)}, words(4, 6)),
-    "selected rows": function(
+    "attention": of("qkv out", attention, {"qkv": (16, 48), "out": (16, 16)}, (3, 16)),
+    "embedding": of("t", lambda p, i: F.embedding(i, p["t"], 7), {"t": (30, 4)}, words(9, 4)),
+    "table": of("t", lambda p, i: p["t"][i - 9], {"t": (30, 4)}, words(30, 4)),
+    "few rows": of("", lambda p, i: p["t"][i], {"t": (4, 3)}, words(4, 6)),
+    "selected rows": of(
         "t", lambda p, i: p["t"].index_select(0, i.flatten())[None], {"t": (30, 2, 3)}, words(30, 4)
     ),
-    "two tables in one": function(
-        "t",
-        lambda p, i: p["t"][i] * nn.functional.embedding(1 - i % 2, p["t"]),
-        {"t": (30, 4)},
-        words(30, 4),
+    "two tables in one": of(
+        "t", lambda p, i: p["t"][i] * F.embedding(1 - i % 2, p["t"]), {"t": (30, 4)}, words(30, 4)
     ),
-    "weight used twice": function("in again", rnn, {"in": (12, 16), "again": (16, 16)}, (2, 12)),
-    "weight and its transpose": function(
+    "weight used twice": of("in again", rnn, {"in": (12, 16), "again": (16, 16)}, (2, 12)),
+    "weight and its transpose": of(
         "w", lambda p, x: torch.tanh(x @ p["w"]) @ p["w"].T, {"w": (20, 12)}, (20,)
     ),
-    "one activation after another": function(
+    "one activation after another": of(
         "a b", lambda p, x: x @ p["a"] @ p["b"], {"a": (9, 8), "b": (8, 7)}, (9,)
     ),
-    "product of weights": function(
-        "", lambda p, x: x @ (p["a"] @ p["b"]), {"a": (12, 2), "b": (2, 12)}, (12,)
-    ),
-    "square of a weight": function("", lambda p, x: x @ (p["w"] @ p["w"]), {"w": (9, 9)}, (9,)),
-    "scaled product": function(
+    "product of weights": of("", lambda p, x: x @ (p["a"] @ p["b"]), {"a": (12, 2), "b": (2, 12)}, (12,)),
+    "square of a weight": of("", lambda p, x: x @ (p["w"] @ p["w"]), {"w": (9, 9)}, (9,)),
+    "scaled product": of(
         "", lambda p, x: torch.addmm(p["b"], x, p["w"], alpha=2), {"w": (9, 8), "b": (8,)}, (9,)
     ),
-    "tied embedding": function("", tied, {"table": (30, 4)}, words(30, 4)),
-    "heads": function("w", lambda p, x: torch.einsum("bhi,hio->bho", x, p["w"]), {"w": (3, 8, 7)}, (3, 8)),
-    "heads, arranged": function(
+    "tied embedding": of("", tied, {"table": (30, 4)}, words(30, 4)),
+    "heads": of("w", lambda p, x: torch.einsum("bhi,hio->bho", x, p["w"]), {"w": (3, 8, 7)}, (3, 8)),
+    "heads, arranged": of(
         "w", lambda p, x: torch.einsum("bhi,ohi->bho", x, p["w"]), {"w": (7, 3, 8)}, (3, 8)
     ),
-    "product of views": function("w", lambda p, x: x @ p["w"].view(9, 8), {"w": (3, 24)}, (9,)),
-    "matrix times vector": function("w", lambda p, x: (p["w"] @ x[0])[None], {"w": (7, 9)}, (9,)),
-    "matrix times matrix": function("w", lambda p, x: p["w"] @ x, {"w": (16, 12)}, (12, 2)),
-    "penalised": function("", lambda p, x: (x @ p["w"]) + (p["w"] ** 2).sum(), {"w": (9, 8)}, (9,)),
-    "scalars": function("", lambda p, x: x * p["a"] + p["b"], {"a": (), "b": ()}, (3,)),
-    "an unused leaf": function("w", lambda p, x: x @ p["w"], {"w": (9, 8), "rest": (3,)}, (9,)),
+    "product of views": of("w", lambda p, x: x @ p["w"].view(9, 8), {"w": (3, 24)}, (9,)),
+    "matrix times vector": of("w", lambda p, x: (p["w"] @ x[0])[None], {"w": (7, 9)}, (9,)),
+    "matrix times matrix": of("w", lambda p, x: p["w"] @ x, {"w": (16, 12)}, (12, 2)),
+    "penalised": of("", lambda p, x: (x @ p["w"]) + (p["w"] ** 2).sum(), {"w": (9, 8)}, (9,)),
+    "scalars": of("", lambda p, x: x * p["a"] + p["b"], {"a": (), "b": ()}, (3,)),
+    "an unused leaf": of("w", lambda p, x: x @ p["w"], {"w": (9, 8), "rest": (3,)}, (9,)),
 }
 PRODUCTS = {  # of what are the factors found, but not kept
     "linear at many places": {"weight"},
@@ -274,10 +268,10 @@ def architectures(draw):
 LAYERS = {  # of the values, the layer's own weight, and that of the first layer
     "linear": lambda x, own, first: torch.tanh(x @ own),
     "again": lambda x, own, first: torch.tanh(x @ first),
-    "back": lambda x, own, first: torch.sin(nn.functional.linear(x, first)),
+    "back": lambda x, own, first: torch.sin(F.linear(x, first)),
     "scale": lambda x, own, first: x * own,
     "shift": lambda x, own, first: x + own,
-    "norm": lambda x, own, first: nn.functional.layer_norm(x, x.shape[-1:]),
+    "norm": lambda x, own, first: F.layer_norm(x, x.shape[-1:]),
     "mix": lambda x, own, first: own @ x,
 }
 
@@ -484,7 +478,7 @@ def test_a_loss_that_cannot_be_traced_is_differentiated_as_it_is(name):
 
 def test_random_numbers_are_drawn_if_asked_for():
     def loss_fn(params, batch):
-        return squared(nn.functional.dropout(batch[0] @ params["w"], 0.5))
+        return squared(F.dropout(batch[0] @ params["w"], 0.5))
 
     params, batch = {"w": drawn(0, 9, 8)}, (normal(1, 3, 9),)
     with torch.random.fork_rng():

@@ -48,28 +48,18 @@ def floats(low, high):
 
 
 LR, GAMMA, FACTOR = floats(0.01, 2), floats(0.3, 0.95), floats(0.1, 0.9)
+ITERS, ETA_MIN, MILESTONES = st.integers(2, 50), floats(1e-3, 0.5), st.lists(st.integers(1, STEPS - 2))
+RESTARTS = {"T_0": st.integers(2, 12), "T_mult": st.integers(1, 4), "eta_min": ETA_MIN}
+LINE = {"start_factor": floats(0.1, 0.45), "end_factor": floats(0.5, 0.95), "total_iters": ITERS}
 SAME_ARGUMENTS = {
     "constant": ("ConstantLR", {"factor": FACTOR, "total_iters": st.integers(2, 30)}),
     "step": ("StepLR", {"step_size": st.integers(2, 15), "gamma": GAMMA}),
-    "multi_step": (
-        "MultiStepLR",
-        {"milestones": st.lists(st.integers(1, STEPS - 2), min_size=1, max_size=6), "gamma": GAMMA},
-    ),
+    "multi_step": ("MultiStepLR", {"milestones": MILESTONES.filter(len), "gamma": GAMMA}),
     "exponential": ("ExponentialLR", {"gamma": GAMMA}),
-    "linear": (
-        "LinearLR",
-        {
-            "start_factor": floats(0.1, 0.45),
-            "end_factor": floats(0.5, 0.95),
-            "total_iters": st.integers(2, 50),
-        },
-    ),
-    "polynomial": ("PolynomialLR", {"total_iters": st.integers(2, 50), "power": floats(1.2, 3)}),
-    "cosine_annealing": ("CosineAnnealingLR", {"T_max": st.integers(2, 50), "eta_min": floats(1e-3, 0.5)}),
-    "cosine_with_restarts": (
-        "CosineAnnealingWarmRestarts",
-        {"T_0": st.integers(2, 12), "T_mult": st.integers(1, 4), "eta_min": floats(1e-3, 0.5)},
-    ),
+    "linear": ("LinearLR", LINE),
+    "polynomial": ("PolynomialLR", {"total_iters": ITERS, "power": floats(1.2, 3)}),
+    "cosine_annealing": ("CosineAnnealingLR", {"T_max": ITERS, "eta_min": ETA_MIN}),
+    "cosine_with_restarts": ("CosineAnnealingWarmRestarts", RESTARTS),
 }
 
 

@@ -112,20 +112,12 @@ def test_sizes_and_shares_out_of_range_are_refused():
 
 def test_one_sample_gives_nan_and_a_warning():
     batch = linear_data(6, 1, 3)
-    reduced = gd.reduce_per_sample(linear_loss, S.spread())
     with pytest.warns(UserWarning, match="one sample, too few for a variance") as caught:
-        spread, _ = reduced(PARAMS, batch)
+        spread = spread_of(linear_loss, PARAMS, batch)
     assert [warning.filename for warning in caught] == [__file__]
-    for value in (
-        spread.variance,
-        spread.along,
-        S.noise_scale(spread),
-        S.noise_scale(spread, unbiased=True),
-        S.cabs(spread, 0.1),
-        S.diversity(spread),
-        S.norm_test(spread).batch_size,
-    ):
-        assert value.isnan()
+    values = [spread.variance, spread.along, S.noise_scale(spread), S.noise_scale(spread, unbiased=True)]
+    values += [S.cabs(spread, 0.1), S.diversity(spread), S.norm_test(spread).batch_size]
+    assert torch.stack(values).isnan().all()
     assert spread.squared_norm > 0
     assert not any(f(spread).passed for f in (S.norm_test, S.inner_product_test, S.orthogonality_test))
     with pytest.warns(UserWarning, match="one sample") as caught:
