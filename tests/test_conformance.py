@@ -72,7 +72,7 @@ def test_it_converges_on_a_known_problem(problem_name, name):
     step = gd.make_step(loss_fn, make(row))
 
     def run(lr):
-        state, _ = gd.train(step, step.init(first), None, gd.full_batch(1, 100), lr)
+        state, _ = gd.train(step, step.init(first), None, gd.full_batch(1, 50), lr)
         return loss_fn(state.params, None)
 
     final = vmap(run)(torch.logspace(-3, 1, 9, dtype=torch.float64))
