@@ -582,7 +582,7 @@ def both(ax=None):
     return plot_descent(quadratic, [descend(0.21, 20)], ax=ax), plot_curves([runs, runs[0]], ax=ax)
 
 
-def test_the_axes_axes_are_returned_and_nothing_global_is_touched():
+def test_the_given_axes_are_returned_and_nothing_global_is_touched():
     parameters, figures = dict(matplotlib.rcParams), plt.get_fignums()
     for axes in (None, Figure().add_subplot()):
         for ax in both(axes):
