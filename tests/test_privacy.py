@@ -161,7 +161,7 @@ def module_case(name):
 
 @pytest.mark.parametrize("name", MODULES)
 @pytest.mark.parametrize("chunk_size", ["auto", 2])
-def test_clipped_sums_are_those_of_gradients_gradients_one_by_one(name, chunk_size):
+def test_clipped_sums_are_those_of_gradients_one_by_one(name, chunk_size):
     loss_fn, params, batch = module_case(name)
     each = gradients_one_by_one(loss_fn, params, batch)
     limits = {key: 0.1 * (i + 1) for i, key in enumerate(params)}
