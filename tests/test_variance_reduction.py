@@ -372,7 +372,7 @@ def test_the_average_of_svrg_meets_its_theorem():
     """E f(θₛ) − f* ≤ αˢ (f(θ₀) − f*) with α = 1/(μ·lr·(1 − 2·lr·L)·m) + 2·lr·L/(1 − 2·lr·L)
     (Johnson and Zhang 2013, theorem 1, for a point at random; for their mean as f is convex).
     """
-    problem, m, count = least_squares(3, 20, 3.0), 150, 16
+    problem, m, count = least_squares(3, 20, 10.0), 80, 20
     lr, start = 0.1 / problem.L, problem.best + 1.0
     alpha = 1 / (problem.mu * lr * 0.8 * m) + 0.2 / 0.8
     step = gd.methods.svrg(problem.loss_fn, problem.data, output="average")
