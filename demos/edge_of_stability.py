@@ -281,7 +281,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--fast", action="store_true", help="fewer steps and a coarser map")
     args = parser.parse_args(argv)
-    network_steps, records, points, steps = (240, 12, 16, 300) if args.fast else (6000, RECORDS, 64, 500)
+    network_steps, records, points, steps = (120, 12, 8, 150) if args.fast else (6000, RECORDS, 64, 500)
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # on tensors this small, threads would only wait for one another
 

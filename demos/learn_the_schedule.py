@@ -343,7 +343,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--fast", action="store_true", help="shorter runs, fewer outer steps and orders")
     args = parser.parse_args(argv)
-    steps, outer_steps, orders, lengths = (12, 4, 64, (8, 32)) if args.fast else (T, 100, 2000, LENGTHS)
+    steps, outer_steps, orders, lengths = (12, 4, 64, (4, 12)) if args.fast else (T, 100, 2000, LENGTHS)
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # on tensors this small, threads would only wait for one another
 

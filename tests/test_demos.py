@@ -8,7 +8,7 @@ import torch
 
 import gdfunc as gd
 
-Figure = pytest.importorskip("matplotlib.figure").Figure
+pytest.importorskip("matplotlib")
 
 DEMOS = Path(__file__).parents[1] / "demos"
 NAMES = sorted(path.stem for path in DEMOS.glob("*.py"))
@@ -22,9 +22,8 @@ def load(name):
 
 
 @pytest.fixture(autouse=True)
-def _threads_and_small_pictures(monkeypatch):
-    threads, save = torch.get_num_threads(), Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, dpi: save(figure, path, dpi=30))
+def _threads():
+    threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
 
