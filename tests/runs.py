@@ -43,14 +43,14 @@ def mlp():
 
 
 MODELS = {"regression": regression, "logistic": logistic, "mlp": mlp}
-T = 12
+T = 12  # steps of three epochs
 
 
-def make_run(model, **kwargs):
-    """The loss on all data after T steps, as a function of everything that governs them."""
+def make_run(model, epochs=3, **kwargs):
+    """The loss on all data after epochs of four steps, as a function of everything that governs them."""
     params, data, loss_fn = MODELS[model]()
     params = _tree.map(lambda leaf: leaf.double(), params)
-    index = gd.epoch_batches(gd.random.key(1), n=40, batch_size=10, epochs=3)
+    index = gd.epoch_batches(gd.random.key(1), n=40, batch_size=10, epochs=epochs)
 
     def run(lr, lrs, momentum, init, weights, decay, adjoint=Reverse()):
         def weighted(params, batch):
@@ -67,7 +67,7 @@ def make_run(model, **kwargs):
 
     point = {
         "lr": torch.tensor(0.05, dtype=torch.float64),
-        "lrs": torch.linspace(2.0, 0.5, T, dtype=torch.float64),
+        "lrs": torch.linspace(2.0, 0.5, 4 * epochs, dtype=torch.float64),
         "momentum": torch.tensor(0.6, dtype=torch.float64),
         "init": params,
         "weights": 1 + 0.3 * normal(10, 40).tanh(),

@@ -602,7 +602,7 @@ slow_filling = pytest.mark.filterwarnings("ignore:There is a performance drop")
 
 
 @slow_filling
-@drawn(bodies, 15)
+@drawn(bodies, 10)
 def test_drawn_bodies_are_the_loop(body):
     is_the_loop(body)
 

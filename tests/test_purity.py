@@ -265,22 +265,6 @@ def test_a_body_that_draws_and_then_branches_gets_eagers_first_draw():
     assert torch.equal(*results)
 
 
-@quiet
-def test_noise_of_numpy_is_noise_in_every_step_of_a_run():
-    """Drawn once for the whole run, its deviation was 2e-5 in place of 0.1."""
-
-    def loss_fn(w, batch):
-        return (w * (w / 2 + np.random.randn() * 0.1)).sum()  # noqa: NPY002
-
-    np.random.seed(0)  # noqa: NPY002
-    index = gd.full_batch(1, 1000)
-    run = functools.partial(gd.train, gd.make_step(loss_fn), torch.zeros(1), torch.ones(1), index, 0.5)
-    _, trajectory = run(record="params", backend="auto")
-    assert trajectory.params[-500:].std() > 0.03
-    with pytest.raises(BackendError, match="f draws from NumPy's generator"):
-        run(backend="native")
-
-
 @pytest.mark.parametrize("form", [lambda x: float(f"{x:.3f}"), str, repr, print, "{}".format])
 def test_formatting_a_traced_tensor_is_refused_at_the_users_line(form):
     with pytest.raises(BackendError, match=r"formats or prints a tensor at .*test_purity.py:\d+"):

@@ -45,15 +45,6 @@ def test_xs_may_be_a_tree_of_arrays():
     assert ys.tolist() == [0, 1, 2]
 
 
-def test_zero_steps_give_init_and_empty_outputs():
-    init = nested_init(0)
-    carry, ys = gd.scan(nested_body, init, torch.empty(0, 3, dtype=torch.float64))
-    assert_same_bits(carry, init)
-    assert ys[0].shape == (0, 3)
-    assert ys[0].dtype == torch.float64
-    assert ys[1]["count"].dtype == torch.int64
-
-
 def test_dict_carries_may_order_their_keys_otherwise():
     def swap(carry, x):
         return {"b": carry["b"] + 1, "a": carry["a"] * 2}, None

@@ -43,8 +43,9 @@ def loop(index=INDEX, lr=0.05, init=INIT, data=DATA):
     return iterates, losses
 
 
-def test_train_is_the_loop():
-    final, trajectory = run(record=EVERYTHING)
+@each
+def test_train_is_the_loop(backend):
+    final, trajectory = run(record=EVERYTHING, backend=backend)
     iterates, losses = loop()
     torch.testing.assert_close(final, iterates[-1], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(trajectory.loss, torch.stack(losses), rtol=1e-12, atol=1e-12)
@@ -84,9 +85,10 @@ def test_lr_comes_as_a_number_a_tensor_or_a_schedule(lr):
     torch.testing.assert_close(final, loop()[0][-1], rtol=1e-6, atol=0)
 
 
-def test_a_schedule_is_taken_step_by_step():
+@each
+def test_a_schedule_is_taken_step_by_step(backend):
     lrs = torch.linspace(0.1, 0.0, 15, dtype=torch.float64)
-    final, trajectory = run(lrs, record=("lr",))
+    final, trajectory = run(lrs, record=("lr",), backend=backend)
     torch.testing.assert_close(final, loop(lr=lrs)[0][-1], rtol=1e-12, atol=1e-12)
     assert trajectory.lr.equal(lrs)
 
@@ -402,10 +404,10 @@ def run_below(threshold, lr, **options):
 def test_members_of_a_sweep_end_as_they_do_alone(every, backend):
     lrs = torch.tensor([0.001, 0.1, 1e40, 0.1], dtype=torch.float64)
     thresholds = torch.tensor([-1.0, 0.5, 0.5, 1e3], dtype=torch.float64)
-    member = functools.partial(run_below, record=("loss", "params"), every=every, backend=backend)
+    member = functools.partial(run_below, record=("loss", "params"), every=every)
     for dims in [(0, 0), (None, 0), (0, None)]:
         args = [arg if dim == 0 else arg[1] for arg, dim in zip((thresholds, lrs), dims, strict=True)]
-        final, trajectory = vmap(member, dims)(*args)
+        final, trajectory = vmap(functools.partial(member, backend=backend), dims)(*args)
         assert len(trajectory.step[0]) == -(-int(trajectory.steps.max()) // every)
         for i in range(4):
             alone, record = member(*[arg if arg.ndim == 0 else arg[i] for arg in args])

@@ -20,10 +20,9 @@ from gdfunc._scan.backends import _inductor, native
 from gdfunc._train._drive import segment_end
 from gdfunc._train._plan import _GRAIN
 
-from .assertions import assert_same_bits
-from .references import COMPILED, fingerprint, linear_data, linear_loss, normal, storages
+from .assertions import assert_agrees, assert_same_bits
+from .references import fingerprint, linear_data, linear_loss, normal, storages
 
-KEY = gd.random.key(0)
 DATA = linear_data(0, 12, 3)
 INIT = {"w": normal(5, 3), "b": normal(6, 1)[0]}
 STEP = gd.make_step(linear_loss)
@@ -42,62 +41,15 @@ def run(steps=40, lr=0.05, init=INIT, data=DATA, step=STEP, backend="inductor", 
     return gd.train(step, init, data, index, lr, backend=backend, **{"record": RECORD} | options)
 
 
-def assert_agrees(got, expected, start, tolerance=1e-9):
-    """Compare final states and records as shares of how far the parameters have moved."""
-    (final, trajectory), (expected_final, expected_trajectory) = got, expected
-    assert list(vars(trajectory)) == list(vars(expected_trajectory))
-    ends = zip(*map(gd._tree.leaves, (final, expected_final, start)), strict=True)
-    moved = [(a - b, b - c) for a, b, c in ends if b.is_floating_point()]
-    error, path = (torch.cat([pair[i].flatten() for pair in moved]).norm() for i in range(2))
-    assert path > 0
-    assert error < tolerance * path
-    for a, b in zip(gd._tree.leaves(trajectory), gd._tree.leaves(expected_trajectory), strict=True):
-        torch.testing.assert_close(a, b, rtol=100 * tolerance, atol=tolerance)
-
-
-compiled = pytest.mark.parametrize("backend", COMPILED)
 each = pytest.mark.parametrize("backend", ["eager", "inductor"])
 
 
 # The same numbers.
 
 
-def mlp_loss(params, batch):
-    x, y = batch["x"], batch["y"]
-    (first, bias), second = params["hidden"], params["out"]
-    return ((torch.tanh(x @ first + bias) @ second - y[:, None]) ** 2).mean()
-
-
-NOTHING = gd.GradientTransformation(lambda params: None, lambda grads, state, params: (grads, None))
-MODELS = {
-    "linear regression, sgd": (linear_loss, INIT, DATA, gd.chain(), 0.05),
-    "mlp, adam": (
-        mlp_loss,
-        {"hidden": [0.5 * normal(1, 3, 4), normal(2, 4)], "out": normal(3, 4, 1)},
-        {"x": DATA[0], "y": DATA[1], "none": None},
-        *(gd.chain(gd.adam(), NOTHING), 0.01),
-    ),
-}
-
-
-@compiled
-@pytest.mark.parametrize("model", sorted(MODELS))
-def test_a_compiled_run_is_the_run_in_python(model, backend):
-    loss_fn, params, data, transform, lr = MODELS[model]
-    lrs = gd.schedules.cosine_annealing(lr, 200)(torch.arange(200))
-    step = gd.make_step(loss_fn, transform)
-    init = step.init(params)
-    record = RECORD if params is INIT else ("loss", "lr", "grad_norm")
-    runs = [
-        run(200, lrs, init, data, step, backend=name, record=record) for name in (backend, backend, "eager")
-    ]
-    assert_agrees(runs[0], runs[2], init)
-    assert_same_bits(runs[0], runs[1])
-
-
 @pytest.mark.parametrize("steps", [1, 4, 5, 9, 130])
 def test_every_length_of_run_is_the_run_in_python(steps):
-    assert_agrees(run(steps), run(steps, backend="eager"), INIT)
+    assert_agrees(run(steps), run(steps, backend="eager"))
 
 
 @each
@@ -142,29 +94,6 @@ def test_a_run_keeps_neither_a_graph_nor_tensors_beyond_its_record(backend):
     assert alive[-1] - alive[0] < 20
 
 
-# A thinned run that may stop: the threshold is a tensor that `stop` closes over, and so part of no code.
-
-
-def thinned(threshold, backend, lr=0.05, steps=31, init=INIT):
-    threshold = torch.as_tensor(threshold, dtype=torch.float64)
-    return run(
-        steps, lr, init, backend=backend, every=7, record="loss", stop=lambda carry, loss: loss < threshold
-    )
-
-
-@compiled
-@pytest.mark.parametrize("threshold", [-1.0, 1e9, 0.7, 0.1])
-def test_a_thinned_run_stops_where_it_does_in_python(threshold, backend):
-    expected = thinned(threshold, "eager")
-    assert_agrees(thinned(threshold, backend), expected, INIT)
-    if threshold < 0:
-        plain = run(31, backend="eager", every=7, record="loss")
-        assert_same_bits((expected[0], expected[1].loss), (plain[0], plain[1].loss))
-    _, losses = run(31, backend="eager", record="loss")
-    below = (losses.loss < threshold).nonzero().flatten().tolist()
-    assert expected[1].steps == (below[0] + 1 if below else 31)
-
-
 # Loops are compiled once.
 
 
@@ -178,7 +107,6 @@ def compilations(monkeypatch):
 
 def test_another_lr_seed_data_step_or_length_compiles_nothing(traces, compilations, monkeypatch):
     run(40)
-    thinned(1.0, "native")
     traces.clear()
     compilations.clear()
     run(40, lr=0.01)
@@ -192,8 +120,6 @@ def test_another_lr_seed_data_step_or_length_compiles_nothing(traces, compilatio
     monkeypatch.setattr("gdfunc._train._drive._SEGMENT_SECONDS", 0.0)
     run(50)
     run(51, progress=lambda done, steps: None)
-    thinned(0.5, "native")
-    thinned(0.1, "native", lr=0.02, steps=28)
     assert not traces
     for _ in range(3):
         run(40, step=gd.make_step(lambda params, batch: linear_loss(params, batch)))
@@ -280,7 +206,7 @@ def test_a_run_in_two_parts_is_the_run(cut, backend):
         name: gd._tree.cat([getattr(first, name), getattr(second, name)]) for name in ("loss", "params")
     }
     del whole.step
-    assert_agrees((resumed, gd.Trajectory(**joined)), (final, whole), INIT)
+    assert_agrees((resumed, gd.Trajectory(**joined)), (final, whole))
     if backend == "eager" or cut % _GRAIN == 0:
         assert_same_bits((resumed, joined), (final, vars(whole)))
 
@@ -426,7 +352,7 @@ def test_auto_is_native_for_a_run_of_middle_length_and_else_takes_no_slow_compil
     native_ran, run_natively = [], native.run
     watched = lambda *loop: native_ran.append(loop[4]) or run_natively(*loop)  # noqa: E731
     monkeypatch.setattr(backends, "QUICK", {"cpu": (watched,)})
-    assert_agrees(run(1_000, backend="auto"), run(1_000, backend="eager"), INIT)
+    assert_agrees(run(1_000, backend="auto"), run(1_000, backend="eager"))
     assert (ran, sum(native_ran)) == ([], 1_000)
 
     def loss_fn(params, batch):
@@ -435,5 +361,5 @@ def test_auto_is_native_for_a_run_of_middle_length_and_else_takes_no_slow_compil
     step = gd.make_step(loss_fn)
     with pytest.warns(UserWarning, match="steps back: backend='native' does not cover aten.cummax"):
         got = run(1_000, step=step, backend="auto")
-    assert_agrees(got, run(1_000, step=step, backend="eager"), INIT)
+    assert_agrees(got, run(1_000, step=step, backend="eager"))
     assert ran == []
