@@ -10,6 +10,7 @@ skips into failures.
 
 import os
 import random
+import signal
 from collections.abc import Iterator
 from unittest import mock
 
@@ -128,3 +129,11 @@ def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_segment_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the segments of a run as short as they can be."""
     monkeypatch.setattr("gdfunc._train._drive._SEGMENT_SECONDS", 0.0)
+
+
+@pytest.fixture
+def ctrl_c_is_heard() -> Iterator[None]:
+    """Raise KeyboardInterrupt at Ctrl-C, even if a shell started the tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -190,6 +190,7 @@ def test_a_tensor_that_a_trace_left_elsewhere_is_no_input(options):
 
 @traced
 @pytest.mark.filterwarnings("ignore:.*traced on every call")
+@pytest.mark.usefixtures("ctrl_c_is_heard")
 def test_ctrl_c_waits_for_the_end_of_a_trace(options, monkeypatch):
     seen = []
     monkeypatch.setattr(torch.utils, "gdfunc_seen", seen, raising=False)

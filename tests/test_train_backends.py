@@ -247,7 +247,7 @@ def ctrl_c(after):
     return press
 
 
-@pytest.mark.usefixtures("no_segment_time")
+@pytest.mark.usefixtures("no_segment_time", "ctrl_c_is_heard")
 @pytest.mark.parametrize(
     ("backend", "steps", "after", "every"),
     [
@@ -270,6 +270,7 @@ def test_ctrl_c_keeps_all_steps_done_and_the_rest_goes_on_to_the_same_bits(backe
     assert rest.loss.equal(whole.loss[stopped.step :])
 
 
+@pytest.mark.usefixtures("ctrl_c_is_heard")
 @pytest.mark.parametrize(("at", "done"), [(1, 0), (2, 16), (4, 36)])
 def test_ctrl_c_within_a_segment_gives_the_state_before_it(monkeypatch, at, done):
     run(40)
@@ -307,6 +308,7 @@ def ran(monkeypatch):
     return lengths
 
 
+@pytest.mark.usefixtures("ctrl_c_is_heard")
 def test_auto_is_eager_for_a_short_run_and_compiled_for_a_long_one(ran, monkeypatch):
     for steps, at_once in [(999, []), (9_999, []), (10_000, [10_000])]:
         with pytest.raises(gd.TrainingInterrupted):
