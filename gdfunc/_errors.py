@@ -84,10 +84,12 @@ class TrainingInterrupted(_Copyable, KeyboardInterrupt):
 
     Attributes:
         step: how many steps were finished.
-        state: the carry after them; `train(step_fn, error.state, data, index[error.step:], …)` goes on
-            to the same bits (with `lr[error.step:]` for a schedule; its `trajectory.step` begins at 0).
+        state: the carry after them. `train(…, resume=error)` goes on to the same bits. So does
+            `train(step, error.state, data, index[error.step:], …)` on one backend, with `lr[error.step:]`
+            for a schedule, and a `trajectory.step` that begins at 0.
         trajectory: what was recorded in them. Members of a vmapped run with `trajectory.steps < step` had
             ended; a resumed run lets them go on.
+        done: what `resume=` goes on from; None for a run under a transformation.
 
     Example:
         >>> error = gd.TrainingInterrupted(step=40, state=None, trajectory=None)
@@ -95,9 +97,9 @@ class TrainingInterrupted(_Copyable, KeyboardInterrupt):
         stopped after 40 steps; .state holds the carry, .trajectory the record
     """
 
-    def __init__(self, *, step: int, state: Any, trajectory: Any) -> None:
+    def __init__(self, *, step: int, state: Any, trajectory: Any, done: Any = None) -> None:
         super().__init__(f"stopped after {step} steps; .state holds the carry, .trajectory the record")
-        self.step, self.state, self.trajectory = step, state, trajectory
+        self.step, self.state, self.trajectory, self.done = step, state, trajectory, done
 
 
 class SweepInterrupted(_Copyable, KeyboardInterrupt):

@@ -3,7 +3,9 @@
 Compilations by Inductor take seconds, so that most tests share one body.
 """
 
+import functools
 import gc
+import pickle
 import re
 import signal
 import types
@@ -268,6 +270,41 @@ def test_ctrl_c_keeps_all_steps_done_and_the_rest_goes_on_to_the_same_bits(backe
     resumed, rest = run(index=index[stopped.step :], init=stopped.state, **options)
     assert_same_bits(resumed, final)
     assert rest.loss.equal(whole.loss[stopped.step :])
+
+
+@pytest.mark.usefixtures("no_segment_time", "ctrl_c_is_heard")
+@pytest.mark.parametrize("stop", [None, lambda carry, loss: loss < 0])
+@pytest.mark.parametrize(
+    ("backend", "steps", "after", "every"),
+    [("auto", 1200, 1100, 1), ("native", 43, 20, 2), ("eager", 43, 21, 3), ("eager", 5, 5, 1)],
+)
+def test_an_interrupted_run_is_resumed_to_the_bits_of_the_whole(backend, steps, after, every, stop):
+    """Also where `auto` would run the rest in Python, because it is short."""
+    options = {"backend": backend, "every": every, "stop": stop, "lr": torch.linspace(0.1, 0.01, steps)}
+    expected = run(steps, **options)
+    with pytest.raises(gd.TrainingInterrupted) as caught:
+        run(steps, progress=ctrl_c(after), **options)
+    stopped = pickle.loads(pickle.dumps(caught.value))
+    assert_same_bits(run(steps, resume=stopped, **options), expected)
+    assert_same_bits(stopped.state, caught.value.state)  # nothing was written into what it holds
+
+
+@pytest.mark.usefixtures("no_segment_time", "ctrl_c_is_heard")
+def test_resuming_another_run_is_refused():
+    with pytest.raises(gd.TrainingInterrupted) as caught:
+        run(40, backend="eager", progress=ctrl_c(9))
+    stopped = caught.value
+    resumed = functools.partial(run, backend="eager", resume=stopped)
+    for steps, options, message in [
+        (5, {}, "resume is of another run: it was stopped after 9 steps"),
+        (40, {"every": 2}, "with every=2 has no segment's end"),
+        (40, {"init": {"w": normal(5, 3)}}, "resume.state"),
+        (40, {"resume": ValueError()}, "resume is ValueError, not TrainingInterrupted"),
+    ]:
+        with pytest.raises((TypeError, ValueError), match=message):
+            resumed(steps, **options)
+    with pytest.raises(ValueError, match="outside of vmap"):
+        torch.func.vmap(lambda lr: resumed(40, lr=lr))(torch.ones(2))
 
 
 @pytest.mark.usefixtures("ctrl_c_is_heard")

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from .. import _tree
-from .._errors import NonFiniteError, TrainingInterrupted
+from .._errors import NonFiniteError, TrainingInterrupted, check_type
 from .._progress import Progress, reporter
 from .._scan._scan import fold
 from .._step import params_of
 from .._torch._modes import is_tracing
+from .._torch._transforms import is_transforming
 from .._tree import Tree
 from ..adjoints._truncated import Constant
 from ._body import Stoppable, carry_of
@@ -52,13 +53,13 @@ class Done(NamedTuple):
         return Trajectory(step=step, **records, steps=self.state.steps, diverged=self.state.diverged)
 
 
-def drive(plan: Plan, progress: Progress) -> tuple[Any, Trajectory]:
-    """Run a plan, and report after every segment."""
-    done = Done(0, plan.state)
+def drive(plan: Plan, progress: Progress, resume: TrainingInterrupted | None) -> tuple[Any, Trajectory]:
+    """Run a plan, or the rest of it, and report after every segment."""
+    first = done = Done(0, plan.state) if resume is None else _interrupted(plan, resume)
     with reporter(progress, plan.steps, "step") as report:
         try:
             # The loop assigns whole segments, so that Ctrl-C finds each done or not begun.
-            for done in segments(plan):
+            for done in segments(plan, first):
                 report(done.taken)
         except KeyboardInterrupt as interrupt:
             # Under vmap the members become rows, because a wrapped tensor would not outlive this call.
@@ -66,17 +67,37 @@ def drive(plan: Plan, progress: Progress) -> tuple[Any, Trajectory]:
                 step=done.taken,
                 state=_tree.unwrap(carry_of(done.state)),
                 trajectory=_tree.unwrap(done.trajectory(plan.every)),
+                done=None if is_transforming() else done,
             ) from interrupt
     return carry_of(done.state), done.trajectory(plan.every)
 
 
-def segments(plan: Plan) -> Iterator[Done]:
-    """Run the segments of a plan; give after each what is done so far.
+def _interrupted(plan: Plan, resume: Any) -> Done:
+    """Check that a plan can go on where another run of it was interrupted."""
+    check_type("resume", resume, TrainingInterrupted, "pass the one that was raised")
+    done = resume.done
+    if done is None or is_transforming():
+        raise ValueError(
+            "resume goes on with a run outside of vmap, grad and jvp; inside, begin with the state of the "
+            "interruption: train(step, error.state, data, index[error.step:], ...)"
+        )
+    _tree.check_like(done.state, plan.state, "resume.state", "init")
+    same = done.step <= plan.steps and (done.step % plan.every == 0 or done.step == plan.steps)
+    if not same:
+        raise ValueError(
+            f"resume is of another run: it was stopped after {done.step} steps, where one of {plan.steps} "
+            f"steps with every={plan.every} has no segment's end"
+        )
+    return done
+
+
+def segments(plan: Plan, done: Done) -> Iterator[Done]:
+    """Run the segments of a plan after what is done; give after each what is done so far.
 
     The first segment may trace and compile, so that its time tells nothing.
     """
-    done, blocks, is_first = Done(0, plan.state), first_blocks(plan), True
-    while is_first or (done.step < plan.steps and not done.ended):
+    blocks, is_first = first_blocks(plan), True
+    while not done.records or (done.step < plan.steps and not done.ended):
         started = time.perf_counter()
         last = segment_end(done.step, blocks, plan.every, _goal(plan, done), plan.grain)
         new, finite = _advance(plan, done, last)

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .._errors import TrainingInterrupted
 from .._progress import Progress
 from .._scan._adjoint import Adjoint, Reverse
 from .._step import StepLike
@@ -29,6 +30,7 @@ def train(
     check_finite: str = "off",
     stop: Stop | None = None,
     adjoint: Adjoint = Reverse(),
+    resume: TrainingInterrupted | None = None,
 ) -> tuple[Any, Trajectory]:
     """Run a step over the batches of a plan.
 
@@ -67,6 +69,8 @@ def train(
             member ends on its own. Its later records repeat its last carry, until all have ended.
         adjoint: how derivatives go back through the run, one of `gd.adjoints`: `Reverse()`,
             `Checkpoint("sqrt")`, `Truncated(last)`, `Implicit("cg", 100)`.
+        resume: the `TrainingInterrupted` of the same run, given the same arguments. Its steps are not
+            taken again, and the results have the bits of a run that was not interrupted.
 
     Returns:
         `(final, trajectory)`: the carry after the last step, and the records, [⌈T/every⌉, ...] each, of the
@@ -101,5 +105,5 @@ def train(
         H. Robbins, S. Monro, "A stochastic approximation method", 1951.
     """
     plan = make_plan(step, init, data, index, lr, record, every, backend, check_finite, stop, adjoint)
-    final, trajectory = drive(plan, progress)
+    final, trajectory = drive(plan, progress, resume)
     return adjoint.end(partial(plan.last_step, final), carry_of(plan.state), final), trajectory
