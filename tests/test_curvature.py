@@ -290,7 +290,7 @@ def recorded(**options):
         "trace": lambda params, loss: trace(params, batch, KEY).trace,
         "params": "params",
     }
-    step, index = gd.make_step(network_loss), gd.full_batch(7, 5)
+    step, index = gd.make_step(network_loss), gd.full_batch(7, 6)
 
     def run(lr):
         return gd.train(step, params, batch, index, lr, record=record, every=2, **options)[1]
