@@ -164,6 +164,20 @@ def test_changed_and_unfinished_files_are_deleted_once_per_process(tmp_path):
         assert (directory / "c").exists()  # checked before in this process
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc lists the files")
+def test_added_files_their_digests_and_directories_are_on_the_disk(tmp_path, monkeypatch):
+    done, fsync = [], os.fsync
+
+    def synced(file):
+        done.append(os.path.relpath(os.readlink(f"/proc/self/fd/{file}"), tmp_path))
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    (tmp_path / "deeper").mkdir()
+    fill(tmp_path, **{"a": "1", "deeper/b": "22"})
+    assert sorted(done) == [".", ".sha256", "a", "deeper", "deeper/b"]
+
+
 def test_files_of_a_process_that_compiles_now_stay(tmp_path):
     directory = tmp_path / "inductor"
     fill(directory, a="1")

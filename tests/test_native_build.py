@@ -1,6 +1,7 @@
 """How native loops are compiled and kept: other compilers, damaged libraries, and refusals."""
 
 import gc
+import hashlib
 import os
 import stat
 import subprocess
@@ -156,6 +157,21 @@ def test_damaged_library_is_compiled_again(suffix, cache):
         assert library.read_bytes() == sound
 
 
+def test_library_with_another_length_or_digest_is_not_sound(cache):
+    _build.build(C.format(3))
+    (library,), (digest,) = cache.glob("*.so"), cache.glob("*.sha256")
+    length, _, number = digest.read_text().partition(":")
+    assert (int(length), number) == (
+        library.stat().st_size,
+        hashlib.sha256(library.read_bytes()).hexdigest(),
+    )
+    for text in (f"{int(length) + 1}:{number}", f"{length}:{number[::-1]}", number, length):
+        digest.write_text(text)
+        assert not _cache.is_sound(library)
+    digest.write_text(f"{length}:{number}")
+    assert _cache.is_sound(library)
+
+
 @pytest.mark.parametrize("fault", ["link", "mode", "owner"])
 def test_library_that_others_could_have_written_is_compiled_again(fault, cache, monkeypatch):
     _build.build(C.format(8))
@@ -194,6 +210,20 @@ def test_interrupted_store_leaves_the_old_library_or_none(cache, monkeypatch):
     monkeypatch.setattr(os, "replace", real)
     assert _build.build(C.format(3)).answer() == 3
     assert sorted(path.suffix for path in cache.iterdir()) == [".sha256", ".so"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc lists the files")
+def test_library_and_its_directory_are_on_the_disk_when_it_is_stored(cache, monkeypatch):
+    done, replace, fsync = [], os.replace, os.fsync
+
+    def synced(file):
+        done.append(Path(os.readlink(f"/proc/self/fd/{file}")).suffix or "directory")
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", lambda *paths: done.append("move") or replace(*paths))
+    _build.build(C.format(3))
+    assert done == [".so", ".sha256", "move", "move", "directory"]
 
 
 def test_cache_has_a_bound_and_drops_the_least_recently_used(cache):

@@ -106,12 +106,14 @@ def is_sound(path: Path) -> bool:
 
 
 def store(made: Path, path: Path) -> None:
-    """Move a new library to its place on the same file system, with its SHA-256 in a file."""
+    """Move a new library to its place on the same file system, with its length and SHA-256 in a file."""
     digest = made.with_suffix(".sha256")
     digest.write_text(_digest(made))
     made.chmod(0o700)
+    _sync(made, digest)
     os.replace(made, path)
     os.replace(digest, path.with_suffix(".sha256"))
+    _sync(path.parent)
 
 
 def trim(directory: Path, limit: int = LIMIT) -> None:
@@ -156,8 +158,10 @@ def guarded(directory: Path, limit: int = LIMIT) -> Iterator[None]:
             yield
         finally:
             added = [path for path, stamp in _stamps(directory).items() if before.get(path) != stamp]
-            with open(directory / ".sha256", "a") as sums:
-                sums.writelines(f"{_digest(path)} {path.relative_to(directory)}\n" for path in added)
+            sums = directory / ".sha256"
+            with open(sums, "a") as lines:
+                lines.writelines(f"{_digest(path)} {path.relative_to(directory)}\n" for path in added)
+            _sync(*added, sums, *{path.parent for path in (*added, sums)})
 
 
 def _check(directory: Path, alone: bool, limit: int) -> None:
@@ -196,7 +200,20 @@ def _stamps(directory: Path) -> dict[Path, tuple[int, int]]:
 
 
 def _digest(path: Path) -> str:
+    """Return the length and the SHA-256 of a file."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        data = path.read_bytes()
     except OSError:
         return "unreadable"
+    return f"{len(data)}:{hashlib.sha256(data).hexdigest()}"
+
+
+def _sync(*paths: Path) -> None:
+    """Wait until files or directories are on the disk, so that a crash cannot leave half of one."""
+    for path in paths:
+        with suppress(FileNotFoundError):  # another process deletes files, too
+            file = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(file)
+            finally:
+                os.close(file)
