@@ -598,6 +598,36 @@ def test_the_ends_of_dtypes_and_both_zeros(name):
     assert_same(lambda backend: gd.scan(lambda c, x: (c, f(x)), (), xs, backend=backend))
 
 
+TRUTHS = torch.tensor([[2, 0, 255], [1, 4, 0]], dtype=torch.uint8).view(torch.bool)
+
+
+@pytest.mark.parametrize("members", [None, 0, 1])
+def test_bool_is_true_whatever_its_byte(members):
+    """As what is closed over, carried and scanned."""
+
+    def f(b, carry, x):
+        total, held = carry
+        t = x.logical_not()
+        orders = b == x, b != t, b < t, b <= x, b > t, held >= t, torch.maximum(b, t), b.sort(stable=True)
+        logic = b & t, b | x, b ^ x, ~b, b.logical_and(x), held.logical_or(t), b.logical_xor(x), b * x
+        choices = torch.where(b, 1.5, x * 0.5), torch.where(t, b, x), total.masked_fill(x, 7), b[::2]
+        sums = b.sum(), b.any(), x.all(-1), b.cumsum(-1), b.prod(-1), b.amax(-1), held.amin(-1), b[:1].any()
+        numbers = b.to(torch.int64), b.float(), b + 0.5, b * total, b.to(torch.uint8), -b.double(), b ^ True
+        moved = b, x, held, b.flip(0), torch.stack([b, x]), b.gather(-1, x.to(torch.int64)), b.clone()
+        return (total + b.to(torch.int64) + x, held), (orders, logic, choices, sums, numbers, moved)
+
+    def run(backend):
+        scan = lambda b, held, xs: gd.scan(  # noqa: E731
+            functools.partial(f, b), (held.long() * 0, held), xs, backend=backend
+        )
+        if members is None:
+            return scan(TRUTHS[0], TRUTHS[1], TRUTHS)
+        held = TRUTHS.mT if members else TRUTHS
+        return torch.func.vmap(scan, (0, members, 1))(TRUTHS, held, torch.stack([TRUTHS, TRUTHS]))
+
+    assert_same(run)
+
+
 @pytest.mark.optimised
 @pytest.mark.parametrize("length", [511, 513, 5000, 60_000])
 def test_long_contractions_are_as_exact_as_those_of_torch(length):

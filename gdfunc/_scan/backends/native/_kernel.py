@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable, Sequence
 from math import prod
 
+import torch
+
 from ._index import Index, Part, Point, Var, unravel
 from ._statement import Access, Buffer, Code, loop
 
@@ -52,8 +54,8 @@ class Kernel:
         return self.let("int64_t", f"({self.place(part.of)}) {operator} {part.divisor}")
 
     def read(self, buffer: Buffer, index: Index) -> str:
-        """Read an element."""
-        text = f"{buffer.name}[{self.place(index)}]"
+        """Read an element. Each byte of a bool but 0 is true, as in torch."""
+        text = f"{buffer.name}[{self.place(index)}]" + " != 0" * (buffer.dtype is torch.bool)
         self.accesses.append(Access(buffer, index))
         return self.let(buffer.c_type, text)
 
