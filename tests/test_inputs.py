@@ -185,3 +185,38 @@ def test_forward_mode_goes_through_fused_attention():
     assert gauss_newton(params, (batch, zeros), vector)["w"].isfinite().all()
     torch.testing.assert_close(gd.hypergrad(run, adjoint=gd.adjoints.Forward())(0.1).grads, slope)
     torch.testing.assert_close(gd.hypergrad(run)(0.1).grads, slope)
+
+
+@pytest.mark.parametrize("backend", ["eager", "native"])
+def test_writes_of_a_body_reach_neither_carry_nor_x_where_it_is_called_for_its_shapes(backend):
+    """With no steps, and where a trace failed and the mistake is raised from real tensors."""
+
+    def body(c, x):
+        c.add_(1)
+        x.mul_(7)
+        return c @ x[:1], None
+
+    init, xs = torch.ones(2), torch.ones(2, 2)
+    for rows in (xs[:0], xs):
+        before = fingerprint([init, xs])
+        with pytest.raises((RuntimeError, ValueError)):
+            gd.scan(body, init, rows, backend=backend)
+        assert fingerprint([init, xs]) == before
+
+
+def test_a_loop_keeps_no_carries_where_gradients_are_off():
+    init = torch.ones(3, requires_grad=True)
+    with torch.no_grad():
+        final, _ = gd.scan(lambda c, x: (c * 2, None), init, length=3, backend="native")
+    assert not final.requires_grad
+    assert torch.equal(final, torch.full((3,), 8.0))
+
+
+def test_a_refusal_that_is_raised_again_says_the_same():
+    def notes():
+        options = {"adjoint": gd.adjoints.Checkpoint(2), "backend": "native"}
+        with pytest.raises(gd.BackendError) as refusal:
+            gd.scan(lambda c, x: (torch.linalg.inv(c), None), torch.eye(2), length=3, **options)
+        return getattr(refusal.value, "__notes__", [])
+
+    assert notes() == notes() != []

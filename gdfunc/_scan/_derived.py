@@ -11,7 +11,7 @@ from ._body import BatchedBody, Body, Flags, Leaves, Members, merged
 
 
 def keeping(body: Body) -> Body:
-    """Make the body that also returns the carry it was given, as the last of its y's; nothing is traced."""
+    """Make the body that also returns the carry it was given, as the last of its y's."""
     if "keeping" not in body.derived:
         graph, copies = fx.Graph(), dict[fx.Node, Any]()
         results: Any = graph.graph_copy(body.graph.graph, copies)

@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import _tree
 from .._errors import BackendError, check_tensor, untraceable
 from .._torch._graphs import is_recorded, record_call, tracer
-from .._torch._modes import has_no_value, mode_of, no_dispatch_modes, valueless
+from .._torch._modes import has_no_value, lent, mode_of, no_dispatch_modes, valueless
 from .._torch._transforms import functionalization, is_transforming, may_be_differentiated
 from .._tree import Tree
 from . import _derived
@@ -49,7 +49,7 @@ def run(
         raise
     except Exception as error:
         with put_back(f):
-            _, y = body(init, _tree.map(lambda leaf: leaf[0], xs))
+            _, y = body(*_tree.map(lent, (init, _tree.map(lambda leaf: leaf[0], xs))))
             for path, leaf in _tree.named_leaves(y, "y"):
                 check_tensor(leaf, path)
             line = [*str(error).splitlines(), ""][0]
@@ -75,8 +75,8 @@ class Bound(Loop):
     runner: Runner = field(default=replay, compare=False)  # of a loop inside a graph: the default
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
-        # No rule applies where no derivative is wanted and no transformation is running.
-        if not is_transforming() and True not in [leaf.requires_grad for leaf in tensors]:
+        is_wanted = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in tensors)
+        if not is_wanted and not is_transforming():  # no rule applies
             return list(_Scan.forward(self, *tensors))
         level: Any = functionalization()
         if level is not None:  # autograd.Function has no rule for it, and needs none: a loop is pure

@@ -69,8 +69,8 @@ def scan(
         xs: a tree of tensors or NumPy arrays [T, ...] whose slices f gets as x; None: f gets None.
         length: T; needed only without xs.
         reverse: go from the last x to the first; `ys[t]` still belongs to `xs[t]`.
-        unroll: at least how many steps a compiled backend lays out in a row: more run faster, and take
-            longer to compile.
+        unroll: at least how many steps Inductor and CUDA graphs lay out in a row: more run faster, and
+            take longer to compile.
         backend: who runs the loop. `"eager"`: Python, with no setup and any f. `"native"`: one C function,
             for the small steps of a CPU, that is compiled in about half a second; members of a vmap are
             shared among torch's threads, and `torch.set_flush_denormal(True)` beforehand holds in all of
@@ -134,7 +134,7 @@ def fold(
     by_itself = isinstance(adjoint, Reverse)
     body = _checked(f, init)
     if length == 0:
-        _, y = body(init, _tree.map(lambda leaf: leaf.new_zeros(leaf.shape[1:]), xs))
+        _, y = body(_tree.map(lent, init), _tree.map(lambda leaf: leaf.new_zeros(leaf.shape[1:]), xs))
         return _tree.clone(init), _tree.map(lambda leaf: leaf[:0].clone(), _stack([y]))
     # All steps of a long loop inside a traced f would take minutes to compile: it stays a loop.
     joins = trace is not None and trace.keeps_loops and length > _LAID_OUT
@@ -143,7 +143,7 @@ def fold(
             how = {"reverse": reverse, "unroll": unroll, "runner": _loop.runner_of(backend, steps)}
             return _loop.run(f, body, init, xs, seen, adjoint.run, length=length, **how)
         except BackendError as error:
-            if not by_itself:
+            if not by_itself and not hasattr(error, "__notes__"):  # a refusal is kept, and raised again
                 error.add_note(
                     f"gdfunc: {adjoint} traces f on every backend; adjoint=Reverse() does not in eager"
                 )

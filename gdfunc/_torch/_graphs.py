@@ -5,9 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._ops import OperatorBase as OperatorBase
 from torch._ops import OpOverload as OpOverload
-from torch._ops import OpOverloadPacket as OpOverloadPacket
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, make_fx, track_tensor_tree
 from torch.nn import functional
 

@@ -22,14 +22,14 @@ WORTH_COMPILING = 10_000  # steps: fewer, at 1 ms each from Python, end before a
 _said: set[str] = set()
 
 
-def runner_of(backend: str, steps: int | None = None) -> Runner:
-    """Return the runner of a backend, for a run of so many steps in all; None: of many.
+def runner_of(backend: str, steps: int) -> Runner:
+    """Return the runner of a backend, for a run of so many steps in all.
 
     "eager" replays the graph. "auto" takes the fastest backend that can run the body on its device; a
     short run is left to those that compile quickly.
     """
     if backend == "auto":
-        return partial(_fastest, RANKED if steps is None or steps >= WORTH_COMPILING else QUICK)
+        return partial(_fastest, RANKED if steps >= WORTH_COMPILING else QUICK)
     runners = {"native": native.run, "inductor": _inductor.run, "cudagraph": _cudagraph.run}
     return runners.get(backend, replay)
 
