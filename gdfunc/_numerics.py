@@ -103,8 +103,8 @@ def safe_sqrt(x: Tensor) -> Tensor:
 
 
 def sign(x: Tensor) -> Tensor:
-    """Compute the sign of every entry; NaN stays NaN, where torch makes it zero."""
-    return torch.where(x.isnan(), x, x.sign())
+    """Compute the sign of every finite entry; others become NaN, where torch makes them 0 and ±1."""
+    return torch.where(x.isfinite(), x.sign(), torch.nan)
 
 
 def softplus(x: Tensor) -> Tensor:

@@ -158,7 +158,10 @@ def take(data: Tree, index: Tensor) -> Tree:
     if not isinstance(index, Tensor) or index.dtype != torch.int64:
         got = index.dtype if isinstance(index, Tensor) else type(index).__name__
         raise TypeError(f"index must be an int64 tensor; got {got}")
-    return _tree.map(lambda leaf: leaf[index], _tree.as_tensors(data))
+    if index.ndim:
+        return _tree.map(lambda leaf: leaf[index], _tree.as_tensors(data))
+    # Because torch reads the value of a 0-d index on the host, and returns a view.
+    return _tree.map(lambda leaf: leaf[index[None]][0], _tree.as_tensors(data))
 
 
 def _as_range(name: str, value: Any) -> range:

@@ -5,6 +5,7 @@ import importlib
 import inspect
 import pickle
 import pkgutil
+import re
 
 import pytest
 import torch
@@ -31,6 +32,35 @@ def test_tensors_are_not_read():
     assert _errors.check_scalar("beta", value, "[0, 1)") is value
     with pytest.raises(ValueError, match=r"got a tensor of shape \(1,\) and dtype torch.float32"):
         _errors.check_scalar("beta", value[None], "[0, 1)")
+
+
+W = {"w": torch.ones(2)}
+ARGUMENTS = {
+    "lr": lambda x: gd.make_step(lambda params, batch: params["w"].sum())(W, None, x),
+    "momentum": gd.momentum,
+    "dampening": lambda x: gd.momentum(0.5, dampening=x),
+    "betas[0]": lambda x: gd.adam((x, 0.9)),
+    "betas[1]": lambda x: gd.adamw((0.9, x)),
+    "eps": lambda x: gd.rmsprop(eps=x),
+    "rate": gd.weight_decay,
+    "max_norm": gd.clip_by_global_norm,
+    "limit": gd.clip_by_value,
+    "noise_multiplier": lambda x: gd.privacy.make_private_step(
+        lambda params, batch: params["w"].sum(),
+        key=gd.random.key(0),
+        max_norm=1.0,
+        noise_multiplier=x,
+        divisor=1.0,
+    ),
+}
+BAD = [float("nan"), float("inf"), -1.0, "0.1", True, None, torch.ones(1), torch.tensor(1j)]
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+@pytest.mark.parametrize("bad", BAD, ids=str)
+def test_bad_hyperparameters_are_named_with_their_range(name, bad):
+    with pytest.raises(ValueError, match=rf"^{re.escape(name)} must be a finite number (in [\[(]|>= 0)"):
+        ARGUMENTS[name](bad)
 
 
 @pytest.mark.parametrize("value", [True, "1", 1.0, None, 0, 11])

@@ -48,6 +48,20 @@ def test_per_sample_gradients_are_those_of_the_samples_and_their_mean_the_batchs
     close((mean, losses.mean()), gd.batch_grad(linear_loss)(params, (x, y)))
 
 
+@given(cases)
+def test_the_weighted_mean_of_per_sample_gradients_is_the_gradient_of_the_weighted_loss(case):
+    params, (x, y) = drawn(*case)
+    weights = normal(case[0] + 5, len(y)).abs()
+
+    def weighted(params, batch):
+        x, y, weight = batch
+        return (weight * (x @ params["w"] + params["b"] - y) ** 2).sum() / weights.sum()
+
+    grads, _ = gd.per_sample_grad(linear_loss)(params, (x, y))
+    mean = {name: torch.tensordot(weights, leaf, 1) / weights.sum() for name, leaf in grads.items()}
+    close(mean, gd.batch_grad(weighted)(params, (x, y, weights))[0])
+
+
 def test_the_law_fails_for_a_sum_loss():
     def sum_loss(params, batch):
         return linear_loss(params, batch) * len(batch[1])

@@ -3,6 +3,7 @@
 A key may be missing, which costs a trace on every call, but it is never stale.
 """
 
+import argparse
 import collections
 import collections.abc
 import contextlib
@@ -11,6 +12,7 @@ import enum
 import functools
 import gc
 import importlib
+import logging
 import operator
 import os
 import random
@@ -807,6 +809,32 @@ def test_the_walk_stops_at_the_first_thing_that_is_not_plain():
     started = time.perf_counter()
     assert key(reader(held)) is None
     assert time.perf_counter() - started < 0.05
+
+
+OF_LIBRARIES = {
+    "a network": lambda: torch.nn.TransformerEncoder(
+        torch.nn.TransformerEncoderLayer(8, 2, batch_first=True), 6, enable_nested_tensor=False
+    ),
+    "an optimizer": lambda: torch.optim.Adam([torch.ones(1, requires_grad=True)]),
+    "a loader": lambda: torch.utils.data.DataLoader(torch.utils.data.TensorDataset(ONES)),
+    "a graph": lambda: torch.fx.symbolic_trace(torch.nn.Identity()),
+    "a logger": lambda: logging.getLogger("gdfunc"),
+    "a parser": argparse.ArgumentParser,
+    "a figure": lambda: pytest.importorskip("matplotlib.figure").Figure().add_subplot(),
+    "a model": lambda: pytest.importorskip("sklearn.linear_model").LinearRegression().fit([[1.0]], [1.0]),
+    "a package": lambda: torch,
+}
+
+
+@pytest.mark.parametrize("name", OF_LIBRARIES)
+def test_an_object_of_any_library_costs_at_most_50_ms(name):
+    with torch.random.fork_rng():
+        f, times = reader(OF_LIBRARIES[name]()), []
+    for _ in range(3):
+        started = time.process_time()
+        key(f)
+        times.append(time.process_time() - started)
+    assert min(times) < 0.05
 
 
 def test_a_walk_that_goes_too_far_gives_no_key_in_time():

@@ -1,6 +1,7 @@
 """No operation reads a value on the host or mixes devices: all run on `meta`, whose tensors have no values.
 
-Flags that were asked for (`stop=`, `check_finite=`) and plots read values, and are left out.
+Flags that were asked for (`stop=`, `check_finite=`) and plots read values, and are left out. So are
+`grid`, `sweep` and `modules.init`, which read labels, flags of divergence and keys once for all members.
 """
 
 import pytest
@@ -101,7 +102,10 @@ REDUCERS = {
     "clipped_sum": gd.reducers.clipped_sum(1.0),
     "dots": gd.reducers.dots(PARAMS),
     "weighted_sum": gd.reducers.weighted_sum(DATA[1]),
+    "histogram": gd.reducers.histogram(-1.0, 1.0, 4),
     "spread": gd.stats.spread(),
+    "gsnr": gd.stats.gsnr(),
+    "cosines": gd.stats.cosines(),
 }
 
 
@@ -118,6 +122,38 @@ def path():
     return run_of(gd.make_step(linear_loss), LR, record=("params",))[1].params
 
 
+def model(members=()):
+    """A linear module on `meta`, its parameters, and its inputs."""
+    module = torch.nn.Linear(3, 1, device=META, dtype=torch.float64)
+    params = {"weight": DATA[0].new_zeros(*members, 1, 3), "bias": DATA[0].new_zeros(*members, 1)}
+    return module, gd.modules.functional(module).apply, params, DATA[0]
+
+
+def predicted(params, x):
+    return x @ params["w"] + params["b"]
+
+
+COUNTS, LABELS = torch.arange(9, device=META), torch.zeros(6, dtype=torch.int64, device=META)
+S = gd.schedules
+SCHEDULES = {
+    "constant": S.constant(LR, 0.5),
+    "cosine_annealing": S.cosine_annealing(LR, 9),
+    "cosine_with_restarts": S.cosine_with_restarts(LR, 3, 2),
+    "exponential": S.exponential(LR, 0.9),
+    "inverse_time": S.inverse_time(LR, 0.1),
+    "lambda_": S.lambda_(LR, lambda count: 1 / (1 + count)),
+    "linear": S.linear(LR),
+    "multi_step": S.multi_step(LR, [3, 5]),
+    "one_cycle": S.one_cycle(LR, 9),
+    "polynomial": S.polynomial(LR, 9),
+    "step": S.step(LR, 3),
+    "sequential": S.sequential([S.constant(LR), S.linear(LR)], [4]),
+    "warmup": S.warmup(S.exponential(LR, 0.9), 3),
+}
+P = gd.problems
+PROBLEMS = [P.quadratic([1.0, 2.0], key=gd.random.key(0)), P.rosenbrock(3), P.beale(), P.himmelblau()]
+PROBLEMS += [P.rastrigin(2), P.elevation(), P.linear_regression(normal(0, 6, 3), normal(1, 6))]
+PROBLEMS += [P.logistic_regression(normal(0, 6, 3), normal(1, 6) > 0, l2=0.1)]
 OTHERS = {
     "batch_grad": lambda: gd.batch_grad(linear_loss)(PARAMS, DATA),
     "per_sample_grad": lambda: gd.per_sample_grad(linear_loss, chunk_size=4)(PARAMS, DATA),
@@ -142,12 +178,37 @@ OTHERS = {
     "epoch_batches": lambda: gd.epoch_batches(KEY, 9, 4, 3, remainder="carry"),
     "sample_batches": lambda: gd.sample_batches(KEY, 9, 4, 3, replacement=False),
     "poisson_batches": lambda: gd.privacy.poisson_batches(KEY, 9, 0.5, 3).index,
-    "schedule": lambda: gd.schedules.cosine_annealing(0.1, 9)(torch.arange(9, device=META)),
-    "sweep": lambda: torch.func.vmap(lambda lr: run_of(gd.make_step(linear_loss), lr)[0])(LR.expand(4)),
+    **{f"schedules.{name}": lambda f=f: f(COUNTS) for name, f in SCHEDULES.items()},
+    "vmap": lambda: torch.func.vmap(lambda lr: run_of(gd.make_step(linear_loss), lr)[0])(LR.expand(4)),
     "mse": lambda: gd.losses.mse(DATA[0], DATA[0]),
-    "modules": lambda: gd.modules.functional(torch.nn.Linear(3, 2, device=META, dtype=torch.float64)).apply(
-        {"weight": DATA[0][:2], "bias": DATA[1][:2]}, DATA[0]
-    ),
+    "mae": lambda: gd.losses.mae(DATA[0], DATA[0]),
+    "huber": lambda: gd.losses.huber(DATA[0], DATA[0], LR),
+    "cross_entropy": lambda: gd.losses.cross_entropy(DATA[0], LABELS),
+    "bce": lambda: gd.losses.binary_cross_entropy_with_logits(DATA[1], DATA[1]),
+    "functional": lambda: model()[1](*model()[2:]),
+    "predict": lambda: gd.modules.predict(model()[1], model((4,))[2], DATA[0]).mean,
+    "stack": lambda: gd.modules.stack([model()[2]] * 2),
+    "member": lambda: gd.modules.member(model((4,))[2], 1),
+    "state_dict": lambda: gd.modules.state_dict(model()[0], model()[2]),
+    "scan": lambda: gd.scan(lambda c, x: (c + x, c * x), DATA[1], DATA[0].mT),
+    "jit": lambda: gd.jit(lambda lr: run_of(gd.make_step(linear_loss), lr)[0])(LR),
+    "take": lambda: [gd.take(DATA, LABELS), gd.take(DATA, LABELS[0])],
+    "low_precision": lambda: gd.batch_grad(
+        gd.low_precision(lambda p, b: p["w"].square().mean() * b[0].mean(), torch.bfloat16)
+    )(PARAMS, DATA),
+    "ggn_vp": lambda: gd.curvature.ggn_vp(predicted, gd.losses.mse)(PARAMS, DATA, PARAMS),
+    "fold_in": lambda: gd.random.fold_in(KEY, LABELS[0]),
+    "bits": lambda: gd.random.bits(KEY, (3,)),
+    "pad": lambda: gd.privacy.pad(DATA),
+    "clipped_grad": lambda: gd.privacy.clipped_grad(linear_loss, 1.0, divisor=2.0)(PARAMS, DATA),
+    "problems": lambda: [p.loss_fn(on_meta(p.params), p.data and on_meta(p.data)) for p in PROBLEMS],
+    "path": lambda: gd.plot.path(path(), PARAMS),
+    "ranks": lambda: gd.stats.ranks(DATA[1]),
+    "self_influence": lambda: gd.stats.self_influence(linear_loss, path(), LR, DATA),
+    "cabs": lambda: gd.stats.cabs(spread(), LR),
+    "diversity": lambda: gd.stats.diversity(spread()),
+    "orthogonality_test": lambda: gd.stats.orthogonality_test(spread()),
+    "two_batch": lambda: gd.stats.two_batch(LR, LR, sizes=(2, 6)),
 }
 
 

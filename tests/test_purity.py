@@ -159,12 +159,15 @@ def seeded(make):
     return make()
 
 
+CHECKPOINTED = {"backend": "eager", "adjoint": gd.adjoints.Checkpoint(10)}  # which traces too
+
+
 @quiet
 @pytest.mark.parametrize("name", PUT_BACK)
 def test_an_impure_function_is_refused_by_name_and_leaves_everything_as_found(name):
     f, state = seeded(PUT_BACK[name])
     before = state()
-    for options in ({"backend": "native"}, {"backend": "eager", "adjoint": gd.adjoints.Checkpoint(10)}):
+    for options in ({"backend": "native"}, {"backend": "inductor"}, CHECKPOINTED):
         with pytest.raises(BackendError, match=r"draws from|changes|writes into|from outside") as caught:
             run(f, **options)
         assert caught.value.untouched

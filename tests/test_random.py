@@ -13,8 +13,9 @@ from torch.func import vmap
 
 import gdfunc as gd
 
-from .assertions import assert_refused
-from .references import ks_statistic, normal_cdf
+from .assertions import assert_pure, assert_refused
+from .references import COMPILED, ks_statistic, normal_cdf
+from .tables import needs_cuda
 
 JAX = json.loads((Path(__file__).parent / "jax_random_vectors.json").read_text())["cases"]
 seeds = st.integers(0, 2**64 - 1)
@@ -120,6 +121,26 @@ def test_vmap_over_keys_gives_the_single_draws(name):
     keys = gd.random.split(gd.random.key(1), 4)
     together = vmap(DRAWS[name])(keys)
     assert torch.equal(together, torch.stack([DRAWS[name](key) for key in keys]))
+
+
+@pytest.mark.parametrize("backend", COMPILED)
+def test_compiled_draws_have_the_same_bits(backend):
+    keys = gd.random.split(gd.random.key(1), 4)
+    _, drawn = gd.scan(lambda c, key: (c, [f(key) for f in DRAWS.values()]), None, keys, backend=backend)
+    for got, draw in zip(drawn, DRAWS.values(), strict=True):
+        assert torch.equal(got, torch.stack([draw(key) for key in keys]))
+
+
+@needs_cuda
+@pytest.mark.parametrize("name", DRAWS)
+def test_draws_on_cuda_have_the_same_bits(name):
+    key = gd.random.key(1)
+    assert torch.equal(DRAWS[name](key.cuda()).cpu(), DRAWS[name](key))
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_a_draw_leaves_its_key_alone(name):
+    assert_pure(DRAWS[name], gd.random.key(1))
 
 
 def test_fold_in_maps_over_counts():

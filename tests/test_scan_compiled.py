@@ -182,12 +182,17 @@ def test_a_scan_within_goes_with_assignments(options):
 @pytest.mark.parametrize(
     ("backend", "many"), [("native", 12), pytest.param("inductor", 50, marks=pytest.mark.slow)]
 )
-def test_many_losses_hit_no_recompile_limit(backend, many):
-    xs, start = normal(0, 4, 2), normal(1, 2)
+def test_many_losses_and_trees_hit_no_recompile_limit(backend, many):
+    xs, tree = normal(0, 4, 2), normal(1, 2)
     for k in range(1, many + 1):
-        loss = lambda w, x, k=k: (w - x).mul(k).cos().sum()  # noqa: E731
-        f = lambda w, x, loss=loss: (w - 0.1 * grad(loss)(w, x), loss(w, x))  # noqa: E731
-        assert_agrees(gd.scan(f, start, xs, backend=backend), loop(f, start, xs))
+
+        def f(tree, x, k=k):
+            loss = lambda w: (w - x).mul(k).cos().sum()  # noqa: E731
+            moved = gd._tree.map(lambda w: w - 0.1 * grad(loss)(w), tree)
+            return moved, loss(*gd._tree.leaves(tree))
+
+        tree = [tree]
+        assert_agrees(gd.scan(f, tree, xs, backend=backend), loop(f, tree, xs))
 
 
 # When a loop is compiled.

@@ -50,10 +50,9 @@ def test_zero_gradient_or_zero_lr_leaves_the_bits(kind, dtype, seed):
     assert torch.equal(params_of(still), params)
 
 
-@given(st.integers(-8, 8), st.integers(0, 2**32))
-def test_a_scaled_loss_with_lr_scaled_back_is_the_same_path_bit_for_bit(power, seed):
+@given(st.integers(0, 2**32))
+def test_a_scaled_loss_with_lr_scaled_back_is_the_same_path_bit_for_bit(seed):
     params, batch = normal(seed, 3), linear_data(seed + 1, 5, 3)
-    factor = 2.0**power
 
     def path(scale):
         step = gd.make_step(lambda p, b: scale * ((b[0] @ p - b[1]) ** 2).mean())
@@ -63,7 +62,8 @@ def test_a_scaled_loss_with_lr_scaled_back_is_the_same_path_bit_for_bit(power, s
             iterates.append(carry)
         return torch.stack(iterates)
 
-    assert torch.equal(path(factor), path(1.0))
+    for power in range(-8, 9):
+        assert torch.equal(path(2.0**power), path(1.0))
     assert not torch.equal(path(1.0)[-1], params)
 
 

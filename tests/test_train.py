@@ -291,6 +291,22 @@ def test_check_finite_all_finds_a_leaf_that_the_loss_does_not_show():
         gd.train(step, step.init(init), None, gd.full_batch(1, 1), 0.1, check_finite="all")
 
 
+@each
+def test_skipped_steps_keep_all_bits_and_are_counted_in_a_run(backend):
+    step = gd.make_step(linear_loss, gd.apply_if_finite(gd.adam()))
+    index = torch.tensor([0, 1, 5, 5, 2, 5, 3])[:, None]
+    _, trajectory = run(
+        index=index, data=poisoned(5), init=step.init(INIT), step=step, record="state", backend=backend
+    )
+    params, state = trajectory.state
+    assert state.consecutive.tolist() == [0, 0, 0, 1, 2, 0, 1]
+    assert state.total.tolist() == [0, 0, 0, 1, 2, 2, 3]
+    for leaf in gd._tree.leaves((params, state.inner)):
+        assert [leaf[t].equal(leaf[t + 1]) for t in range(6)] == [False, False, True, True, False, True]
+    expected = run(index=index, data=poisoned(5), init=step.init(INIT), step=step, record="state")[1]
+    torch.testing.assert_close(trajectory.state.params, expected.state.params, rtol=1e-12, atol=0)
+
+
 def test_check_finite_under_vmap_says_why_not():
     with pytest.raises(RuntimeError) as caught:
         vmap(lambda lr: run(lr, check_finite="loss")[1].loss)(torch.tensor([0.1, 0.2]))

@@ -23,7 +23,8 @@ from gdfunc._train._drive import segment_end
 from gdfunc._train._plan import _GRAIN
 
 from .assertions import assert_agrees, assert_same_bits
-from .references import fingerprint, linear_data, linear_loss, normal, storages
+from .references import COMPILED, fingerprint, linear_data, linear_loss, normal, relative_error, storages
+from .runs import MODELS
 
 DATA = linear_data(0, 12, 3)
 INIT = {"w": normal(5, 3), "b": normal(6, 1)[0]}
@@ -90,7 +91,7 @@ def test_a_run_keeps_neither_a_graph_nor_tensors_beyond_its_record(backend):
             alive.append(sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()))
 
     record = {"nothing": lambda params, loss: {}}
-    outputs = gd._tree.leaves(run(200, init=init, backend=backend, record=record, progress=watch))
+    outputs = gd._tree.leaves(run(1000, init=init, backend=backend, record=record, progress=watch))
     assert all(leaf.grad_fn is None and not leaf.requires_grad for leaf in outputs)
     assert len(ends) > 2
     assert alive[-1] - alive[0] < 20
@@ -402,3 +403,31 @@ def test_auto_is_native_for_a_run_of_middle_length_and_else_takes_no_slow_compil
         got = run(1_000, step=step, backend="auto")
     assert_agrees(got, run(1_000, step=step, backend="eager"))
     assert ran == []
+
+
+# Compiled runs of four models.
+
+
+def convolution():
+    params, _, loss_fn = MODELS["logistic"]()
+    kernel, x = 0.3 * normal(11, 2, 1, 3), normal(12, 40, 1, 4)
+
+    def loss(params, batch):
+        rows = torch.nn.functional.conv1d(batch[0], params["kernel"]).tanh().flatten(1)
+        return loss_fn(params["out"], (rows, batch[1]))
+
+    return {"kernel": kernel, "out": params}, (x, (x.sum((1, 2)) > 0).double()), loss
+
+
+@pytest.mark.parametrize("backend", COMPILED)
+@pytest.mark.parametrize(("dtype", "share"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("model", [*MODELS.values(), convolution])
+def test_200_compiled_steps_are_those_of_eager_to_a_share_of_the_movement(model, dtype, share, backend):
+    params, data, loss_fn = gd._tree.map(lambda leaf: leaf.to(dtype), model()[:2]) + model()[2:]
+    step, index = gd.make_step(loss_fn, gd.momentum(0.9)), gd.sample_batches(gd.random.key(0), 40, 10, 200)
+    ends = [
+        gd._tree.leaves(gd.train(step, step.init(params), data, index, 0.02, backend=how)[0].params)
+        for how in (backend, "eager")
+    ]
+    for got, expected, start in zip(*ends, gd._tree.leaves(params), strict=True):
+        assert relative_error(got, expected, start) <= share

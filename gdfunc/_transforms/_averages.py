@@ -63,7 +63,7 @@ def momentum(
 def sign() -> GradientTransformation:
     """Take the sign of every entry of the gradient.
 
-    u = sign(g); NaN where g is NaN
+    u = sign(g); NaN where g is NaN or infinite
 
     Example:
         >>> gd.sign().update(torch.tensor([3.0, -0.1, 0.0]), ())

@@ -21,6 +21,8 @@ def clip_by_value(limit: Scalar) -> GradientTransformation:
 
     u = min(max(g, −c), c)
 
+    An infinite entry becomes ±c, as in torch, and NaN stays NaN; see `apply_if_finite`.
+
     Args:
         limit: c > 0.
 
