@@ -773,6 +773,28 @@ def test_threads_trace_and_compile_side_by_side():
         torch.testing.assert_close(leaf, slope(number, "eager"), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("transform", ["grad", "jvp"])
+def test_derivative_of_a_vmapped_loop_is_compiled_for_one_member(transform, monkeypatch):
+    factor, rows = torch.tensor(0.7, dtype=torch.float64), normal(1, 4, 3)
+
+    def total(start, factor, backend="native"):
+        def member(carry):
+            return gd.scan(lambda c, x: (c * factor + x, c.sum()), carry, rows, backend=backend)
+
+        carry, sums = torch.func.vmap(member)(start)
+        return carry.square().sum() + sums.square().sum()
+
+    def derived(members, **options):
+        given, run = (normal(0, members, 3), factor), functools.partial(total, **options)
+        if transform == "grad":
+            return torch.func.grad(run, (0, 1))(*given)
+        return torch.func.jvp(run, given, (given[0].cos(), factor.cos()))
+
+    derived(2)
+    monkeypatch.setattr(native, "build", None)
+    torch.testing.assert_close(derived(5), derived(5, backend="eager"), rtol=1e-12, atol=0)
+
+
 def test_another_number_of_members_is_neither_traced_nor_compiled(monkeypatch):
     xs, starts = tame(0, (20, 3)), tame(1, (7, 3))
     run = lambda start: gd.scan(descend, start, xs, backend="native")[0]  # noqa: E731

@@ -12,6 +12,9 @@ from ._body import BatchedBody, Body, Flags, Leaves, Members, merged
 
 def keeping(body: Body) -> Body:
     """Make the body that also returns the carry it was given, as the last of its y's."""
+    if body.members is not None:
+        base, size, flags, of_results = body.members
+        return batched(keeping(base), size, flags, (*of_results, *of_results[: len(body.carry)]))
     if "keeping" not in body.derived:
         graph, copies = fx.Graph(), dict[fx.Node, Any]()
         results: Any = graph.graph_copy(body.graph.graph, copies)
@@ -39,6 +42,13 @@ def batched(body: Body, size: int, inputs: Flags, results: Flags) -> Body:
 def pushed(body: Body, inputs: Flags, y: Flags) -> Body:
     """Make jvp of a body: it carries the tangents next to the carry, and its y's are tangents."""
     consts, carry, x = body.split(inputs)
+    if body.members is not None:
+        base, size, given, results = body.members
+        parts = zip(body.split(given), (consts, carry, x), strict=True)
+        of_inputs = [flag for part, active in parts for flag in (*part, *compress(part, active))]
+        of_carry = results[: len(carry)]
+        of_results = (*of_carry, *compress(results, (*carry, *y)))
+        return batched(pushed(base, inputs, y), size, tuple(of_inputs), of_results)
 
     def function(*tensors: Tensor) -> list[Tensor]:
         rest = iter(tensors)

@@ -9,11 +9,13 @@ So a backend only ever runs a loop forward, on plain tensors; it is never differ
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import compress, islice
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 
 from .. import _tree
 from .._errors import BackendError, check_tensor, untraceable
@@ -156,25 +158,70 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        loop, body = ctx.loop, ctx.loop.body
-        inputs, carry, y = active = _active(body, ctx.needs_input_grad[1:])
-        if loop.rule is not None:
-            return None, *loop.rule.pull(loop, active, ctx.saved_tensors, cotangents)
-        saved = ctx.saved_tensors  # once: who checkpoints lets them be read once
-        tensors, carries = saved[: len(inputs)], saved[len(inputs) :]
-        consts, init, xs = body.split(tensors)
-        of_consts, _, of_xs = body.split(inputs)
-        of_carry, of_y = cotangents[: len(init)], cotangents[len(init) :]
-        given = tuple(pull is not None and flag for pull, flag in zip(of_y, y, strict=True))
-        first = [
-            *filled(of_carry, init, carry),
-            *[torch.zeros_like(leaf) for leaf in compress(consts, of_consts)],
-        ]
-        new = _derived.pulled(body, inputs, given)
-        pulled = replace(loop, body=new, reverse=not loop.reverse, keeps=False)
-        results = iter(pulled(*consts, *first, *carries, *xs, *compress(of_y, given)))
-        to_init, to_consts = spread(results, carry), spread(results, of_consts)
-        return None, *to_consts, *to_init, *spread(results, of_xs)
+        loop, active = ctx.loop, _active(ctx.loop.body, ctx.needs_input_grad[1:])
+        pull = _pull if loop.rule is None else loop.rule.pull
+        pull = pull if loop.body.members is None else partial(_pull_members, pull)
+        # The saved tensors are read once: who checkpoints lets them be read once.
+        return None, *pull(loop, active, ctx.saved_tensors, cotangents)
+
+
+def _pull(
+    loop: Bound, active: Active, saved: Leaves, cotangents: Sequence[Tensor | None]
+) -> Sequence[Tensor | None]:
+    """Take the backward pass: the reversed loop of the pulled body over the saved carries."""
+    body, (inputs, carry, y) = loop.body, active
+    tensors, carries = saved[: len(inputs)], saved[len(inputs) :]
+    consts, init, xs = body.split(tensors)
+    of_consts, _, of_xs = body.split(inputs)
+    of_carry, of_y = cotangents[: len(init)], cotangents[len(init) :]
+    given = tuple(pull is not None and flag for pull, flag in zip(of_y, y, strict=True))
+    sums = [torch.zeros_like(leaf) for leaf in compress(consts, of_consts)]
+    new = _derived.pulled(body, inputs, given)
+    pulled = replace(loop, body=new, reverse=not loop.reverse, keeps=False)
+    first = [*filled(of_carry, init, carry), *sums]
+    moves = [move for move in compress(of_y, y) if move is not None]
+    results = iter(pulled(*consts, *first, *carries, *xs, *moves))
+    to_init, to_consts = spread(results, carry), spread(results, of_consts)
+    return [*to_consts, *to_init, *spread(results, of_xs)]
+
+
+def _pull_members(
+    pull: Callable[..., Sequence[Tensor | None]],
+    loop: Bound,
+    active: Active,
+    saved: Leaves,
+    cotangents: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """Take the backward pass of a vmapped loop: vmap of the backward pass of one member.
+
+    A result that the members share has one cotangent, of which each member takes its share. What the
+    members give to a shared input is a sum.
+    """
+    members: Any = loop.body.members
+    (consts, carry, xs), count = loop.body.split(members.inputs), len(loop.body.carry)
+    of_results = [*[0] * count, *[1] * (len(members.results) - count)]
+    axes = [0 if flag else None for flag in (*consts, *carry)] + [1 if flag else None for flag in xs]
+    of_saved = [*axes, *[1 if flag else None for flag in carry]][: len(saved)]
+    flags = [move is not None for move in cotangents]
+    moves = [
+        (move, axis) if is_each else (move / members.size, None)
+        for move, axis, is_each in zip(cotangents, of_results, members.results, strict=True)
+        if move is not None
+    ]
+    given: list[bool] = []
+
+    def of_member(saved: Leaves, moves: Leaves) -> list[Tensor]:
+        pulled = pull(replace(loop, body=members.body), active, saved, spread(moves, flags))
+        given[:] = [leaf is not None for leaf in pulled]
+        return [leaf for leaf in pulled if leaf is not None]
+
+    in_dims = list(of_saved), [axis for _, axis in moves]
+    found = vmap(of_member, in_dims)(list(saved), [move for move, _ in moves])
+    summed = [
+        leaf.sum(0) if axis is None else leaf.movedim(0, axis)
+        for leaf, axis in zip(found, compress(axes, given), strict=True)
+    ]
+    return spread(summed, given)
 
 
 def _as_node(loop: Bound, tensors: Leaves) -> list[Tensor]:

@@ -2,13 +2,11 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import compress, islice
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from .. import _tree
 from .._errors import BackendError, check_choice, check_int, warn
@@ -149,16 +147,8 @@ class _Solve:
         self, loop: Bound, active: Active, leaves: Leaves, cotangents: Sequence[Tensor | None]
     ) -> list[Tensor | None]:
         body = loop.body
-        v = filled(cotangents[: len(body.carry)], body.split(leaves)[1], active.carry)
-        consts, carry, xs = body.split(active.inputs)
-        return spread(self.solve(loop, active, leaves, v), (*consts, *[False] * len(carry), *xs))
-
-    def solve(self, loop: Bound, active: Active, leaves: Leaves, v: Leaves) -> Leaves:
-        """Return the cotangents of the active inputs, except those of the carry."""
-        body = loop.body
-        if body.members is not None:
-            return self._solve_members(loop, active, leaves, v)
         consts, theta, xs = body.split(leaves)
+        v = filled(cotangents[: len(body.carry)], theta, active.carry)
         inputs = [*consts, *theta, *[x[0] for x in xs]]
         begin = [torch.zeros_like(leaf) for leaf in v]
         begin += [*v, *v] if self.solver == "cg" else []
@@ -168,7 +158,7 @@ class _Solve:
         with body.as_traced():
             image, pull = pullback(body.graph, inputs, active.inputs, active.carry)
             pulled = iter(pull(tuple(u)))
-        is_active = body.split(active.inputs)[0]
+        is_active, carry, of_x = body.split(active.inputs)
         of_consts, of_theta = list(islice(pulled, sum(is_active))), list(islice(pulled, len(v)))
         size = _tree.norm(v)
         residual = _tree.norm(_plus(v, _plus(u, of_theta, -1), -1)) / usable_scale(size)
@@ -176,28 +166,8 @@ class _Solve:
         self._warn(residual, remaining, size * consts[0][0])
         if is_active[0]:
             of_consts[0] = torch.stack([residual, remaining, torch.ones_like(residual)]).to(torch.float64)
-        return [*of_consts, *[x[None] for x in pulled]]
-
-    def _solve_members(self, loop: Bound, active: Active, leaves: Leaves, v: Leaves) -> Leaves:
-        """Solve for each member of a vmap by itself.
-
-        A part of the carry that the members share has one cotangent, of which each member takes its share.
-        What they give to a shared input is a sum.
-        """
-        members: Any = loop.body.members
-        of_v = list(compress(members.results, active.carry))
-        v = [leaf if flag else leaf / members.size for leaf, flag in zip(v, of_v, strict=True)]
-        consts, carry, xs = loop.body.split(members.inputs)
-        axes = [*[0 if flag else None for flag in (*consts, *carry)], *[1 if flag else None for flag in xs]]
-        base = replace(loop, body=members.body)
-        in_dims = axes, [0 if flag else None for flag in of_v]
-        found = vmap(partial(self.solve, base, active), in_dims)(list(leaves), v)
-        is_active = loop.body.split(active.inputs)
-        kept = [*compress(axes, is_active[0]), *compress(axes[len(axes) - len(xs) :], is_active[2])]
-        return [
-            leaf.sum(0) if axis is None else leaf.movedim(0, axis)
-            for leaf, axis in zip(found, kept, strict=True)
-        ]
+        found = [*of_consts, *[x[None] for x in pulled]]
+        return spread(found, (*is_active, *[False] * len(carry), *of_x))
 
     def _body(self, body: Body, carry: Flags) -> Body:
         """Make the body of the solver's loop, over u alone, or u, its residual and direction."""
