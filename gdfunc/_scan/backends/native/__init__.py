@@ -73,6 +73,7 @@ def run(body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, unrol
     Raises:
         BackendError: the body has an operation that is not covered, or it cannot be compiled.
         IndexError: a step uses an index that is out of range.
+        RuntimeError: a step divides an integer by zero.
     """
     if body.layout is None:
         body.layout = _Layout(body)
@@ -175,7 +176,12 @@ class _Function:
             began = time.perf_counter()
             bad = self.run(first, last, start, end, *tables, scratch, ctypes.byref(stop))
             if bad >= 0:
-                raise IndexError(f"an index is out of range in step {bad} of the loop")
+                step, divides = divmod(bad, 2)
+                if divides:  # torch's exception
+                    raise RuntimeError(
+                        f"ZeroDivisionError: an integer is divided by 0 in step {step} of the loop"
+                    )
+                raise IndexError(f"an index is out of range in step {step} of the loop")
             self.pace = (end - start) * members / max(time.perf_counter() - began, 1e-9)
             start = end
 

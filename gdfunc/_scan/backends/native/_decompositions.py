@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ._index import strides_of
+from ._statement import HALVES
 
 aten = torch.ops.aten
 Numbers = Sequence[int]
@@ -295,6 +296,39 @@ def _smooth_l1_backward(grad: Tensor, x: Tensor, target: Tensor, reduction: int,
     return slope * grad / (max(x.numel(), 1) if reduction == 1 else 1)
 
 
+def _divide(a: Any, b: Any, *, rounding_mode: str | None = "floor") -> Tensor:
+    """Divide and round as torch's vectors do: all numbers, but integers."""
+    dtype = torch.result_type(a, b)
+    if rounding_mode is None or not dtype.is_floating_point:
+        return NotImplemented
+    if dtype in HALVES and not (isinstance(b, Tensor) and b.ndim):  # rounded once
+        return _divide(a.float(), b, rounding_mode=rounding_mode).to(dtype)
+    a, b = (
+        each.to(dtype) if isinstance(each, Tensor) else torch.full((), each, dtype=dtype) for each in (a, b)
+    )
+    if rounding_mode == "trunc":
+        return (a / b).trunc()
+    rest = torch.fmod(a, b)
+    ratio = (a - rest) / b
+    ratio = torch.where((rest != 0) & ((b < 0) ^ (rest < 0)), ratio - 1, ratio)
+    floor = ratio.floor()
+    floor = torch.where(ratio - floor > 0.5, floor + 1, floor)
+    floor = torch.where(ratio != 0, floor, torch.copysign(torch.zeros_like(ratio), a / b))
+    return torch.where(b == 0, a / b, floor)
+
+
+def _logit(x: Tensor, eps: float | None = None) -> Tensor:
+    """Round each result in half precision, as torch does here."""
+    x = x if eps is None else x.clamp(eps, 1 - eps)
+    return (x / (1 - x)).log()
+
+
+def _xlogy(x: Tensor, y: Tensor) -> Tensor:
+    if not (x.dtype == y.dtype and x.is_floating_point()):
+        return NotImplemented
+    return torch.where(y.isnan(), torch.nan, torch.where(x == 0, 0, x * y.log()))
+
+
 def _var(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Sum in float64, as torch does here, though not within its norms."""
     return _var_mean(x.double(), *args, **kwargs)[0].to(x.dtype)
@@ -320,12 +354,25 @@ def _zeros_for(tangent: Tensor, primal: Tensor, *, self_num_batch_dims: int = 0)
     return primal.new_zeros((*tangent.shape[:self_num_batch_dims], *primal.shape))
 
 
+def _in(dtype: torch.dtype, value: Any) -> Any:
+    """Convert what is a tensor of floating-point numbers."""
+    is_floating = isinstance(value, Tensor) and value.is_floating_point()
+    return value.to(dtype) if is_floating else value
+
+
 def of_floats(rewrite: Callable[..., Any]) -> Callable[..., Any]:
-    """Leave the operator of integers as it is, to be refused by its name."""
+    """Round a result in half precision once. Leave the operator of integers to be refused by its name."""
 
     @wraps(rewrite)
     def rewritten(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return rewrite(x, *args, **kwargs) if x.is_floating_point() else NotImplemented
+        if not x.is_floating_point():
+            return NotImplemented
+        if x.dtype not in HALVES:
+            return rewrite(x, *args, **kwargs)
+        found = rewrite(*(_in(torch.float32, each) for each in (x, *args)), **kwargs)
+        if isinstance(found, tuple):
+            return tuple(_in(x.dtype, each) for each in found)
+        return _in(x.dtype, found)
 
     return rewritten
 
@@ -345,6 +392,12 @@ _ANY = {
     aten.kthvalue.default: _kthvalue,
     aten.median.dim: _median,
     aten.median.default: _median_of_all,
+    aten.logit.default: _logit,
+    aten.div.Tensor_mode: _divide,
+    aten.div.Scalar_mode: _divide,
+    aten.floor_divide.default: _divide,
+    aten.floor_divide.Scalar: _divide,
+    aten.xlogy.Tensor: _xlogy,
     aten._new_zeros_with_same_feature_meta.default: _zeros_for,
 }
 _FLOATING: dict[Any, Callable[..., Any]] = {

@@ -7,7 +7,7 @@ from math import prod
 import torch
 
 from ._index import Index, Part, Point, Var, unravel
-from ._statement import Access, Buffer, Code, loop
+from ._statement import HALVES, VALUE_TYPES, Access, Buffer, Code, loop
 
 
 class NotFlat(Exception):
@@ -57,29 +57,42 @@ class Kernel:
         """Read an element. Each byte of a bool but 0 is true, as in torch."""
         text = f"{buffer.name}[{self.place(index)}]" + " != 0" * (buffer.dtype is torch.bool)
         self.accesses.append(Access(buffer, index))
-        return self.let(buffer.c_type, text)
+        if buffer.dtype in HALVES:
+            text = f"from_{buffer.c_type}({text})"
+        return self.let(VALUE_TYPES[buffer.dtype], text)
 
     def store(
         self, buffer: Buffer, index: Index, value: str, operator: str = "=", depth: int | None = None
     ) -> None:
         """Write an element in the innermost loop, or after the loops that are deeper than `depth`."""
-        text = self.place(index)
+        element = f"{buffer.name}[{self.place(index)}]"
         self.accesses.append(Access(buffer, index, writes=True))
         lines = self.before[-1] if depth is None else self.after[depth]
-        lines.append(f"{buffer.name}[{text}] {operator} {value};")
+        if buffer.dtype in HALVES:
+            old = f"from_{buffer.c_type}({element}) + " if operator == "+=" else ""
+            operator, value = "=", f"to_{buffer.c_type}({old}{value})"
+        lines.append(f"{element} {operator} {value};")
 
     def checked(self, value: str, extent: int, wraps: bool) -> Index:
-        """Use a value as an index. A bad value sets `bad`, and 0 takes its place."""
+        """Use a value as an index. A bad value sets `bad` to 1, and 0 takes its place."""
         if wraps:
             value = self.let("int64_t", f"{value} + ({value} < 0 ? {extent} : 0)")
         inside = self.let("int64_t", f"(uint64_t){value} < {extent}")
-        depth = self._depth[inside]
-        check = f"bad |= !{inside};"
+        self._check(inside, f"bad |= !{inside};")
+        name = self.let("int64_t", f"{inside} ? {value} : 0")
+        return Index(0, ((Var(name, extent), 1),))
+
+    def divisor(self, value: str, c_type: str) -> str:
+        """Use a whole number as a divisor. Zero sets `bad` to 2, and 1 takes its place."""
+        is_zero = self.let("int64_t", f"{value} == 0")
+        self._check(is_zero, f"bad |= 2 * {is_zero};")
+        return self.let(c_type, f"{value} + {is_zero}")
+
+    def _check(self, name: str, check: str) -> None:
+        depth = self._depth[name]
         if check not in self.before[depth]:
             self.before[depth].append(check)
             self._checks_in_innermost |= 0 < depth == len(self.loops)
-        name = self.let("int64_t", f"{inside} ? {value} : 0")
-        return Index(0, ((Var(name, extent), 1),))
 
     def code(self, parallel: bool = True, reduction: str = "") -> Code:
         """Finish the kernel. If it is parallel, its innermost loop may run in any order."""

@@ -10,7 +10,7 @@ import torch
 from ._contraction import contract
 from ._index import Index, Point, ravel, strides_of
 from ._kernel import Kernel, NotFlat, over
-from ._statement import C_TYPES, Access
+from ._statement import HALVES, VALUE_TYPES, Access
 from ._tensor import Block, Lazy, Map, Memory, Stored, View, cast, constant, fill, literal
 
 LONG = 1024  # numbers whose sum in float32 would not be good enough
@@ -85,14 +85,17 @@ class Reduced(Stored):
     def emit(self) -> Memory:
         source = self.source
         done = None
-        if self.kind == "sum" and isinstance(source, Map) and source.template == PRODUCT:
+        is_exact = self.kind == "sum" and self.dtype not in HALVES
+        if is_exact and isinstance(source, Map) and source.template == PRODUCT:
             done = contract(self.block, source.args, self.place, self.shape, self.extents, self.dtype)
         return done or super().emit()
 
     def _fill(self, out: Memory) -> None:
-        if self.dtype is torch.float32 and self.kind in ("sum", "prod") and prod(self.extents) > LONG:
-            wide = copy(self)  # in double precision, rounded at the end
-            wide.dtype, wide.source = torch.float64, cast(self.source, torch.float64)
+        is_long = self.kind in ("sum", "prod") and prod(self.extents) > LONG
+        if self.dtype in HALVES or (self.dtype is torch.float32 and is_long):
+            wide = copy(self)  # in more precision, rounded at the end
+            wide.dtype = _WIDER[self.dtype]
+            wide.source = _widened(self.source, wide.dtype)
             wide.target, wide.write = None, wide._fill
             fill(self.block, out, cast(wide, self.dtype))
         elif self.kind.startswith("arg"):
@@ -134,7 +137,7 @@ class Reduced(Stored):
         return kernel, point, self.source.at(kernel, self.place(point, self.reduced_point)), depth
 
     def _one_by_one(self, out: Memory) -> None:
-        kind, c_type = KINDS[self.kind], C_TYPES[self.dtype]
+        kind, c_type = KINDS[self.kind], VALUE_TYPES[self.dtype]
         for flat in ((True, True), (False, True), (False, False)):
             try:
                 kernel, point, value, depth = self._nest(*flat)
@@ -153,7 +156,7 @@ class Reduced(Stored):
 
     def _by_rows(self, out: Memory) -> None:
         """Accumulate rows: in registers if they are short, else where the result is to be."""
-        kind, c_type = KINDS[self.kind], C_TYPES[self.dtype]
+        kind, c_type = KINDS[self.kind], VALUE_TYPES[self.dtype]
         kernel, point, value, depth = self._nest(columns=1)
         column, place = kernel.loops[-1], out.place(point)
         each = f"for (int64_t {column.name} = 0; {column.name} < {column.extent}; {column.name}++)"
@@ -178,7 +181,7 @@ class Reduced(Stored):
         kernel, point, v, depth = self._nest()
         rank = kernel.place(ravel(self.reduced_point, strides_of(self.extents)))
         better = f"{v} {'>' if self.kind == 'argmax' else '<'} best || ({v} != {v} && best == best)"
-        kernel.before[depth][0] = f"{C_TYPES[self.source.dtype]} best = 0; int64_t at = -1;"
+        kernel.before[depth][0] = f"{VALUE_TYPES[self.source.dtype]} best = 0; int64_t at = -1;"
         kernel.before[-1].append(f"if (at < 0 || {better}) {{ best = {v}; at = {rank}; }}")
         kernel.store(out.buffer, out.place(point), "at", depth=depth)
         self.block.add(kernel.code(parallel=False))
@@ -186,21 +189,37 @@ class Reduced(Stored):
 
 _SHORT_ROW = 128
 PRODUCT = "{0} * {1}"
+_WIDER = {torch.float32: torch.float64} | dict.fromkeys(HALVES, torch.float32)
+
+
+def _widened(tensor: Lazy, dtype: torch.dtype) -> Lazy:
+    """Convert what is reduced: for 16 bits, the factors of a product, as torch does in `mm`."""
+    if isinstance(tensor, View):
+        return View(_widened(tensor.source, dtype), tensor.shape, tensor.remap)
+    if isinstance(tensor, Map) and tensor.template == PRODUCT and tensor.dtype in HALVES:
+        return Map(PRODUCT, [_widened(factor, dtype) for factor in tensor.args], dtype)
+    return cast(tensor, dtype)
 
 
 def cumulated(block: Block, source: Lazy, dim: int, name: str) -> Lazy:
-    """Reduce all values up to each, along one axis."""
-    kind, dtype = KINDS[name], source.dtype
-    wide = torch.float64 if dtype.is_floating_point else torch.int64  # as torch does
+    """Reduce all values up to each, along one axis. For `max` and `min`, find where the last best is."""
+    finds, dtype = name in ("max", "min"), source.dtype
+    wide = _WIDER.get(dtype, torch.float64 if dtype.is_floating_point else torch.int64)  # as torch does
 
     def write(out: Memory) -> None:
         loops, point = over(out.shape, flat=False)
         last = [var for var in loops if out.shape[dim] != 1 and point[dim].factor(var)]
         kernel = Kernel([*[var for var in loops if var not in last], *last])
-        kernel.before[len(loops) - len(last)].append(f"{C_TYPES[wide]} a = {kind.first(wide)};")
-        value = source.at(kernel, point)
-        kernel.before[-1].append(f"a = {kind.step.format(a='a', v=value)};")
-        kernel.store(out.buffer, out.place(point), f"({C_TYPES[dtype]})a")
+        start = kernel.before[len(loops) - len(last)]
+        v = source.at(kernel, point)
+        if finds:
+            start.append(f"{VALUE_TYPES[dtype]} best = 0; int64_t a = -1;")
+            better = f"a < 0 || {v} != {v} || {v} {'>=' if name == 'max' else '<='} best"
+            kernel.before[-1].append(f"if ({better}) {{ best = {v}; a = {kernel.place(point[dim])}; }}")
+        else:
+            start.append(f"{VALUE_TYPES[wide]} a = {KINDS[name].first(wide)};")
+            kernel.before[-1].append(f"a = {KINDS[name].step.format(a='a', v=v)};")
+        kernel.store(out.buffer, out.place(point), f"({VALUE_TYPES[out.dtype]})a")
         block.add(kernel.code(parallel=False))
 
-    return Stored(block, source.shape, dtype, write)
+    return Stored(block, source.shape, torch.int64 if finds else dtype, write)

@@ -10,6 +10,9 @@ from ._index import Index
 
 C_TYPES = {torch.float32: "float", torch.float64: "double", torch.uint8: "uint8_t", torch.bool: "uint8_t"}
 C_TYPES |= {getattr(torch, f"int{bits}"): f"int{bits}_t" for bits in (8, 16, 32, 64)}
+HALVES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}  # in memory; a value of them is a float
+C_TYPES |= HALVES
+VALUE_TYPES = C_TYPES | dict.fromkeys(HALVES, "float")
 
 
 @dataclass(eq=False)

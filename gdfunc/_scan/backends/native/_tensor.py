@@ -16,7 +16,7 @@ import torch
 from ...._errors import BackendError
 from ._index import Index, Point, ravel, strides_of, unravel
 from ._kernel import Kernel, NotFlat, over
-from ._statement import C_TYPES, Buffer, Code
+from ._statement import HALVES, VALUE_TYPES, Buffer, Code
 
 Shape = tuple[int, ...]
 
@@ -80,12 +80,14 @@ def constant(number: Any, shape: Sequence[int], dtype: torch.dtype) -> Lazy:
 
 def literal(number: Any, dtype: torch.dtype) -> str:
     """Write a number as the constant that torch would make of it."""
-    c_type = C_TYPES[dtype]
+    c_type = VALUE_TYPES[dtype]
     if not dtype.is_floating_point:
         whole = int(bool(number)) if dtype is torch.bool else int(number)
         return "INT64_MIN" if whole == -(2**63) else f"(({c_type}){whole}LL)"
     names = {"nan": '__builtin_nan("")', "inf": "__builtin_inf()", "-inf": "-__builtin_inf()"}
-    number, suffix = float(number), "f" if dtype is torch.float32 else ""
+    number, suffix = float(number), "f" if c_type == "float" else ""
+    if dtype in HALVES:
+        number = float(torch.tensor(number, dtype=dtype))
     return f"(({c_type}){names.get(str(number)) or number.hex() + suffix})"
 
 
@@ -99,9 +101,9 @@ class Map(Lazy):
 
     def at(self, kernel: Kernel, point: Point) -> str:
         values = [arg.at(kernel, point) for arg in self.args]
-        suffix = "f" if self.dtype is torch.float32 else ""
-        c_type = C_TYPES[self.dtype]
-        return kernel.let(c_type, self.template.format(*values, f=suffix, t=c_type))
+        c_type = VALUE_TYPES[self.dtype]
+        text = self.template.format(*values, f="f" if c_type == "float" else "", t=c_type)
+        return kernel.let(c_type, f"round_{HALVES[self.dtype]}({text})" if self.dtype in HALVES else text)
 
 
 def cast(tensor: Lazy, dtype: torch.dtype) -> Lazy:

@@ -16,6 +16,57 @@ UNARY(sin) UNARY(cos) UNARY(tan) UNARY(asin) UNARY(acos) UNARY(atan) UNARY(erf) 
 UNARY(sinh) UNARY(cosh) UNARY(tanh) UNARY(asinh) UNARY(acosh) UNARY(atanh)
 BINARY(pow) BINARY(atan2) BINARY(hypot)
 
+/* Numbers of 16 bits are floats in registers. Each operation rounds its result, as in torch. */
+typedef uint16_t bfloat16, float16;
+static inline uint32_t bits_of(float x) { uint32_t bits; __builtin_memcpy(&bits, &x, 4); return bits; }
+static inline float with_bits(uint32_t bits) { float x; __builtin_memcpy(&x, &bits, 4); return x; }
+static inline float from_bfloat16(bfloat16 x) { return with_bits((uint32_t)x << 16); }
+static inline bfloat16 to_bfloat16(float x) {
+    uint32_t bits = bits_of(x);
+    return x != x ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+static inline float from_float16(float16 x) {
+    uint32_t bits = (uint32_t)(x & 0x7fff) << 13, sign = (uint32_t)(x & 0x8000) << 16;
+    float normal = with_bits(bits + (bits < 0x0f800000 ? 112u << 23 : 224u << 23)); /* infinities too */
+    float small = with_bits(bits + (113u << 23)) - 0x1p-14f;
+    return with_bits(sign | bits_of(bits < 1u << 23 ? small : normal));
+}
+static inline float16 to_float16(float x) {
+    uint32_t sign = bits_of(x) >> 16 & 0x8000, bits = bits_of(x) & 0x7fffffff;
+    uint32_t normal = (bits - (112u << 23) + 0xfff + (bits >> 13 & 1)) >> 13;
+    uint32_t small = bits_of(with_bits(bits) + 0.5f) - (126u << 23); /* the sum rounds to units of 2^-24 */
+    uint32_t finite = bits < 113u << 23 ? small : normal;
+    return sign | (bits > 0x7f800000 ? 0x7e00 : bits >= 0x477ff000 ? 0x7c00 : finite);
+}
+static inline float round_bfloat16(float x) { return from_bfloat16(to_bfloat16(x)); }
+static inline float round_float16(float x) { return from_float16(to_float16(x)); }
+
+/* The derivatives of lgamma, as in torch: reflection, recurrence, and an asymptotic series in 1 / x^2. */
+#define GAMMA(type, f) \
+    static type digamma##f(type x) { \
+        type sum = 0; \
+        if (x < 0) { \
+            sum = x == trunc##f(x) ? __builtin_nan("") : -M_PI / tan(M_PI * (double)(x - trunc##f(x))); \
+            x = 1 - x; \
+        } \
+        for (; x < 10; x += 1) sum -= 1 / x; \
+        const type z = 1 / (x * x); \
+        const type even = 1 / (type)120 - z * (1 / (type)252 - z * (1 / (type)240 - z * (1 / (type)132 - \
+            z * (691 / (type)32760 - z / 12)))); \
+        return sum + log##f(x) - 1 / (2 * x) - z * (1 / (type)12 - z * even); \
+    } \
+    static type trigamma##f(type x) { \
+        type sum = 0, sign = 1; \
+        if (x < (type)0.5) { \
+            const type sine = sin##f((type)M_PI * x); \
+            sum = -((type)M_PI * (type)M_PI) / (sine * sine), sign = -1, x = 1 - x; \
+        } \
+        for (int i = 0; i < 6; i++, x += 1) sum += 1 / (x * x); \
+        const type z = 1 / (x * x), even = 1 / (type)6 - z * (1 / (type)30 - z * (1 / (type)42)); \
+        return sign * (sum + (1 + 1 / (2 * x) + z * even) / x); \
+    }
+GAMMA(double, ) GAMMA(float, f)
+
 #define VECTOR_OF(type) typedef type vector_##type \
     __attribute__((vector_size(VECTOR), aligned(sizeof(type)), may_alias));
 VECTOR_OF(float) VECTOR_OF(double) VECTOR_OF(int32_t) VECTOR_OF(int64_t)
@@ -45,7 +96,8 @@ const int64_t scratch_size = sizeof(struct scratch), step_rounds = $rounds;
 /* Where the tensors of a step lie. */
 $places
 
-/* Runs steps t0 to t1 of members n0 to n1. Returns -1, or the step in which an index is out of range. */
+/* Runs steps t0 to t1 of members n0 to n1. Returns -1, or twice the step in which an index is out of range;
+   and 1 more if an integer is divided by zero there. */
 int64_t run(int64_t n0, int64_t n1, int64_t t0, int64_t t1, char *const *place,
             const int64_t *member, const int64_t *time, char *memory, const volatile int *stop) {
     struct near local, *restrict v = &local;
@@ -61,7 +113,7 @@ int64_t run(int64_t n0, int64_t n1, int64_t t0, int64_t t1, char *const *place,
             struct carry *restrict now = w->carries + ((t - t0) & 1), *restrict next = w->carries + !((t - t0) & 1);
             $of_step
             $step
-            if (bad) return t;
+            if (bad) return 2 * t + (bad > 1);
         }
         const struct carry *last = w->carries + ((t1 - t0) & 1);
         $save

@@ -6,7 +6,7 @@ import torch
 
 from .._index import Point
 from .._kernel import Kernel
-from .._statement import C_TYPES, Buffer
+from .._statement import C_TYPES, HALVES, Buffer
 from .._tensor import Formula, Lazy, Memory, literal
 from ._call import Call, lowers
 
@@ -37,7 +37,10 @@ def table(call: Call) -> Lazy:
     if torch.Tag.nondeterministic_seeded in call.node.target.tags or prod(call.shape) > _LONGEST_TABLE:  # type: ignore[union-attr]
         raise call.refuse()
     values = call.node.target(*call.node.args, **call.node.kwargs)  # type: ignore[operator]
-    rows = ", ".join(literal(value, call.dtype) for value in values.flatten().tolist()) or "0"
+    dtype = call.dtype
+    if dtype in HALVES:
+        values, dtype = values.view(torch.int16), torch.int16
+    rows = ", ".join(literal(value, dtype) for value in values.flatten().tolist()) or "0"
     buffer = Buffer(f"table_{len(call.block.functions)}", call.dtype)
     call.block.functions.append(f"static const {buffer.c_type} {buffer.name}[] = {{{rows}}};")
     return Memory(buffer, call.shape)

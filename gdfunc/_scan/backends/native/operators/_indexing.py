@@ -4,7 +4,7 @@ import torch
 
 from .._index import Index, Point
 from .._kernel import Kernel
-from .._statement import C_TYPES
+from .._statement import VALUE_TYPES
 from .._tensor import Formula, Lazy, Shape, View, Where, cast, constant, expand, scattered
 from ._call import Call, lowers
 
@@ -84,6 +84,6 @@ def _scatter(call: Call) -> Lazy:
         row = (*point[:dim], Index(), *point[dim + 1 :])
         picked, here = map(kernel.place, (where(kernel, row)[dim], point[dim]))
         new, old = source.at(kernel, row), tensor.at(kernel, point)
-        return kernel.let(C_TYPES[call.dtype], f"{picked} == {here} ? {new} : {old}")
+        return kernel.let(VALUE_TYPES[call.dtype], f"{picked} == {here} ? {new} : {old}")
 
     return Formula(call.shape, call.dtype, at, 2 + tensor.cost)

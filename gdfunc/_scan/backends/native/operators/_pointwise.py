@@ -6,14 +6,17 @@ from typing import Any
 import torch
 from torch import fx
 
+from .._index import Point
+from .._kernel import Kernel
 from .._reduction import PRODUCT
-from .._tensor import Lazy, Map, stored
+from .._statement import HALVES, VALUE_TYPES
+from .._tensor import Formula, Lazy, Map, stored
 from ._call import Call, lowers
 
 # C's library has these under the same names.
 FUNCTIONS = (
     "exp exp2 expm1 log log1p log2 log10 sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh "
-    "lgamma erf erfc sqrt floor ceil trunc"
+    "lgamma digamma erf erfc sqrt floor ceil trunc"
 )
 FUNCTIONS_OF_TWO = "atan2 hypot copysign nextafter fmod pow"
 
@@ -64,17 +67,27 @@ def pointwise(call: Call, template: str, *values: Any) -> Lazy:
         raise call.refuse("of integers")
     if name in ARITHMETIC and call.dtype is torch.bool:
         raise call.refuse("of bool")
+    if name == "nextafter" and call.dtype in HALVES:
+        raise call.refuse("of 16 bits")
     if template == PRODUCT:
         factors = [value for value in values if isinstance(value, Lazy) or value != 1]
         if len(factors) == 1:
             return call.tensor(factors[0])
     operands = [call.tensor(value) for value in values]
+    if call.dtype in HALVES and template in (PRODUCT, POINTWISE["div"]):
+        operands[1] = call.tensor(values[1], _exactly(call, values[1]))
     quick = "{f}(" not in template or any(f"{name}{{f}}" in template for name in QUICK)
     if quick or prod(call.shape) == 1:
         return Map(template, operands, call.dtype)
     # From memory to memory, so that nothing breaks the row of calls, and none is made twice.
     operands = [stored(call.block, operand) if operand.cost else operand for operand in operands]
     return stored(call.block, Map(template, operands, call.dtype))
+
+
+def _exactly(call: Call, value: Any) -> torch.dtype:
+    """Choose a dtype for a factor. As in torch, a number that scales 16 bits is not rounded to them."""
+    is_number = not isinstance(value, Lazy) or not value.shape
+    return torch.float32 if is_number else call.dtype
 
 
 def predicate(call: Call, template: str) -> Lazy:
@@ -121,34 +134,54 @@ def _pow(call: Call) -> Lazy:
     base, exponent = call["self"], call["exponent"]
     squares = {0: "1", 1: "{0}", 2: "{0} * {0}", 3: "{0} * {0} * {0}"}
     roots = {0.5: "sqrt{f}({0})", -0.5: "1 / sqrt{f}({0})", -1: "1 / {0}", -2: "1 / ({0} * {0})"}
+    if call.dtype is torch.bfloat16 and not isinstance(exponent, Lazy) and exponent in (3, -2):
+        square = pointwise(call, squares[2], base)  # which torch rounds
+        return pointwise(call, *((PRODUCT, square, base) if exponent == 3 else (roots[-1], square)))
     if not isinstance(exponent, Lazy) and exponent in squares:
         return pointwise(call, squares[exponent], base)
     if not call.dtype.is_floating_point:
         raise call.refuse("of integers")
+    if call.dtype is torch.float16:  # for which torch has no square root here: that of -0 is 0, of -inf inf
+        roots = roots | {0.5: "{0} < -65504 ? -{0} : sqrt{f}({0} + 0)"}
+        del roots[-0.5]
     if not isinstance(exponent, Lazy) and exponent in roots:
         return pointwise(call, roots[exponent], base)
     return pointwise(call, POINTWISE["pow"], base, exponent)
+
+
+@lowers("polygamma")
+def _polygamma(call: Call) -> Lazy:
+    if call["n"] > 1:
+        raise call.refuse(f"of order {call['n']}")
+    return pointwise(call, ("digamma{f}({0})", "trigamma{f}({0})")[call["n"]], call["self"])
 
 
 @lowers("remainder", "fmod", "floor_divide", "div")
 def _divide(call: Call) -> Lazy:
     left, right = call["self"], call["other"]
     name = call.arguments.get("rounding_mode") or call.name
-    if call.dtype.is_floating_point and name in ("div", "fmod"):
-        return pointwise(call, POINTWISE[name], left, right)
     if call.dtype.is_floating_point and name == "remainder":
         rest = pointwise(call, POINTWISE["fmod"], left, right)
         return pointwise(call, "{0} != 0 && (({1} < 0) != ({0} < 0)) ? {0} + {1} : {0}", rest, right)
-    is_whole = not call.dtype.is_floating_point and not isinstance(right, Lazy)
-    if not is_whole or not 0 < right <= torch.iinfo(call.dtype).max:
-        raise call.refuse("other than of integers by a positive number that the dtype has")
-    floor = "{0} / {1} - ({0} % {1} < 0)"
-    templates = {
-        "remainder": "{0} % {1} + ({0} % {1} < 0 ? {1} : 0)",
-        "fmod": "{0} % {1}",
-        "trunc": "{0} / {1}",
-    }
-    return pointwise(call, templates.get(name, floor), left, right)
+    if call.dtype.is_floating_point:
+        return pointwise(call, POINTWISE[name], left, right)
+    if call.dtype is torch.bool:
+        raise call.refuse("of bool")
+    by = call.tensor(right)
+
+    def nonzero(kernel: Kernel, point: Point) -> str:
+        return kernel.divisor(by.at(kernel, point), VALUE_TYPES[call.dtype])
+
+    over = Formula(call.shape, call.dtype, nonzero)
+    # The processor traps where the least number is divided by -1.
+    quotient = pointwise(call, "{1} == -1 ? -{0} : {0} / {1}", left, over)
+    rest = pointwise(call, "{1} == -1 ? 0 : {0} % {1}", left, over)
+    if name in ("trunc", "fmod"):
+        return quotient if name == "trunc" else rest
+    has_other_sign = pointwise(call, "{0} != 0 && ({0} < 0) != ({1} < 0)", rest, over)
+    if name == "remainder":
+        return pointwise(call, "{0} + {1} * {2}", rest, over, has_other_sign)
+    return pointwise(call, "{0} - {1}", quotient, has_other_sign)
 
 
 @lowers("bitwise_not")

@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 
+from .._index import Index, Point, Var
+from .._kernel import Kernel
 from .._reduction import PRODUCT, Reduced, cumulated
-from .._tensor import Lazy, Map, Shape, View, cast, constant, reshape
+from .._tensor import Formula, Lazy, Map, Shape, View, cast, constant, reshape
 from ._call import Call, lowers
 from ._pointwise import POINTWISE, pointwise
 
@@ -69,6 +71,21 @@ def _max(call: Call) -> Any:
 def _cumulated(call: Call) -> Lazy:
     tensor, kind = cast(call["self"], call.dtype), call.name.removeprefix("cum")
     return cumulated(call.block, tensor, call.axis(), kind) if tensor.shape else tensor
+
+
+@lowers("cummax", "cummin")
+def _running(call: Call) -> list[Lazy]:
+    """Find where each best value is, and pick it there."""
+    tensor, dim = call["self"], call.axis()
+    if not tensor.shape:
+        return [tensor, constant(0, (), torch.int64)]
+    at = cumulated(call.block, tensor, dim, call.name.removeprefix("cum"))
+
+    def best(kernel: Kernel, point: Point) -> str:
+        place = Index(0, ((Var(at.at(kernel, point), tensor.shape[dim]), 1),))
+        return tensor.at(kernel, (*point[:dim], place, *point[dim + 1 :]))
+
+    return [Formula(tensor.shape, tensor.dtype, best, 2), at]
 
 
 @lowers("mm", "bmm")
