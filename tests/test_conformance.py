@@ -81,11 +81,12 @@ def test_it_converges_on_a_known_problem(problem_name, name):
 
 
 @everywhere
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, None])
-def test_it_keeps_structure_shape_dtype_and_device(name, dtype):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, None])
+def test_it_keeps_structure_shape_dtype_device_and_stride(name, dtype):
     row = TABLE[name]
     mixed = (torch.float32, torch.float64, torch.bfloat16)
     start = start_of(row, (dtype,) * 3 if dtype else mixed)
+    start["m"] = start["m"].mT.contiguous().mT
     # yogi's start and the like are numbers only; every entry of the table may be a tensor.
     for chosen in (row.hyperparameters, as_tensors(row.hyperparameters)):
         transform = row.make(**chosen)
@@ -97,6 +98,8 @@ def test_it_keeps_structure_shape_dtype_and_device(name, dtype):
         pairs += zip(_tree.leaves(state), _tree.leaves(first), strict=True)
         for got, expected in pairs:
             assert (got.shape, got.dtype, got.device) == (expected.shape, expected.dtype, expected.device)
+            assert got.stride() == expected.stride()
+            assert got.is_floating_point() or got.dtype == torch.int64
             assert got.isfinite().all()
 
 

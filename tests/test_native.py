@@ -1114,14 +1114,14 @@ def test_ctrl_c_stops_the_loop(run, members, shares, monkeypatch):
 
     def interrupted(*args):
         threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-        began.append(time.perf_counter())
+        began.append(time.process_time())
         return call(*args)
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: shares)
     monkeypatch.setattr(native._Function, "__call__", interrupted)  # by then it is compiled
     with pytest.raises(KeyboardInterrupt):
         torch.func.vmap(run)(tame(0, (members, 300)))
-    assert time.perf_counter() - began[0] < 10
+    assert time.process_time() - began[0] < 1  # of the processor, because the machine may be loaded
 
 
 @pytest.mark.parametrize("name", TABLE)

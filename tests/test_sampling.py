@@ -175,6 +175,7 @@ def test_take_indexes_every_leaf():
     assert batch["label"][1] is None
     whole = torch.arange(4.0)
     assert gd.take(whole, torch.arange(4)).data_ptr() != whole.data_ptr()
+    assert gd.take(whole, torch.tensor(2)).untyped_storage().nbytes() == 4
     assert gd.take(None, torch.arange(4)) is None
 
 
