@@ -4,15 +4,18 @@ Hypothesis draws every hyperparameter away from its neutral value. 400 examples 
 `pytest tests/test_parity_optim.py --hypothesis-profile nightly`.
 """
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.optim import lr_scheduler
 
 import gdfunc as gd
 
-from .references import few, linear_data, normal, relative_error
+from .references import few, flat, linear_data, linear_loss, normal, relative_error
 
 STEPS = 60
 rates = st.floats(0.05, 0.95)
@@ -159,6 +162,52 @@ def test_narrow_run_agrees_with_torchs_of_float32(name):
     assert narrow_runs(name, torch.float32)[0] <= 3e-6
     ours, theirs = narrow_runs(name, torch.bfloat16)
     assert ours <= 1.3 * theirs
+
+
+ASGD = {"lambd": 0.1, "alpha": 0.6, "t0": 20}
+METHODS = {
+    "heavy_ball": (lambda f: gd.methods.heavy_ball(f, 0.9), partial(torch.optim.SGD, momentum=0.9)),
+    "asgd": (partial(gd.methods.asgd, **ASGD), partial(torch.optim.ASGD, **ASGD)),
+}
+SCHEDULES = {
+    "constant": (lr_scheduler.ConstantLR, {"factor": 0.3, "total_iters": 50}),
+    "step": (lr_scheduler.StepLR, {"step_size": 70, "gamma": 0.5}),
+    "multi_step": (lr_scheduler.MultiStepLR, {"milestones": [50, 200], "gamma": 0.3}),
+    "exponential": (lr_scheduler.ExponentialLR, {"gamma": 0.99}),
+    "linear": (lr_scheduler.LinearLR, {"start_factor": 0.3, "end_factor": 0.9, "total_iters": 200}),
+    "polynomial": (lr_scheduler.PolynomialLR, {"total_iters": 300, "power": 1.5}),
+    "cosine_annealing": (lr_scheduler.CosineAnnealingLR, {"T_max": 300, "eta_min": 1e-3}),
+    "cosine_with_restarts": (lr_scheduler.CosineAnnealingWarmRestarts, {"T_0": 40, "T_mult": 2}),
+    "one_cycle": (
+        partial(lr_scheduler.OneCycleLR, max_lr=0.02, cycle_momentum=False),
+        {"total_steps": 300},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [*METHODS, *SCHEDULES])
+def test_float32_run_of_a_method_or_a_schedule_agrees_with_torchs_to_3e_6_of_the_movement(name):
+    data = linear_data(0, 300 * 8, 20, dtype=torch.float32)
+    batches = [tuple(leaf[t : t + 8] for leaf in data) for t in range(0, 300 * 8, 8)]
+    start = {"w": normal(3, 20, dtype=torch.float32), "b": torch.zeros(())}
+    theirs = {key: leaf.clone().requires_grad_() for key, leaf in start.items()}
+    make, make_torchs = METHODS.get(name, (gd.make_step, torch.optim.SGD))
+    lrs, optimizer = torch.full((300,), 0.02), make_torchs(theirs.values(), lr=0.02)
+    if name in SCHEDULES:
+        make_scheduler, options = SCHEDULES[name]
+        lrs = getattr(gd.schedules, name)(lrs[0], **options)(torch.arange(300))
+        scheduler = make_scheduler(optimizer, **options)
+    step = make(linear_loss)
+    carry = step.init(start)
+    for batch, lr in zip(batches, lrs, strict=True):
+        carry, _ = step(carry, batch, lr)
+        optimizer.zero_grad()
+        linear_loss(theirs, batch).backward()
+        optimizer.step()
+        if name in SCHEDULES:
+            scheduler.step()
+    ends = [flat(tree).detach() for tree in (getattr(carry, "params", carry), theirs)]
+    assert relative_error(*ends, flat(start)) <= 3e-6
 
 
 @pytest.mark.parametrize("name", ["Adam", "Adamax", "NAdam", "RAdam", "RMSprop", "Adadelta"])
