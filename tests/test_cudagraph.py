@@ -239,7 +239,7 @@ def loops(runner, inner, outer):
     body, consts = small_body(lambda c, x: (torch.sin(c) + x, c * 2))
     length = inner * outer
     loop = Bound(body, length, runner=runner)
-    return lambda: Checkpoint(inner).run(loop, consts, [normal(1, 3)], [normal(2, length, 3)])
+    return lambda: Checkpoint(inner).run_loop(loop, consts, [normal(1, 3)], [normal(2, length, 3)])
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_derivatives_of_the_primitive_are_those_of_the_replay(every):
     def loss(runner, scale, x):
         loop = Bound(body, 37, runner=runner)
         adjoint = Reverse() if every is None else Checkpoint(every)
-        carry, ys = adjoint.run(loop, [scale], [init], [x])
+        carry, ys = adjoint.run_loop(loop, [scale], [init], [x])
         return (carry**2).sum() + (ys**3).mean()
 
     assert len(consts) == 1

@@ -86,7 +86,7 @@ def tapped(loss_fn: LossFn, params: Tree, batch: Tree) -> Program:
         return params, check_loss(of_sample(params, sample))
 
     try:
-        traced = trace(f, body, params, batch, {"reading": reading}, keeps_loops=False)
+        traced = trace(f, body, params, batch, reading=reading, keeps_loops=False)
     except Exception as error:  # it occurs again, with a better message, on real tensors
         if not getattr(error, "untouched", True):
             raise

@@ -23,15 +23,15 @@ class Segments(NamedTuple):
 class Adjoint(ABC):
     """How a derivative goes back through a loop."""
 
-    def run(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
+    def run_loop(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
         """Run a traced loop of at least one step, so that its derivative is this adjoint's."""
         if not loop.reverse:
-            return self.forward(loop, consts, init, xs)
-        results = self.forward(replace(loop, reverse=False), consts, init, [x.flip(0) for x in xs])
+            return self.run_forward(loop, consts, init, xs)
+        results = self.run_forward(replace(loop, reverse=False), consts, init, [x.flip(0) for x in xs])
         return [*results[: len(init)], *[y.flip(0) for y in results[len(init) :]]]
 
     @abstractmethod
-    def forward(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
+    def run_forward(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
         """Run a loop that goes forward."""
 
     def segments(self, steps: int, every: int) -> Segments:
@@ -68,10 +68,10 @@ class Reverse(Adjoint):
         learning", 2015.
     """
 
-    def forward(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
+    def run_forward(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
         return loop(*consts, *init, *xs)
 
-    run = forward  # a loop needs no help to go backward
+    run_loop = run_forward  # a Bound reverses the order of the steps by itself
 
 
 def check_adjoint(adjoint: Any) -> Adjoint:

@@ -49,12 +49,12 @@ class Active(NamedTuple):
 class Rule(Protocol):
     """A backward pass of a loop. Rules can be compared, because graphs that hold loops are."""
 
-    def pull(
+    def backward(
         self, loop: Any, active: Active, leaves: Leaves, cotangents: Sequence[Tensor | None]
     ) -> Sequence[Tensor | None]:
         """Return a cotangent, or None, for each tensor that the loop took."""
 
-    def push(self) -> None:
+    def check_forward_mode(self) -> None:
         """Raise if the loop has no forward mode."""
 
 
@@ -71,7 +71,7 @@ class Loop:
 
     __name__ = "nested_scan"  # torch.fx writes it into the graph's code
 
-    def forward(self, runner: Runner, tensors: Leaves) -> list[Tensor]:
+    def execute(self, runner: Runner, tensors: Leaves) -> list[Tensor]:
         """Run on plain tensors: a backend only goes forward, over contiguous ones."""
         consts, init, xs = self.body.split([leaf.contiguous().resolve_neg() for leaf in tensors])
         if self.reverse:
@@ -111,7 +111,13 @@ def filled(moves: Sequence[Tensor | None], leaves: Leaves, flags: Sequence[bool]
 
 
 class Members(NamedTuple):
-    """What a body is vmap of: another body, how often, and which inputs and results have a member axis."""
+    """The vmap that a `BatchedBody` stands for.
+
+    Attributes:
+        body: the body of one member.
+        size: the number of members.
+        inputs, results: which inputs and results have a member axis.
+    """
 
     body: "Body"
     size: int
@@ -139,10 +145,10 @@ class Body:
         graph = _with_reshapes(graph)
         results = list(next(iter(reversed(graph.graph.nodes))).args[0])
         y = tuple(Aval.of(node.meta["val"]) for node in results[len(carry) :])
-        self._enter(consts, carry, x, y, _sources(graph, results))
+        self._set_signature(consts, carry, x, y, _sources(graph, results))
         self.graph = graph
 
-    def _enter(self, consts: Avals, carry: Avals, x: Avals, y: Avals, sources: list[int]) -> None:
+    def _set_signature(self, consts: Avals, carry: Avals, x: Avals, y: Avals, sources: list[int]) -> None:
         self.consts, self.carry, self.x, self.y, self._sources = consts, carry, x, y, sources
         self.floats = torch.get_default_dtype()  # to which operations of integers go
         self.derived: dict[Hashable, Body] = {}
@@ -198,7 +204,7 @@ class BatchedBody(Body):
 
         base = members.body
         inputs = base.split(avals((*base.consts, *base.carry, *base.x), members.inputs))
-        self._enter(*inputs, avals(base.y, members.results[len(base.carry) :]), base._sources)
+        self._set_signature(*inputs, avals(base.y, members.results[len(base.carry) :]), base._sources)
         self.members, self._function = members, function
         self.opaque, self.floats = base.opaque, base.floats
 

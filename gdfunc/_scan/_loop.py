@@ -5,6 +5,11 @@
     vjp(scan(f))  = the reversed scan of vjp(f) over the carries before each step
 
 So a backend only ever runs a loop forward, on plain tensors; it is never differentiated through.
+
+f is traced without the transformations that run around the scan: f sees the shapes of one member of a vmap,
+and no derivative. `Bound.__call__` then gives the loop to the innermost of these transformations. Its rule
+makes another loop and calls it one level further out, and so on until no level is left. There a backend
+runs the last loop.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,15 +31,15 @@ from .._tree import Tree
 from . import _derived
 from ._body import Active, Avals, Body, Flags, Leaves, Loop, Runner, filled, spread
 from .backends import replay
-from .backends import runner_of as runner_of
+from .backends import runner_of as runner_of  # for _scan, which reaches backends through here alone
 from .backends import step_back as step_back
 from .trace._purity import put_back
 from .trace._trace import trace
 
 
-def run(
+def trace_and_run(
     f: Callable[..., tuple[Tree, Tree]],
-    body: Callable[..., tuple[Tree, Tree]],
+    checked: Callable[..., tuple[Tree, Tree]],
     init: Tree,
     xs: Tree,
     seen: dict[Any, Any] | None,
@@ -43,15 +48,16 @@ def run(
 ) -> tuple[Tree, Tree]:
     """Trace a user's function, with the checks around it, and run the loop over its body.
 
-    A mistake in the function is raised from real tensors, where it reads better.
+    gdfunc's own errors read well already. After any other error, f is called on real tensors, where a
+    mistake in f raises a clearer error.
     """
     try:
-        traced = trace(f, body, init, xs, seen)
+        traced = trace(f, checked, init, xs, seen)
     except (BackendError, ValueError, Warning):
         raise
     except Exception as error:
         with put_back(f):
-            _, y = body(*_tree.map(lent, (init, _tree.map(lambda leaf: leaf[0], xs))))
+            _, y = checked(*_tree.map(lent, (init, _tree.map(lambda leaf: leaf[0], xs))))
             for path, leaf in _tree.named_leaves(y, "y"):
                 check_tensor(leaf, path)
             line = [*str(error).splitlines(), ""][0]
@@ -74,7 +80,8 @@ def _visible(*tensors: list[Tensor]) -> Sequence[list[Tensor]]:
 class Bound(Loop):
     """A loop with its runner: the function `(*consts, *init, *xs) -> [*carry, *ys]` with its rules."""
 
-    runner: Runner = field(default=replay, compare=False)  # of a loop inside a graph: the default
+    # Not compared, because a loop in a graph is run by the backend of the loop around it.
+    runner: Runner = field(default=replay, compare=False)
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
         is_wanted = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in tensors)
@@ -104,7 +111,7 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(loop: Bound, *tensors: Tensor) -> tuple[Tensor, ...]:
         recorded = any(map(is_recorded, tensors))
-        return tuple(_as_node(loop, tensors) if recorded else loop.forward(loop.runner, tensors))
+        return tuple(_as_node(loop, tensors) if recorded else loop.execute(loop.runner, tensors))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -140,7 +147,7 @@ class _Scan(torch.autograd.Function):
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         loop, body = ctx.loop, ctx.loop.body
         if loop.rule is not None:
-            loop.rule.push()
+            loop.rule.check_forward_mode()
         inputs, carry, y = _active(body, [tangent is not None for tangent in tangents])
         leaves = ctx.saved_tensors[: len(tangents)]
         consts, init, xs = body.split(leaves)
@@ -159,7 +166,7 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         loop, active = ctx.loop, _active(ctx.loop.body, ctx.needs_input_grad[1:])
-        pull = _pull if loop.rule is None else loop.rule.pull
+        pull = _pull if loop.rule is None else loop.rule.backward
         pull = pull if loop.body.members is None else partial(_pull_members, pull)
         # The saved tensors are read once: who checkpoints lets them be read once.
         return None, *pull(loop, active, ctx.saved_tensors, cotangents)
@@ -232,7 +239,7 @@ def _as_node(loop: Bound, tensors: Leaves) -> list[Tensor]:
     mode = mode_of(tensors)
     if mode is None:
         with no_dispatch_modes():
-            results = loop.forward(loop.runner, tensors)
+            results = loop.execute(loop.runner, tensors)
     else:
         results = [valueless(mode, *aval) for aval in loop.results]
     return record_call(replace(loop, runner=replay), tensors, results)

@@ -10,20 +10,20 @@ from torch import Tensor
 
 from .. import _tree
 from .._errors import BackendError, check_choice, check_int, check_tensor
-from .._torch._modes import current_trace, is_tracing, lent, versions
+from .._torch._modes import current_trace_mode, is_tracing, lent, versions
 from .._torch._transforms import is_transformed
 from .._tree import Tree
 from . import _loop
 from ._adjoint import Adjoint, Reverse, check_adjoint
 
-Body = Callable[[Tree, Tree], tuple[Tree, Tree]]
+Function = Callable[[Tree, Tree], tuple[Tree, Tree]]
 BACKENDS = ("eager", "native", "inductor", "cudagraph", "auto")
 _LAID_OUT = 16  # steps: a longer loop stays a loop where the body of another is traced
-_WORTH_TRACING = 1_000  # steps: fewer, at 1 ms each from Python, end before a trace and a compiler
+_WORTH_TRACING = 1_000  # steps: a shorter run, at 1 ms each from Python, ends before a compiler does
 
 
 def scan(
-    f: Body,
+    f: Function,
     init: Tree,
     xs: Tree = None,
     length: int | None = None,
@@ -46,21 +46,30 @@ def scan(
 
     and `torch.func.grad`, `jvp` and `vmap` go through it, in any nesting, on every backend.
 
-    A backend other than eager runs the loop outside Python. It traces f: runs it on tensors without values
-    and records its operations, those on tensors that f closes over included. f must be pure. A new trace is
-    made twice, and an f that draws from any generator of numbers, counts, appends, reads a clock or
-    advances an iterator is refused by name. `"auto"` then runs it in Python. Whatever the trace changed is
-    put back first; an iterator that advanced cannot be, which is an error. A cache may be filled. Printed
-    text appears when f is traced, not in every step. A trace serves until something changes that f can
-    reach. An f that reaches an object which gdfunc cannot compare from call to call (a lock, a DataFrame, a
-    module of settings that is read by made-up names) is traced on every call, with a warning that names
-    the object. Tensors may change their values, and lengths may
-    change, without another compilation; another number in f, another shape, or another transformation
-    around the scan is another loop. So keep numbers that you vary in 0-d tensors. A scan within f needs no
-    backend of its own: it is compiled with the one around it. What is compiled is kept on disk, in `gdfunc`
-    under `$XDG_CACHE_HOME` or `~/.cache`, where a new process finds it in about a second, a native loop in
-    less. Results agree with those of eager up to rounding. What `torch.no_grad` makes is a constant to all
-    derivatives (in eager, as in torch, not to forward mode).
+    A backend other than eager runs the loop outside Python. Results agree with those of eager up to
+    rounding.
+
+    **What is traced.** gdfunc runs f on tensors without values, and records its operations. Tensors that
+    f closes over become inputs of the loop. A scan within f needs no backend of its own: it is
+    compiled with the one around it. Printed text appears when f is traced, not in every step. A result
+    computed under `torch.no_grad` is a constant to all derivatives (in eager, as in torch, not to forward
+    mode).
+
+    **What is refused.** f must be pure. Each new trace is made twice, to find an f that draws from any
+    generator of numbers, counts, appends, reads a clock or advances an iterator. It is refused, and the
+    error names what it does. `"auto"` then runs f in Python. gdfunc first puts back whatever the trace
+    changed. An iterator that advanced cannot be put back, which is an error under `"auto"` too. f may fill
+    a cache.
+
+    **What recompiles.** Values of tensors and the length may change without another compilation. Another
+    number in f, another shape or another transformation around the scan makes another loop. So keep numbers
+    that you vary in 0-d tensors.
+
+    **What is cached.** A trace serves until something changes that f can reach. If f reaches an object that
+    gdfunc cannot compare between calls, f is traced on every call, and a warning names the object: a lock,
+    a DataFrame, a module of settings that is read by names made at run time. Compiled code is kept on disk,
+    in `gdfunc` under `$XDG_CACHE_HOME` or `~/.cache`. A new process finds it there in about a second, a
+    native loop in less.
 
     Args:
         f: `(carry, x) -> (carry, y)`, pure. The carry it returns has the structure, shapes, dtypes and
@@ -112,7 +121,7 @@ def scan(
 
 
 def fold(
-    f: Body,
+    f: Function,
     init: Tree,
     xs: Tree = None,
     length: int | None = None,
@@ -120,39 +129,44 @@ def fold(
     unroll: int = 1,
     backend: str = "eager",
     adjoint: Adjoint = Reverse(),
-    steps: int | None = None,
+    run_steps: int | None = None,
     seen: dict[Any, Any] | None = None,
 ) -> tuple[Tree, Tree]:
-    """Run `scan`, for a segment of a run of so many steps in all, given what was traced of f before."""
+    """Run `scan` for one segment of a run.
+
+    Args:
+        run_steps: the number of steps of the whole run; None: this scan is the run.
+        seen: the traces of f in earlier segments, to which this segment adds its own; see `trace`.
+    """
     check_int("unroll", unroll, 1)
     xs = _tree.as_tensors(xs)
     check_tensors(init, "init")
     length = _length(xs, length)
-    trace, steps = current_trace(), length if steps is None else steps
-    backend = settle(backend, steps) if trace is None else check_choice("backend", backend, BACKENDS)
+    trace, run_steps = current_trace_mode(), length if run_steps is None else run_steps
+    backend = settle(backend, run_steps) if trace is None else check_choice("backend", backend, BACKENDS)
     check_adjoint(adjoint).check_steps(length)
-    by_itself = isinstance(adjoint, Reverse)
-    body = _checked(f, init)
+    needs_trace = not isinstance(adjoint, Reverse)
+    checked = _with_checks(f, init)
     if length == 0:
-        _, y = body(_tree.map(lent, init), _tree.map(lambda leaf: leaf.new_zeros(leaf.shape[1:]), xs))
+        _, y = checked(_tree.map(lent, init), _tree.map(lambda leaf: leaf.new_zeros(leaf.shape[1:]), xs))
         return _tree.clone(init), _tree.map(lambda leaf: leaf[:0].clone(), _stack([y]))
-    # All steps of a long loop inside a traced f would take minutes to compile: it stays a loop.
-    joins = trace is not None and trace.keeps_loops and length > _LAID_OUT
-    if backend != "eager" or not by_itself or joins:
+    # Because all steps of a long loop inside a traced f would take minutes to compile, it stays a loop.
+    stays_loop = trace is not None and trace.keeps_loops and length > _LAID_OUT
+    if backend != "eager" or needs_trace or stays_loop:
         try:
-            how = {"reverse": reverse, "unroll": unroll, "runner": _loop.runner_of(backend, steps)}
-            return _loop.run(f, body, init, xs, seen, adjoint.run, length=length, **how)
+            how = {"reverse": reverse, "unroll": unroll, "runner": _loop.runner_of(backend, run_steps)}
+            return _loop.trace_and_run(f, checked, init, xs, seen, adjoint.run_loop, length=length, **how)
         except BackendError as error:
-            if not by_itself and not hasattr(error, "__notes__"):  # a refusal is kept, and raised again
+            if needs_trace and not hasattr(error, "__notes__"):  # a refusal is kept, and raised again
                 error.add_note(
                     f"gdfunc: {adjoint} traces f on every backend; adjoint=Reverse() does not in eager"
                 )
-            if backend != "auto" or not by_itself or not error.untouched:
+            if backend != "auto" or needs_trace or not error.untouched:
                 raise
             _loop.step_back(error)
     (carry, xs), ys, order = _tree.map(lent, (init, xs)), [], range(length)
     for t in reversed(order) if reverse else order:
-        carry, y = body(carry, _tree.map(lambda leaf, t=t: leaf[t], xs))
+        carry, y = checked(carry, _tree.map(lambda leaf, t=t: leaf[t], xs))
         ys.append(y)
     return _tree.clone(carry), _stack(ys[::-1] if reverse else ys)
 
@@ -161,8 +175,8 @@ def call(f: Callable[[], Tree], backend: str) -> Tree:
     """Call f; a backend other than eager takes it for the one step of a loop, and gives new tensors."""
     if backend == "eager":
         return f()
-    many = sys.maxsize  # because a function may be called often
-    _, y = fold(lambda carry, x: (carry, f()), (), None, 1, backend=backend, steps=many)
+    # Because the function may be called often, its run counts as a long one.
+    _, y = fold(lambda carry, x: (carry, f()), (), None, 1, backend=backend, run_steps=sys.maxsize)
     return _tree.map(lambda leaf: leaf.squeeze(0), y)
 
 
@@ -200,12 +214,12 @@ def _length(xs: Tree, length: int | None) -> int:
     return length
 
 
-def _checked(f: Body, init: Tree) -> Body:
-    """Check in every step that the body returns a pair whose carry is like init."""
+def _with_checks(f: Function, init: Tree) -> Function:
+    """Make f check at each call that it writes into no input and returns a pair with a carry like init."""
 
-    check = cache(lambda: like(init))  # a function that was traced before is not called
+    check = cache(lambda: like(init))  # made at the first call: a loop with a kept trace never calls f
 
-    def body(carry: Tree, x: Tree) -> tuple[Tree, Tree]:
+    def checked(carry: Tree, x: Tree) -> tuple[Tree, Tree]:
         given = _tree.leaves((carry, x))
         before = versions(given)
         result = f(carry, x)
@@ -215,7 +229,7 @@ def _checked(f: Body, init: Tree) -> Body:
             raise TypeError(f"f must return a pair (carry, y); got {type(result).__name__}")
         return check()(result[0]), result[1]
 
-    return body
+    return checked
 
 
 def like(init: Tree) -> Callable[[Tree], Tree]:

@@ -34,8 +34,8 @@ class TraceMode(TorchFunctionMode):
     keeps_loops = True
 
 
-def current_trace() -> TraceMode | None:
-    """Return the mode of the trace that the caller runs in, or None: torch's stack is where it stands."""
+def current_trace_mode() -> TraceMode | None:
+    """Find the mode of the trace that the caller runs in on torch's stack of function modes, or None."""
     if not torch._C._len_torch_function_stack():  # faster than the list, and most often 0
         return None
     modes = _get_current_function_mode_stack()
@@ -44,7 +44,7 @@ def current_trace() -> TraceMode | None:
 
 def is_tracing() -> bool:
     """Tell whether the caller runs inside a trace of gdfunc."""
-    return current_trace() is not None
+    return current_trace_mode() is not None
 
 
 @contextmanager

@@ -160,7 +160,7 @@ def _advance(plan: Plan, done: Done, last: int) -> tuple[Done, Tensor | None]:
         rows,
         backend=plan.backend,
         adjoint=plan.adjoint.adjoint if done.step >= plan.adjoint.constant else Constant(),
-        steps=plan.steps,
+        run_steps=plan.steps,
         seen=plan.seen,
     )
     return Done(last, state, (*done.records, records)), finite

@@ -85,7 +85,7 @@ class Plan:
     def last_step(self, carry: Any, adjoint: Adjoint) -> Any:
         """Take the last step from a carry, as a loop whose derivative is an adjoint's."""
         rows = self.rows(self.steps - 1, self.steps)
-        loop = {"backend": self.backend, "steps": self.steps, "adjoint": adjoint}
+        loop = {"backend": self.backend, "run_steps": self.steps, "adjoint": adjoint}
         return fold(self.body.alone, carry, rows, **loop)[0]  # type: ignore[arg-type]
 
 

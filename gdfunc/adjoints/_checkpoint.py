@@ -69,7 +69,7 @@ class Checkpoint(Adjoint):
             name, number = ("every", self.every) if self.carries is None else ("carries", self.carries)
             check_int(name, number, 1)
 
-    def forward(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
+    def run_forward(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
         if self.carries is not None:
             if is_tracing():
                 raise BackendError(
@@ -103,10 +103,10 @@ class _Treeverse:
 
     carries: int
 
-    def push(self) -> None:
+    def check_forward_mode(self) -> None:
         """Forward mode keeps no carry."""
 
-    def pull(
+    def backward(
         self, loop: Bound, active: Active, leaves: Leaves, cotangents: Sequence[Tensor | None]
     ) -> list[Tensor | None]:
         of_carry, of_y = cotangents[: len(active.carry)], cotangents[len(active.carry) :]

@@ -65,11 +65,11 @@ class Implicit(Adjoint):
         check_choice("solver", self.solver, ("cg", "neumann"))
         check_int("iterations", self.iterations, 1)
 
-    def forward(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
-        results = Constant().forward(loop, consts, init, xs)
+    def run_forward(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
+        results = Constant().run_forward(loop, consts, init, xs)
         final, ys = results[: len(init)], results[len(init) :]
         step, last = replace(loop, length=1), [x[-1:] for x in xs]
-        return [*AtFixedPoint(self, init).forward(step, consts, final, last)[: len(init)], *ys]
+        return [*AtFixedPoint(self, init).run_forward(step, consts, final, last)[: len(init)], *ys]
 
     def segments(self, steps: int, every: int) -> Segments:
         return Segments(steps, self, 1)
@@ -91,7 +91,7 @@ class AtFixedPoint(Adjoint):
     implicit: Implicit
     init: Leaves
 
-    def forward(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
+    def run_forward(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
         fixed, start = _tree.cut(init), _tree.cut(self.init)
         moving = [leaf.is_floating_point() for leaf in fixed]
         ends = list(compress(fixed, moving)), list(compress(start, moving))
@@ -137,13 +137,13 @@ class _Solve:
     solver: str
     iterations: int
 
-    def push(self) -> None:
+    def check_forward_mode(self) -> None:
         raise BackendError(
             "Implicit has no forward mode: it solves for the cotangent of a fixed point. Take "
             "torch.func.grad or vjp of the run, or adjoint=Reverse()"
         )
 
-    def pull(
+    def backward(
         self, loop: Bound, active: Active, leaves: Leaves, cotangents: Sequence[Tensor | None]
     ) -> list[Tensor | None]:
         body = loop.body
@@ -212,13 +212,13 @@ class _Solve:
 class _Once:
     """The rule of what has no derivative: the solution that `Implicit` finds."""
 
-    def pull(self, *_: Any) -> Any:
+    def backward(self, *_: Any) -> Any:
         raise BackendError(
             "Implicit has no second derivative: its backward pass is a solver. Take Reverse() or "
             "Checkpoint()"
         )
 
-    push = pull
+    check_forward_mode = backward
 
 
 def _conjugate(

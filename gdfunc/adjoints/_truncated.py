@@ -44,11 +44,11 @@ class Truncated(Adjoint):
     def __post_init__(self) -> None:
         check_int("last", self.last, 1)
 
-    def forward(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
+    def run_forward(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
         head = max(loop.length - self.last, 0)
         if not head:
             return loop(*consts, *init, *xs)
-        done = Constant().forward(replace(loop, length=head), consts, init, [x[:head] for x in xs])
+        done = Constant().run_forward(replace(loop, length=head), consts, init, [x[:head] for x in xs])
         carry, ys = done[: len(init)], done[len(init) :]
         return then(replace(loop, length=loop.length - head), consts, carry, xs, ys)
 
@@ -59,7 +59,7 @@ class Truncated(Adjoint):
 class Constant(Adjoint):
     """The adjoint of what derivatives do not go through: the loop keeps nothing."""
 
-    def forward(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
+    def run_forward(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
         return loop(*_tree.cut((*consts, *init, *xs)))
 
 

@@ -108,7 +108,7 @@ def _lowered(
     # It also writes into its carry in place, which other operations may read in a loop within a loop.
     carry, xs = _unshared([*extra, *init], [*consts, *xs]), list(xs) or [torch.zeros(length)]
 
-    graph = _replay.lower(body, lambda loop, given: loop.forward(_lowered, given))
+    graph = _replay.lower(body, lambda loop, given: loop.execute(_lowered, given))
 
     def step(*leaves: Tensor) -> list[Tensor]:
         now, rest = leaves[: len(carry)], leaves[len(carry) :]

@@ -23,7 +23,7 @@ def run(
     Args:
         nested: the runner of loops inside the graph; None: they are replayed too, or recorded in a trace.
     """
-    step = body.graph if nested is None else lower(body, lambda loop, given: loop.forward(nested, given))
+    step = body.graph if nested is None else lower(body, lambda loop, given: loop.execute(nested, given))
     carry, rows = init, []
     for t in range(length):
         results = step(*consts, *carry, *[leaf[t] for leaf in xs])

@@ -47,7 +47,7 @@ class Lift(TraceMode):
         func, args = rewritten(func, args, self.plain)
         result, written = self.cuts.call(func, args, kwargs)
         if any(storage(leaf) in self.outside for leaf in written if not is_transformed(leaf)):
-            raise wrote("a tensor it closes over")  # at once, lest f puts the stand-in into its place
+            raise wrote("a tensor it closes over")  # at once, before f keeps the stand-in
         return result
 
     def plain(self, leaf: Any) -> Any:
@@ -75,8 +75,6 @@ class Lift(TraceMode):
 
 def check_plain(leaf: Tensor) -> None:
     """Refuse what is no tensor of torch's own, or has no value any more."""
-    if type(leaf) is Tensor and leaf.layout is torch.strided:
-        return
     if type(leaf) not in (Tensor, Parameter, FakeTensor):
         raise untraceable(f"a {type(leaf).__name__} may have operations of its own")
     if isinstance(leaf, FakeTensor) and is_over(leaf):
@@ -93,7 +91,7 @@ def wrote(what: str) -> ValueError:
 
 
 _OF_AUTOGRAD = {getter("requires_grad"), getter("is_leaf"), getter("grad_fn")}
-# What a stand-in has not, or otherwise.
+# Attributes that a stand-in lacks, or that differ from the original's.
 _OF_THE_ORIGINAL = {*_OF_AUTOGRAD, Tensor.stride, Tensor.is_contiguous}
 _FORMATS = {Tensor.__format__, Tensor.__repr__}
 _REFUSED = {

@@ -21,6 +21,7 @@ from ..._torch._graphs import node_of, tracer
 from ..._torch._modes import is_from_a_trace, same_bytes
 from ..._torch._transforms import layers
 from ._key import Reading
+from ._lift import Lift
 from ._reach import ADVANCES, DRAWS, Reach, path
 
 _DEEP = 3  # containers within one another that are searched for tensors without values
@@ -36,12 +37,11 @@ class Recorded(NamedTuple):
 
     graph: fx.GraphModule
     closed_over: list[Tensor]
-    lift: Any
+    lift: Lift
     y_structure: Any
 
 
-Body = Callable[..., Any]
-Record = Callable[[Body], Recorded]
+Record = Callable[[Callable[..., Any]], Recorded]
 
 
 def warn_of(reading: Reading) -> None:
@@ -76,13 +76,13 @@ def put_back(f: Any) -> Iterator[Reach]:
         raise
 
 
-def record_twice(f: Any, body: Body, record: Record) -> Recorded:
-    """Record a body, and again to see whether f then changes something or does something else."""
+def record_twice(f: Any, checked: Callable[..., Any], record: Record) -> Recorded:
+    """Record f with its checks, and again to see whether f changes something or does something else."""
     with put_back(f) as reach:
         moving = set[int]()  # the ids of tensors that were kept, and depend on the carry or x
 
         def watched(*given: Any) -> Any:
-            result = body(*given)
+            result = checked(*given)
             left = [leaf for _, new in reach.changes(reach.before).values() for leaf in _valueless(new)]
             moving.update(id(leaf) for leaf in left if _depends(leaf))
             return result
@@ -95,20 +95,20 @@ def record_twice(f: Any, body: Body, record: Record) -> Recorded:
         kept = {entry: _valueless(new) for entry, (_, new) in changes.items() if _valueless(new)}
         constant = {entry for entry, left in kept.items() if moving.isdisjoint(map(id, left))}
         try:
-            second = record(body)
+            second = record(checked)
         except Exception as error:
             # A cache is filled once and then only read. Filled again, it must hold the same.
             if not constant or not constant.isdisjoint(reach.changes(once)):
                 raise (_refusal(reach.describe(kept)) if kept else error) from error
             reach.restore(constant)
             once = reach.now()
-            second = record(body)
+            second = record(checked)
         again = reach.changes(once)
         refilled = {entry for entry in changes if entry in again and _valueless(again[entry][1])}
         if counted := again.keys() - refilled:
             raise _refusal(reach.describe(counted))
         if _difference(first, second) is not None:
-            where = _line(body, record, first)
+            where = _line(checked, record, first)
             raise _refusal(f"gives something else when it is called again{where}, as a clock does")
         reach.restore({entry for entry, (_, new) in reach.changes(reach.before).items() if _valueless(new)})
     return first
@@ -177,12 +177,12 @@ class _Lines(TorchFunctionMode):
         return result
 
 
-def _line(body: Body, record: Record, first: Recorded) -> str:
+def _line(checked: Callable[..., Any], record: Record, first: Recorded) -> str:
     """Record once more, to tell at which of the user's lines the graphs differ."""
 
     def noting(*given: Any) -> Any:
         with _Lines():
-            return body(*given)
+            return checked(*given)
 
     node = _difference(first, record(noting))
     while node is not None and node.op != "root" and "frame" not in node.meta:

@@ -26,7 +26,7 @@ from ..._torch._modes import (
 from ..._torch._patches import applied_functions, gradients_under_no_grad, no_log_of_fake_tensors
 from ..._torch._transforms import depth, may_be_differentiated, neutral_levels
 from ..._tree import Tree
-from .._body import Aval, Avals, Body, nested_loops
+from .._body import Aval, Avals, Body, Leaves, nested_loops
 from .._recent import Recent
 from ._code import owner
 from ._cuts import Cuts
@@ -37,9 +37,10 @@ from ._rewrites import OPERATIONS
 
 
 class Traced(NamedTuple):
-    """A body, the tensors that its function closed over, and how its y's are put together.
+    """A body, the tensors that its function closed over, and the structure of its y's.
 
-    Kept for all functions of one key, it has the places of these tensors in the key.
+    In `_recipes`, which functions of equal keys share, a tensor in f's reach is replaced by its position in
+    `Reading.tensors`. `_found_or_made` puts the tensor of the present f back.
     """
 
     body: Body
@@ -47,74 +48,80 @@ class Traced(NamedTuple):
     y_structure: _tree.Structure
 
 
-_recipes, _bodies = Recent(), Recent()
+Signature = tuple[Any, ...]  # keeps_loops, the structures of carry and x, the Avals of carry and x
+_recipes, _bodies, _NOTHING = Recent(), Recent(), Reading(Key(), [], [], "")
 
 
 def trace(
     f: Any,
-    body: Callable[[Tree, Tree], tuple[Tree, Tree]],
+    checked: Callable[[Tree, Tree], tuple[Tree, Tree]],
     init: Tree,
     xs: Tree,
-    seen: dict[Any, Any] | None = None,
+    seen: dict[Any, Traced] | None = None,
+    reading: Reading | None = None,
     keeps_loops: bool = True,
 ) -> Traced:
-    """Trace a scan's body, f with checks around it; or find the trace of an f with the same key.
+    """Trace f with the checks around it, or find the trace of an f with the same key.
 
     Args:
-        seen: what was traced of f before, in the same run. It is filled, so that a run of many segments
-            reads and traces f once.
+        seen: the traces of f in the same run, by signature. It is filled, so that a run of many segments
+            reads and traces f once for each signature.
+        reading: what `key_of` read of f; None: it is read here.
         keeps_loops: whether a long scan inside f stays a loop, or all its steps are recorded.
     """
     carry, carry_structure = _tree.flatten(init)
     rows, x_structure = _tree.flatten(xs)
     for leaf in (*carry, *rows):
         check_plain(leaf)
-    carry_avals = tuple([Aval.of(leaf) for leaf in carry])
-    x_avals = tuple([Aval.of(leaf, 1) for leaf in rows])
-    about = (keeps_loops, carry_structure, x_structure, carry_avals, x_avals)
+    avals = tuple(map(Aval.of, carry)), tuple([Aval.of(leaf, 1) for leaf in rows])
+    signature: Signature = (keeps_loops, carry_structure, x_structure, *avals)
     seen = {} if seen is None else seen
-    if about in seen:
-        return seen[about]
+    if signature not in seen:
+        record = partial(_record, carry, rows, signature)
+        if is_tracing():  # the key and the second recording of the outer trace cover this loop
+            seen[signature] = _with_shared_body(record(checked), *avals)
+        else:
+            make = partial(record_twice, f, checked, record)
+            seen[signature] = _found_or_made(make, signature, reading or key_of(f))
+    return seen[signature]
 
-    nested = is_tracing()  # the trace that this loop is a part of has the key, and is made twice
-    reading = _EMPTY if nested else seen.get("reading") or key_of(f)
-    readings = reading, _key_of_nodes(carry_structure, x_structure)
-    key = (*about, *[each.key for each in readings])
-    lasting = not nested and all(each.key is not None for each in readings)
-    recipe = _recipes.find(key) if lasting else None
-    if recipe is None:
-        record = partial(_record, init, xs, keeps_loops)
-        recorded = record(body) if nested else record_twice(f, body, record)
-        for each in readings:
-            if each.key is None:
-                warn_of(each)
-        lasting = lasting and not recorded.lift.asks
-        places = {id(leaf): place for place, leaf in enumerate(reading.tensors)}
-        closed_over = [places.get(id(leaf), leaf) for leaf in recorded.closed_over]
-        recipe = Traced(_shared(recorded, carry_avals, x_avals), closed_over, recorded.y_structure)
-        constants = [leaf for leaf in closed_over if isinstance(leaf, Tensor)]
-        if lasting and not any(id(leaf) in recorded.lift.known for leaf in constants):
-            _recipes.keep(key, recipe, sum(leaf.nbytes for leaf in constants) + 64 * len(reading.key or ()))
-    tensors = [reading.tensors[at] if isinstance(at, int) else at for at in recipe.closed_over]
-    seen["reading"], seen[about] = reading, recipe._replace(closed_over=tensors)
-    return seen[about]
+
+def _found_or_made(make: Callable[[], Recorded], signature: Signature, reading: Reading) -> Traced:
+    """Find the trace of an f with the same key and signature, or make and keep it."""
+    _, carry_structure, x_structure, *avals = signature
+    of_nodes = _key_of_nodes(carry_structure, x_structure)
+    keyless = [each for each in (reading, of_nodes) if each.key is None]
+    key = (*signature, reading.key, of_nodes.key)
+    recipe = None if keyless else _recipes.find(key)
+    if recipe is not None:
+        tensors = [reading.tensors[at] if isinstance(at, int) else at for at in recipe.closed_over]
+        return recipe._replace(closed_over=tensors)
+    recorded = make()
+    for each in keyless:
+        warn_of(each)
+    traced = _with_shared_body(recorded, *avals)
+    places = {id(leaf): place for place, leaf in enumerate(reading.tensors)}
+    closed_over = [places.get(id(leaf), leaf) for leaf in traced.closed_over]
+    constants = [leaf for leaf in closed_over if isinstance(leaf, Tensor)]
+    # Because f may meet another tensor next time where the reading lists none, such a trace does not last.
+    is_complete = not any(id(leaf) in recorded.lift.known for leaf in constants)
+    if not keyless and is_complete and not recorded.lift.asks:
+        size = sum(leaf.nbytes for leaf in constants) + 64 * len(reading.key or ())
+        _recipes.keep(key, traced._replace(closed_over=closed_over), size)
+    return traced
 
 
 def _key_of_nodes(*structures: _tree.Structure) -> Reading:
     """Read the classes of the user's that f is given instances of, and what these are made again from."""
     nodes = [node for structure in structures for node in _tree.nodes(structure)]
     theirs = [node for node in nodes if node[1:] or owner(node[0].__module__) != "frozen"]
-    return key_of(theirs) if theirs else _EMPTY
+    return key_of(theirs) if theirs else _NOTHING
 
 
-_EMPTY = Reading(Key(), [], [], "")
-
-
-def _record(init: Tree, xs: Tree, keeps_loops: bool, body: Callable[..., Any]) -> Recorded:
-    """Run the body once on tensors without values, and write down its operations."""
+def _record(carry: Leaves, rows: Leaves, signature: Signature, checked: Callable[..., Any]) -> Recorded:
+    """Run f, with its checks, once on tensors without values, and write down its operations."""
     around, device = depth(), _default_device()
-    (carry, carry_structure), (rows, x_structure) = _tree.flatten(init), _tree.flatten(xs)
-    avals = [*map(Aval.of, carry), *[Aval.of(leaf, 1) for leaf in rows]]
+    keeps_loops, carry_structure, x_structure, of_carry, of_x = signature
     structures: list[_tree.Structure] = []
     with (
         tracing,
@@ -129,7 +136,7 @@ def _record(init: Tree, xs: Tree, keeps_loops: bool, body: Callable[..., Any]) -
             given = _tree.unflatten(carry_structure, leaves[: len(carry)])
             row = _tree.unflatten(x_structure, leaves[len(carry) :])
             with lift, gradients_under_no_grad(lift.cuts.cut), device:
-                new, y = body(given, row)
+                new, y = checked(given, row)
             for path, leaf in _tree.named_leaves(y, "y"):
                 check_tensor(leaf, path)
             ys, structure = _tree.flatten(y)
@@ -137,8 +144,10 @@ def _record(init: Tree, xs: Tree, keeps_loops: bool, body: Callable[..., Any]) -
             return [lift.plain(leaf) for leaf in (*_tree.leaves(new), *ys)]
 
         try:
-            with neutral_levels(around):  # a wrapper made inside f lies above all those outside
-                graph = recorder(flat, OPERATIONS)(*[valueless(mode, *aval) for aval in avals])
+            # Because the outer levels are suspended, and a wrapper made inside f would get one of their
+            # numbers. Lift knows such a wrapper by a level above `around`.
+            with neutral_levels(around):
+                graph = recorder(flat, OPERATIONS)(*[valueless(mode, *aval) for aval in of_carry + of_x])
         except Exception as error:
             if not needs_a_value(error):
                 raise
@@ -201,7 +210,7 @@ def _lift_attributes(graph: fx.GraphModule, lift: Lift) -> list[Tensor]:
     return [leaf for _, leaf in inputs.values()]
 
 
-def _checked(graph: fx.GraphModule, consts: int) -> fx.GraphModule:
+def _pure(graph: fx.GraphModule, consts: int) -> fx.GraphModule:
     """Refuse what a graph cannot repeat, and write in-place operations as pure ones."""
     without_dead_code(graph)
     for target in operators(graph):
@@ -248,18 +257,18 @@ _ASSIGNMENTS: dict[Any, Callable[..., Any]] = {
 }
 
 
-def _shared(recorded: Recorded, carry: Avals, x: Avals) -> Body:
-    """Give the body of a graph: that of an equal graph before, with what was compiled of it."""
-    opaque = recorded.lift.cuts.opaque
+def _with_shared_body(recorded: Recorded, carry: Avals, x: Avals) -> Traced:
+    """Take the body of an equal graph before, with all that was compiled of it, or make a body."""
     consts = tuple(map(Aval.of, recorded.closed_over))
-    graph = _checked(recorded.graph, len(consts))
+    graph = _pure(recorded.graph, len(consts))
     # The derivative of an operation that is not torch's own may not be one of a graph.
     foreign = {str(each) for each in operators(graph) if each.namespace not in ("aten", "prims")}
-    names, loops = frozenset(opaque | foreign), tuple(nested_loops(graph))  # whose code is one name
-    key = (graph.code, loops, consts, carry, x, names, torch.get_default_dtype())
+    opaque = frozenset(recorded.lift.cuts.opaque | foreign)
+    # The loops inside, because graph.code has the same name for each of them.
+    key = (graph.code, *nested_loops(graph), consts, carry, x, opaque, torch.get_default_dtype())
     body = _bodies.find(key)
     if body is None:
         body = Body(graph, consts, carry, x)
-        body.opaque = names
+        body.opaque = opaque
         _bodies.keep(key, body)
-    return body
+    return Traced(body, recorded.closed_over, recorded.y_structure)
