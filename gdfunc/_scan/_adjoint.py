@@ -1,4 +1,4 @@
-"""What `scan` and `train` ask of an adjoint, and the one that a loop follows by itself."""
+"""The interface of an adjoint to `scan` and `train`, and `Reverse`, the default."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -13,18 +13,18 @@ from ._loop import Bound
 
 
 class Segments(NamedTuple):
-    """How an adjoint treats a run that is a Python loop over segments, each a loop over blocks of steps."""
+    """The plan of an adjoint for a run in segments, each of which is a loop over blocks of steps."""
 
-    constant: int  # how many steps, from the first on, derivatives do not go through
-    adjoint: "Adjoint"  # of the segments after them
+    constant: int  # the number of first steps that derivatives do not go through
+    adjoint: "Adjoint"  # of the segments after those steps
     grain: int  # a segment is a multiple of so many blocks
 
 
 class Adjoint(ABC):
-    """How a derivative goes back through a loop."""
+    """A way for derivatives to go back through a loop."""
 
     def run_loop(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
-        """Run a traced loop of at least one step, so that its derivative is this adjoint's."""
+        """Run a traced loop of at least one step, forward or reversed. Its derivative is this adjoint's."""
         if not loop.reverse:
             return self.run_forward(loop, consts, init, xs)
         results = self.run_forward(replace(loop, reverse=False), consts, init, [x.flip(0) for x in xs])
@@ -35,7 +35,7 @@ class Adjoint(ABC):
         """Run a loop that goes forward."""
 
     def segments(self, steps: int, every: int) -> Segments:
-        """Plan a run of so many steps, in blocks of `every`."""
+        """Plan a run in segments, whose blocks have `every` steps."""
         return Segments(0, self, 1)
 
     def end(self, last_step: Callable[["Adjoint"], Tree], init: Tree, final: Tree) -> Tree:

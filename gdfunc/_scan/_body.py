@@ -60,7 +60,7 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class Loop:
-    """A body, and how often and in which direction to run it; a loop inside a graph is a node's target."""
+    """A body, the number of its steps and their order. A loop inside a graph is a node's target."""
 
     body: "Body"
     length: int
@@ -128,7 +128,7 @@ class Members(NamedTuple):
 class Body:
     """A pure function of flat lists, `(*consts, *carry, *x) -> [*carry, *y]`, as a graph of operations.
 
-    Bodies compare by identity. What is made of a body lives as long as the body.
+    Bodies compare by identity. All that is made of a body is kept with it.
 
     Attributes:
         derived: the bodies of derived loops, by rule and arguments.
@@ -159,17 +159,17 @@ class Body:
         self.taps: tuple[fx.GraphModule, list[Any]] | None = None
 
     def as_traced(self) -> AbstractContextManager[None]:
-        """Let operations mean what they meant in the trace: its casts are in it, and its default dtype."""
+        """Restore the default dtype of the trace, without autocast, whose casts are in the graph."""
         changed = torch.get_default_dtype() != self.floats
         return _settings(self.floats) if changed or uses_autocast() else nullcontext()
 
     @cached_property
     def has_loops(self) -> bool:
-        """Whether a step of it runs a loop of its own."""
+        """Tell whether a step of the body runs a loop."""
         return bool(nested_loops(self.graph))
 
     def split(self, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
-        """Split what there is one of for each input into that of consts, carry and x."""
+        """Split a list with an entry for each input into the entries of consts, carry and x."""
         first, second = len(self.consts), len(self.consts) + len(self.carry)
         return tuple(leaves[:first]), tuple(leaves[first:second]), tuple(leaves[second:])
 
@@ -234,7 +234,7 @@ def _with_reshapes(graph: fx.GraphModule) -> fx.GraphModule:
 
 
 def _sources(graph: fx.GraphModule, results: list[fx.Node]) -> list[int]:
-    """The inputs that each result is computed from, as a bit mask."""
+    """List, for each result, the inputs that it is computed from, as a bit mask."""
     masks: dict[fx.Node, int] = {}
     inputs = 0
     for node in graph.graph.nodes:

@@ -172,7 +172,7 @@ def fold(
 
 
 def call(f: Callable[[], Tree], backend: str) -> Tree:
-    """Call f; a backend other than eager takes it for the one step of a loop, and gives new tensors."""
+    """Call f, on a backend other than eager as the one step of a loop, which returns new tensors."""
     if backend == "eager":
         return f()
     # Because the function may be called often, its run counts as a long one.

@@ -1,4 +1,4 @@
-"""Fewer carries: some are kept, and those between are computed again on the way back."""
+"""The adjoint that keeps few carries, and computes the others again on the way back."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -119,7 +119,7 @@ class _Treeverse:
 
 
 def _behind_the_next_carry(segments: int, free: int) -> int:
-    """How many of the segments lie behind the next carry to be kept, of so many that are free.
+    """Count the segments behind the next carry to keep, with room for `free` carries.
 
     binomial(free + r, free) segments can be reversed with r more runs. Of these, binomial(free − 1 + r, r)
     lie behind the carry (Griewank 1992).
@@ -141,7 +141,7 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(carries: int, loop: Bound, active: Active, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Go through segments of c steps from the last to the first, with c carries between them."""
-        tensors = _tree.cut(tensors)  # outside of torch.func they still ask for a graph
+        tensors = _tree.cut(tensors)  # because outside of torch.func they require grad
         leaves, moves = tensors[: len(active.inputs)], tensors[len(active.inputs) :]
         plain, results = replace(loop, rule=None), (*active.carry, *active.y)
         consts, init, xs = loop.body.split(leaves)

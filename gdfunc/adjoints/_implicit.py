@@ -1,4 +1,4 @@
-"""The derivative at a fixed point: a linear system in place of the way there."""
+"""The derivative at a fixed point, by a linear system instead of the steps."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -116,7 +116,7 @@ class Reporting(Implicit):
 
 
 def _reporting(body: Body) -> Body:
-    """Make the body that first takes a report, of which it makes no use."""
+    """Make the body with a report as its first input, which it ignores."""
     report = body.carry[0]._replace(shape=(3,), dtype=torch.float64)
 
     def function(report: Tensor, *tensors: Tensor) -> list[Tensor]:
@@ -210,7 +210,7 @@ class _Solve:
 
 @dataclass(frozen=True)
 class _Once:
-    """The rule of what has no derivative: the solution that `Implicit` finds."""
+    """The rule of the solver's loop, which has no derivative."""
 
     def backward(self, *_: Any) -> Any:
         raise BackendError(

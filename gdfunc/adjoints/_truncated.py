@@ -1,4 +1,4 @@
-"""Loops, or their first steps, that derivatives do not go through."""
+"""Adjoints whose derivatives skip a whole loop, or its first steps."""
 
 from dataclasses import dataclass, replace
 
@@ -57,14 +57,14 @@ class Truncated(Adjoint):
 
 
 class Constant(Adjoint):
-    """The adjoint of what derivatives do not go through: the loop keeps nothing."""
+    """The adjoint of a loop that derivatives do not go through: the loop keeps no carries."""
 
     def run_forward(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:
         return loop(*_tree.cut((*consts, *init, *xs)))
 
 
 def then(loop: Bound, consts: Leaves, carry: Leaves, xs: Leaves, ys: Leaves) -> list[Tensor]:
-    """Run the loop over the last rows of xs, and put its y's after those before them."""
+    """Run the loop over the last rows of xs, and append its y's to the earlier ones."""
     last = loop(*consts, *carry, *[x[len(x) - loop.length :] for x in xs])
     pairs = zip(ys, last[len(carry) :], strict=True)
     return [*last[: len(carry)], *[torch.cat(pair) for pair in pairs]]

@@ -1,8 +1,8 @@
-"""What no derivative goes through, told to a graph, which has no grad mode.
+"""Results without a derivative, in a graph, which has no grad mode.
 
-Under `torch.no_grad` an operation has a value and no derivative: in a graph its result is detached. What
-a graph cannot say is that a tensor got other values and kept its derivative, as one that is written into
-under no_grad, or by way of a detached alias. The body is opaque then: it is not differentiated.
+Under `torch.no_grad` an operation has a value and no derivative: in a graph its result is detached. A graph
+cannot say that a tensor got other values and kept its derivative. This happens to a tensor that is written
+into under no_grad, or by way of a detached alias. The body is then opaque: it cannot be differentiated.
 """
 
 from collections.abc import Callable, Collection
@@ -21,16 +21,16 @@ _DETACHES = {torch.detach, Tensor.detach, torch.ops.aten.detach, torch.ops.aten.
 
 
 class Cuts:
-    """Calls torch's functions in a trace, and keeps account of what has no derivative."""
+    """Call torch's functions in a trace, and keep account of the tensors without a derivative."""
 
     def __init__(self, opaque: set[str], depth: int) -> None:
         self.opaque, self._depth = opaque, depth
         # These keep the tensors, so that no other one gets their ids.
-        self._constants: dict[int, Tensor] = {}  # by memory: of what no derivative is known
-        self._aliases: dict[int, Tensor] = {}  # by id: of what may have a derivative, without it
+        self._constants: dict[int, Tensor] = {}  # by memory: tensors without a derivative
+        self._aliases: dict[int, Tensor] = {}  # by id: detached views of tensors that may have one
 
     def call(self, func: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, list[Tensor]]:
-        """Give the result, and which tensors the function wrote into."""
+        """Return the result, and the tensors that the function wrote into."""
         given = _tree.tensors((args, kwargs))
         plain = [layers(leaf)[-1] for leaf in given]
         before = versions(plain)
@@ -66,8 +66,8 @@ class Cuts:
             del self._constants[_memory(leaf)]
 
     def cut(self, result: Any, known: Collection[int] = ()) -> Any:
-        """Cut what is new; what a function was given and gives back is as before."""
-        if has_forward_mode(above=self._depth):  # which no_grad does not stop
+        """Detach the new tensors of a result, but none that the function was given."""
+        if has_forward_mode(above=self._depth):  # because no_grad does not stop forward mode
             self.opaque.add(_FORWARD)
             return result
         return _tree.map(lambda leaf: leaf if id(leaf) in known else _constant(leaf), result)

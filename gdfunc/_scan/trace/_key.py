@@ -53,7 +53,7 @@ class Key(tuple[Any, ...]):
 
 
 class Reading(NamedTuple):
-    """The key of a function and the tensors in its reach, or the way to what is not plain, and why."""
+    """The key of a function and the tensors in its reach; without a key, the path to the cause."""
 
     key: Key | None
     tensors: list[Tensor]
@@ -83,11 +83,11 @@ def key_of(f: Any) -> Reading:
                 key.append(number)
 
     try:
-        with unseen():  # modes and subclasses are not to see this
+        with unseen():  # because modes and subclasses must not see the reading
             kinds = ("cpu", "cuda") if uses_autocast() else ()
             key += [(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds]
             key += [torch.get_default_dtype(), default_device(), torch.is_grad_enabled()]
-            for at, x in enumerate(objects):  # which grow on the way
+            for at, x in enumerate(objects):  # the list grows on the way
                 kind = type(x)
                 value, parts = _read(x, kind)
                 key += (kind, value)

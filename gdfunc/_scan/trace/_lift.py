@@ -29,7 +29,7 @@ class Lift(TraceMode):
         super().__init__()
         self.keeps_loops = keeps_loops
         self.mode, self.depth, self.cuts = mode, depth, cuts
-        self.asks = False  # whether f asks what autograd knows of a tensor that it was given, or made
+        self.asks = False  # whether f reads requires_grad, is_leaf or grad_fn of a tensor
         self.outside: set[int] = set()  # the memory of the stand-ins
         self.known: dict[int, tuple[Tensor, Tensor]] = {}  # keeps the tensors, so that ids stay theirs
 
@@ -51,7 +51,7 @@ class Lift(TraceMode):
         return result
 
     def plain(self, leaf: Any) -> Any:
-        """Give the stand-in of a leaf that needs one."""
+        """Return the stand-in of a leaf, or the leaf if it needs none."""
         if not isinstance(leaf, Tensor):
             return leaf
         if id(leaf) in self.known:
@@ -74,7 +74,7 @@ class Lift(TraceMode):
 
 
 def check_plain(leaf: Tensor) -> None:
-    """Refuse what is no tensor of torch's own, or has no value any more."""
+    """Refuse tensors of other classes or layouts, and those left behind by a trace."""
     if type(leaf) not in (Tensor, Parameter, FakeTensor):
         raise untraceable(f"a {type(leaf).__name__} may have operations of its own")
     if isinstance(leaf, FakeTensor) and is_over(leaf):

@@ -1,9 +1,9 @@
-"""Whether a function may be traced: called twice, it does the same and changes nothing.
+"""The test of a function for purity: called twice, it does the same and changes nothing.
 
 A compiled loop calls its function when it is traced, not in every step. So a function that draws, counts,
 appends or advances an iterator is refused by name, and everything that its trace changed is put back. Each
 new trace is made twice and the two graphs are compared, which shows a clock, or a generator of numbers that
-is out of sight. A cache may be filled. The tensors of a trace have no values, so none stays behind.
+gdfunc cannot see. A cache may be filled. The tensors of a trace have no values, so none stays behind.
 """
 
 import sys
@@ -79,7 +79,7 @@ def put_back(f: Any) -> Iterator[Reach]:
 def record_twice(f: Any, checked: Callable[..., Any], record: Record) -> Recorded:
     """Record f with its checks, and again to see whether f changes something or does something else."""
     with put_back(f) as reach:
-        moving = set[int]()  # the ids of tensors that were kept, and depend on the carry or x
+        moving = set[int]()  # the ids of tensors left behind that depend on the carry or x
 
         def watched(*given: Any) -> Any:
             result = checked(*given)
@@ -132,7 +132,7 @@ def _depends(leaf: Tensor) -> bool:
     """Tell whether a tensor is computed from the carry or x, and not from their shapes alone."""
     nodes = [node_of(layers(leaf)[-1])]
     seen = {*nodes}
-    for node in nodes:  # which grow on the way
+    for node in nodes:  # the list grows on the way
         name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
         if node.op == "placeholder":
             return True
@@ -164,7 +164,7 @@ def _words(node: fx.Node, places: dict[fx.Node, int]) -> str:
 
 
 class _Lines(TorchFunctionMode):
-    """Note at each node of a graph which of the user's lines called the operation."""
+    """Write at each node of a graph the user's line that called the operation."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

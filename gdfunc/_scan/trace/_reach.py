@@ -29,7 +29,7 @@ Entry = tuple[int, Any]  # the number of a place, and a name, key or position in
 
 
 class Place(NamedTuple):
-    """Something that may change: what it holds, and how that is written (None: not at all)."""
+    """Part of an object that may change, with the functions that read and write it (None: not writable)."""
 
     does: str  # what a function does that changes it
     read: Callable[[], Entries]
@@ -58,7 +58,7 @@ class Reach:
                     self.objects.append(part)
                     self.parents.append(parent)
 
-        for at, x in enumerate(self.objects):  # which grow on the way
+        for at, x in enumerate(self.objects):  # the list grows on the way
             if isinstance(x, types.FunctionType):
                 names |= names_in(x)
             elif isinstance(x, types.ModuleType) and owner(x.__name__) == "user":
@@ -238,7 +238,7 @@ def _contents(x: Any, base: Any) -> Place:
     return Place("changes" if is_dict else "changes the contents of", read, write)
 
 
-# How each container is filled.
+# The method that fills each container.
 _CONTAINERS: dict[Any, Callable[[Any, Any], Any]] = {
     **{OrderedDict: OrderedDict.update, dict: dict.update},
     **{list: list.extend, deque: deque.extend, set: set.update},

@@ -1,4 +1,4 @@
-"""Calls of torch in forms that a trace can follow: that read no value of an index, and hide no writing."""
+"""Calls of torch in forms that a trace can follow: without values of indices or hidden writing."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from torch.nn import functional
 
 
 def rewritten(func: Any, args: Any, plain: Callable[[Any], Any]) -> tuple[Any, Any]:
-    """Give such a call in another form, and any other as it is; `plain` gives the stand-in of a tensor."""
+    """Return a call in a form that a trace can follow; `plain` gives the stand-in of a tensor."""
     if func in _COPIES:
         return _COPIES[func], args[:1]
     if func is Tensor.__getitem__:

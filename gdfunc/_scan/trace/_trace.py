@@ -112,7 +112,7 @@ def _found_or_made(make: Callable[[], Recorded], signature: Signature, reading: 
 
 
 def _key_of_nodes(*structures: _tree.Structure) -> Reading:
-    """Read the classes of the user's that f is given instances of, and what these are made again from."""
+    """Read the nodes of trees that are of a user's class, or that are made again from data of their own."""
     nodes = [node for structure in structures for node in _tree.nodes(structure)]
     theirs = [node for node in nodes if node[1:] or owner(node[0].__module__) != "frozen"]
     return key_of(theirs) if theirs else _NOTHING
@@ -165,7 +165,7 @@ def _record(carry: Leaves, rows: Leaves, signature: Signature, checked: Callable
 
 
 def _default_device() -> AbstractContextManager[Any]:
-    """Give what makes new tensors in a trace where they are made now; refuse modes that it cannot see."""
+    """Return the default device as a context, for new tensors in a trace; refuse the user's modes."""
     theirs = [mode for mode in active_modes() if _is_theirs(type(mode))]
     if theirs:
         raise untraceable(f"a {type(theirs[0]).__name__} is active, of which a compiled loop knows nothing")
@@ -249,7 +249,7 @@ def _selected(target: Tensor, source: Tensor, dim: int, index: int) -> Tensor:
     return torch.slice_scatter(target, source.unsqueeze(dim), dim, start, start + 1)
 
 
-# What functionalize makes of assignments, in forms that have derivatives and batching rules.
+# The operators that functionalize makes of assignments, in forms with derivatives and batching rules.
 _ASSIGNMENTS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.copy.default: _copied,
     torch.ops.aten.slice_scatter.default: _clamped,
