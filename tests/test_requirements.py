@@ -388,7 +388,7 @@ REQUIREMENTS = {
             "test_meta.py::test_reducers_run",
             "test_meta.py::test_other_functions_run",
         ),
-        "in part: grid reads its labels, sweep its flags of divergence and modules.init its keys, once each",
+        "in part: grid reads its labels, sweep its flags of divergence, modules.init its keys, once each",
     ),
 }
 
