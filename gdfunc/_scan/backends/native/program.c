@@ -20,18 +20,18 @@ BINARY(pow) BINARY(atan2) BINARY(hypot)
 typedef uint16_t bfloat16, float16;
 static inline uint32_t bits_of(float x) { uint32_t bits; __builtin_memcpy(&bits, &x, 4); return bits; }
 static inline float with_bits(uint32_t bits) { float x; __builtin_memcpy(&x, &bits, 4); return x; }
-static inline float from_bfloat16(bfloat16 x) { return with_bits((uint32_t)x << 16); }
-static inline bfloat16 to_bfloat16(float x) {
+static inline float from_bfloat16(uint32_t x) { return with_bits(x << 16); }
+static inline uint32_t to_bfloat16(float x) {
     uint32_t bits = bits_of(x);
     return x != x ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
-static inline float from_float16(float16 x) {
-    uint32_t bits = (uint32_t)(x & 0x7fff) << 13, sign = (uint32_t)(x & 0x8000) << 16;
+static inline float from_float16(uint32_t x) {
+    uint32_t bits = (x & 0x7fff) << 13, sign = (x & 0x8000) << 16;
     float normal = with_bits(bits + (bits < 0x0f800000 ? 112u << 23 : 224u << 23)); /* infinities too */
     float small = with_bits(bits + (113u << 23)) - 0x1p-14f;
     return with_bits(sign | bits_of(bits < 1u << 23 ? small : normal));
 }
-static inline float16 to_float16(float x) {
+static inline uint32_t to_float16(float x) {
     uint32_t sign = bits_of(x) >> 16 & 0x8000, bits = bits_of(x) & 0x7fffffff;
     uint32_t normal = (bits - (112u << 23) + 0xfff + (bits >> 13 & 1)) >> 13;
     uint32_t small = bits_of(with_bits(bits) + 0.5f) - (126u << 23); /* the sum rounds to units of 2^-24 */
@@ -39,7 +39,12 @@ static inline float16 to_float16(float x) {
     return sign | (bits > 0x7f800000 ? 0x7e00 : bits >= 0x477ff000 ? 0x7c00 : finite);
 }
 static inline float round_bfloat16(float x) { return from_bfloat16(to_bfloat16(x)); }
-static inline float round_float16(float x) { return from_float16(to_float16(x)); }
+static inline float round_float16(float x) {
+    uint32_t sign = bits_of(x) & 0x80000000, bits = bits_of(x) ^ sign;
+    uint32_t small = bits_of(with_bits(bits) + 0.5f - 0.5f), normal = bits + 0xfff + (bits >> 13 & 1) & ~0x1fff;
+    uint32_t large = bits > 0x7f800000 ? bits : 0x7f800000;
+    return with_bits(sign | (bits < 113u << 23 ? small : bits < 0x477ff000 ? normal : large));
+}
 
 /* The derivatives of lgamma, as in torch: reflection, recurrence, and an asymptotic series in 1 / x^2. */
 #define GAMMA(type, f) \
