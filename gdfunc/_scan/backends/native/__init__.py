@@ -19,12 +19,12 @@ Nothing is fused across stored tensors, and nothing is approximated: the same op
 another order only where a sum has one. Denormal numbers are kept, or flushed to zero where the calling
 thread does so (`torch.set_flush_denormal`), by all threads of the loop alike.
 
-Covered are tensors of bool, uint8, int8 to int64, bfloat16, float16, float32 and float64. Numbers of 16 bits
-are computed in float32 and rounded after each operation, as in torch. Covered are pointwise functions,
-division, reductions, running sums and extrema, sorting, products of matrices, convolutions, pooling, views,
-picking and placing by integers, and loops within a step. Complex numbers, masks as indices, powers of
-integers, polygamma beyond order 1, the rest of linear algebra and torch's random numbers are not covered. An
-operation that is not covered is refused by its name before anything is compiled.
+Covered are tensors of bool, uint8, int8 to int64, bfloat16, float16, float32 and float64. Numbers of 16
+bits are computed in float32 and rounded after each operation, as in torch. Covered operators are pointwise
+functions, division, reductions, running sums and extrema, sorting, products of matrices, convolutions,
+pooling, views, picking and placing by integers, and loops within a step. Not covered are complex numbers,
+masks as indices, powers of integers, polygamma beyond order 1, the rest of linear algebra, and torch's
+random numbers. An operation that is not covered is refused by its name before anything is compiled.
 
 gcc and clang on x86-64 are tested, zig's clang too. AArch64 and macOS are written for, and untested.
 
