@@ -196,6 +196,13 @@ def check_structure(tree: Tree, reference: Tree, name: str, reference_name: str)
     return matched
 
 
+def check_tensors(tree: Tree, name: str) -> None:
+    """Refuse a tree with a leaf that is no tensor."""
+    if not all(isinstance(leaf, Tensor) for leaf in leaves(tree)):
+        for path, leaf in named_leaves(tree, name):
+            check_tensor(leaf, path)
+
+
 def check_like(tree: Tree, reference: Tree, name: str, reference_name: str) -> list[Tensor]:
     """Return the tensors of `tree` in the order of `reference`, whose structure and shapes it must have."""
     matched = check_structure(tree, reference, name, reference_name)

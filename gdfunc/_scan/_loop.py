@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from .. import _tree
-from .._errors import BackendError, check_tensor, untraceable
+from .._errors import BackendError, untraceable
 from .._torch._graphs import is_recorded, record_call, tracer
 from .._torch._modes import has_no_value, lent, mode_of, no_dispatch_modes, valueless
 from .._torch._transforms import functionalization, is_transforming, may_be_differentiated
@@ -58,8 +58,7 @@ def trace_and_run(
     except Exception as error:
         with put_back(f):
             _, y = checked(*_tree.map(lent, (init, _tree.map(lambda leaf: leaf[0], xs))))
-            for path, leaf in _tree.named_leaves(y, "y"):
-                check_tensor(leaf, path)
+            _tree.check_tensors(y, "y")
             line = [*str(error).splitlines(), ""][0]
             raise untraceable(f"f cannot be traced ({type(error).__name__}: {line})") from error
     carry, structure = _tree.flatten(init)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _tree
-from .._errors import BackendError, check_choice, check_int, check_tensor
+from .._errors import BackendError, check_choice, check_int
 from .._torch._modes import current_trace_mode, is_tracing, lent, versions
 from .._torch._transforms import is_transformed
 from .._tree import Tree
@@ -140,7 +140,7 @@ def fold(
     """
     check_int("unroll", unroll, 1)
     xs = _tree.as_tensors(xs)
-    check_tensors(init, "init")
+    _tree.check_tensors(init, "init")
     length = _length(xs, length)
     trace, run_steps = current_trace_mode(), length if run_steps is None else run_steps
     backend = settle(backend, run_steps) if trace is None else check_choice("backend", backend, BACKENDS)
@@ -195,7 +195,7 @@ def _length(xs: Tree, length: int | None) -> int:
     """The number of steps, on which all leaves of xs and `length` must agree."""
     if length is not None:
         length = check_int("length", length, 0)
-    check_tensors(xs, "xs")
+    _tree.check_tensors(xs, "xs")
     found = {len(leaf) if leaf.ndim else -1 for leaf in _tree.leaves(xs)}
     if len(found) == 1 and min(found) >= 0 and length in (None, *found):
         return found.pop()
@@ -276,9 +276,3 @@ def _refuse(leaf: Any, reference: Any, path: str) -> NoReturn:
 def _describe(leaf: Tensor) -> str:
     dtype = str(leaf.dtype).removeprefix("torch.")
     return f"{dtype} {tuple(leaf.shape)} on {leaf.device}"
-
-
-def check_tensors(tree: Tree, name: str) -> None:
-    if not all(isinstance(leaf, Tensor) for leaf in _tree.leaves(tree)):
-        for path, leaf in _tree.named_leaves(tree, name):
-            check_tensor(leaf, path)

@@ -15,7 +15,7 @@ from .._errors import BackendError, check_choice, check_int, warn
 from .._gradients import check_batch, check_params
 from .._sampling import take
 from .._scan._adjoint import Adjoint, Segments, check_adjoint
-from .._scan._scan import check_tensors, fold, is_readable, settle
+from .._scan._scan import fold, is_readable, settle
 from .._step import Step, StepLike, as_step, check_lr, params_of
 from .._torch._modes import is_tracing
 from .._torch._transforms import members
@@ -141,7 +141,7 @@ def _check_init(step: StepLike, init: Any) -> list[Tensor]:
     if isinstance(step, Step):
         step.check(init)
         return check_params(params_of(init))
-    check_tensors(init, "init")
+    _tree.check_tensors(init, "init")
     leaves = _tree.leaves(params_of(init)) or _tree.leaves(init)
     if not leaves:
         raise ValueError("init has no tensor leaves")

@@ -12,7 +12,7 @@ from torch.func import functionalize
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ... import _tree
-from ..._errors import BackendError, check_tensor, is_ours, line_of, untraceable
+from ..._errors import BackendError, is_ours, line_of, untraceable
 from ..._torch._graphs import graph_of, needs_a_value, operators, recorder, without_dead_code, writes
 from ..._torch._modes import (
     FakeTensor,
@@ -137,8 +137,7 @@ def _record(carry: Leaves, rows: Leaves, signature: Signature, checked: Callable
             row = _tree.unflatten(x_structure, leaves[len(carry) :])
             with lift, gradients_under_no_grad(lift.cuts.cut), device:
                 new, y = checked(given, row)
-            for path, leaf in _tree.named_leaves(y, "y"):
-                check_tensor(leaf, path)
+            _tree.check_tensors(y, "y")
             ys, structure = _tree.flatten(y)
             structures.append(structure)
             return [lift.plain(leaf) for leaf in (*_tree.leaves(new), *ys)]
