@@ -288,6 +288,7 @@ REQUIREMENTS = {
         "a repeated run has the same bits",
         (
             "test_train_backends.py::test_segments_change_no_bit",
+            "test_train_backends.py::test_a_run_in_another_process_has_the_same_bits",
             "test_scan_compiled.py::test_outputs_are_the_callers_own_and_inputs_are_left_alone",
             "test_cudagraph.py::test_a_graph_belongs_to_the_settings_it_was_made_under",
         ),

@@ -8,6 +8,8 @@ import gc
 import pickle
 import re
 import signal
+import subprocess
+import sys
 import types
 from itertools import pairwise
 
@@ -403,6 +405,22 @@ def test_auto_is_native_for_a_run_of_middle_length_and_else_takes_no_slow_compil
         got = run(1_000, step=step, backend="auto")
     assert_agrees(got, run(1_000, step=step, backend="eager"))
     assert ran == []
+
+
+REPEATED = """
+import torch, gdfunc as gd
+problem = gd.problems.linear_regression(torch.arange(60.0).sin().view(20, 3), torch.arange(20.0).cos())
+index = gd.epoch_batches(gd.random.key(7), 20, 4, 10)
+step = gd.make_step(problem.loss_fn, gd.adam())
+run = lambda lr: gd.train(step, step.init(problem.params), problem.data, index, lr)[1].loss
+print(torch.func.vmap(run)(torch.tensor([0.01, 0.1, 0.2])).numpy().tobytes().hex())
+"""
+
+
+def test_a_run_in_another_process_has_the_same_bits(capsys):
+    exec(REPEATED, {})
+    here, call = capsys.readouterr().out, [sys.executable, "-c", REPEATED]
+    assert subprocess.run(call, capture_output=True, check=True, text=True).stdout == here != ""
 
 
 # Compiled runs of four models.
