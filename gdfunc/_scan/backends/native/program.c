@@ -46,7 +46,8 @@ static inline float round_float16(float x) {
     return with_bits(sign | (bits < 113u << 23 ? small : bits < 0x477ff000 ? normal : large));
 }
 
-/* The derivatives of lgamma, as in torch: reflection, recurrence, and an asymptotic series in 1 / x^2. */
+/* The derivatives of lgamma as in torch, after psi of the Cephes library: reflection, recurrence, and an
+   asymptotic series in 1 / x^2. As in torch, trigamma has nine digits. */
 #define GAMMA(type, f) \
     static type digamma##f(type x) { \
         type sum = 0; \
