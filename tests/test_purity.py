@@ -1,5 +1,6 @@
 """An impure function is refused by name and leaves everything as found, and auto gives what eager gives."""
 
+import ctypes
 import datetime
 import functools
 import io
@@ -9,7 +10,9 @@ import random
 import time
 import types
 import uuid
+from array import array
 from collections import deque
+from contextvars import ContextVar
 
 import numpy as np
 import pytest
@@ -103,6 +106,37 @@ def keeping_the_last_value():
     return f, lambda: holder.last
 
 
+def counting_at_0(held):
+    def f():
+        held[0] = (held[0] + 1) % 200
+        return held[0] % 3
+
+    return f, lambda: str(held)
+
+
+def counting_in_c(number):
+    def f():
+        number.value += 1
+        return number.value % 3
+
+    return f, lambda: number.value
+
+
+def setting(variable):
+    return lambda: variable.set(variable.get() + 1) and variable.get() % 3, variable.get
+
+
+def counting_behind(rows):
+    holder = Holder()
+
+    def f():
+        assert rows
+        holder.count += 1
+        return holder.count % 3
+
+    return f, lambda: holder.count
+
+
 def toggling():
     holder = types.SimpleNamespace(on=False)
 
@@ -138,6 +172,12 @@ PUT_BACK = {  # an impure function, and a reading of the state that it changes
     "growing dict": lambda: changing({}, lambda table: table.setdefault(len(table), 0) or len(table)),
     "popped dict": lambda: changing({i: i for i in range(5000)}, lambda table: table.popitem()[1]),
     "flag": toggling,
+    "bytes": lambda: counting_at_0(bytearray(2)),
+    "array": lambda: counting_at_0(array("i", [0])),
+    "array of objects": lambda: counting_at_0(np.array([0, None])),
+    "number in C": lambda: counting_in_c(ctypes.c_int(0)),
+    "context variable": lambda: setting(ContextVar("count", default=0)),
+    "count behind many objects": lambda: counting_behind([(i,) for i in range(9000)]),
 }
 quiet = pytest.mark.filterwarnings("ignore:.*traced on every call", "ignore:backend='auto'")
 
@@ -253,6 +293,22 @@ CLOCKS = {
 def test_a_clock_is_refused_at_the_users_line(name):
     with pytest.raises(BackendError, match=r"something else when .* called again at .*test_purity.py:\d+"):
         run(CLOCKS[name], "native")
+
+
+@pytest.mark.parametrize(
+    "clock",
+    [
+        lambda: float(time.time() < 0),
+        lambda: float(datetime.datetime.now().year < 0),
+        lambda: float(uuid.uuid4().int < 0),
+        lambda: float(os.urandom(1)[0] > 255),
+    ],
+)
+@quiet
+def test_a_clock_that_decides_is_refused_though_two_traces_agree(clock):
+    with pytest.raises(BackendError, match=r"f reads a clock in .*<lambda>"):
+        run(clock, "native")
+    assert run(clock, "auto")[0].equal(run(clock, "eager")[0])
 
 
 @quiet

@@ -16,6 +16,15 @@ _STANDARD = os.path.dirname(os.__file__)
 # Code with these names may read what it does not name: anything, or any attribute of a module.
 HIDDEN = {"globals", "eval", "exec", "open", "__import__", "__globals__", "__builtins__", "f_globals"}
 HIDDEN |= {"f_back", "backends"}  # the last are torch's settings
+# Libraries read files, settings and counts of writes under these names.
+HIDDEN |= {"load", "loadtxt", "genfromtxt", "fromfile", "memmap", "get_state", "geterr", "initial_seed"}
+HIDDEN |= {"get_rng_state", "get_num_threads", "are_deterministic_algorithms_enabled", "_version"}
+HIDDEN |= {"storage_offset", "register_module_forward_hook"}
+# Modules that give something else at each call, under these names.
+_OUTSIDE = {"time", "datetime", "secrets", "uuid", "os"}
+_CLOCKS = {"time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "now"}
+_CLOCKS |= {"process_time", "process_time_ns", "thread_time", "thread_time_ns", "utcnow", "today"}
+_CLOCKS |= {"urandom", "getrandom", "randbelow", "randbits", "token_bytes", "token_hex", "uuid1", "uuid4"}
 BY_NAME = {"getattr", "hasattr", "setattr", "delattr", "vars", "dir", "format", "format_map", "attrgetter"}
 BY_NAME |= {"methodcaller", "__dict__", "__dir__", "__getattr__", "__getattribute__", "__reduce_ex__"}
 GETTERS = {*map(id, (getattr, hasattr, vars, dir, operator.attrgetter, operator.methodcaller))}
@@ -29,6 +38,18 @@ def owner(module: Any) -> str:
     if root in sys.stdlib_module_names:
         return "user" if not file.startswith(_STANDARD) else "frozen" if root in _FROZEN else "standard"
     return "frozen" if root in _FROZEN else "user"
+
+
+def reads_a_clock(f: types.FunctionType) -> bool:
+    """Tell whether the code of a function names a clock, or a source of random numbers outside Python."""
+    names = names_in(f)
+    for value in [f.__globals__[name] for name in names if name in f.__globals__]:
+        is_scope = isinstance(value, types.ModuleType | type)
+        home = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", "")
+        called = names.keys() if is_scope else {getattr(value, "__name__", "")}
+        if home in _OUTSIDE and not _CLOCKS.isdisjoint(called):
+            return True
+    return False
 
 
 def names_in(f: types.FunctionType) -> dict[str, None]:

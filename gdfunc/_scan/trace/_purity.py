@@ -22,7 +22,7 @@ from ..._torch._modes import is_from_a_trace, same_bytes
 from ..._torch._transforms import layers
 from ._key import Reading
 from ._lift import Lift
-from ._reach import ADVANCES, DRAWS, Reach, path
+from ._reach import ADVANCES, DRAWS, FAR, Reach, path
 
 _DEEP = 3  # containers within one another that are searched for tensors without values
 _REMEDY = (
@@ -61,9 +61,9 @@ def warn_of(reading: Reading) -> None:
 
 
 @contextmanager
-def put_back(f: Any) -> Iterator[Reach]:
+def put_back(f: Any, far: int = FAR) -> Iterator[Reach]:
     """Leave what f can reach as it was if an error occurs; raise another error where that is impossible."""
-    reach = Reach(f)
+    reach = Reach(f, far)
     try:
         yield reach
     except BaseException as error:
@@ -76,9 +76,9 @@ def put_back(f: Any) -> Iterator[Reach]:
         raise
 
 
-def record_twice(f: Any, checked: Callable[..., Any], record: Record) -> Recorded:
+def record_twice(f: Any, checked: Callable[..., Any], record: Record, far: int) -> Recorded:
     """Record f with its checks, and again to see whether f changes something or does something else."""
-    with put_back(f) as reach:
+    with put_back(f, far) as reach:
         moving = set[int]()  # the ids of tensors left behind that depend on the carry or x
 
         def watched(*given: Any) -> Any:
@@ -110,6 +110,8 @@ def record_twice(f: Any, checked: Callable[..., Any], record: Record) -> Recorde
         if _difference(first, second) is not None:
             where = _line(checked, record, first)
             raise _refusal(f"gives something else when it is called again{where}, as a clock does")
+        if reach.clock:
+            raise _refusal(f"reads a clock in {reach.clock}")
         reach.restore({entry for entry, (_, new) in reach.changes(reach.before).items() if _valueless(new)})
     return first
 

@@ -1,13 +1,16 @@
 """The changeable objects in a function's reach: read, compared with an earlier reading, and put back."""
 
+import ctypes
 import gc
 import io
 import itertools
 import random
 import types
+from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from contextvars import ContextVar
 from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -16,10 +19,10 @@ import torch
 from torch import Tensor, from_numpy
 
 from ..._torch._modes import unwatched
-from ._code import imports_in, names_in, owner
+from ._code import imports_in, names_in, owner, reads_a_clock
 from ._key import key_of
 
-_FAR = 3_000  # objects that are looked at, the nearest first
+FAR, ALL = 3_000, 50_000  # objects that are looked at, the nearest first; where all of them are plain
 _SIMPLE = {int, bool, float, complex, str, bytes, type(None), types.CodeType}
 _CACHE = type(cache(len))
 _ABSENT = object()
@@ -40,8 +43,9 @@ class Place(NamedTuple):
 class Reach:
     """The objects that a function can reach, as far as can be seen, and what they held at first."""
 
-    def __init__(self, f: Any) -> None:
-        self.objects, self.parents = [f], [0]
+    def __init__(self, f: Any, far: int = FAR) -> None:
+        self.objects, self.parents, self.far = [f], [0], far
+        self.clock: str = ""  # the name of a function that reads one
         self.places: list[Place] = []
         self._walk()
         for at, x in enumerate(_global_generators(), len(self.objects)):
@@ -53,7 +57,7 @@ class Reach:
 
         def add(parts: Iterable[Any], parent: int) -> None:
             for part in parts:
-                if type(part) not in _SIMPLE and id(part) not in seen and len(self.objects) < _FAR:
+                if type(part) not in _SIMPLE and id(part) not in seen and len(self.objects) < self.far:
                     seen.add(id(part))
                     self.objects.append(part)
                     self.parents.append(parent)
@@ -61,6 +65,7 @@ class Reach:
         for at, x in enumerate(self.objects):  # the list grows on the way
             if isinstance(x, types.FunctionType):
                 names |= names_in(x)
+                self.clock = self.clock or (x.__qualname__ if reads_a_clock(x) else "")
             elif isinstance(x, types.ModuleType) and owner(x.__name__) == "user":
                 modules.append(at)
             with suppress(Exception):  # some objects do not let themselves be read
@@ -252,8 +257,11 @@ def _results(x: Any) -> tuple[Any, ...]:
     return tuple(part for part in parts if type(part).__module__ != "functools")
 
 
-def _fill(x: np.ndarray, values: bytes) -> None:
-    np.copyto(x, np.ndarray(x.shape, x.dtype, values))
+def _fill(x: np.ndarray, values: Any) -> None:
+    if x.dtype.hasobject:
+        x.flat = values
+    else:
+        np.copyto(x, np.ndarray(x.shape, x.dtype, values))
 
 
 # States that are read and written in one piece: what a function does to them, the kind of object, and how
@@ -263,12 +271,17 @@ _STATES: list[tuple[Any, ...]] = [
     (DRAWS, np.random.RandomState, lambda x: x.get_state(legacy=False), np.random.RandomState.set_state),
     (DRAWS, np.random.BitGenerator, lambda x: x.state, lambda x, old: object.__setattr__(x, "state", old)),
     (DRAWS, torch.Generator, lambda x: x.get_state().numpy(), lambda x, old: x.set_state(from_numpy(old))),
-    ("writes into", np.ndarray, lambda x: x.dtype.hasobject or x.tobytes(), _fill),
+    ("writes into", np.ndarray, lambda x: tuple(x.flat) if x.dtype.hasobject else x.tobytes(), _fill),
+    ("writes into", bytearray, bytes, lambda x, old: x.__setitem__(slice(None), old)),
+    ("writes into", array, bytes, lambda x, old: x.__setitem__(slice(None), array(x.typecode, old))),
+    ("writes into", ctypes._SimpleCData, lambda x: x.value, lambda x, old: setattr(x, "value", old)),
+    ("sets", ContextVar, ContextVar.get, lambda x, old: x.set(old)),
     ("fills", _CACHE, _results, lambda x, _: x.cache_clear()),
     (ADVANCES, io.IOBase, lambda x: x.tell(), None),
     (ADVANCES, types.GeneratorType, lambda x: (x.gi_frame.f_lasti, *x.gi_frame.f_locals.values()), None),
     (ADVANCES, itertools.cycle, lambda x: x.__reduce__()[1][0].__length_hint__(), None),
     (ADVANCES, itertools.count, repr, None),
+    (ADVANCES, itertools.accumulate, lambda x: tuple(map(id, gc.get_referents(x))), None),
     (ADVANCES, Iterator, lambda x: x.__length_hint__(), None),
 ]
 

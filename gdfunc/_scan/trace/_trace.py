@@ -33,6 +33,7 @@ from ._cuts import Cuts
 from ._key import Key, Reading, key_of
 from ._lift import Lift, check_plain, wrote
 from ._purity import Recorded, record_twice, warn_of
+from ._reach import ALL, FAR
 from ._rewrites import OPERATIONS
 
 
@@ -81,8 +82,9 @@ def trace(
         if is_tracing():  # the key and the second recording of the outer trace cover this loop
             seen[signature] = _with_shared_body(record(checked), *avals)
         else:
-            make = partial(record_twice, f, checked, record)
-            seen[signature] = _found_or_made(make, signature, reading or key_of(f))
+            reading = reading or key_of(f)
+            make = partial(record_twice, f, checked, record, FAR if reading.key is None else ALL)
+            seen[signature] = _found_or_made(make, signature, reading)
     return seen[signature]
 
 
