@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 from torch.func import grad_and_value, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -105,6 +106,8 @@ def hypergrad(
     def gradient(*args: Any, **kwargs: Any) -> Hypergradient:
         given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
         slots = [_slot(run, which, given) for which in chosen]
+        if len({*slots}) < len(slots):
+            raise ValueError(f"argnums names an argument twice; got {argnums!r}")
         point = [_as_point(given[slot], str(which)) for which, slot in zip(chosen, slots, strict=True)]
 
         def f(point: list[Tree], **more: Any) -> tuple[Tensor, Any]:
@@ -134,14 +137,18 @@ def _reverse(f: Function, point: list[Tree], adjoint: Adjoint | None) -> tuple[A
         value, aux = f(point)
         # The last steps of Truncated need not depend on the arguments.
         if not value.requires_grad and not isinstance(adjoint, Truncated):
-            raise ValueError(
-                "the number that run returns does not depend on the chosen arguments (detach, .item() and "
-                "comparisons cut the path)"
-            )
+            raise _independent()
         return value, aux
 
     grads, (value, aux) = grad_and_value(checked, has_aux=True)(point)
     return grads, value, aux
+
+
+def _independent() -> ValueError:
+    return ValueError(
+        "the number that run returns does not depend on the chosen arguments (detach, .item() and "
+        "comparisons cut the path)"
+    )
 
 
 def _implicit(f: Callable[..., Any], point: list[Tree], adjoint: Implicit) -> tuple[Any, ...]:
@@ -168,7 +175,10 @@ def _forward(f: Function, point: list[Tree], chunk_size: int | None) -> tuple[li
         """The derivative in one direction, the value and aux."""
 
         def value_of(*leaves: Tensor) -> tuple[Tensor, Any]:
-            return f(_tree.unflatten(structure, leaves))
+            value, aux = f(_tree.unflatten(structure, leaves))
+            if unpack_dual(value).tangent is None:
+                raise _independent()
+            return value, aux
 
         value, slope, aux = jvp(value_of, tuple(leaves), direction, has_aux=True)  # type: ignore[misc]
         return slope, value, aux

@@ -581,3 +581,41 @@ def test_a_run_that_takes_its_argument_apart_leaves_the_callers_whole():
     found = gd.hypergrad(run)(options)
     assert abs(found.grads["goal"] - 3) < 1e-3
     assert set(options) == {"lr", "goal"}
+
+
+def test_an_argument_that_is_named_twice_is_refused():
+    for argnums in ((0, "lr"), (0, 0)):
+        with pytest.raises(ValueError, match="argnums names an argument twice"):
+            gd.hypergrad(lambda lr: lr**3, argnums)(2.0)
+
+
+@pytest.mark.parametrize("adjoint", [None, Forward()])
+def test_a_run_that_does_not_depend_on_its_argument_is_refused(adjoint):
+    for run in (lambda lr: lr.detach() ** 2, lambda lr: torch.tensor(lr.item() ** 2)):
+        with pytest.raises(ValueError, match="does not depend on the chosen arguments"):
+            gd.hypergrad(run, adjoint=adjoint)(2.0)
+
+
+@pytest.mark.parametrize("adjoint", [Truncated(3), Implicit()])
+def test_adjoints_that_count_from_the_end_refuse_a_run_that_may_stop(adjoint):
+    step, plan = gd.make_step(lambda w, batch: (w - 1) ** 2), gd.full_batch(1, 9)
+    with pytest.raises(ValueError, match="counts from the planned end of a run"):
+        gd.train(step, torch.zeros(()), None, plan, 0.1, stop=lambda w, loss: loss < 0, adjoint=adjoint)
+
+
+@pytest.mark.parametrize("adjoint", [Checkpoint(carries=2), Checkpoint(2), Reverse()], ids=str)
+def test_hessians_in_forward_mode_over_reverse_go_through_a_scan(adjoint):
+    def total(w):
+        return gd.scan(lambda c, x: (torch.sin(c), c.sum()), w, None, 4, adjoint=adjoint)[1].sum()
+
+    def loop(w):
+        total = torch.zeros((), dtype=w.dtype)
+        for _ in range(4):
+            total, w = total + w.sum(), torch.sin(w)
+        return total
+
+    w = normal(1, 3)
+    torch.testing.assert_close(torch.func.hessian(total)(w), torch.func.hessian(loop)(w))
+    if adjoint != Checkpoint(carries=2):  # which cannot be part of a trace
+        twice = torch.func.jacfwd(torch.func.jacfwd(total))
+        torch.testing.assert_close(gd.jit(twice, backend="native")(w), torch.func.hessian(loop)(w))

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gdfunc as gd
+from gdfunc import _tree
 from gdfunc._scan import backends
 from gdfunc._scan.backends import _inductor, native
 from gdfunc._train._drive import segment_end
@@ -300,7 +301,8 @@ def test_resuming_another_run_is_refused():
     resumed = functools.partial(run, backend="eager", resume=stopped)
     for steps, options, message in [
         (5, {}, "resume is of another run: it was stopped after 9 steps"),
-        (40, {"every": 2}, "with every=2 has no segment's end"),
+        (40, {"every": 3}, "with every=3 has no segment's end"),
+        (40, {"record": ("loss",)}, "but record= names others"),
         (40, {"init": {"w": normal(5, 3)}}, "resume.state"),
         (40, {"resume": ValueError()}, "resume is ValueError, not TrainingInterrupted"),
     ]:
@@ -308,6 +310,23 @@ def test_resuming_another_run_is_refused():
             resumed(steps, **options)
     with pytest.raises(ValueError, match="outside of vmap"):
         torch.func.vmap(lambda lr: resumed(40, lr=lr))(torch.ones(2))
+
+
+@pytest.mark.usefixtures("ctrl_c_is_heard")
+def test_ctrl_c_after_the_last_step_keeps_the_run(monkeypatch):
+    cat = _tree.cat
+
+    def interrupted(trees):
+        monkeypatch.setattr(_tree, "cat", cat)
+        signal.raise_signal(signal.SIGINT)
+
+    expected = run(12, backend="eager")
+    monkeypatch.setattr(_tree, "cat", interrupted)
+    with pytest.raises(gd.TrainingInterrupted) as caught:
+        run(12, backend="eager")
+    assert caught.value.step == 12
+    caught.value.trajectory.loss.zero_()  # it is the caller's own
+    assert_same_bits(run(12, backend="eager", resume=caught.value), expected)
 
 
 @pytest.mark.usefixtures("ctrl_c_is_heard")

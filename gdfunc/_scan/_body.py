@@ -142,7 +142,7 @@ class Body:
     opaque: frozenset[str] = frozenset()  # functions whose own derivatives are not in the graph
 
     def __init__(self, graph: fx.GraphModule, consts: Avals, carry: Avals, x: Avals) -> None:
-        graph = _with_reshapes(graph)
+        graph = with_reshapes(graph)
         results = list(next(iter(reversed(graph.graph.nodes))).args[0])
         y = tuple(Aval.of(node.meta["val"]) for node in results[len(carry) :])
         self._set_signature(consts, carry, x, y, _sources(graph, results))
@@ -211,7 +211,7 @@ class BatchedBody(Body):
     @cached_property
     def graph(self) -> fx.GraphModule:  # type: ignore[override]
         with self.as_traced():
-            return _with_reshapes(graph_of(self._function, (*self.consts, *self.carry, *self.x)))
+            return with_reshapes(graph_of(self._function, (*self.consts, *self.carry, *self.x)))
 
 
 @contextmanager
@@ -225,7 +225,7 @@ def _settings(floats: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _with_reshapes(graph: fx.GraphModule) -> fx.GraphModule:
+def with_reshapes(graph: fx.GraphModule) -> fx.GraphModule:
     """Reshape where the trace could take a view: under vmap the tensor may lie otherwise in memory."""
     for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
         node.target = torch.ops.aten.reshape.default

@@ -56,20 +56,20 @@ class Done(NamedTuple):
 def drive(plan: Plan, progress: Progress, resume: TrainingInterrupted | None) -> tuple[Any, Trajectory]:
     """Run a plan, or the rest of it, and report after every segment."""
     first = done = Done(0, plan.state) if resume is None else _interrupted(plan, resume)
-    with reporter(progress, plan.steps, "step") as report:
-        try:
+    try:
+        with reporter(progress, plan.steps, "step") as report:
             # The loop assigns whole segments, so that Ctrl-C finds each done or not begun.
             for done in segments(plan, first):
                 report(done.taken)
-        except KeyboardInterrupt as interrupt:
-            # Under vmap the members become rows, because a wrapped tensor would not outlive this call.
-            raise TrainingInterrupted(
-                step=done.taken,
-                state=_tree.unwrap(carry_of(done.state)),
-                trajectory=_tree.unwrap(done.trajectory(plan.every)),
-                done=None if is_transforming() else done,
-            ) from interrupt
-    return carry_of(done.state), done.trajectory(plan.every)
+        return carry_of(done.state), done.trajectory(plan.every)
+    except KeyboardInterrupt as interrupt:
+        # Under vmap the members become rows, because a wrapped tensor would not outlive this call.
+        raise TrainingInterrupted(
+            step=done.taken,
+            state=_tree.clone(_tree.unwrap(carry_of(done.state))),
+            trajectory=_tree.clone(_tree.unwrap(done.trajectory(plan.every))),
+            done=None if is_transforming() else done,
+        ) from interrupt
 
 
 def _interrupted(plan: Plan, resume: Any) -> Done:
@@ -82,12 +82,16 @@ def _interrupted(plan: Plan, resume: Any) -> Done:
             "interruption: train(step, error.state, data, index[error.step:], ...)"
         )
     _tree.check_like(done.state, plan.state, "resume.state", "init")
-    same = done.step <= plan.steps and (done.step % plan.every == 0 or done.step == plan.steps)
-    if not same:
+    kept = [_tree.leaves(records) for records in done.records]
+    rows = sum(len(leaves[0]) for leaves in kept if leaves)
+    ends = done.step <= plan.steps and (done.step % plan.every == 0 or done.step == plan.steps)
+    if not ends or (rows and rows != -(-done.step // plan.every)):
         raise ValueError(
-            f"resume is of another run: it was stopped after {done.step} steps, where one of {plan.steps} "
-            f"steps with every={plan.every} has no segment's end"
+            f"resume is of another run: it was stopped after {done.step} steps with {rows} records, where "
+            f"one of {plan.steps} steps with every={plan.every} has no segment's end"
         )
+    if any({*records} != {*plan.body.recorders} for records in done.records):
+        raise ValueError(f"resume has the records {[*done.records[0]]}, but record= names others")
     return done
 
 

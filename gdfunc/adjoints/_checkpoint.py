@@ -113,8 +113,8 @@ class _Treeverse:
         init = loop.body.split(leaves)[1]
         given = tuple(flag and move is not None for flag, move in zip(active.y, of_y, strict=True))
         moves = filled(of_carry, init, active.carry)
-        active = active._replace(y=given)
-        pulled = _Recomputed.apply(self.carries, loop, active, *leaves, *moves, *compress(of_y, given))
+        how = _How(self.carries, loop, active._replace(y=given))
+        pulled = _Recomputed.apply(how, *leaves, *moves, *compress(of_y, given))
         return spread(pulled, active.inputs)
 
 
@@ -130,6 +130,15 @@ def _behind_the_next_carry(segments: int, free: int) -> int:
     return min(math.comb(free - 1 + runs, runs), segments - 1) if free else 1
 
 
+@dataclass(frozen=True)
+class _How:
+    """The arguments of `_Recomputed` that are no tensors, in an object that torch takes for a leaf."""
+
+    carries: int
+    loop: Bound
+    active: Active
+
+
 class _Recomputed(torch.autograd.Function):
     """The pullback of a loop, whose own derivative keeps all carries.
 
@@ -139,8 +148,9 @@ class _Recomputed(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(carries: int, loop: Bound, active: Active, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(how: _How, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Go through segments of c steps from the last to the first, with c carries between them."""
+        carries, loop, active = how.carries, how.loop, how.active
         tensors = _tree.cut(tensors)  # because outside of torch.func they require grad
         leaves, moves = tensors[: len(active.inputs)], tensors[len(active.inputs) :]
         plain, results = replace(loop, rule=None), (*active.carry, *active.y)
@@ -174,29 +184,29 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        _, ctx.loop, ctx.active, *tensors = inputs
+        ctx.how, *tensors = inputs
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
-        f, flags = _at_once(ctx, tensors)
+        f, flags = _at_once(ctx.how, tensors)
         pull = vjp(f, *compress(tensors, flags))[1]
-        return None, None, None, *spread(pull(cotangents), flags)
+        return None, *spread(pull(cotangents), flags)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
         tensors = ctx.saved_tensors
-        f, flags = _at_once(ctx, tensors)
+        f, flags = _at_once(ctx.how, tensors)
         # Copies, because torch makes no dual number of an expanded tensor.
         at = tuple(leaf.clone() for leaf in compress(tensors, flags))
-        return jvp(f, at, tuple(move.clone() for move in filled(tangents[3:], tensors, flags)))[1]
+        return jvp(f, at, tuple(move.clone() for move in filled(tangents[1:], tensors, flags)))[1]
 
 
-def _at_once(ctx: Any, tensors: Leaves) -> tuple[Callable[..., tuple[Tensor, ...]], list[bool]]:
+def _at_once(how: _How, tensors: Leaves) -> tuple[Callable[..., tuple[Tensor, ...]], list[bool]]:
     """Make the same pullback by way of all carries, a function of the floating tensors; flag these."""
-    loop, active = replace(ctx.loop, rule=None), ctx.active
+    loop, active = replace(how.loop, rule=None), how.active
     flags = [leaf.is_floating_point() for leaf in tensors]
 
     def f(*moved: Tensor) -> tuple[Tensor, ...]:

@@ -26,7 +26,7 @@ from ..._torch._modes import (
 from ..._torch._patches import applied_functions, gradients_under_no_grad, no_log_of_fake_tensors
 from ..._torch._transforms import depth, may_be_differentiated, neutral_levels
 from ..._tree import Tree
-from .._body import Aval, Avals, Body, Leaves, nested_loops
+from .._body import Aval, Avals, Body, Leaves, nested_loops, with_reshapes
 from .._recent import Recent
 from ._code import owner
 from ._cuts import Cuts
@@ -223,7 +223,7 @@ def _pure(graph: fx.GraphModule, consts: int) -> fx.GraphModule:
     if not any(map(writes, operators(graph))):
         return graph
     avals = [Aval.of(node.meta["val"]) for node in graph.graph.find_nodes(op="placeholder")]
-    pure = graph_of(functionalize(graph, remove="mutations"), avals, _ASSIGNMENTS)
+    pure = graph_of(functionalize(with_reshapes(graph), remove="mutations"), avals, _ASSIGNMENTS)
     inputs = pure.graph.find_nodes(op="placeholder")
     for node in pure.graph.find_nodes(op="call_function", target=torch.ops.aten.copy_.default):
         if node.args[0] in inputs:
