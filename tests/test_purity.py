@@ -12,7 +12,6 @@ import types
 import uuid
 from array import array
 from collections import deque
-from contextvars import ContextVar
 
 import numpy as np
 import pytest
@@ -122,10 +121,6 @@ def counting_in_c(number):
     return f, lambda: number.value
 
 
-def setting(variable):
-    return lambda: variable.set(variable.get() + 1) and variable.get() % 3, variable.get
-
-
 def counting_behind(rows):
     holder = Holder()
 
@@ -176,7 +171,6 @@ PUT_BACK = {  # an impure function, and a reading of the state that it changes
     "array": lambda: counting_at_0(array("i", [0])),
     "array of objects": lambda: counting_at_0(np.array([0, None])),
     "number in C": lambda: counting_in_c(ctypes.c_int(0)),
-    "context variable": lambda: setting(ContextVar("count", default=0)),
     "count behind many objects": lambda: counting_behind([(i,) for i in range(9000)]),
 }
 quiet = pytest.mark.filterwarnings("ignore:.*traced on every call", "ignore:backend='auto'")

@@ -10,7 +10,6 @@ from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from contextvars import ContextVar
 from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from ._key import key_of
 FAR, ALL = 3_000, 50_000  # objects that are looked at, the nearest first; where all of them are plain
 _SIMPLE = {int, bool, float, complex, str, bytes, type(None), types.CodeType}
 _CACHE = type(cache(len))
+_NUMBER_IN_C: Any = ctypes.c_int.__base__
 _ABSENT = object()
 DRAWS, ADVANCES = "draws from", "advances"
 Entries = dict[Any, Any]
@@ -274,8 +274,7 @@ _STATES: list[tuple[Any, ...]] = [
     ("writes into", np.ndarray, lambda x: tuple(x.flat) if x.dtype.hasobject else x.tobytes(), _fill),
     ("writes into", bytearray, bytes, lambda x, old: x.__setitem__(slice(None), old)),
     ("writes into", array, bytes, lambda x, old: x.__setitem__(slice(None), array(x.typecode, old))),
-    ("writes into", ctypes._SimpleCData, lambda x: x.value, lambda x, old: setattr(x, "value", old)),
-    ("sets", ContextVar, ContextVar.get, lambda x, old: x.set(old)),
+    ("writes into", _NUMBER_IN_C, _NUMBER_IN_C.value.__get__, _NUMBER_IN_C.value.__set__),
     ("fills", _CACHE, _results, lambda x, _: x.cache_clear()),
     (ADVANCES, io.IOBase, lambda x: x.tell(), None),
     (ADVANCES, types.GeneratorType, lambda x: (x.gi_frame.f_lasti, *x.gi_frame.f_locals.values()), None),
