@@ -259,7 +259,7 @@ def _results(x: Any) -> tuple[Any, ...]:
 
 def _fill(x: np.ndarray, values: Any) -> None:
     if x.dtype.hasobject:
-        x.flat = values
+        x.flat[:] = values
     else:
         np.copyto(x, np.ndarray(x.shape, x.dtype, values))
 
