@@ -79,6 +79,7 @@ EXACT |= {
         3 // a.clamp(1, 9),
     ),
     "div, floor": lambda a, b: torch.div(a.clamp(-9, 9), b.clamp(-5, -0.1), rounding_mode="floor"),
+    "slope of sigmoid": lambda a, b: torch.ops.aten.sigmoid_backward(a, b),
     "div, trunc": lambda a, b: torch.div(a, b, rounding_mode="trunc"),
     "div by numbers": lambda a: (
         torch.div(a, 0.3, rounding_mode="trunc"),

@@ -323,6 +323,13 @@ def _logit(x: Tensor, eps: float | None = None) -> Tensor:
     return (x / (1 - x)).log()
 
 
+def _sigmoid_backward(grad: Tensor, y: Tensor) -> Tensor:
+    """Round each result in float16 and the last one in bfloat16, as torch does."""
+    if y.dtype is torch.bfloat16:
+        return _sigmoid_backward(grad.float(), y.float()).to(y.dtype)
+    return grad * (1 - y) * y
+
+
 def _xlogy(x: Tensor, y: Tensor) -> Tensor:
     if not (x.dtype == y.dtype and x.is_floating_point()):
         return NotImplemented
@@ -398,6 +405,7 @@ _ANY = {
     aten.floor_divide.default: _divide,
     aten.floor_divide.Scalar: _divide,
     aten.xlogy.Tensor: _xlogy,
+    aten.sigmoid_backward.default: _sigmoid_backward,
     aten._new_zeros_with_same_feature_meta.default: _zeros_for,
 }
 _FLOATING: dict[Any, Callable[..., Any]] = {
