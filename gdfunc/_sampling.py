@@ -110,7 +110,7 @@ def sample_batches(
 
     Args:
         key: int64 [2].
-        n: number of samples.
+        n: number of samples, at most 2³².
         batch_size: B, in [1, n].
         steps: how many, or a range of which.
         replacement: whether one batch may hold a sample twice.
@@ -126,7 +126,7 @@ def sample_batches(
         tensor([[1, 1, 7],
                 [2, 2, 6]])
     """
-    n = check_int("n", n, 1)
+    n = check_int("n", n, 1, 2**32)
     batch_size = check_int("batch_size", batch_size, 1, n)
     steps = _as_range("steps", steps)
     if not steps:
