@@ -134,7 +134,7 @@ SIZE = r"batch_size must be an int in \[1, 10\]; got"
     ("call", "message"),
     [
         (lambda: gd.epoch_batches(KEY, 0, 1, 1), "n must be an int >= 1; got 0"),
-        (lambda: gd.sample_batches(KEY, 0, 1, 1), "n must be an int >= 1; got 0"),
+        (lambda: gd.sample_batches(KEY, 0, 1, 1), "n must be an int in .1, 4294967296.; got 0"),
         (lambda: gd.full_batch(0, 1), "n must be an int >= 1; got 0"),
         (lambda: gd.full_batch(3, -1), "steps must be an int >= 0; got -1"),
         (lambda: gd.full_batch(3, True), "steps must be an int >= 0; got True"),
