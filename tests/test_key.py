@@ -897,3 +897,18 @@ def test_keys_are_equal_iff_the_trees_are(a, b):
     a, b = rebuild(a), rebuild(b)
     assert (key(reader(a)) == key(reader(b))) == (spell(a) == spell(b))
     assert key(reader(a)) == key(reader(rebuild(a))) is not None
+
+
+READERS = {
+    "numpy.load": lambda: np.load("rows.npy"),
+    "an alias of a reader": lambda read=np.loadtxt: read("rows.txt"),
+    "seed of torch": lambda: torch.initial_seed(),
+    "state of NumPy": lambda: np.random.get_state(),  # noqa: NPY002
+    "threads": lambda: torch.get_num_threads(),
+    "writes so far": lambda: ONES._version,
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_function_that_reads_what_lies_outside_of_python_has_no_key(name):
+    assert key(READERS[name]) is None

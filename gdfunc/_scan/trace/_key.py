@@ -191,10 +191,10 @@ def _read_function(f: types.FunctionType) -> tuple[Any, Any]:
     for cell in f.__closure__ or ():
         parts += gc.get_referents(cell) or [...]  # it may be empty
     home = owner(scope.get("__name__"))
-    if home == "frozen":
+    if home == "frozen" and f.__name__ not in HIDDEN:
         return f.__code__, parts
     names = names_in(f)
-    if home == "standard" or not HIDDEN.isdisjoint(names):
+    if home != "user" or not HIDDEN.isdisjoint(names):
         raise TypeError("may read what it does not name")
     found = tuple([name for name in names if name in scope])
     return (f.__code__, found), (*parts, *[scope[name] for name in found], *imports_in(f))
