@@ -302,7 +302,8 @@ def _divide(a: Any, b: Any, *, rounding_mode: str | None = "floor") -> Tensor:
     if rounding_mode is None or not dtype.is_floating_point:
         return NotImplemented
     if dtype in HALVES and not (isinstance(b, Tensor) and b.ndim):  # rounded once
-        return _divide(a.float(), b, rounding_mode=rounding_mode).to(dtype)
+        a = a.float() if isinstance(a, Tensor) else torch.full((), a, dtype=torch.float32)
+        return _divide(a, b, rounding_mode=rounding_mode).to(dtype)
     a, b = (
         each.to(dtype) if isinstance(each, Tensor) else torch.full((), each, dtype=dtype) for each in (a, b)
     )
