@@ -253,6 +253,8 @@ def test_an_interrupt_before_the_first_segment_gives_the_start():
         run(step=stopped_step)
     assert caught.value.step == 0
     assert caught.value.state["w"].equal(INIT["w"])
+    with pytest.raises(AttributeError, match="of a run that took no step"):
+        _ = caught.value.trajectory.loss
 
 
 def poisoned(at):

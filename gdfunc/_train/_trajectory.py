@@ -32,7 +32,8 @@ class Trajectory(SimpleNamespace):
 
     def __getattr__(self, name: str) -> NoReturn:
         recorded = ", ".join(vars(self))
-        raise AttributeError(f"{name} was not recorded: train(..., record=) kept {recorded}")
+        none = "" if len(vars(self).get("step", [0])) else ", of a run that took no step"
+        raise AttributeError(f"{name} was not recorded: train(..., record=) kept {recorded}{none}")
 
 
 _tree.register(Trajectory, flatten=vars, unflatten=lambda records: Trajectory(**records))
