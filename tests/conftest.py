@@ -4,8 +4,8 @@ The suite runs on two processes (`-n 2` in pyproject.toml). `-n 0` gives one, fo
 timings. Tests marked `slow` run with `-m slow`: loops that Inductor compiles beyond one case per law,
 third derivatives through programs of several scans, second derivatives of convolutions, native code
 of other compilers and under sanitizers, and long statistics. Loops are compiled without optimisation,
-but in tests marked `optimised` and under `--hypothesis-profile thorough`. GDFUNC_NO_SKIPS=1 turns
-skips into failures.
+but in tests marked `optimised`, in timings (`-m benchmark`) and under `--hypothesis-profile thorough`.
+GDFUNC_NO_SKIPS=1 turns skips into failures.
 """
 
 import os
@@ -30,15 +30,16 @@ settings.register_profile("nightly", deadline=None, max_examples=2000, print_blo
 settings.load_profile("ci" if settings.get_current_profile_name() == "ci" else "dev")
 
 
-def is_thorough() -> bool:
-    """Tell whether loops are to be compiled as for users, and not quickly."""
-    return settings.get_current_profile_name() in ("thorough", "nightly")
+def is_thorough(config: pytest.Config) -> bool:
+    """Tell whether loops are to be compiled as for users, and not quickly: also for timings."""
+    is_timing = config.getoption("markexpr") == "benchmark"
+    return is_timing or settings.get_current_profile_name() in ("thorough", "nightly")
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Let Inductor compile in half the time; it reads the variable when it is imported."""
-    if not is_thorough():
+    if not is_thorough(config):
         os.environ["AOT_INDUCTOR_DEBUG_COMPILE"] = "1"
 
 
@@ -92,7 +93,7 @@ def _caches_are_the_tests_own(tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.fixture(autouse=True)
 def _loops_are_compiled_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
     """Compile native loops in a tenth of the time, unless a test is marked `optimised`."""
-    level = "-O3" if is_thorough() or request.node.get_closest_marker("optimised") else "-O0"
+    level = "-O3" if is_thorough(request.config) or request.node.get_closest_marker("optimised") else "-O0"
     with mock.patch.object(_build, "_FLAGS", [level, *_build._FLAGS[1:]]):
         yield
 
