@@ -301,7 +301,7 @@ def _divide(a: Any, b: Any, *, rounding_mode: str | None = "floor") -> Tensor:
     dtype = torch.result_type(a, b)
     if rounding_mode is None or not dtype.is_floating_point:
         return NotImplemented
-    if dtype in HALVES and not (isinstance(b, Tensor) and b.ndim):  # rounded once
+    if dtype in HALVES and not (isinstance(b, Tensor) and b.numel() > 1):  # rounded once
         a = a.float() if isinstance(a, Tensor) else torch.full((), a, dtype=torch.float32)
         return _divide(a, b, rounding_mode=rounding_mode).to(dtype)
     a, b = (
