@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import _tree, random
 from ._errors import check_options
 from ._torch._modes import lent, versions
-from ._torch._transforms import is_transforming
+from ._torch._transforms import differentiable_attention, is_transforming
 from ._tree import Tree
 
 LossFn = Callable[[Tree, Tree], Tensor]
@@ -303,8 +302,7 @@ def apart(function: Callable[..., Tree], **given: Tree) -> Tree:
     copies = _tree.map(lent, given)
     leaves = _tree.leaves(copies)
     before = versions(leaves)
-    # The math kernel of attention is the only one that has all derivatives.
-    with sdpa_kernel(SDPBackend.MATH) if is_transforming() else nullcontext():
+    with differentiable_attention() if is_transforming() else nullcontext():
         result = function(*copies.values())
     after = versions(leaves)
     if after != before:
@@ -321,8 +319,7 @@ def sample_loss(loss_fn: LossFn) -> LossFn:
     """Make the loss of one sample without its batch axis, which is given to the loss as a batch of one."""
 
     def of_sample(params: Tree, sample: Tree) -> Tensor:
-        # The derivative of fused attention has no batching rule. The derivative of matrix products has one.
-        with sdpa_kernel(SDPBackend.MATH):
+        with differentiable_attention():
             return loss_fn(params, _tree.map(lambda leaf: leaf[None], sample))
 
     return of_sample

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 from torch.func import grad_and_value, jvp, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import _tree
 from ._scan._adjoint import Adjoint, check_adjoint
 from ._scan._scan import is_readable
+from ._torch._transforms import differentiable_attention
 from ._tree import Tree
 from .adjoints import Forward, Implicit, Truncated
 from .adjoints._implicit import Reporting
@@ -113,7 +113,7 @@ def hypergrad(
         def f(point: list[Tree], **more: Any) -> tuple[Tensor, Any]:
             passed = given | dict(zip(slots, point, strict=True))
             of_args = [passed[i] for i in range(len(args))]
-            with sdpa_kernel(SDPBackend.MATH):  # the only kernel of attention that has all derivatives
+            with differentiable_attention():
                 result = run(*of_args, **{name: passed[name] for name in kwargs}, **more)
             return _value(result, has_aux)
 

@@ -18,7 +18,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import _tree, random
 from ._errors import check_choice, check_int, check_options
@@ -26,6 +25,7 @@ from ._gradients import LossFn, apart, batch_grad, check_inputs, check_params, c
 from ._numerics import norms, safe_ratio, widest
 from ._scan import scan
 from ._scan._scan import BACKENDS
+from ._torch._transforms import differentiable_attention
 from ._tree import Tree
 
 Product = Callable[[Tree, Tree, Tree], Tree]
@@ -308,7 +308,7 @@ def _guarded(curve: Product) -> Product:
         _, batch, _ = check_inputs(params, batch)
         directions = _check_vector(vector, params)
         vector = _tree.unflatten(_tree.flatten(params)[1], directions)
-        with sdpa_kernel(SDPBackend.MATH):  # the only kernel of attention that has forward mode
+        with differentiable_attention():
             return apart(curve, params=params, batch=batch, vector=vector)
 
     return product

@@ -175,7 +175,7 @@ posing = functools.wraps(torch.nn.functional.relu)(lambda carry: carry * SCALE)
 
 
 def training(seed):
-    """What a caller hands to scan, all of it made anew."""
+    """Make new copies of everything that a caller passes to scan."""
     with torch.random.fork_rng():
         net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))
     apply, *_ = gd.modules.functional(net)
@@ -196,7 +196,7 @@ def test_a_step_made_anew_has_an_equal_key():
 
 
 def values():
-    """Values that are all different to a function, however Python compares them; all made anew."""
+    """Make new values that all differ to a function, however Python compares them."""
     ab, matrix, ordered = {"a": 1, "b": 2}, np.array([1.0, 2.0]), collections.OrderedDict(a=1, b=2)
     return [
         *(

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -29,6 +29,8 @@ class Adjoint(ABC):
             return self.run_forward(loop, consts, init, xs)
         results = self.run_forward(replace(loop, reverse=False), consts, init, [x.flip(0) for x in xs])
         return [*results[: len(init)], *[y.flip(0) for y in results[len(init) :]]]
+
+    counts_from_end: ClassVar[bool] = False  # whether the planned number of steps governs the derivative
 
     @abstractmethod
     def run_forward(self, loop: Bound, consts: Leaves, init: Leaves, xs: Leaves) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from math import prod
 
 import torch
@@ -16,11 +17,14 @@ from torch._functorch.pyfunctorch import (
 )
 from torch._subclasses.functional_tensor import FunctorchFunctionalizeAPI
 from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 _FINISHED = -2  # the level of a wrapper whose transformation has returned
 
 
 is_transformed = _functorch.is_functorch_wrapped_tensor  # by a grad, jvp or vmap that is running
+# Because only the math kernel of attention has all derivatives, and rules for batches of them.
+differentiable_attention = partial(sdpa_kernel, SDPBackend.MATH)
 no_transforms = temporarily_clear_interpreter_stack  # suspends all running transformations of torch.func
 
 

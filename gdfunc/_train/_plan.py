@@ -14,13 +14,12 @@ from .. import _tree
 from .._errors import BackendError, check_choice, check_int, warn
 from .._gradients import check_batch, check_params
 from .._sampling import take
-from .._scan._adjoint import Adjoint, Reverse, Segments, check_adjoint
+from .._scan._adjoint import Adjoint, Segments, check_adjoint
 from .._scan._scan import fold, is_readable, settle
 from .._step import Step, StepLike, as_step, check_lr, params_of
 from .._torch._modes import is_tracing
 from .._torch._transforms import members
 from .._tree import Tree
-from ..adjoints._checkpoint import Checkpoint
 from ._body import RECORDERS, Body, Recorder, Stop, first_state
 
 _GRAIN = 4  # blocks: segments of a compiled loop are whole multiples, so that each block always runs alike
@@ -118,7 +117,7 @@ def make_plan(
     batches = from_memory(data, index)
     body = Body(as_step(step).advance, batches.batch, _recorders(record), stop, check_finite, backend)
     check_adjoint(adjoint).check_steps(len(index))
-    if stop is not None and not isinstance(adjoint, Reverse | Checkpoint):
+    if stop is not None and adjoint.counts_from_end:
         raise ValueError(
             f"{adjoint} counts from the planned end of a run, which stop= moves: use Reverse() or "
             f"Checkpoint()"

@@ -81,7 +81,8 @@ def train(
     Raises:
         TypeError: index is not int64; a leaf of data is no tensor; stop gives no 0-d bool tensor; see
             `batch_grad`.
-        ValueError: data, index and lr do not fit; an unknown record.
+        ValueError: data, index and lr do not fit; an unknown record; stop= with an adjoint that counts from
+            the planned end, `Truncated` or `Implicit`; resume= of another run.
         IndexError: index points outside the data.
         BackendError: (a RuntimeError) the backend cannot run this step; see `scan`.
         NonFiniteError: (a GdfuncError) `check_finite` found NaN or infinity; it holds the last good carry.

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress, islice
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -60,6 +60,7 @@ class Implicit(Adjoint):
 
     solver: str = "cg"
     iterations: int = 100
+    counts_from_end: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_choice("solver", self.solver, ("cg", "neumann"))

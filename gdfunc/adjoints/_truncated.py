@@ -1,6 +1,7 @@
 """Adjoints whose derivatives skip a whole loop, or its first steps."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +41,7 @@ class Truncated(Adjoint):
     """
 
     last: int
+    counts_from_end: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_int("last", self.last, 1)

@@ -158,10 +158,11 @@ def guarded(directory: Path, limit: int = LIMIT) -> Iterator[None]:
             yield
         finally:
             added = [path for path, stamp in _stamps(directory).items() if before.get(path) != stamp]
-            sums = directory / ".sha256"
-            with open(sums, "a") as lines:
-                lines.writelines(f"{_digest(path)} {path.relative_to(directory)}\n" for path in added)
-            _sync(*added, sums, *{path.parent for path in (*added, sums)})
+            if added:
+                sums = directory / ".sha256"
+                with open(sums, "a") as lines:
+                    lines.writelines(f"{_digest(path)} {path.relative_to(directory)}\n" for path in added)
+                _sync(*added, sums, *{path.parent for path in (*added, sums)})
 
 
 def _check(directory: Path, alone: bool, limit: int) -> None:

@@ -80,7 +80,7 @@ def check_plain(leaf: Tensor) -> None:
     if isinstance(leaf, FakeTensor) and is_over(leaf):
         raise BackendError(
             "a tensor has no value: it was made while a loop was traced, and kept where no pure function "
-            "would keep it; make it anew"
+            "would keep it; make a new one"
         )
     if leaf.layout is not torch.strided:
         raise untraceable(f"a tensor of layout {leaf.layout} is not covered")

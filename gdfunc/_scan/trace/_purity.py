@@ -69,7 +69,7 @@ def put_back(f: Any, far: int = FAR) -> Iterator[Reach]:
     except BaseException as error:
         if spent := reach.restore(reach.changes(reach.before)):
             refusal = _refusal(
-                reach.describe(spent), ". This cannot be put back: make it anew before the next run"
+                reach.describe(spent), ". This cannot be put back: make a new one before the next run"
             )
             refusal.untouched = False
             raise refusal from error

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 from torch.func import functionalize
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ... import _tree
 from ..._errors import BackendError, is_ours, line_of, untraceable
@@ -24,7 +23,7 @@ from ..._torch._modes import (
     valueless,
 )
 from ..._torch._patches import applied_functions, gradients_under_no_grad, no_log_of_fake_tensors
-from ..._torch._transforms import depth, may_be_differentiated, neutral_levels
+from ..._torch._transforms import depth, differentiable_attention, may_be_differentiated, neutral_levels
 from ..._tree import Tree
 from .._body import Aval, Avals, Body, Leaves, nested_loops, with_reshapes
 from .._recent import Recent
@@ -130,7 +129,7 @@ def _record(carry: Leaves, rows: Leaves, signature: Signature, checked: Callable
         applied_functions(_is_theirs) as opaque,
         clean_room() as mode,
         no_log_of_fake_tensors(),
-        sdpa_kernel(SDPBackend.MATH),  # the only kernel of attention that has all derivatives
+        differentiable_attention(),
     ):
         lift = Lift(mode, around, Cuts(opaque, around), keeps_loops)
 
