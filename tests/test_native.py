@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from math import inf, nan, pi
 from types import SimpleNamespace
 
@@ -903,6 +904,28 @@ def test_threads_trace_and_compile_side_by_side():
         sys.setswitchinterval(before)
     for number, leaf in enumerate(got):
         torch.testing.assert_close(leaf, slope(number, "eager"), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_division_rounds_as_eager_does_for_none_one_and_many_elements(dtype):
+    """torch divides by a tensor of one element, whatever its axes, as by a number."""
+    shapes = [(), (1,), (1, 1), (3,), (0,), (2, 0), (2, 3)]
+    dividends = [50 * tame(1, shape).to(dtype) for shape in shapes]
+    divisors = [torch.tensor(7.3, dtype=dtype), torch.tensor([[-2.7]], dtype=dtype), 3, -2.5]
+
+    def quotients(carry, _):
+        pairs = [*product(dividends, divisors), *product(divisors, dividends)]
+        return carry, [
+            torch.div(a, b, rounding_mode=mode) if isinstance(a, torch.Tensor) else (a // b, a % b)
+            for a, b in pairs
+            for mode in ("floor", "trunc")
+        ]
+
+    got, expected = (
+        gd.scan(quotients, ONE, length=1, backend=backend)[1] for backend in ("native", "eager")
+    )
+    for left, right in zip(gd._tree.leaves(got), gd._tree.leaves(expected), strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("transform", ["grad", "jvp"])

@@ -301,12 +301,13 @@ def _divide(a: Any, b: Any, *, rounding_mode: str | None = "floor") -> Tensor:
     dtype = torch.result_type(a, b)
     if rounding_mode is None or not dtype.is_floating_point:
         return NotImplemented
-    if dtype in HALVES and not (isinstance(b, Tensor) and b.numel() > 1):  # rounded once
-        a = a.float() if isinstance(a, Tensor) else torch.full((), a, dtype=torch.float32)
-        return _divide(a, b, rounding_mode=rounding_mode).to(dtype)
+    is_scalar = not isinstance(b, Tensor) or b.numel() == 1
+    wide = torch.float32 if dtype in HALVES and is_scalar else dtype  # rounded once
     a, b = (
-        each.to(dtype) if isinstance(each, Tensor) else torch.full((), each, dtype=dtype) for each in (a, b)
+        each.to(wide) if isinstance(each, Tensor) else torch.full((), each, dtype=wide) for each in (a, b)
     )
+    if wide is not dtype:
+        return _divide(a, b, rounding_mode=rounding_mode).to(dtype)
     if rounding_mode == "trunc":
         return (a / b).trunc()
     rest = torch.fmod(a, b)
