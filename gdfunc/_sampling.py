@@ -12,7 +12,7 @@ from torch import Tensor
 from . import _tree
 from ._errors import check_choice, check_int
 from ._tree import Tree
-from .random import fold_in, permutation, randint
+from .random import _PART, _integers_below, _orders, fold_in
 
 
 def full_batch(n: int, steps: int) -> Tensor:
@@ -91,12 +91,12 @@ def epoch_batches(
     carried = epochs.start * n % batch_size if remainder == "carry" else 0
     epochs = range(epochs.start - (carried > 0), epochs.stop)
     if shuffle:
-        orders = _draw(lambda key: permutation(key, n), key, epochs, n)
+        order = _draw(lambda key: _orders(key, n), key, epochs, n)
     else:
-        orders = torch.arange(n, device=key.device).expand(len(epochs), n)
+        order = torch.arange(n, device=key.device).expand(len(epochs), n)
     if remainder != "carry":
-        return orders[:, : n - n % batch_size].reshape(-1, batch_size)
-    samples = orders.flatten()[n - carried if carried else 0 :]
+        return order[:, : n - n % batch_size].reshape(-1, batch_size)
+    samples = order.flatten()[n - carried if carried else 0 :]
     return samples[: len(samples) - len(samples) % batch_size].reshape(-1, batch_size)
 
 
@@ -133,8 +133,8 @@ def sample_batches(
         return _no_batches(key, batch_size)
 
     if replacement:
-        return _draw(lambda key: randint(key, (batch_size,), 0, n), key, steps, batch_size)
-    return _draw(lambda key: permutation(key, n)[:batch_size], key, steps, n)
+        return _draw(lambda key: _integers_below(n, key, (batch_size,)), key, steps, batch_size)
+    return _draw(lambda key: _orders(key, n)[..., :batch_size], key, steps, n)
 
 
 def take(data: Tree, index: Tensor) -> Tree:
@@ -174,10 +174,12 @@ def _as_range(name: str, value: Any) -> range:
 
 
 def _draw(draw: Callable[[Tensor], Tensor], key: Tensor, counts: range, size: int) -> Tensor:
-    """Draw for each count from its own key, for so many at once that a few MB serve."""
+    """Draw for each count from its own key, for so many at once that their numbers stay in the cache."""
     numbers = torch.arange(counts.start, counts.stop, device=key.device)
-    at_once = max(1, 2**20 // size)
-    return torch.func.vmap(lambda count: draw(fold_in(key, count)), chunk_size=at_once)(numbers)
+    at_once = _PART // size
+    if at_once < 2:  # because torch sorts a vector several times faster than the only row of a matrix
+        return torch.stack([draw(fold_in(key, count)) for count in numbers])
+    return torch.cat([draw(fold_in(key, part)) for part in numbers.split(at_once)])
 
 
 def _no_batches(key: Tensor, batch_size: int) -> Tensor:

@@ -23,11 +23,12 @@ RANKS = {
 RANK = {room: rank for rank, rooms in RANKS.items() for room in rooms}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-# random checks its arguments with _errors: a rank 0 room that imports nothing of ours.
+# random checks its arguments with _errors, and asks _torch whether it is traced: both import no random.
 SAME_RANK = {
     ("_tree", "_torch"),
     ("_torch", "_lock"),
     ("random", "_errors"),
+    ("random", "_torch"),
     ("_gradients", "random"),
     ("_sampling", "random"),
     ("_tree", "_errors"),

@@ -32,7 +32,7 @@ RANDOM123 = [
 @pytest.mark.parametrize(("key", "counter", "answer"), RANDOM123)
 def test_threefry_gives_the_published_answers(key, counter, answer):
     words = [torch.tensor(word) for word in counter]
-    assert tuple(int(word) for word in gd.random._threefry(torch.tensor(key), *words)) == answer
+    assert tuple(int(word) % 2**32 for word in gd.random._threefry(torch.tensor(key), *words)) == answer
 
 
 @pytest.mark.parametrize("case", JAX, ids=lambda case: str(case["seed"]))
@@ -144,10 +144,41 @@ def test_a_draw_leaves_its_key_alone(name):
     assert_pure(DRAWS[name], gd.random.key(1))
 
 
+@pytest.mark.parametrize("size", [1, 2**16, 2**16 + 1, 200_003])
+def test_bits_in_parts_are_those_of_their_counters(size):
+    key, drawn = gd.random.key(3), gd.random.bits(gd.random.key(3), (size,))
+    for at in {0, size // 2, 2**16 - 1, 2**16, size - 1} & set(range(size)):
+        first, second = threefry(tuple(key.tolist()), (0, at))
+        assert int(drawn[at]) == first ^ second
+
+
+def threefry(key, counter):
+    """Salmon et al. 2011, section 4.2, in Python's integers."""
+    word, schedule = 2**32 - 1, (*key, key[0] ^ key[1] ^ 0x1BD11BDA)
+    x, y = (counter[0] + key[0]) & word, (counter[1] + key[1]) & word
+    for group in range(5):
+        for rotation in ((13, 15, 26, 6), (17, 29, 16, 24))[group % 2]:
+            x = (x + y) & word
+            y = ((y << rotation) | (y >> (32 - rotation))) & word ^ x
+        x = (x + schedule[(group + 1) % 3]) & word
+        y = (y + schedule[(group + 2) % 3] + group + 1) & word
+    return x, y
+
+
+@given(seeds, st.integers(1, 2**17) | st.integers(1, 2**32))
+def test_randint_is_the_64_bits_modulo_the_span_as_jax_folds_them(seed, span):
+    key = gd.random.key(seed)
+    high, low = (int(gd.random.bits(each)) for each in gd.random.split(key))
+    factor = ((2**16 % span) ** 2 % 2**32) % span
+    expected = (high % span * factor + low % span) % 2**32 % span
+    assert int(gd.random.randint(key, (), 0, span)) == expected
+
+
 def test_fold_in_maps_over_counts():
     key = gd.random.key(3)
     together = vmap(lambda count: gd.random.fold_in(key, count))(torch.arange(5))
     assert torch.equal(together, torch.stack([gd.random.fold_in(key, count) for count in range(5)]))
+    assert torch.equal(gd.random.fold_in(key, torch.arange(5)), together)
 
 
 def test_high_bits_of_the_seed_count():
