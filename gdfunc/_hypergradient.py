@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
-from torch.func import grad_and_value, jvp, vmap
+from torch.func import grad_and_value, jvp, vjp, vmap
 
 from . import _tree
 from ._scan._adjoint import Adjoint, check_adjoint
 from ._scan._scan import is_readable
-from ._torch._transforms import differentiable_attention
+from ._torch._modes import is_tracing
+from ._torch._transforms import differentiable_attention, layers
 from ._tree import Tree
 from .adjoints import Forward, Implicit, Truncated
 from .adjoints._implicit import Reporting
@@ -133,15 +134,25 @@ def hypergrad(
 
 
 def _reverse(f: Function, point: list[Tree], adjoint: Adjoint | None) -> tuple[Any, ...]:
-    def checked(point: list[Tree]) -> tuple[Tensor, Any]:
-        value, aux = f(point)
+    leaves, structure = _tree.flatten(point)
+
+    def with_gradient(*leaves: Tensor) -> tuple[Tensor, Any]:
+        value, aux = f(_tree.unflatten(structure, leaves))
         # The last steps of Truncated need not depend on the arguments.
         if not value.requires_grad and not isinstance(adjoint, Truncated):
             raise _independent()
-        return value, aux
+        if not value.requires_grad:
+            return value, ([torch.zeros_like(leaf) for leaf in leaves], aux)
+        # Because torch.func.grad keeps the whole backward pass for a further derivative, which more than
+        # doubles the memory.
+        further = is_tracing() or any(layer.requires_grad for layer in layers(value)[1:])
+        grads = torch.autograd.grad(
+            value, leaves, create_graph=further, allow_unused=True, materialize_grads=True
+        )
+        return value, (grads, aux)
 
-    grads, (value, aux) = grad_and_value(checked, has_aux=True)(point)
-    return grads, value, aux
+    value, _, (grads, aux) = vjp(with_gradient, *leaves, has_aux=True)  # type: ignore[misc]
+    return _tree.unflatten(structure, grads), value, aux
 
 
 def _independent() -> ValueError:

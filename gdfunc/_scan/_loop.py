@@ -83,8 +83,8 @@ class Bound(Loop):
     runner: Runner = field(default=replay, compare=False)
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
-        is_wanted = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in tensors)
-        if not is_wanted and not is_transforming():  # no rule applies
+        has_grad = torch.is_grad_enabled() and any(map(may_be_differentiated, tensors))
+        if not has_grad and not is_transforming():  # no rule applies
             return list(_Scan.forward(self, *tensors))
         level: Any = functionalization()
         if level is not None:  # autograd.Function has no rule for it, and needs none: a loop is pure
@@ -93,7 +93,7 @@ class Bound(Loop):
                 results = self(*given)
             return list(level.wrap_tensors(results))
         loop = self
-        if not self.keeps and self.rule is None and any(map(may_be_differentiated, tensors)):
+        if has_grad and not self.keeps and self.rule is None:
             loop = replace(self, body=_derived.keeping(self.body), keeps=True)
         return list(_Scan.apply(loop, *tensors)[: len(self.results)])
 
