@@ -63,6 +63,16 @@ class BackendError(GdfuncError, RuntimeError):
     untouched = True
 
 
+class PerformanceWarning(UserWarning):
+    """A loop costs much more time than it must; the message says why, and the remedy.
+
+    Example:
+        >>> import warnings
+        >>> warnings.simplefilter("error", gd.PerformanceWarning)  # to be stopped by it
+        >>> warnings.simplefilter("ignore", gd.PerformanceWarning)  # to be left alone
+    """
+
+
 def untraceable(what: str) -> BackendError:
     """Build the error for something that a trace cannot follow."""
     return BackendError(f"{what}: use backend='eager'")
@@ -182,12 +192,12 @@ def missing_extra(what: str, package: str, extra: str) -> ModuleNotFoundError:
     return ModuleNotFoundError(f"{what} needs {package}: pip install 'gdfunc[{extra}]'")
 
 
-def warn(message: str) -> None:
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the user's line that led here."""
     frame, level = sys._getframe(1), 2
     while frame.f_back and is_ours(frame.f_code.co_filename):
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, UserWarning, stacklevel=level)
+    warnings.warn(message, category, stacklevel=level)
 
 
 def is_ours(filename: str) -> bool:

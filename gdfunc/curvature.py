@@ -167,7 +167,7 @@ def top_eigenvalues(
     *,
     iterations: int = 30,
     which: str = "largest",
-    backend: str = "eager",
+    backend: str = "auto",
 ) -> Callable[[Tree, Tree, Tensor], Eigenpairs]:
     """Turn products with a symmetric matrix into its k outermost eigenvalues and their eigenvectors.
 
@@ -191,8 +191,7 @@ def top_eigenvalues(
         k: how many, in [1, P].
         iterations: how many dimensions the space has, at least k; beyond P they are not made.
         which: `"largest"`, `"smallest"`, or those of largest `"magnitude"`.
-        backend: who runs the iterations; see `scan`. Give the one that `train` has, or it is handed all
-            of them unrolled, to compile for minutes.
+        backend: who runs the iterations; see `scan`.
 
     Returns:
         `(params, batch, key) -> Eigenpairs`, outermost first. Nothing reads a value, so it can be vmapped,

@@ -19,7 +19,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from gdfunc._scan import _recent, backends
+from gdfunc._scan import _recent
 from gdfunc._scan.backends.native import _build
 from gdfunc._scan.trace import _trace
 
@@ -123,7 +123,7 @@ def nothing_traced(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget what backend='auto' has warned of."""
-    monkeypatch.setattr(backends, "_said", set())
+    monkeypatch.setattr("gdfunc._scan._cost._said", set())
 
 
 @pytest.fixture

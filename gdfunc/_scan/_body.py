@@ -168,6 +168,14 @@ class Body:
         """Tell whether a step of the body runs a loop."""
         return bool(nested_loops(self.graph))
 
+    @cached_property
+    def operations(self) -> int:
+        """Count the calls of torch in a step; the members of a vmap share theirs."""
+        if self.members is not None:
+            return self.members.body.operations
+        calls = [node.target for node in self.graph.graph.nodes if node.op == "call_function"]
+        return sum(each.length * each.body.operations if isinstance(each, Loop) else 1 for each in calls)
+
     def split(self, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
         """Split a list with an entry for each input into the entries of consts, carry and x."""
         first, second = len(self.consts), len(self.consts) + len(self.carry)

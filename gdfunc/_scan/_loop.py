@@ -32,7 +32,6 @@ from . import _derived
 from ._body import Active, Avals, Body, Flags, Leaves, Loop, Runner, filled, spread
 from .backends import replay
 from .backends import runner_of as runner_of  # for _scan, which reaches backends through here alone
-from .backends import step_back as step_back
 from .trace._purity import put_back
 from .trace._trace import trace
 

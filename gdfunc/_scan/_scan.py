@@ -1,8 +1,9 @@
 """`scan`: its meaning, and the checks that every backend shares."""
 
+import logging
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any, NoReturn
 
 import torch
@@ -13,13 +14,13 @@ from .._errors import BackendError, check_choice, check_int
 from .._torch._modes import current_trace_mode, is_tracing, lent, versions
 from .._torch._transforms import is_transformed
 from .._tree import Tree
-from . import _loop
+from . import _cost, _loop
 from ._adjoint import Adjoint, Reverse, check_adjoint
 
 Function = Callable[[Tree, Tree], tuple[Tree, Tree]]
 BACKENDS = ("eager", "native", "inductor", "cudagraph", "auto")
 _LAID_OUT = 16  # steps: a longer loop stays a loop where the body of another is traced
-_WORTH_TRACING = 1_000  # steps: a shorter run, at 1 ms each from Python, ends before a compiler does
+_log = logging.getLogger("gdfunc")
 
 
 def scan(
@@ -30,7 +31,7 @@ def scan(
     *,
     reverse: bool = False,
     unroll: int = 1,
-    backend: str = "eager",
+    backend: str = "auto",
     adjoint: Adjoint = Reverse(),
 ) -> tuple[Tree, Tree]:
     """Fold a function over the leading axis of `xs`, carrying state along: `jax.lax.scan`.
@@ -46,8 +47,7 @@ def scan(
 
     and `torch.func.grad`, `jvp` and `vmap` go through it, in any nesting, on every backend.
 
-    A backend other than eager runs the loop outside Python. Results agree with those of eager up to
-    rounding.
+    Short loops run in Python, longer ones outside it. Results agree up to rounding. See `backend`.
 
     **What is traced.** gdfunc runs f on tensors without values, and records its operations. Tensors that
     f closes over become inputs of the loop. A scan within f needs no backend of its own: it is
@@ -57,7 +57,7 @@ def scan(
 
     **What is refused.** f must be pure. Each new trace is made twice, to find an f that draws from any
     generator of numbers, counts, appends, reads a clock or advances an iterator. It is refused, and the
-    error names what it does. `"auto"` then runs f in Python. gdfunc first puts back whatever the trace
+    error names what it does. `"auto"` runs it in Python. gdfunc first puts back whatever the trace
     changed. An iterator that advanced cannot be put back, which is an error under `"auto"` too. f may fill
     a cache.
 
@@ -85,9 +85,13 @@ def scan(
             shared among torch's threads, and `torch.set_flush_denormal(True)` beforehand holds in all of
             them (averages that decay, such as Adam's, become slow denormal numbers). `"inductor"`:
             compiled to C++ on a CPU, to GPU kernels on CUDA; takes seconds the first time. `"cudagraph"`:
-            recorded and replayed on CUDA. `"auto"`: eager for fewer than 1,000 steps, native for up to
-            10,000 on a CPU, else the fastest that can run this f on this device; when one cannot, a
-            warning says why.
+            recorded and replayed on CUDA. `"auto"`: eager for fewer than 100 steps, and for an f that
+            cannot be traced. Otherwise native on a CPU and cudagraph on CUDA, if they can run f and are
+            faster than torch's operations. Otherwise Inductor, if the loop is long enough to pay for its
+            compilation. Otherwise torch's operations are called without f, at about half of eager's cost.
+            It decides by counts of steps and operations, so every repeat of a run is decided alike. The
+            logger "gdfunc" reports each decision at level DEBUG. A `PerformanceWarning` says why, where
+            one costs more than about ten seconds.
         adjoint: how derivatives go back through the loop, one of `gd.adjoints`: how many carries are kept,
             and what is computed again. All but `Reverse()` trace f, in eager too.
 
@@ -117,34 +121,37 @@ def scan(
     References:
         J. Bradbury et al., "JAX: composable transformations of Python+NumPy programs", 2018.
     """
-    return fold(f, init, xs, length, reverse, unroll, backend, adjoint)
+    check_int("unroll", unroll, 1)
+    xs = _tree.as_tensors(xs)
+    _tree.check_tensors(init, "init")
+    length = _length(xs, length)
+    check_adjoint(adjoint).check_steps(length)
+    run = partial(fold, f, init, xs, length, reverse=reverse, unroll=unroll, adjoint=adjoint)
+    return with_fallback(run, backend, length)
 
 
 def fold(
     f: Function,
     init: Tree,
-    xs: Tree = None,
-    length: int | None = None,
+    xs: Tree,
+    length: int,
+    backend: str,
     reverse: bool = False,
     unroll: int = 1,
-    backend: str = "eager",
     adjoint: Adjoint = Reverse(),
     run_steps: int | None = None,
     seen: dict[Any, Any] | None = None,
 ) -> tuple[Tree, Tree]:
-    """Run `scan` for one segment of a run.
+    """Run `scan` for one segment of a run, with arguments that have been checked.
 
     Args:
         run_steps: the number of steps of the whole run; None: this scan is the run.
         seen: the traces of f in earlier segments, to which this segment adds its own; see `trace`.
+
+    Raises:
+        BackendError: also for "auto", if f cannot be traced; see `with_fallback`.
     """
-    check_int("unroll", unroll, 1)
-    xs = _tree.as_tensors(xs)
-    _tree.check_tensors(init, "init")
-    length = _length(xs, length)
     trace, run_steps = current_trace_mode(), length if run_steps is None else run_steps
-    backend = settle(backend, run_steps) if trace is None else check_choice("backend", backend, BACKENDS)
-    check_adjoint(adjoint).check_steps(length)
     needs_trace = not isinstance(adjoint, Reverse)
     checked = _with_checks(f, init)
     if length == 0:
@@ -153,17 +160,15 @@ def fold(
     # Because all steps of a long loop inside a traced f would take minutes to compile, it stays a loop.
     stays_loop = trace is not None and trace.keeps_loops and length > _LAID_OUT
     if backend != "eager" or needs_trace or stays_loop:
+        how = {"reverse": reverse, "unroll": unroll, "runner": _loop.runner_of(backend, run_steps)}
         try:
-            how = {"reverse": reverse, "unroll": unroll, "runner": _loop.runner_of(backend, run_steps)}
             return _loop.trace_and_run(f, checked, init, xs, seen, adjoint.run_loop, length=length, **how)
         except BackendError as error:
             if needs_trace and not hasattr(error, "__notes__"):  # a refusal is kept, and raised again
                 error.add_note(
                     f"gdfunc: {adjoint} traces f on every backend; adjoint=Reverse() does not in eager"
                 )
-            if backend != "auto" or needs_trace or not error.untouched:
-                raise
-            _loop.step_back(error)
+            raise
     (carry, xs), ys, order = _tree.map(lent, (init, xs)), [], range(length)
     for t in reversed(order) if reverse else order:
         carry, y = checked(carry, _tree.map(lambda leaf, t=t: leaf[t], xs))
@@ -171,12 +176,33 @@ def fold(
     return _tree.clone(carry), _stack(ys[::-1] if reverse else ys)
 
 
+def with_fallback(run: Callable[..., Any], backend: str, steps: int) -> Any:
+    """Run on a backend. Under "auto", a loop that cannot be traced runs in eager."""
+    backend = settle(backend, steps)
+    try:
+        return run(backend=backend)
+    except BackendError as error:
+        if not falls_back(error, backend, steps):
+            raise
+    return run(backend="eager")
+
+
+def falls_back(error: BackendError, backend: str, steps: int) -> bool:
+    """Tell whether a loop that cannot be traced runs in eager, and say so where that costs much time."""
+    if backend != "auto" or not error.untouched:
+        return False
+    _cost.warn_of_loss(error, "runs in Python, step by step", steps * _cost.PYTHON_STEP)
+    _log.debug("%s steps on eager: %s", steps, error)
+    return True
+
+
 def call(f: Callable[[], Tree], backend: str) -> Tree:
     """Call f, on a backend other than eager as the one step of a loop, which returns new tensors."""
     if backend == "eager":
         return f()
     # Because the function may be called often, its run counts as a long one.
-    _, y = fold(lambda carry, x: (carry, f()), (), None, 1, backend=backend, run_steps=sys.maxsize)
+    run = partial(fold, lambda carry, x: (carry, f()), (), None, 1, run_steps=sys.maxsize)
+    _, y = with_fallback(run, backend, sys.maxsize)
     return _tree.map(lambda leaf: leaf.squeeze(0), y)
 
 
@@ -186,9 +212,9 @@ def is_readable(leaf: Tensor) -> bool:
 
 
 def settle(backend: str, steps: int) -> str:
-    """Make `"auto"` eager for a run of so few steps that no trace pays for itself."""
+    """Make "auto" eager for a run of so few steps that no trace pays for itself."""
     check_choice("backend", backend, BACKENDS)
-    return "eager" if backend == "auto" and steps < _WORTH_TRACING else backend
+    return "eager" if backend == "auto" and steps * _cost.PYTHON_STEP < _cost.TRACE else backend
 
 
 def _length(xs: Tree, length: int | None) -> int:

@@ -53,7 +53,7 @@ class Body:
         _, lrs = rows
         if len(lrs) > 1:
             rest = _tree.map(lambda leaf: leaf[1:], rows)
-            state, (_, others) = fold(self._unrecorded, state, rest, backend=self.backend)
+            state, (_, others) = fold(self._unrecorded, state, rest, len(lrs) - 1, self.backend)
             finite = _tree.map(lambda *flags: torch.cat(flags), finite, others)
         return state, (records, finite)
 

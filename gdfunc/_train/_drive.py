@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import _tree
-from .._errors import NonFiniteError, TrainingInterrupted, check_type
+from .._errors import BackendError, NonFiniteError, TrainingInterrupted, check_type
 from .._progress import Progress, reporter
-from .._scan._scan import fold
+from .._scan._cost import PYTHON_STEP
+from .._scan._scan import falls_back, fold
 from .._step import params_of
 from .._torch._modes import is_tracing
 from .._torch._transforms import is_transforming
@@ -24,7 +25,7 @@ _SEGMENT_SECONDS = 0.1  # how long segments should take: Ctrl-C, progress and st
 # Cautious guesses for a first segment: seconds for each entry of the parameters times entry of the data,
 # and seconds that a backend needs around every step.
 _ENTRY_SECONDS = 1e-8
-_STEP_SECONDS = {"eager": 1e-3, "native": 1e-7, "inductor": 6e-6, "cudagraph": 6e-6, "auto": 6e-6}
+_STEP_SECONDS = {"eager": PYTHON_STEP, "native": 1e-7, "inductor": 6e-6, "cudagraph": 6e-6, "auto": 6e-6}
 
 
 class Done(NamedTuple):
@@ -32,6 +33,7 @@ class Done(NamedTuple):
 
     step: int
     state: Any
+    backend: str
     records: tuple[Tree, ...] = ()  # of each segment
 
     @property
@@ -55,7 +57,7 @@ class Done(NamedTuple):
 
 def drive(plan: Plan, progress: Progress, resume: TrainingInterrupted | None) -> tuple[Any, Trajectory]:
     """Run a plan, or the rest of it, and report after every segment."""
-    first = done = Done(0, plan.state) if resume is None else _interrupted(plan, resume)
+    first = done = Done(0, plan.state, plan.backend) if resume is None else _interrupted(plan, resume)
     try:
         with reporter(progress, plan.steps, "step") as report:
             # The loop assigns whole segments, so that Ctrl-C finds each done or not begun.
@@ -90,6 +92,8 @@ def _interrupted(plan: Plan, resume: Any) -> Done:
             f"resume is of another run: it was stopped after {done.step} steps with {rows} records, where "
             f"one of {plan.steps} steps with every={plan.every} has no segment's end"
         )
+    if plan.backend not in ("auto", done.backend):
+        raise ValueError(f"resume is of a run on backend={done.backend!r}; got backend={plan.backend!r}")
     if any({*records} != {*plan.body.recorders} for records in done.records):
         raise ValueError(f"resume has the records {[*done.records[0]]}, but record= names others")
     return done
@@ -98,13 +102,21 @@ def _interrupted(plan: Plan, resume: Any) -> Done:
 def segments(plan: Plan, done: Done) -> Iterator[Done]:
     """Run the segments of a plan after what is done; give after each what is done so far.
 
-    The first segment may trace and compile, so that its time tells nothing.
+    The first segment may trace and compile, so that its time tells nothing. If it cannot be traced, all of
+    the run is eager.
     """
+    plan = plan.on(done.backend)
     blocks, is_first = first_blocks(plan), True
     while not done.records or (done.step < plan.steps and not done.ended):
         started = time.perf_counter()
         last = segment_end(done.step, blocks, plan.every, _goal(plan, done), plan.grain)
-        new, finite = _advance(plan, done, last)
+        try:
+            new, finite = _advance(plan, done, last)
+        except BackendError as error:
+            if not falls_back(error, plan.backend, plan.steps):
+                raise
+            yield from segments(plan, done._replace(backend="eager"))
+            return
         if finite is not None and not _is_true(finite.all()):
             raise _non_finite(plan, done, finite)
         if not is_first:
@@ -162,12 +174,13 @@ def _advance(plan: Plan, done: Done, last: int) -> tuple[Done, Tensor | None]:
         plan.body,
         done.state,
         rows,
-        backend=plan.backend,
+        steps // size,
+        plan.backend,
         adjoint=plan.adjoint.adjoint if done.step >= plan.adjoint.constant else Constant(),
         run_steps=plan.steps,
         seen=plan.seen,
     )
-    return Done(last, state, (*done.records, records)), finite
+    return Done(last, state, plan.backend, (*done.records, records)), finite
 
 
 def _non_finite(plan: Plan, done: Done, finite: Tensor) -> NonFiniteError:

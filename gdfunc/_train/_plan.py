@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -74,6 +74,13 @@ class Plan:
     def steps(self) -> int:
         return len(self.lrs)
 
+    def on(self, backend: str) -> "Plan":
+        """Give the plan of the same run on another backend."""
+        if backend == self.backend:
+            return self
+        body, grain = replace(self.body, backend=backend), _grain(backend, self.adjoint)
+        return replace(self, body=body, backend=backend, grain=grain)
+
     def rows(self, first: int, last: int) -> Tree:
         """Give the rows and learning rates of the steps first … last−1."""
         return self.batches.rows(first, last), self.lrs[first:last]
@@ -86,7 +93,7 @@ class Plan:
         """Take the last step from a carry, as a loop whose derivative is an adjoint's."""
         rows = self.rows(self.steps - 1, self.steps)
         loop = {"backend": self.backend, "run_steps": self.steps, "adjoint": adjoint}
-        return fold(self.body.alone, carry, rows, **loop)[0]  # type: ignore[arg-type]
+        return fold(self.body.alone, carry, rows, 1, **loop)[0]  # type: ignore[arg-type]
 
 
 def make_plan(
@@ -123,8 +130,6 @@ def make_plan(
             f"Checkpoint()"
         )
     segments = adjoint.segments(len(index), every)
-    grain = 1 if backend == "eager" else _GRAIN
-    grain = -(-segments.grain // grain) * grain  # every segment keeps a carry
     size = sum(math.prod(leaf.shape[1:]) for leaf in _tree.leaves(data)) * index.shape[1]
     work = sum(leaf.numel() for leaf in leaves) * max(size, 1) * members() * every
     return Plan(
@@ -133,12 +138,18 @@ def make_plan(
         batches=batches,
         lrs=lrs,
         every=every,
-        grain=grain,
+        grain=_grain(backend, segments),
         work=work,
         backend=backend,
         seen={},
         adjoint=segments,
     )
+
+
+def _grain(backend: str, adjoint: Segments) -> int:
+    """Choose how many blocks segments are multiples of, each of which keeps a carry."""
+    grain = 1 if backend == "eager" else _GRAIN
+    return -(-adjoint.grain // grain) * grain
 
 
 def _check_init(step: StepLike, init: Any) -> list[Tensor]:

@@ -25,7 +25,7 @@ def train(
     *,
     record: Any = ("loss",),
     every: int = 1,
-    backend: str = "eager",
+    backend: str = "auto",
     progress: Progress = False,
     check_finite: str = "off",
     stop: Stop | None = None,
@@ -56,7 +56,7 @@ def train(
             carry), and functions `(carry, loss) -> tree` of the carry before the step, kept under their
             `__name__`. A dict gives other names.
         every: keep only the steps 0, k, 2k, …
-        backend: who runs the loop, `"eager"`, `"native"`, `"inductor"`, `"cudagraph"` or `"auto"`;
+        backend: who runs the loop, `"auto"`, `"eager"`, `"native"`, `"inductor"` or `"cudagraph"`;
             see `scan`.
         progress: True for a bar (tqdm if installed, else a line on stderr), or a function that is called
             with the finished steps and T after every segment, about ten times a second. If it changes

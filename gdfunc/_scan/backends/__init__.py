@@ -1,56 +1,58 @@
-"""The backends: each runs a loop forward, on plain tensors. A table names them; "auto" has an order."""
+"""The backends: each runs a loop forward, on plain tensors. "auto" chooses by the graph."""
 
+import logging
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from ..._errors import BackendError, warn
+from ..._errors import BackendError
+from .. import _cost
 from .._body import Body, Runner
 from . import _cudagraph, _inductor, _replay, native
 
 replay = _replay.run
 
-# From the fastest on, for each kind of device; those of QUICK compile within a second.
-RANKED: dict[str, tuple[Runner, ...]] = {
-    "cuda": (_cudagraph.run, _inductor.run),
-    "cpu": (native.run, _inductor.run),
+RUNNERS: dict[str, Runner] = {
+    "native": native.run,
+    "inductor": _inductor.run,
+    "cudagraph": _cudagraph.run,
 }
-QUICK: dict[str, tuple[Runner, ...]] = {"cpu": (native.run,)}
-WORTH_COMPILING = 10_000  # steps: fewer, at 1 ms each from Python, end before a slow compiler does
-
-_said: set[str] = set()
+# In the order in which "auto" tries them, for each kind of device.
+RANKED = {"cuda": ("cudagraph", "inductor"), "cpu": ("native", "inductor")}
+_log = logging.getLogger("gdfunc")
 
 
 def runner_of(backend: str, steps: int) -> Runner:
-    """Return the runner of a backend, for a run of so many steps in all.
-
-    "eager" replays the graph. "auto" takes the fastest backend that can run the body on its device; a
-    short run is left to those that compile quickly.
-    """
-    if backend == "auto":
-        return partial(_fastest, RANKED if steps >= WORTH_COMPILING else QUICK)
-    runners = {"native": native.run, "inductor": _inductor.run, "cudagraph": _cudagraph.run}
-    return runners.get(backend, replay)
+    """Return the runner of a backend, for a run of so many steps in all. "eager" replays the graph."""
+    return partial(_fastest, steps) if backend == "auto" else RUNNERS.get(backend, replay)
 
 
-def _fastest(ranked: dict[str, tuple[Runner, ...]], body: Body, *loop: Any) -> list[Tensor]:
-    """Try the backends in order; the last resort replays the graph, and runs loops inside it in order.
+def _fastest(steps: int, body: Body, *loop: Any) -> list[Tensor]:
+    """Run on the first backend that can run the body, and whose compilation pays for itself.
 
     Args:
+        steps: of the whole run.
         loop: the other arguments of a Runner.
     """
     device = next((aval.device.type for aval in (*body.carry, *body.x, *body.consts)), "cpu")
-    for runner in ranked.get(device, ()):
+    refusals = []
+    for name in RANKED.get(device, ()):
+        if name == "inductor" and _saved(steps, body) < _cost.INDUCTOR:
+            continue
         try:
-            return runner(body, *loop)
+            results = RUNNERS[name](body, *loop)
         except BackendError as error:
-            step_back(error)
-    return partial(replay, nested=partial(_fastest, ranked))(body, *loop)
+            refusals.append(error)
+        else:
+            _log.debug("%d steps on %s", loop[3], name)
+            return results
+    for refusal in refusals[:1]:
+        _cost.warn_of_loss(refusal, "calls torch's operations from Python", _saved(steps, body))
+    _log.debug("%d steps on replay: %s", loop[3], refusals)
+    return partial(replay, nested=partial(_fastest, steps))(body, *loop)
 
 
-def step_back(error: BackendError) -> None:
-    """Say once why the fastest backend is not the one that runs."""
-    if str(error) not in _said:
-        _said.add(str(error))
-        warn(f"backend='auto' steps back: {error}")
+def _saved(steps: int, body: Body) -> float:
+    """Estimate the seconds that a compiled loop saves over calls from Python."""
+    return steps * body.operations * _cost.OPERATION
