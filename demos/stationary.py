@@ -17,7 +17,7 @@ Above some η it has no positive solution: the variance is infinite. The iterate
 they keep a stationary law, with heavy tails, as long as their Lyapunov exponent is below 0. And somewhat
 below that η the fourth moment is infinite already: a measured variance has an infinite standard error. All
 of this is in the table (CSV) and the pictures: one vmap runs every learning rate on several streams of
-batches. The learning rates share these, so neighbours err together. `backend="auto"` compiles the loop.
+batches. The learning rates share these, so neighbours err together.
 
 Sources: G. Pflug, "Stochastic minimization with constant step-size: asymptotic laws", 1986; F. Bach,
 E. Moulines, "Non-strongly-convex smooth stochastic approximation with convergence rate O(1/n)", 2013;
@@ -26,7 +26,7 @@ diffusion is the dashed line); A. Dieuleveut, A. Durmus, F. Bach, "Bridging the 
 size stochastic gradient descent and Markov chains", 2020; M. Gurbuzbalaban, U. Simsekli, L. Zhu, "The
 heavy-tail phenomenon in SGD", 2021. The data are matplotlib's `Stocks.csv`.
 
-    python demos/stationary.py [--out DIR] [--fast] [--backend NAME]
+    python demos/stationary.py [--out DIR] [--fast]
 """
 
 import argparse
@@ -203,7 +203,6 @@ def simulate(
     lrs: Tensor,
     pieces: int,
     piece: int,
-    backend: str,
 ) -> Measured:
     """Run every learning rate and seed at once, piece by piece: no plan and no record of it all is held."""
     transform = add_up_moments(vector(problem.minimizers[0]))
@@ -211,7 +210,7 @@ def simulate(
 
     def run(params: Any, lr: Tensor, index: Tensor) -> tuple[Any, Tensor]:
         init = step.init(params)
-        final, _ = gd.train(step, init, problem.data, index, lr, record=(), backend=backend)
+        final, _ = gd.train(step, init, problem.data, index, lr, record=())
         return final.params, final.opt_state / len(index)
 
     over_seeds = vmap(run, in_dims=(0, None, 0))
@@ -451,8 +450,6 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("out/stationary"), help="folder for the results")
     parser.add_argument("--fast", action="store_true", help="fewer steps, learning rates and batch sizes")
-    # Auto compiles what is as long as the whole of this, and leaves what is as short as --fast to Python.
-    parser.add_argument("--backend", default="auto", help="who runs the loop; see gdfunc.scan")
     args = parser.parse_args(argv)
     sizes, shares = ((4,), FAST_SHARES) if args.fast else (BATCH_SIZES, SHARES)
     pieces, piece = (6, 60) if args.fast else (TRANSIENT + 20, 10_000)
@@ -467,7 +464,7 @@ def main(argv: list[str] | None = None) -> int:
         print(
             f"batches of {size:2}: {len(lrs)} learning rates x {SEEDS} seeds at once; ", end="", flush=True
         )
-        measured[size] = simulate(problem, size, lrs, pieces, piece, args.backend)
+        measured[size] = simulate(problem, size, lrs, pieces, piece)
         steps, plan_seconds, loop_seconds = measured[size][1:]
         print(
             f"{steps:,} steps in {loop_seconds:.1f} s, {steps / loop_seconds:,.0f} "

@@ -116,9 +116,7 @@ def sweep(problem: gd.problems.Problem, method: Method, lrs: Tensor, keys: Tenso
         index = samples.reshape(-1, n * method.pass_length or 1)
         steps = len(index)
         lr = lr * (1 - torch.arange(steps, dtype=lr.dtype) / steps) if method.falling else lr
-        final, trajectory = gd.train(
-            step, init, data, index, lr, record=gap, every=steps // records, backend="auto"
-        )
+        final, trajectory = gd.train(step, init, data, index, lr, record=gap, every=steps // records)
         return torch.cat([trajectory.gap, gap(final)[None]])
 
     return gd.sweep(run, gd.grid(lr=lrs, key=keys)).reshape()

@@ -1,5 +1,7 @@
 """Runs as functions of everything that governs them, for derivatives to go through."""
 
+import signal
+
 import torch
 
 import gdfunc as gd
@@ -93,6 +95,16 @@ def ridge_run(steps=400, transform=None, backend="eager"):
 
     init = {"w": torch.zeros(3).double(), "b": torch.zeros(()).double()}
     return run, (torch.tensor([0.1, 0.2, 0.3]).double(), init, torch.tensor(0.5).double())
+
+
+def ctrl_c(after):
+    """A progress function that presses Ctrl-C once so many steps are done."""
+
+    def press(done, steps):
+        if done >= after:
+            signal.raise_signal(signal.SIGINT)
+
+    return press
 
 
 def assert_close(got, expected, tolerance):

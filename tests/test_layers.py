@@ -227,13 +227,14 @@ def test_nothing_forbidden_is_used(path):
 
 # The imports of each part of _scan: trace and backends make and run bodies, so _body lies below them.
 SCAN = {
-    "_scan": {"_adjoint", "_loop"},
+    "_scan": {"_adjoint", "_loop", "_cost"},
     "_adjoint": {"_body", "_loop"},
     "_loop": {"_derived", "trace", "backends", "_body"},
     "_derived": {"_body"},
     "trace": {"_body", "_recent"},
-    "backends": {"_body", "_recent"},
+    "backends": {"_body", "_recent", "_cost"},
     "_body": set(),
+    "_cost": set(),
     "_recent": set(),
 }
 

@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import gdfunc as gd
 from gdfunc._errors import BackendError
-from gdfunc._scan import _body, backends
+from gdfunc._scan import _body
 from gdfunc._scan.backends import native
 
 from .references import COMPILED, normal
@@ -1093,15 +1093,6 @@ def test_a_carry_is_overwritten_only_where_no_later_reader_needs_it(name):
     init = {where: {"a": tame(0, (96,)), "b": tame(1, (96,))} for where in ("flat", "inner")}
     xs = torch.arange(4.0, dtype=torch.float64)
     assert_same(lambda backend: gd.scan(f, init, xs, backend=backend), 1e-12, 1e-12)
-
-
-@pytest.mark.parametrize(("ranks", "steps"), [("QUICK", 1_000), ("QUICK", 9_999), ("RANKED", 10_000)])
-def test_auto_takes_the_native_loop(ranks, steps, monkeypatch):
-    ran, run = [], native.run
-    monkeypatch.setattr(backends, ranks, {"cpu": (lambda *a: ran.append(a[4]) or run(*a),)})
-    xs = tame(0, (steps, 3))
-    gd.scan(descend, xs[0], xs, backend="auto")
-    assert ran == [steps]
 
 
 def wander(start, length=10**9):

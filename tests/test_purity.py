@@ -20,7 +20,7 @@ import torch
 import gdfunc as gd
 from gdfunc import BackendError
 
-STEPS = torch.arange(1000.0)  # as many as auto traces for
+STEPS = torch.arange(100.0)  # as many as auto traces for
 COUNT = 0
 
 
@@ -173,7 +173,7 @@ PUT_BACK = {  # an impure function, and a reading of the state that it changes
     "number in C": lambda: counting_in_c(ctypes.c_int(0)),
     "count behind many objects": lambda: counting_behind([(i,) for i in range(9000)]),
 }
-quiet = pytest.mark.filterwarnings("ignore:.*traced on every call", "ignore:backend='auto'")
+quiet = pytest.mark.filterwarnings("ignore:.*traced on every call")
 
 
 def body(f):

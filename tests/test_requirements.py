@@ -149,8 +149,8 @@ REQUIREMENTS = {
     16: (
         "a compilation that fails raises, and auto warns once with the reason",
         (
-            "test_scan_compiled.py::test_auto_steps_back_with_one_warning_where_compiling_fails",
-            "test_train_backends.py::test_auto_says_once_that_it_steps_back_and_an_explicit_backend_refuses",
+            "test_scan_compiled.py::test_auto_replays_with_one_warning_where_compiling_fails",
+            "test_train_backends.py::test_auto_says_once_that_it_runs_in_python_and_an_explicit_backend_refuses",
             "test_scan_compiled.py::test_no_compiler_is_one_clear_sentence",
             "test_native.py::test_no_compiler_is_one_clear_sentence",
         ),

@@ -16,7 +16,7 @@ from torch.func import grad, jvp, vmap
 
 import gdfunc as gd
 from gdfunc._errors import BackendError
-from gdfunc._scan import _scan, backends
+from gdfunc._scan import _cost
 from gdfunc._scan.backends import _inductor, native
 from gdfunc._scan.trace import _trace
 
@@ -438,13 +438,13 @@ def test_no_compiler_is_one_clear_sentence():
 
 @pytest.fixture
 def worth_compiling(monkeypatch, nothing_said):
-    """Let backend='auto' compile loops of three steps."""
-    monkeypatch.setattr(_scan, "_WORTH_TRACING", 3)
-    monkeypatch.setattr(backends, "WORTH_COMPILING", 3)
+    """Let backend='auto' compile every loop, and warn of every loss."""
+    for cost in ("TRACE", "INDUCTOR", "_WORTH_A_WARNING"):
+        monkeypatch.setattr(_cost, cost, 0.0)
 
 
 @pytest.mark.usefixtures("worth_compiling", "nothing_traced")
-def test_auto_steps_back_with_one_warning_where_compiling_fails(monkeypatch):
+def test_auto_replays_with_one_warning_where_compiling_fails(monkeypatch):
     def fail(*args, **kwargs):
         raise BackendError("no such luck")
 
@@ -452,7 +452,9 @@ def test_auto_steps_back_with_one_warning_where_compiling_fails(monkeypatch):
     monkeypatch.setattr(native, "_compiled", fail)
     w, p, xs = normal(0, 1)[0], normal(1, 3), normal(2, 4, 3)
     auto = functools.partial(gd.scan, backend="auto", unroll=3)
-    with pytest.warns(UserWarning, match="auto' steps back: no such luck") as caught:
+    with pytest.warns(
+        gd.PerformanceWarning, match="calls torch's operations from Python.*: no such luck"
+    ) as caught:
         got = descent(auto, w, p, xs)
     assert len(caught) == 1
     expected = descent(loop, w, p, xs)

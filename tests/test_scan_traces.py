@@ -638,8 +638,9 @@ def test_a_body_that_a_trace_cannot_follow_is_refused_and_auto_runs_it_in_eager(
 
     with pytest.raises(BackendError, match=reason):
         run(**options)
-    monkeypatch.setattr("gdfunc._scan._scan._WORTH_TRACING", 2)
-    with pytest.warns(UserWarning, match=f"steps back: .*{reason}"):
+    monkeypatch.setattr("gdfunc._scan._cost.TRACE", 0.0)
+    monkeypatch.setattr("gdfunc._scan._cost._WORTH_A_WARNING", 0.0)
+    with pytest.warns(gd.PerformanceWarning, match=f"runs in Python.*: .*{reason}"):
         got = run(backend="auto")
     assert_agrees(got, run())
 
@@ -732,7 +733,7 @@ def peak_of_backward(length, adjoint, transform):
 
     def loss(w):
         f = lambda c, x: (torch.sin(c * w) + torch.cos(c), None)  # noqa: E731
-        return gd.scan(f, p, length=length, adjoint=adjoint)[0].sum()
+        return gd.scan(f, p, length=length, adjoint=adjoint, backend="eager")[0].sum()
 
     transform(loss, w)  # the traces, which are made once
     with Memory() as live:

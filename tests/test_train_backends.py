@@ -20,14 +20,13 @@ from hypothesis import strategies as st
 
 import gdfunc as gd
 from gdfunc import _tree
-from gdfunc._scan import backends
-from gdfunc._scan.backends import _inductor, native
+from gdfunc._scan.backends import _inductor
 from gdfunc._train._drive import segment_end
 from gdfunc._train._plan import _GRAIN
 
 from .assertions import assert_agrees, assert_same_bits
 from .references import COMPILED, fingerprint, linear_data, linear_loss, normal, relative_error, storages
-from .runs import MODELS
+from .runs import MODELS, ctrl_c
 
 DATA = linear_data(0, 12, 3)
 INIT = {"w": normal(5, 3), "b": normal(6, 1)[0]}
@@ -243,16 +242,6 @@ def test_a_compilation_tells_that_it_goes_on(monkeypatch, capfd):
     assert seen[0].out == ""
 
 
-def ctrl_c(after):
-    """A progress function that presses Ctrl-C once so many steps are done."""
-
-    def press(done, steps):
-        if done >= after:
-            signal.raise_signal(signal.SIGINT)
-
-    return press
-
-
 @pytest.mark.usefixtures("no_segment_time", "ctrl_c_is_heard")
 @pytest.mark.parametrize(
     ("backend", "steps", "after", "every"),
@@ -280,7 +269,7 @@ def test_ctrl_c_keeps_all_steps_done_and_the_rest_goes_on_to_the_same_bits(backe
 @pytest.mark.parametrize("stop", [None, lambda carry, loss: loss < 0])
 @pytest.mark.parametrize(
     ("backend", "steps", "after", "every"),
-    [("auto", 1200, 1100, 1), ("native", 43, 20, 2), ("eager", 43, 21, 3), ("eager", 5, 5, 1)],
+    [("auto", 120, 110, 1), ("native", 43, 20, 2), ("eager", 43, 21, 3), ("eager", 5, 5, 1)],
 )
 def test_an_interrupted_run_is_resumed_to_the_bits_of_the_whole(backend, steps, after, every, stop):
     """Also where `auto` would run the rest in Python, because it is short."""
@@ -304,6 +293,7 @@ def test_resuming_another_run_is_refused():
         (40, {"every": 3}, "with every=3 has no segment's end"),
         (40, {"record": ("loss",)}, "but record= names others"),
         (40, {"init": {"w": normal(5, 3)}}, "resume.state"),
+        (40, {"backend": "native"}, "resume is of a run on backend='eager'; got backend='native'"),
         (40, {"resume": ValueError()}, "resume is ValueError, not TrainingInterrupted"),
     ]:
         with pytest.raises((TypeError, ValueError), match=message):
@@ -349,81 +339,6 @@ def test_ctrl_c_within_a_segment_gives_the_state_before_it(monkeypatch, at, done
     assert caught.value.step == done
     assert_same_bits(caught.value.state, run(index=plan(40)[:done])[0])
     assert len(caught.value.trajectory.step) == done
-
-
-# The backend that chooses.
-
-
-@pytest.fixture
-def ran(monkeypatch):
-    """The lengths of the loops that Inductor ran."""
-    lengths, run_loop = [], _inductor.run
-
-    def watched(body, consts, init, xs, length, unroll=1):
-        lengths.append(length)
-        return run_loop(body, consts, init, xs, length, unroll)
-
-    monkeypatch.setattr(backends, "RANKED", {"cpu": (watched,)})
-    return lengths
-
-
-@pytest.mark.usefixtures("ctrl_c_is_heard")
-def test_auto_is_eager_for_a_short_run_and_compiled_for_a_long_one(ran, monkeypatch):
-    for steps, at_once in [(999, []), (9_999, []), (10_000, [10_000])]:
-        with pytest.raises(gd.TrainingInterrupted):
-            run(steps, backend="auto", progress=ctrl_c(1))
-        assert ran == at_once
-    ran.clear()
-    monkeypatch.setattr("gdfunc._scan._scan._WORTH_TRACING", 40)
-    monkeypatch.setattr(backends, "WORTH_COMPILING", 40)
-    assert_same_bits(run(39, backend="auto"), run(39, backend="eager"))
-    assert ran == []
-    monkeypatch.setattr("gdfunc._train._drive._SEGMENT_SECONDS", 0.0)  # its segments are short
-    assert_same_bits(run(40, backend="auto"), run(40))
-    assert ran == [16, 16, 4, 4]
-
-
-@pytest.fixture
-def worth_compiling(monkeypatch, nothing_said):
-    """Let backend='auto' compile every loop."""
-    monkeypatch.setattr("gdfunc._scan._scan._WORTH_TRACING", 1)
-    monkeypatch.setattr(backends, "WORTH_COMPILING", 1)
-
-
-@pytest.mark.usefixtures("worth_compiling")
-def test_auto_says_once_that_it_steps_back_and_an_explicit_backend_refuses():
-    def loss_fn(params, batch):
-        loss = linear_loss(params, batch)
-        return loss if loss > 1 else loss / 2
-
-    step = gd.make_step(loss_fn)
-    expected = run(step=step, backend="eager")
-    reason = r"f decides on the value of a tensor at .*test_train_backends.py:\d+: `return loss if loss > 1"
-    with pytest.warns(UserWarning, match=f"backend='auto' steps back: {reason}") as told:
-        assert_same_bits(run(step=step, backend="auto"), expected)
-    assert len(told) == 1
-    assert told[0].filename == __file__
-    assert_same_bits(run(step=step, backend="auto"), expected)
-    with pytest.raises(gd.BackendError, match=f"^{reason}"):
-        run(step=step)
-
-
-@pytest.mark.usefixtures("nothing_said")
-def test_auto_is_native_for_a_run_of_middle_length_and_else_takes_no_slow_compiler(ran, monkeypatch):
-    native_ran, run_natively = [], native.run
-    watched = lambda *loop: native_ran.append(loop[4]) or run_natively(*loop)  # noqa: E731
-    monkeypatch.setattr(backends, "QUICK", {"cpu": (watched,)})
-    assert_agrees(run(1_000, backend="auto"), run(1_000, backend="eager"))
-    assert (ran, sum(native_ran)) == ([], 1_000)
-
-    def loss_fn(params, batch):
-        return linear_loss(params, batch) + params["w"].logcumsumexp(0).square().sum()
-
-    step = gd.make_step(loss_fn)
-    with pytest.warns(UserWarning, match="steps back: backend='native' does not cover aten.logcumsumexp"):
-        got = run(1_000, step=step, backend="auto")
-    assert_agrees(got, run(1_000, step=step, backend="eager"))
-    assert ran == []
 
 
 REPEATED = """

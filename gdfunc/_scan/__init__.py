@@ -3,6 +3,7 @@
 The stages, in the order in which `scan(f, init, xs, backend="native")` runs them:
 
     _scan           the checks of arguments and of every step, the eager loop
+    _cost           the constants by which backend="auto" decides
     _loop           trace_and_run: f to a body, and the loop over the body
     trace/          from f to a body
       _key            all that f can reach, as the key of its trace

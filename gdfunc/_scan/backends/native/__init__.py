@@ -66,6 +66,7 @@ from ...._torch._modes import FakeTensor
 from ..._body import Body, Leaves, Members
 from ._build import Library, build
 from ._program import LONG, write
+from ._tensor import TorchIsFaster as TorchIsFaster
 from ._tensor import Unsupported as Unsupported
 
 _SEGMENT_SECONDS = 0.05  # Ctrl-C waits for so long

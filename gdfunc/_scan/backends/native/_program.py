@@ -15,7 +15,7 @@ from ..._body import Body, Loop
 from ._contraction import vector
 from ._memory import nearest, overwrites, share, spans
 from ._statement import C_TYPES, Access, Buffer, Code, Repeat, largest_step
-from ._tensor import Block, Lazy, Memory, Stored, Unsupported, View, contiguous, fill, stored
+from ._tensor import Block, Lazy, Memory, Stored, TorchIsFaster, Unsupported, View, contiguous, fill, stored
 from ._trace import operations
 from .operators import RESHAPES, Call, lower, name_of
 
@@ -50,7 +50,7 @@ def write(body: Body) -> str:
     _, carry = _step(block, block, body, consts, init, xs, ys, memory)
     work = largest_step(block.statements)
     if work > _MOST_WORK:
-        raise Unsupported(f"a step of {work:.1g} operations, where torch's own kernels are faster")
+        raise TorchIsFaster(f"a step of {work:.1g} operations, where torch's own kernels are faster")
     buffers = [(kind, memory.buffer) for kind, memories in arguments.items() for memory in memories]
     declared = [f"{kind}({each.c_type}, {each.name}, {at})" for at, (kind, each) in enumerate(buffers)]
     of_member = len(body.consts) + len(body.carry)

@@ -28,6 +28,10 @@ class Unsupported(BackendError):
         super().__init__(f"backend='native' does not cover {what}; use backend='inductor' or 'eager'")
 
 
+class TorchIsFaster(Unsupported):
+    """A step that is too large to be worth a loop of our own."""
+
+
 @dataclass
 class Block:
     """The statements of a step, with their intermediate results and functions."""
