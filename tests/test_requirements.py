@@ -150,7 +150,7 @@ REQUIREMENTS = {
         "a compilation that fails raises, and auto warns once with the reason",
         (
             "test_scan_compiled.py::test_auto_replays_with_one_warning_where_compiling_fails",
-            "test_train_backends.py::test_auto_says_once_that_it_runs_in_python_and_an_explicit_backend_refuses",
+            "test_auto.py::test_a_loss_of_ten_seconds_is_said_once_at_the_users_line_with_its_remedy",
             "test_scan_compiled.py::test_no_compiler_is_one_clear_sentence",
             "test_native.py::test_no_compiler_is_one_clear_sentence",
         ),
