@@ -32,6 +32,9 @@ def ran(caplog):
     return read
 
 
+WEIGHTS = normal(2, 2, 2)
+
+
 def run(steps=200, loss_fn=PROBLEM.loss_fn, **options):
     index = gd.sample_batches(gd.random.key(0), 40, 8, steps)
     options = {"lr": 0.05, "data": PROBLEM.data, "record": ("loss", "params")} | options
@@ -147,6 +150,62 @@ def test_a_large_step_that_torch_runs_faster_is_no_loss(recwarn, monkeypatch, ra
     run(100, lambda params, batch: PROBLEM.loss_fn(params, batch) * 1.25)
     assert {backend for _, backend in ran()} == {"replay"}
     assert not recwarn.list
+
+
+class Halved(torch.autograd.Function):
+    """The identity, with half of its derivative."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad / 2
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return tangent / 2
+
+
+@pytest.mark.parametrize(
+    "differentiate",
+    [
+        lambda run, lr: torch.func.grad(run)(lr),
+        lambda run, lr: torch.func.jvp(run, (lr,), (torch.ones_like(lr),))[1],
+        lambda run, lr: torch.func.jacrev(torch.func.grad(run))(lr),
+        lambda run, lr: torch.func.vmap(torch.func.grad(run))(lr.expand(2)),
+        lambda run, lr: torch.autograd.grad(run(lr.requires_grad_()), lr)[0],
+    ],
+)
+def test_a_derivative_that_a_traced_loop_would_lose_is_eagers(ran, differentiate):
+    def loss(backend, lr):
+        step = lambda c, x: (c - lr * Halved.apply(c.sin()), None)  # noqa: E731
+        return gd.scan(step, torch.tensor(1.0), length=100, backend=backend)[0]
+
+    lr = torch.tensor(0.01)
+    results = [differentiate(functools.partial(loss, how), lr.clone()) for how in ("auto", "eager")]
+    assert_same_bits(*results)
+    assert {backend for _, backend in ran()} == {"eager"}
+    assert_agrees(loss("auto", lr), loss("eager", lr), 1e-5)
+    assert {backend for _, backend in ran()} == {"native"}
+
+
+def test_auto_compiles_a_long_body_only_for_a_run_that_pays_for_it(ran):
+    def f(carry, x):
+        for _ in range(110):
+            carry = (WEIGHTS @ carry).sin()
+        return carry, None
+
+    for steps, backend in [(100, "replay"), (1_300, "native")]:
+        gd.scan(f, WEIGHTS[0], length=steps)
+        assert ran() == [(steps, backend)]
 
 
 TRANSFORMS = {

@@ -11,6 +11,8 @@ from .._errors import PerformanceWarning, warn
 PYTHON_STEP = 5e-4  # an eager step of a small model, gradient included
 TRACE = 0.05  # two recordings of such a step; from then on the loop runs outside Python
 OPERATION = 4e-6  # a call of an operation from Python, beyond its work
+NATIVE = 5e-3  # a native compilation, for each operation
+NATIVE_AT_MOST = 1.0  # a native compilation that is made even if one run does not pay for it
 INDUCTOR = 20.0  # a compilation of some hundred operations
 _WORTH_A_WARNING = 10.0
 

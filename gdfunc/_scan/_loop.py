@@ -26,7 +26,12 @@ from .. import _tree
 from .._errors import BackendError, untraceable
 from .._torch._graphs import is_recorded, record_call, tracer
 from .._torch._modes import has_no_value, lent, mode_of, no_dispatch_modes, valueless
-from .._torch._transforms import functionalization, is_transforming, may_be_differentiated
+from .._torch._transforms import (
+    functionalization,
+    is_pushing_tangents,
+    is_transforming,
+    may_be_differentiated,
+)
 from .._tree import Tree
 from . import _derived
 from ._body import Active, Avals, Body, Flags, Leaves, Loop, Runner, filled, spread
@@ -43,12 +48,17 @@ def trace_and_run(
     xs: Tree,
     seen: dict[Any, Any] | None,
     through: Callable[..., list[Tensor]],
+    falls_back: bool,
     **fields: Any,
 ) -> tuple[Tree, Tree]:
     """Trace a user's function, with the checks around it, and run the loop over its body.
 
     gdfunc's own errors read well already. After any other error, f is called on real tensors, where a
     mistake in f raises a clearer error.
+
+    Args:
+        falls_back: whether an error makes the caller run f in eager. A loop that might be differentiated,
+            and cannot be, then raises before it runs.
     """
     try:
         traced = trace(f, checked, init, xs, seen)
@@ -62,9 +72,21 @@ def trace_and_run(
             raise untraceable(f"f cannot be traced ({type(error).__name__}: {line})") from error
     carry, structure = _tree.flatten(init)
     loop = Bound(traced.body, **fields)
-    results = through(loop, *_visible(traced.closed_over, carry, _tree.leaves(xs)))
+    tensors = _visible(traced.closed_over, carry, _tree.leaves(xs))
+    if (
+        falls_back
+        and traced.body.opaque
+        and any(map(_is_followed, (*tensors[0], *tensors[1], *tensors[2])))
+    ):
+        _check_derivatives(traced.body)
+    results = through(loop, *tensors)
     ys = results[len(carry) :]
     return _tree.unflatten(structure, results[: len(carry)]), _tree.unflatten(traced.y_structure, ys)
+
+
+def _is_followed(leaf: Tensor) -> bool:
+    """Tell whether a derivative may go through a tensor."""
+    return is_pushing_tangents() or (torch.is_grad_enabled() and may_be_differentiated(leaf))
 
 
 def _visible(*tensors: list[Tensor]) -> Sequence[list[Tensor]]:
@@ -245,12 +267,7 @@ def _as_node(loop: Bound, tensors: Leaves) -> list[Tensor]:
 
 def _active(body: Body, given: Sequence[bool]) -> Active:
     """Flag the inputs, carries and y's that have a derivative, if the flagged inputs have one."""
-    if body.opaque:
-        names = ", ".join(sorted(body.opaque))
-        raise untraceable(
-            f"f applies {names}, whose own derivative is lost where a traced loop is differentiated (not "
-            f"within f)"
-        )
+    _check_derivatives(body)
 
     def floating(flags: Sequence[bool], avals: Avals) -> Flags:
         return tuple(flag and aval.dtype.is_floating_point for flag, aval in zip(flags, avals, strict=True))
@@ -260,3 +277,13 @@ def _active(body: Body, given: Sequence[bool]) -> Active:
     carry, y = body.dependent(given)
     carry = floating(carry, body.carry)
     return Active((*consts, *carry, *x), carry, floating(y, body.y))
+
+
+def _check_derivatives(body: Body) -> None:
+    """Refuse to differentiate a body that has not all its derivatives."""
+    if body.opaque:
+        names = ", ".join(sorted(body.opaque))
+        raise untraceable(
+            f"f applies {names}, whose own derivative is lost where a traced loop is differentiated (not "
+            f"within f)"
+        )

@@ -161,8 +161,11 @@ def fold(
     stays_loop = trace is not None and trace.keeps_loops and length > _LAID_OUT
     if backend != "eager" or needs_trace or stays_loop:
         how = {"reverse": reverse, "unroll": unroll, "runner": _loop.runner_of(backend, run_steps)}
+        through, falls_back = adjoint.run_loop, backend == "auto"
         try:
-            return _loop.trace_and_run(f, checked, init, xs, seen, adjoint.run_loop, length=length, **how)
+            return _loop.trace_and_run(
+                f, checked, init, xs, seen, through, falls_back, length=length, **how
+            )
         except BackendError as error:
             if needs_trace and not hasattr(error, "__notes__"):  # a refusal is kept, and raised again
                 error.add_note(

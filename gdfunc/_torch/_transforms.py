@@ -88,8 +88,12 @@ def depth() -> int:
 
 def is_transforming() -> bool:
     """Tell whether a transformation of torch.func or a level of forward mode is running."""
-    # forward_ad has no public way to ask for its level.
-    return _functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    return _functorch.peek_interpreter_stack() is not None or is_pushing_tangents()
+
+
+def is_pushing_tangents() -> bool:
+    """Tell whether a level of forward mode is running, that of a jvp of torch.func included."""
+    return forward_ad._current_level >= 0  # forward_ad has no public way to ask for it
 
 
 def has_forward_mode(above: int) -> bool:

@@ -36,9 +36,9 @@ def _fastest(steps: int, body: Body, *loop: Any) -> list[Tensor]:
         loop: the other arguments of a Runner.
     """
     device = next((aval.device.type for aval in (*body.carry, *body.x, *body.consts)), "cpu")
-    refusals = []
+    saved, refusals = steps * body.operations * _cost.OPERATION, list[BackendError]()
     for name in RANKED.get(device, ()):
-        if name == "inductor" and _saved(steps, body) < _cost.INDUCTOR:
+        if saved < _compilation(name, body):
             continue
         try:
             results = RUNNERS[name](body, *loop)
@@ -49,11 +49,14 @@ def _fastest(steps: int, body: Body, *loop: Any) -> list[Tensor]:
             return results
     for refusal in refusals[:1]:
         if not isinstance(refusal, native.TorchIsFaster):
-            _cost.warn_of_loss(refusal, "calls torch's operations from Python", _saved(steps, body))
+            _cost.warn_of_loss(refusal, "calls torch's operations from Python", saved)
     _log.debug("%d steps on replay: %s", loop[3], refusals)
     return partial(replay, nested=partial(_fastest, steps))(body, *loop)
 
 
-def _saved(steps: int, body: Body) -> float:
-    """Estimate the seconds that a compiled loop saves over calls from Python."""
-    return steps * body.operations * _cost.OPERATION
+def _compilation(name: str, body: Body) -> float:
+    """Return the seconds that a backend must save in one run."""
+    if name == "native":
+        seconds = body.operations * _cost.NATIVE
+        return seconds if seconds > _cost.NATIVE_AT_MOST else 0.0
+    return _cost.INDUCTOR if name == "inductor" else 0.0
