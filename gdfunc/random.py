@@ -208,12 +208,9 @@ def permutation(key: Tensor, n: int) -> Tensor:
 def _integers_below(span: int, key: Tensor, shape: Sequence[int]) -> Tensor:
     """Draw integers from [0, span), with JAX's bits, by each of the keys [..., 2]."""
     high, low = (_bits(each, shape) for each in _split(key, 2).unbind(-2))
-    # 64 random bits modulo the span, in JAX's order: 2³² mod span, itself in 32-bit arithmetic.
+    # 64 random bits modulo the span, with JAX's 2³² mod span, which is 0 for a span above 2¹⁶.
     multiplier = ((2**16 % span) ** 2 & _WORD) % span
-    if span <= 2**16:  # nothing exceeds 32 bits in JAX, or 49 here: one remainder serves for three
-        return (high * multiplier + low) % span
-    offset = ((high % span) * multiplier + low % span) & _WORD
-    return offset % span
+    return (high * multiplier + low) % span
 
 
 def _orders(key: Tensor, n: int) -> Tensor:
