@@ -93,7 +93,7 @@ def programs(draw):
 @given(programs())
 def test_carry_is_reused_only_when_no_later_reader_needs_it(program):
     statements, old, new = program
-    if _memory.overwrites(statements, old, new):
+    if _memory.overwrites(_memory.uses(statements), old, new):
         reused = observed(statements, lambda each: old if each is new else each, old, new)
         assert reused == observed(statements, lambda each: each, old, new)
 
@@ -101,7 +101,11 @@ def test_carry_is_reused_only_when_no_later_reader_needs_it(program):
 @given(programs())
 def test_scratch_memory_is_shared_only_by_tensors_that_are_not_needed_at_once(program):
     statements, old, new = program
-    lives = {each: life for each, life in _memory.spans(statements).items() if each not in (old, new)}
+    lives = {
+        each: life
+        for each, life in _memory.spans(_memory.uses(statements)).items()
+        if each not in (old, new)
+    }
     slots = _memory.share(lives)
     assert all(slot.count >= each.count for each, slot in slots.items())
     names = {each: slots[each].name if each in slots else each for each in [*lives, old, new]}
@@ -119,17 +123,17 @@ REUSES = {  # the other statements are refused by the law above
 
 @pytest.mark.parametrize("name", REUSES)
 def test_carry_is_reused_where_each_new_element_needs_only_the_one_it_replaces(name):
-    assert _memory.overwrites(REUSES[name], OLD, NEW)
+    assert _memory.overwrites(_memory.uses(REUSES[name]), OLD, NEW)
 
 
 def test_carry_is_not_reused_where_a_view_of_it_is_read_or_nothing_is_written():
     row = Buffer("row", torch.float64, 1, OLD)
     for statement in (code((row, HERE), writes=NEW), code((OLD, HERE), writes=OTHER)):
-        assert not _memory.overwrites([statement], OLD, NEW)
+        assert not _memory.overwrites(_memory.uses([statement]), OLD, NEW)
 
 
 def test_scratch_memory_grows_with_what_is_needed_at_once_and_not_with_the_number_of_tensors():
     chain = [buffer(f"s{i}") for i in range(20)]
     statements = [code((a, HERE), writes=b) for a, b in pairwise(chain)]
-    slots = _memory.share(_memory.spans(statements))
+    slots = _memory.share(_memory.spans(_memory.uses(statements)))
     assert len({slot.name for slot in slots.values()}) == 2

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from itertools import accumulate
 
-from ._statement import Buffer, Code
+from ._statement import Access, Buffer, Code
 
 _ON_STACK = 8192  # bytes
+Uses = dict[Buffer, list[tuple[int, Access]]]
 
 
 @dataclass
@@ -16,37 +18,35 @@ class Slot:
     name: str
     c_type: str
     count: int
-    last: int = -1  # statement that uses it
 
 
-def spans(statements: Sequence[Code]) -> dict[Buffer, tuple[int, int]]:
-    """Number the first and the last statement that uses each buffer."""
-    found: dict[Buffer, tuple[int, int]] = {}
+def uses(statements: Sequence[Code]) -> Uses:
+    """List the accesses to each buffer in order, with the numbers of their statements."""
+    found: Uses = {}
     for number, statement in enumerate(statements):
         for access in statement.accesses:
-            root = access.buffer.root
-            found[root] = found.get(root, (number, number))[0], number
+            found.setdefault(access.buffer.root, []).append((number, access))
     return found
 
 
-def overwrites(statements: Sequence[Code], old: Buffer, new: Buffer) -> bool:
-    """Tell whether new values may take the place of the old ones.
+def spans(found: Uses) -> dict[Buffer, tuple[int, int]]:
+    """Number the first and the last statement that uses each buffer."""
+    return {buffer: (accesses[0][0], accesses[-1][0]) for buffer, accesses in found.items()}
+
+
+def overwrites(found: Uses, old: Buffer, new: Buffer) -> bool:
+    """Tell from the uses in a step whether new values may take the place of the old ones.
 
     The statement that first writes new ones may read only the old element that it replaces, and no later
     statement may read any.
     """
-    has_begun = False
-    for statement in statements:
-        uses = [access for access in statement.accesses if access.buffer.root in (old, new)]
-        reads_old = any(access.buffer.root is old for access in uses)
-        if has_begun and reads_old:
-            return False
-        if not has_begun and any(access.buffer.root is new for access in uses):
-            places = {access.place if access.buffer in (old, new) else None for access in uses}
-            if reads_old and (len(places) > 1 or None in places):
-                return False
-            has_begun = True
-    return has_begun
+    begin = min((number for number, _ in found.get(new, ())), default=None)
+    reads = {number for number, _ in found.get(old, ())}
+    if begin is None or not reads or max(reads) < begin:
+        return begin is not None
+    together = [access for number, access in (*found[old], *found[new]) if number == begin]
+    places = {access.place if access.buffer in (old, new) else None for access in together}
+    return max(reads) == begin and len(places) == 1 and None not in places
 
 
 def nearest(buffers: Iterable[Buffer]) -> list[Buffer]:
@@ -59,12 +59,20 @@ def nearest(buffers: Iterable[Buffer]) -> list[Buffer]:
 def share(lives: Mapping[Buffer, tuple[int, int]]) -> dict[Buffer, Slot]:
     """Let buffers that are not needed at the same time lie in the same slot: less memory, and nearer."""
     slots: list[Slot] = []
+    taken: list[tuple[int, int]] = []  # a heap: the last statement that uses a slot, and its number
+    free: dict[str, list[int]] = {}
     chosen: dict[Buffer, Slot] = {}
     for buffer, (first, last) in sorted(lives.items(), key=lambda item: item[1]):
-        free = [slot for slot in slots if slot.c_type == buffer.c_type and slot.last < first]
-        if not free:
-            free = [Slot(f"r{len(slots)}", buffer.c_type, buffer.count)]
-            slots += free
-        slot = chosen[buffer] = min(free, key=lambda slot: abs(slot.count - buffer.count))
-        slot.count, slot.last = max(slot.count, buffer.count), last
+        while taken and taken[0][0] < first:
+            _, number = heappop(taken)
+            free.setdefault(slots[number].c_type, []).append(number)
+        if numbers := free.get(buffer.c_type):
+            number = min(numbers, key=lambda at: (abs(slots[at].count - buffer.count), at))
+            numbers.remove(number)
+        else:
+            number = len(slots)
+            slots.append(Slot(f"r{number}", buffer.c_type, buffer.count))
+        slot = chosen[buffer] = slots[number]
+        slot.count = max(slot.count, buffer.count)
+        heappush(taken, (last, number))
     return chosen

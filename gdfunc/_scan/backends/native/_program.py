@@ -13,17 +13,20 @@ from torch import fx
 from ...._torch._graphs import OpOverload, schema_arguments
 from ..._body import Body, Loop
 from ._contraction import vector
-from ._memory import nearest, overwrites, share, spans
+from ._memory import Uses, nearest, overwrites, share, spans, uses
+from ._sharing import LARGE, parts, shared
 from ._statement import C_TYPES, Access, Buffer, Code, Repeat, largest_step
 from ._tensor import Block, Lazy, Memory, Stored, TorchIsFaster, Unsupported, View, contiguous, fill, stored
 from ._trace import operations
 from .operators import RESHAPES, Call, lower, name_of
 
 _MOST_WORK = 6e6  # rounds of loops in a step: with more, libraries that divide it into blocks are faster
+_LONG_EXPRESSION = 200  # operations: a longer one is stored, before it nests too deep for Python
 LONG = 1e7  # rounds of loops, some ten milliseconds: a longer loop looks whether it should stop
-_MOST_OPERATIONS = 3000  # which take a compiler some ten seconds
+_MOST_LINES = 10_000  # of a step, which take a compiler some ten seconds
 _BY_VALUE = 256  # bytes of a carry that is copied rather than exchanged by its address
 _VIEWS = {*RESHAPES, "expand", "permute", "transpose", "t", "slice", "select", "flip", "alias", "detach"}
+Parts = dict[str, list[str]]  # lines, by their names in program.c
 Carry = dict[int, tuple[Memory, Memory]]  # old and new, by the number of the leaf
 _PROGRAM = Template(files(__package__).joinpath("program.c").read_text(encoding="utf-8"))
 
@@ -52,40 +55,73 @@ def write(body: Body) -> str:
     if work > _MOST_WORK:
         raise TorchIsFaster(f"a step of {work:.1g} operations, where torch's own kernels are faster")
     buffers = [(kind, memory.buffer) for kind, memories in arguments.items() for memory in memories]
-    declared = [f"{kind}({each.c_type}, {each.name}, {at})" for at, (kind, each) in enumerate(buffers)]
     of_member = len(body.consts) + len(body.carry)
-    parts = _placed(block, carry) | {
+    text = _placed(block, carry) | _text(block, buffers, of_member)
+    if sum(len(statement.text) for statement in block.statements) > LARGE:
+        text = _in_parts(block, buffers, text)
+    code = "\n".join([*text["functions"], *text["part_functions"], *text["step"]])
+    size = sum(not line.startswith("shared_") for line in code.split("\n"))
+    if size > _MOST_LINES:
+        raise Unsupported(f"a step of {size} lines of C")
+    return _PROGRAM.substitute({name: "\n".join(lines) for name, lines in text.items()})
+
+
+def _text(block: Block, buffers: Sequence[tuple[str, Buffer]], of_member: int) -> Parts:
+    declared = [f"{kind}({each.c_type}, {each.name}, {at})" for at, (kind, each) in enumerate(buffers)]
+    return {
         "functions": block.functions,
+        "part_functions": [],
         "of_member": declared[:of_member],
         "of_step": declared[of_member:],
         "step": [line for statement in block.statements for line in statement.text],
         "rounds": [str(int(sum(statement.rounds for statement in block.statements)))],
         "vector": [str(vector()[0])],
     }
-    return _PROGRAM.substitute({name: "\n".join(text) for name, text in parts.items()})
 
 
-def _placed(block: Block, carry: Carry) -> dict[str, list[str]]:
+def _in_parts(block: Block, buffers: Sequence[tuple[str, Buffer]], text: Parts) -> Parts:
+    """Write a large step as functions, in which the names of all tensors are macros."""
+    functions: list[str] = []
+    step = shared(block.statements, functions)
+    load, save = (list(parts(text[name], functions)) for name in ("load", "save"))
+    places = [
+        f"#define {each.name} (({each.c_type} *)(place[{at}] + n * member[{at}]"
+        f"{f' + t * time[{at}]' if kind in 'XY' else ''}))"
+        for at, (kind, each) in enumerate(buffers)
+    ]
+    return text | {
+        "places": [*places, *text["places"]],
+        "part_functions": functions,
+        "of_member": [],
+        "of_step": [],
+        "step": step,
+        "load": load,
+        "save": save,
+    }
+
+
+def _placed(block: Block, carry: Carry) -> Parts:
     """Write where the tensors of a step lie, and how the carry gets there and back."""
     places: dict[Buffer, str] = {}
+    found = uses(block.statements)
     load, save, moving = [], [], []
     for i, (old, new) in carry.items():
         first = last = old.buffer.name
         if _bytes(old) <= _BY_VALUE:
-            _replace(block, old, new)
-        elif overwrites(block.statements, old.buffer, new.buffer):
+            _replace(block, found, old, new)
+        elif overwrites(found, old.buffer, new.buffer):
             places |= dict.fromkeys((old.buffer, new.buffer), f"carry_{i}")
             continue
         else:
-            first, last = f"first->c{i}", f"last->c{i}"
+            first = last = f"now->c{i}"
             places |= {old.buffer: f"now->c{i}", new.buffer: f"next->c{i}"}
             moving.append(f"_Alignas(64) {old.buffer.c_type} c{i}[{old.buffer.count}];")
         load.append(_copy(first, f"carry_{i}", old))
         save.append(_copy(f"carry_{i}", last, old))
-    lives = spans(block.statements)
+    lives = spans(uses(block.statements))
     lives |= {old.buffer: (0, len(block.statements)) for old, _ in carry.values()}
     scratch = [buffer for buffer in block.buffers if buffer in lives]
-    near = nearest(scratch)
+    near = dict.fromkeys(nearest(scratch))
     far = share({buffer: lives[buffer] for buffer in scratch if buffer not in near})
     places |= {buffer: f"v->{buffer.name}" for buffer in near}
     places |= {buffer: f"w->{slot.name}" for buffer, slot in far.items()}
@@ -145,8 +181,6 @@ def _step(
     after = [carry[i][1] if i in carry else None for i in range(len(init))]
     inputs = [*[contiguous(around, leaf) for leaf in consts], *before, *xs]
     calls = [node for node in nodes if node.op == "call_function"]
-    if len(calls) > _MOST_OPERATIONS:
-        raise Unsupported(f"a step of {len(calls)} operations")
     results = list(zip(nodes[-1].args[0], [*after, *ys], strict=True))
     targets = {node: target for node, target in reversed(results) if target is not None}
     values: dict[fx.Node, Any] = dict(zip(nodes, inputs, strict=False))
@@ -206,6 +240,8 @@ def _stored(block: Block, node: fx.Node, tensor: Lazy, target: Memory | None) ->
             return tensor
         return stored(block, tensor, target)
     is_cheap = isinstance(tensor, (Memory, Stored, View)) or tensor.cost < 2
+    if not is_cheap and tensor.cost > _LONG_EXPRESSION:
+        return stored(block, tensor).memory()
     return tensor if is_cheap or len(users) == 1 else stored(block, tensor)
 
 
@@ -228,18 +264,19 @@ def _loop(block: Block, loop: Loop, tensors: Sequence[Lazy]) -> list[Lazy]:
     y = [_row(inner, leaf, row) for leaf in ys]
     scratch = lambda _, leaf: block.scratch(leaf.shape, leaf.dtype)  # noqa: E731
     last, carry = _step(inner, block, body, consts, init, x, y, scratch)
+    found = uses(inner.statements)
     for i, (old, new) in carry.items():
         fill(block, old, init[i])
-        _replace(inner, old, new)
+        _replace(inner, found, old, new)
     if loop.length * sum(statement.rounds for statement in inner.statements) > LONG:
         inner.statements.append(Code(["if (*stop) return -1;"]))
     block.statements.append(Repeat(counter, loop.length, inner.statements))
     return [*last, *ys]
 
 
-def _replace(block: Block, old: Memory, new: Memory) -> None:
+def _replace(block: Block, found: Uses, old: Memory, new: Memory) -> None:
     """End a round: the new carry becomes the old one, in place where that is possible."""
-    if overwrites(block.statements, old.buffer, new.buffer):
+    if overwrites(found, old.buffer, new.buffer):
         new.buffer.parent = old.buffer
     else:
         text = _copy(old.buffer.name, new.buffer.name, new)

@@ -102,6 +102,12 @@ const int64_t scratch_size = sizeof(struct scratch), step_rounds = $rounds;
 /* Where the tensors of a step lie. */
 $places
 
+/* A large step is written as functions of all that says where tensors lie. */
+#define PLACES char *const *place, const int64_t *member, const int64_t *time, int64_t n, int64_t t, \
+    struct near *v, struct scratch *w, struct carry *now, struct carry *next
+#define HERE place, member, time, n, t, v, w, now, next
+$part_functions
+
 /* Runs steps t0 to t1 of members n0 to n1. Returns -1, or twice the step in which an index is out of range;
    and 1 more if an integer is divided by zero there. */
 int64_t run(int64_t n0, int64_t n1, int64_t t0, int64_t t1, char *const *place,
@@ -112,7 +118,8 @@ int64_t run(int64_t n0, int64_t n1, int64_t t0, int64_t t1, char *const *place,
     for (int64_t n = n0; n < n1; n++) {
         if (*stop) return -1;
         $of_member
-        struct carry *first = w->carries;
+        const int64_t t = t0;
+        struct carry *now = w->carries, *next = now;
         $load
         for (int64_t t = t0; t < t1; t++) {
             /* The two carries change places in turn. */
@@ -121,7 +128,7 @@ int64_t run(int64_t n0, int64_t n1, int64_t t0, int64_t t1, char *const *place,
             $step
             if (bad) return 2 * t + (bad > 1);
         }
-        const struct carry *last = w->carries + ((t1 - t0) & 1);
+        now = w->carries + ((t1 - t0) & 1);
         $save
     }
     return -1;

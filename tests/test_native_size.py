@@ -1,0 +1,79 @@
+"""Large steps of a native loop: many leaves, long expressions, and which steps are too large."""
+
+import operator
+from functools import reduce
+
+import pytest
+import torch
+
+import gdfunc as gd
+from gdfunc._errors import BackendError
+from gdfunc._scan.backends import native
+from gdfunc._scan.backends.native import _sharing
+
+from .assertions import assert_agrees
+
+TRANSFORMS = {"sgd": lambda: None, "momentum": lambda: gd.momentum(0.9), "adam": gd.adam}
+
+
+def leaves(count, shape=(3,)):
+    """Different values in equal shapes."""
+    return {f"w{i}": torch.linspace(-1, 1, 9)[i % 9] + torch.zeros(shape) for i in range(count)}
+
+
+def total(params, batch):
+    return reduce(operator.add, [(leaf * batch.mean()).sin().square().sum() for leaf in params.values()])
+
+
+def trained(params, transform, backend, lr=0.05):
+    step = gd.make_step(total, *filter(None, [transform]))
+    data, index = torch.linspace(-1, 2, 4)[:, None], gd.sample_batches(gd.random.key(0), 4, 2, 5)
+    return gd.train(step, step.init(params), data, index, lr, backend=backend)
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """The programs that were compiled."""
+    programs, build = [], native.build
+    monkeypatch.setattr(native, "build", lambda text: build(programs.append(text) or text))
+    return programs
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("shape", [(3,), (), (9, 9)], ids=str)  # in registers, and too large for them
+def test_a_step_in_parts_is_the_step(transform, shape, monkeypatch, written):
+    monkeypatch.setattr("gdfunc._scan.backends.native._program.LARGE", 0)
+    monkeypatch.setattr(_sharing, "_CALLS", 7)
+    params, make = leaves(12, shape), TRANSFORMS[transform]
+    assert_agrees(trained(params, make(), "native"), trained(params, make(), "eager"), 1e-5)
+    assert "shared_0(" in written[0]
+
+
+def test_members_of_a_step_in_parts_are_single_runs(monkeypatch):
+    monkeypatch.setattr("gdfunc._scan.backends.native._program.LARGE", 0)
+    lrs, params = torch.tensor([0.05, 0.01]), leaves(11)
+    together = torch.func.vmap(lambda lr: trained(params, None, "native", lr)[1].loss)(lrs)
+    assert_agrees(together, torch.stack([trained(params, None, "eager", lr)[1].loss for lr in lrs]), 1e-5)
+
+
+def test_code_that_is_compiled_does_not_grow_with_equal_leaves(monkeypatch, written):
+    monkeypatch.setattr("gdfunc._scan.backends.native._program.LARGE", 0)
+    for count in (8, 16):
+        trained(leaves(count), gd.momentum(0.9), "native")
+    loops = [text.count("for (int64_t i0") for text in written]
+    assert loops[0] == loops[1] < 10
+
+
+def test_an_expression_of_hundreds_of_operations_is_covered():
+    def f(carry, x):
+        return reduce(lambda y, _: y * 0.999 + x, range(400), carry), None
+
+    init, xs = torch.ones(3), torch.linspace(0, 1, 4)
+    assert_agrees(gd.scan(f, init, xs, backend="native")[0], gd.scan(f, init, xs, backend="eager")[0], 1e-5)
+
+
+def test_a_step_of_too_many_different_lines_is_refused_before_it_is_compiled(monkeypatch, written):
+    monkeypatch.setattr("gdfunc._scan.backends.native._program._MOST_LINES", 10)
+    with pytest.raises(BackendError, match=r"native' does not cover a step of \d+ lines of C"):
+        trained(leaves(5), None, "native")
+    assert not written
