@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import is_dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch.func import grad_and_value, vmap
 
 from . import _tree, random
 from ._errors import check_options
+from ._torch._autograd import gradient, is_written, serves
 from ._torch._modes import lent, versions
 from ._torch._transforms import differentiable_attention, is_transforming
 from ._tree import Tree
@@ -50,11 +51,39 @@ def batch_grad(loss_fn: LossFn) -> GradFn:
         >>> gd.batch_grad(loss_fn)({"w": torch.tensor(1.0)}, batch)
         ({'w': tensor(-10.)}, tensor(10.))
     """
-    grads_and_loss = grad_and_value(checked(loss_fn))
+    unchecked = unchecked_grad(loss_fn)
 
     def gradients(params: Tree, batch: Tree) -> tuple[Tree, Tensor]:
         _, batch, _ = check_inputs(params, batch)
-        return apart(grads_and_loss, params=params, batch=batch)
+        return unchecked(params, batch)
+
+    return gradients
+
+
+def unchecked_grad(loss_fn: LossFn) -> GradFn:
+    """Make `batch_grad` without its checks of params and batch, whose leaves must be tensors.
+
+    `torch.func.grad_and_value` defines the result. Where only autograd can see a difference, autograd
+    computes it in a third of the time.
+    """
+    with_checks = checked(loss_fn)
+    by_func = grad_and_value(with_checks)
+
+    def gradients(params: Tree, batch: Tree) -> tuple[Tree, Tensor]:
+        leaves, structure = _tree.flatten(params)
+        rows, shape = _tree.flatten(batch)
+        if not serves([*leaves, *rows]):
+            return apart(by_func, params=params, batch=batch)
+        copies = [lent(leaf) for leaf in [*leaves, *rows]]
+        inputs, batch_copy = copies[: len(leaves)], _tree.unflatten(shape, copies[len(leaves) :])
+        found = gradient(lambda inputs: with_checks(_tree.unflatten(structure, inputs), batch_copy), inputs)
+        if found is None:
+            with differentiable_attention():
+                return apart(by_func, params=params, batch=batch)
+        if any(map(is_written, copies, [*leaves, *rows])):
+            _refuse_writes(list(map(is_written, copies, [*leaves, *rows])), params=params, batch=batch)
+        loss, grads = found
+        return _tree.unshare((_tree.unflatten(structure, grads), loss), [])
 
     return gradients
 
@@ -302,17 +331,21 @@ def apart(function: Callable[..., Tree], **given: Tree) -> Tree:
     copies = _tree.map(lent, given)
     leaves = _tree.leaves(copies)
     before = versions(leaves)
-    with differentiable_attention() if is_transforming() else nullcontext():
+    is_followed = is_transforming() or any(leaf.requires_grad for leaf in leaves)
+    with differentiable_attention() if is_followed else nullcontext():
         result = function(*copies.values())
     after = versions(leaves)
     if after != before:
-        paths = [path for name, tree in given.items() for path, _ in _tree.named_leaves(tree, name)]
-        path = next(path for path, old, new in zip(paths, before, after, strict=True) if old != new)
-        raise ValueError(
-            f"the loss wrote into {path}, as Embedding(max_norm=) does; it must return new tensors "
-            f"instead, and a constraint belongs after the update"
-        )
+        _refuse_writes([old != new for old, new in zip(before, after, strict=True)], **given)
     return _tree.unshare(result, _tree.leaves(given))
+
+
+def _refuse_writes(written: list[bool], **given: Tree) -> NoReturn:
+    paths = [path for name, tree in given.items() for path, _ in _tree.named_leaves(tree, name)]
+    raise ValueError(
+        f"the loss wrote into {paths[written.index(True)]}, as Embedding(max_norm=) does; it must return "
+        f"new tensors instead, and a constraint belongs after the update"
+    )
 
 
 def sample_loss(loss_fn: LossFn) -> LossFn:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import _numerics
 from ._errors import check_tensor
+from ._torch._autograd import is_followed
 from ._torch._modes import storage
 from ._torch._transforms import is_transformed, unwrapped
 
@@ -291,10 +292,10 @@ def unwrap(tree: Tree) -> Tree:
 
 
 def detach(tree: Tree) -> Tree:
-    """Cut every leaf from autograd's graph, but not from a running torch.func transformation."""
+    """Cut every leaf from autograd's graph, but not from a gradient or transformation that is running."""
 
     def outside(leaf: Any) -> Any:
-        return leaf.detach() if isinstance(leaf, Tensor) and not is_transformed(leaf) else leaf
+        return leaf.detach() if isinstance(leaf, Tensor) and not is_followed(leaf) else leaf
 
     return map(outside, tree)
 
@@ -307,9 +308,10 @@ def cut(tree: Tree) -> Tree:
 def overlap(leaves: Sequence[Tensor]) -> tuple[int, int] | None:
     """Find two leaves that have memory in common; None if there are none.
 
-    Disjoint views of one buffer have none. Tensors wrapped by a transformation are not looked at.
+    Disjoint views of one buffer have none. Tensors that a transformation or a gradient follows are not
+    looked at.
     """
-    storages = {i: storage(leaf) for i, leaf in enumerate(leaves) if not is_transformed(leaf)}
+    storages = {i: storage(leaf) for i, leaf in enumerate(leaves) if not is_followed(leaf)}
     if len(set(storages.values())) == len(storages):
         return None
     owners: dict[int, list[int]] = {}

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .. import _tree
 from .._errors import BackendError, check_choice, check_int
+from .._torch._autograd import is_followed
 from .._torch._modes import current_trace_mode, is_tracing, lent, versions
-from .._torch._transforms import is_transformed
 from .._tree import Tree
 from . import _cost, _loop
 from ._adjoint import Adjoint, Reverse, check_adjoint
@@ -210,8 +210,8 @@ def call(f: Callable[[], Tree], backend: str) -> Tree:
 
 
 def is_readable(leaf: Tensor) -> bool:
-    """Tell whether a tensor's value is at hand: no transformation, no trace, no GPU."""
-    return leaf.device.type == "cpu" and not is_transformed(leaf) and not is_tracing()
+    """Tell whether a tensor's value is at hand: no transformation or gradient, no trace, no GPU."""
+    return leaf.device.type == "cpu" and not is_followed(leaf) and not is_tracing()
 
 
 def settle(backend: str, steps: int) -> str:
