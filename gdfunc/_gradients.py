@@ -14,7 +14,7 @@ from torch.func import grad_and_value, vmap
 
 from . import _tree, random
 from ._errors import check_options
-from ._torch._autograd import gradient, is_written, serves
+from ._torch._autograd import copies, gradient, serves, share_storage, written
 from ._torch._modes import lent, versions
 from ._torch._transforms import differentiable_attention, is_transforming
 from ._tree import Tree
@@ -72,18 +72,20 @@ def unchecked_grad(loss_fn: LossFn) -> GradFn:
     def gradients(params: Tree, batch: Tree) -> tuple[Tree, Tensor]:
         leaves, structure = _tree.flatten(params)
         rows, shape = _tree.flatten(batch)
-        if not serves([*leaves, *rows]):
+        given = [*leaves, *rows]
+        if not serves(given):
             return apart(by_func, params=params, batch=batch)
-        copies = [lent(leaf) for leaf in [*leaves, *rows]]
-        inputs, batch_copy = copies[: len(leaves)], _tree.unflatten(shape, copies[len(leaves) :])
-        found = gradient(lambda inputs: with_checks(_tree.unflatten(structure, inputs), batch_copy), inputs)
+        lent_inputs = copies(given)
+        inputs, lent_batch = lent_inputs[: len(leaves)], _tree.unflatten(shape, lent_inputs[len(leaves) :])
+        found = gradient(lambda inputs: with_checks(_tree.unflatten(structure, inputs), lent_batch), inputs)
         if found is None:
             with differentiable_attention():
                 return apart(by_func, params=params, batch=batch)
-        if any(map(is_written, copies, [*leaves, *rows])):
-            _refuse_writes(list(map(is_written, copies, [*leaves, *rows])), params=params, batch=batch)
+        if True in (writes := written(lent_inputs, given)):
+            _refuse_writes(writes, params=params, batch=batch)
         loss, grads = found
-        return _tree.unshare((_tree.unflatten(structure, grads), loss), [])
+        result = _tree.unflatten(structure, grads), loss
+        return _tree.unshare(result, []) if share_storage([*grads, loss]) else result
 
     return gradients
 

@@ -7,7 +7,6 @@ A step is a scan body, `step(carry, batch, lr) -> (carry, loss)`. It is pure: it
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import _tree
-from ._gradients import LossFn, batch_grad, check_params
+from ._gradients import LossFn, check_inputs, check_params, unchecked_grad
 from ._numerics import Scalar, widest
 from ._transforms._base import GradientTransformation, check_transform
 from ._tree import Tree
@@ -37,6 +36,8 @@ class Step:
             parameters, grads its gradient, or None where there is none to record.
         state: the class of the carry, whose field `params` is where the next loss is measured; None if
             the carry is the parameters themselves.
+        accept: `(carry, batch, lr) -> batch`, the checks of a call before `advance`, which needs a batch of
+            tensors.
 
     Example:
         >>> step = gd.make_step(lambda w, batch: (batch * w**2).mean())
@@ -48,10 +49,11 @@ class Step:
     init: Callable[[Tree], Any]
     advance: Callable[[Any, Tree, Any], tuple[Any, Any, Tree]]
     state: type | None = None
+    accept: Callable[[Any, Tree, Any], Tree] = lambda carry, batch, lr: batch
 
     def __call__(self, carry: Any, batch: Tree, lr: Scalar) -> tuple[Any, Any]:
         self.check(carry)
-        carry, loss, _ = self.advance(carry, batch, lr)
+        carry, loss, _ = self.advance(carry, self.accept(carry, batch, lr), lr)
         return carry, loss
 
     def check(self, carry: Any) -> None:
@@ -138,13 +140,17 @@ def gradient_step(
 
     carry₀ = begin(params);  carry' = move(carry, ∇L(params, batch), lr)
     """
-    gradients = batch_grad(loss_fn)
+    gradients = unchecked_grad(loss_fn)
+
+    def accept(carry: Any, batch: Tree, lr: Scalar) -> Tree:
+        check_lr(lr)
+        return check_inputs(params_of(carry), batch)[1]
 
     def advance(carry: Any, batch: Tree, lr: Scalar) -> tuple[Any, Tensor, Tree]:
         grads, loss = gradients(params_of(carry), batch)
         return move(carry, grads, lr), loss, grads
 
-    return Step(lambda params: begin(copy_params(params)), advance, state)
+    return Step(lambda params: begin(copy_params(params)), advance, state, accept)
 
 
 def apply_updates(params: Tree, updates: Tree, lr: Scalar) -> Tree:
@@ -172,14 +178,12 @@ def apply_updates(params: Tree, updates: Tree, lr: Scalar) -> Tree:
     directions = _tree.match(structure, updates)
     if directions is None or [u.shape for u in directions] != [p.shape for p in leaves]:
         directions = _tree.check_like(updates, params, "updates", "params")
-    lr = check_lr(lr)
-
-    @cache
-    def rate(dtype: torch.dtype, device: torch.device) -> Tensor:
-        return -torch.as_tensor(lr, dtype=dtype, device=device)
-
-    pairs = zip(leaves, directions, strict=True)
-    moved = [torch.addcmul(p, u.to(p.dtype), rate(p.dtype, p.device)) for p, u in pairs]
+    lr, rates, moved = check_lr(lr), {}, []
+    for p, u in zip(leaves, directions, strict=True):
+        kind = p.dtype, p.device
+        if kind not in rates:
+            rates[kind] = -torch.as_tensor(lr, dtype=p.dtype, device=p.device)
+        moved.append(torch.addcmul(p, u if u.dtype == p.dtype else u.to(p.dtype), rates[kind]))
     return _tree.unflatten(structure, moved)
 
 

@@ -276,11 +276,13 @@ def _stack(ys: list[Tree]) -> Tree:
 
 def _leaves_like(reference: Tree, reference_name: str) -> Callable[[Tree, str, str], list[Tensor]]:
     """Make the check of a tree, its name and that of its leaves, which lists the leaves."""
-    leaves = _tree.leaves(reference)
+    leaves, structure = _tree.flatten(reference)
     kinds = [_kind(leaf) if isinstance(leaf, Tensor) else None for leaf in leaves]
 
     def check(tree: Tree, name: str, leaf_name: str) -> list[Tensor]:
-        matched = _tree.check_structure(tree, reference, name, reference_name)
+        matched = _tree.match(structure, tree)
+        if matched is None:
+            matched = _tree.check_structure(tree, reference, name, reference_name)
         for i, leaf in enumerate(matched):
             if not isinstance(leaf, Tensor) or _kind(leaf) != kinds[i]:
                 _refuse(leaf, leaves[i], _tree.named_leaves(reference, leaf_name)[i][0])

@@ -1,12 +1,12 @@
 """Gradients by autograd, where torch.func would give the same at three times the cost."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._modes import same_bytes
+from ._modes import lent, same_bytes
 from ._transforms import is_transformed, is_transforming
 
 _C: Any = torch._C
@@ -21,14 +21,26 @@ def serves(leaves: Sequence[Tensor]) -> bool:
 
     It may where no transformation, mode or subclass sees the operations, and nothing else follows a leaf.
     """
-    return (
-        not is_transforming()
-        and not torch._C._len_torch_function_stack()
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._is_any_autocast_enabled()
-        and not torch.is_inference_mode_enabled()
-        and all(type(leaf) is Tensor and not (leaf.requires_grad or leaf.is_inference()) for leaf in leaves)
-    )
+    if (
+        is_transforming()
+        or _C._len_torch_function_stack()
+        or _C._len_torch_dispatch_stack()
+        or _C._is_any_autocast_enabled()
+        or torch.is_inference_mode_enabled()
+    ):
+        return False
+    for leaf in leaves:
+        if type(leaf) is not Tensor or leaf.requires_grad or leaf.is_inference():
+            return False
+    return True
+
+
+def copies(leaves: Sequence[Tensor]) -> list[Tensor]:
+    """Lend tensors that `serves` accepts: `lent` in a third of the time."""
+    try:
+        return [torch._lazy_clone(leaf) for leaf in leaves]
+    except RuntimeError:
+        return [lent(leaf) for leaf in leaves]
 
 
 def gradient(
@@ -40,30 +52,41 @@ def gradient(
     """
     goes_on = torch.is_grad_enabled()
     for leaf in leaves:
-        setattr(leaf.requires_grad_(), _MARK, True)
+        leaf.requires_grad_().__dict__[_MARK] = True
     try:
         with torch.enable_grad():
             value = f(leaves)
             ours = set(map(id, leaves))
-            goes_on = goes_on and any(_counts(end) and id(end) not in ours for end in _ends(value))
+            # Leaves of a finished gradient do not count.
+            goes_on = goes_on and _has_end(
+                value, lambda end: id(end) not in ours and getattr(end, _MARK, True)
+            )
             if goes_on and _has_no_second_derivative(value):
                 return None
+            start = (torch.ones_like(value),)
             slopes = _run_backward(
-                (value,), (torch.ones_like(value),), goes_on, goes_on, tuple(leaves),
-                allow_unreachable=True, accumulate_grad=False,
-            )  # fmt: skip
+                (value,),
+                start,
+                goes_on,
+                goes_on,
+                tuple(leaves),
+                allow_unreachable=True,
+                accumulate_grad=False,
+            )
     except RuntimeError as error:
         if "Inference tensor" in str(error):  # that f closes over
             return None
         raise
     finally:
         for leaf in leaves:
-            setattr(leaf, _MARK, False)
-    if all(slope is None for slope in slopes) and not any(id(end) in ours for end in _ends(value)):
+            leaf.__dict__[_MARK] = False
+    used = [slope is not None for slope in slopes]
+    if not any(used) and not _has_end(value, lambda end: id(end) in ours):
         return None
-    slopes = [
-        torch.zeros_like(x) if slope is None else slope for x, slope in zip(leaves, slopes, strict=True)
-    ]
+    if not all(used):
+        slopes = [
+            torch.zeros_like(x) if slope is None else slope for x, slope in zip(leaves, slopes, strict=True)
+        ]
     if goes_on:
         return value, slopes
     # Because a Function of the user's may return a leaf as its gradient.
@@ -74,42 +97,49 @@ def is_followed(leaf: Tensor) -> bool:
     """Tell whether a running transformation, or a running gradient by autograd, follows this tensor."""
     if is_transformed(leaf) or not leaf.requires_grad:
         return is_transformed(leaf)
-    return any(getattr(end, _MARK, False) for end in _ends(leaf))
+    return _has_end(leaf, lambda end: getattr(end, _MARK, False))
 
 
-def is_written(copy: Tensor, original: Tensor) -> bool:
-    """Tell whether a copy that was lent has been written to, as `.data` does without counting a version."""
-    if copy._version:
-        return True
-    return not _C._is_cow_tensor(copy) and not same_bytes(copy, original)
+def written(copies: Sequence[Tensor], originals: Sequence[Tensor]) -> list[bool]:
+    """Tell which lent copies were written to, also by way of `.data`, which counts no version."""
+    return [
+        bool(copy._version) or not (_C._is_cow_tensor(copy) or same_bytes(copy, original))
+        for copy, original in zip(copies, originals, strict=True)
+    ]
 
 
-def _counts(end: Tensor) -> bool:
-    """Tell whether a leaf is the user's, or that of a gradient that is running."""
-    return getattr(end, _MARK, True)
+def share_storage(leaves: Sequence[Tensor]) -> bool:
+    """Tell whether two plain tensors share storage."""
+    return len({leaf.untyped_storage()._cdata for leaf in leaves}) < len(leaves)
 
 
-def _ends(tensor: Tensor) -> Iterator[Tensor]:
-    """Find the leaves of a tensor's graph."""
-    for node in _nodes(tensor):
-        if type(node) is _AccumulateGrad:
-            yield node.variable
-    if tensor.is_leaf:
-        yield tensor
-
-
-def _nodes(tensor: Tensor) -> Iterator[Any]:
-    waiting = [tensor.grad_fn]
+def _has_end(tensor: Tensor, wanted: Callable[[Tensor], bool]) -> bool:
+    """Tell whether a tensor's graph has such a leaf."""
+    if tensor.grad_fn is None:
+        return wanted(tensor)
+    waiting: list[Any] = [tensor.grad_fn]
     seen = {None, *waiting}
     while waiting:
-        node = waiting.pop()
-        if node is not None:
-            yield node
-            new = [other for other, _ in node.next_functions if other not in seen]
-            seen.update(new)
-            waiting += new
+        for node, _ in waiting.pop().next_functions:
+            if type(node) is _AccumulateGrad:
+                if wanted(node.variable):
+                    return True
+            elif node not in seen:
+                seen.add(node)
+                waiting.append(node)
+    return False
 
 
 def _has_no_second_derivative(value: Tensor) -> bool:
     """Tell whether a fast kernel of attention was used."""
-    return any("ScaledDotProduct" in node.name() for node in _nodes(value))
+    waiting: list[Any] = [value.grad_fn]
+    seen = {None, *waiting}
+    while waiting:
+        node = waiting.pop()
+        if node is not None:
+            if "ScaledDotProduct" in node.name():
+                return True
+            new = {other for other, _ in node.next_functions} - seen
+            seen |= new
+            waiting += new
+    return False

@@ -49,12 +49,12 @@ class Body:
         """Take the steps of a block, record the first, and tell for each whether it was finite."""
         first = _tree.map(lambda leaf: leaf[0], rows)
         state, (records, finite) = self._record(state, first, self.recorders)
-        finite = _tree.map(lambda flag: flag[None], finite)
+        finite = None if finite is None else finite[None]
         _, lrs = rows
         if len(lrs) > 1:
             rest = _tree.map(lambda leaf: leaf[1:], rows)
             state, (_, others) = fold(self._unrecorded, state, rest, len(lrs) - 1, self.backend)
-            finite = _tree.map(lambda *flags: torch.cat(flags), finite, others)
+            finite = None if finite is None else torch.cat([finite, others])
         return state, (records, finite)
 
     def _unrecorded(self, state: Any, row: Tree) -> tuple[Any, tuple[Tree, Tensor | None]]:

@@ -13,7 +13,6 @@ from torch import Tensor
 from .. import _tree
 from .._errors import BackendError, check_choice, check_int, warn
 from .._gradients import check_batch, check_params
-from .._sampling import take
 from .._scan._adjoint import Adjoint, Segments, check_adjoint
 from .._scan._scan import fold, is_readable, settle
 from .._step import Step, StepLike, as_step, check_lr, params_of
@@ -39,7 +38,11 @@ class Batches(NamedTuple):
 
 def from_memory(data: Tree, index: Tensor) -> Batches:
     """Take the batches of data in memory by a plan [T, B] of sample numbers."""
-    return Batches(lambda first, last: index[first:last], lambda row: take(data, row))
+    leaves, structure = _tree.flatten(data)
+    return Batches(
+        lambda first, last: index[first:last],
+        lambda row: _tree.unflatten(structure, [leaf[row] for leaf in leaves]),
+    )
 
 
 @dataclass(frozen=True)
@@ -121,8 +124,10 @@ def make_plan(
     every = check_int("every", every, 1)
     backend = settle(backend, len(index))
     _check_end(check_finite, stop)
-    batches = from_memory(data, index)
-    body = Body(as_step(step).advance, batches.batch, _recorders(record), stop, check_finite, backend)
+    batches, step = from_memory(data, index), as_step(step)
+    if len(index) and not index.numel():
+        step.accept(init, batches.batch(index[0]), lrs[0])  # an empty batch, which most steps refuse
+    body = Body(step.advance, batches.batch, _recorders(record), stop, check_finite, backend)
     check_adjoint(adjoint).check_steps(len(index))
     if stop is not None and adjoint.counts_from_end:
         raise ValueError(

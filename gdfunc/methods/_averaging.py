@@ -307,7 +307,7 @@ def _around(step: StepLike, state: type, follow: Callable[[Any, Any], Any]) -> S
         carry, loss, grads = inner.advance(state.carry, batch, lr)
         return follow(state, carry), loss, grads
 
-    return Step(init, advance, state)
+    return Step(init, advance, state, lambda state, batch, lr: inner.accept(state.carry, batch, lr))
 
 
 def _averaged(carry: Any) -> Tree:
