@@ -320,3 +320,25 @@ def test_clipping_is_torchs(limit, seed):
         for parameter, update in zip(parameters, updates.values(), strict=True):
             # torch divides by the norm plus 1e-6.
             torch.testing.assert_close(update, parameter.grad, rtol=2e-6 / limit, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_many_leaves_at_once_have_the_bits_of_each_alone(dtype):
+    """Also of NaN, infinities, zeros and numbers near the ends of the range."""
+    limits = torch.finfo(dtype)
+    ends = [0.0, -0.0, limits.max, -limits.max, limits.tiny, limits.tiny / 8, torch.inf, torch.nan]
+    grads = {f"g{size}": normal(size, size).to(dtype) for size in (1, 3, 17, 64)}
+    grads |= {"matrix": normal(5, 4, 6).to(dtype).T, "scalar": normal(6, 1)[0].to(dtype)}
+    grads["ends"] = torch.tensor(ends, dtype=dtype)
+    transform = gd.adam()
+    together = transform.init(grads)
+    alone = {name: transform.init({name: leaf}) for name, leaf in grads.items()}
+    for t in range(3):
+        scaled = {name: leaf * (t + 1) for name, leaf in grads.items()}
+        updates, together = transform.update(scaled, together)
+        for name, leaf in scaled.items():
+            update, alone[name] = transform.update({name: leaf}, alone[name])
+            for one, many in ((update, updates), *zip(alone[name][1:3], together[1:3], strict=True)):
+                assert torch.equal(one[name].nan_to_num(nan=0.5), many[name].nan_to_num(nan=0.5))
+                assert torch.equal(one[name].signbit(), many[name].signbit())
+                assert one[name].stride() == many[name].stride()

@@ -148,3 +148,30 @@ def test_an_update_that_returns_no_pair_raises():
     step = gd.make_step(linear_loss, bare)
     with pytest.raises(TypeError, match=r"transform.update must return \(updates, opt_state\); got dict"):
         step(step.init(PARAMS), BATCH, 0.1)
+
+
+WRAPPED = {
+    "plain": gd.make_step(linear_loss),
+    "ema": gd.methods.ema(gd.make_step(linear_loss, gd.adam()), 0.9),
+    "lookahead of ema": gd.methods.lookahead(gd.methods.ema(gd.make_step(linear_loss), 0.9), k=2),
+    "heavy_ball": gd.methods.heavy_ball(linear_loss, 0.9),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_a_call_checks_its_batch_and_lr_and_takes_arrays(name):
+    step, (x, y) = WRAPPED[name], BATCH
+    carry = step.init(PARAMS)
+    with pytest.raises(ValueError, match=r"disagree on the number of samples: batch\[0\] has 6"):
+        step(carry, (x, y[:4]), 0.1)
+    with pytest.raises(ValueError, match="lr must be a finite number >= 0"):
+        step(carry, BATCH, -0.1)
+    _, loss = step(carry, (x.numpy(), y.numpy()), 0.1)
+    assert loss == step(carry, BATCH, 0.1)[1]
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_a_run_refuses_an_empty_batch(name):
+    step, index = WRAPPED[name], torch.zeros(3, 0, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"batch is empty: batch\[0\] has shape \(0, 2\)"):
+        gd.train(step, step.init(PARAMS), BATCH, index, 0.1)

@@ -16,18 +16,22 @@ _run_backward: Any = torch.autograd.Variable._execution_engine.run_backward
 _MARK = "_gradient_runs"  # an attribute of our leaves: whether their gradient is still running
 
 
+def is_watched() -> bool:
+    """Tell whether a transformation or a mode, of a trace or of inference, sees operations."""
+    return (
+        is_transforming()
+        or _C._len_torch_function_stack() > 0
+        or _C._len_torch_dispatch_stack() > 0
+        or torch.is_inference_mode_enabled()
+    )
+
+
 def serves(leaves: Sequence[Tensor]) -> bool:
     """Tell whether autograd may take a gradient at these leaves, of params and batch.
 
     It may where no transformation, mode or subclass sees the operations, and nothing else follows a leaf.
     """
-    if (
-        is_transforming()
-        or _C._len_torch_function_stack()
-        or _C._len_torch_dispatch_stack()
-        or _C._is_any_autocast_enabled()
-        or torch.is_inference_mode_enabled()
-    ):
+    if is_watched() or _C._is_any_autocast_enabled():
         return False
     for leaf in leaves:
         if type(leaf) is not Tensor or leaf.requires_grad or leaf.is_inference():

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
 
 from .._lock import Lock
-from ._transforms import is_transformed, layers, no_transforms, no_wrapping
+from ._transforms import is_transformed, is_transforming, layers, no_transforms, no_wrapping
 
 has_no_value = is_fake  # a FakeTensor, also inside the wrapper of a transformation
 
@@ -182,6 +182,9 @@ def lent(leaf: Tensor) -> Tensor:
 
 def versions(leaves: Sequence[Any]) -> list[int]:
     """Count how often each tensor was written to; 0 where torch does not count."""
+    if not is_transforming():
+        with suppress(RuntimeError):  # of an inference tensor
+            return [leaf._version for leaf in leaves]
     bare = [layers(leaf)[-1] if is_transformed(leaf) else leaf for leaf in leaves]
     return [0 if leaf.is_inference() else leaf._version for leaf in bare]
 

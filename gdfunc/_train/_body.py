@@ -57,6 +57,10 @@ class Body:
             finite = None if finite is None else torch.cat([finite, others])
         return state, (records, finite)
 
+    def single(self, state: Any, row: Tree) -> tuple[Any, tuple[Tree, Tensor | None]]:
+        """Take the step of a block of one, whose row has no axis of steps."""
+        return self._record(state, row, self.recorders)
+
     def _unrecorded(self, state: Any, row: Tree) -> tuple[Any, tuple[Tree, Tensor | None]]:
         return self._record(state, row, {})
 

@@ -169,9 +169,12 @@ def _advance(plan: Plan, done: Done, last: int) -> tuple[Done, Tensor | None]:
     steps = last - done.step
     size = max(1, min(plan.every, steps))
     rows = plan.rows(done.step, last)
-    rows = _tree.map(lambda leaf: leaf.reshape(steps // size, size, *leaf.shape[1:]), rows)
+    # Because in Python to slice an axis of one step takes 8% of a small step.
+    without_axis = plan.every == 1 and plan.backend == "eager"
+    if not without_axis:
+        rows = _tree.map(lambda leaf: leaf.reshape(steps // size, size, *leaf.shape[1:]), rows)
     state, (records, finite) = fold(
-        plan.body,
+        plan.body.single if without_axis else plan.body,
         done.state,
         rows,
         steps // size,

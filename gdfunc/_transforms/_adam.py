@@ -1,12 +1,13 @@
 """Adam and its kin: averages of gradients over averages of their sizes."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .._errors import check_scalar
 from .._numerics import Scalar, precise, safe_sqrt
+from .._torch import _foreach
 from .._tree import Tree
 from ._averages import weight_decay as add_decay
 from ._base import (
@@ -53,7 +54,7 @@ class YogiState(MomentsState): ...
 
 def _unbiased(t: Tensor, beta1: Scalar, beta2: Scalar, eps: Scalar) -> tuple[Scalar, Scalar]:
     """Return scale and floor of m̂/(√v̂ + ε) = m/(scale·√v + floor), which saves two passes over a leaf."""
-    bias1, bias2 = 1.0 - beta1**t, 1.0 - beta2**t
+    bias1, bias2 = 1.0 - torch.pow(beta1, t), 1.0 - torch.pow(beta2, t)
     return bias1 / bias2.sqrt(), bias1 * eps
 
 
@@ -97,8 +98,23 @@ def adam(
         u = m / torch.addcmul(floor, scale, safe_sqrt(v if largest is None else largest))
         return u, m, v, largest
 
-    starts = 0.0, 0.0, 0.0 if amsgrad else None
-    return leafwise(AdamState, update, starts, lambda t: _unbiased(t, beta1, beta2, eps))
+    def update_many(gs: Any, ms: Any, vs: Any, _: Any, scale: Tensor, floor: Tensor) -> tuple[Any, ...]:
+        ms = _foreach.lerp(ms, gs, 1.0 - beta1)
+        vs = _foreach.mul(vs, beta2)
+        _foreach.addcmul_(vs, gs, gs, 1.0 - beta2)
+        roots = _foreach.clamp_min(vs, torch.finfo(gs[0].dtype).tiny)
+        _foreach.sqrt_(roots)
+        divisors = _foreach.addcmul([floor] * len(gs), [scale] * len(gs), roots)
+        return _foreach.div(ms, divisors), ms, vs, None
+
+    are_numbers = not isinstance(beta1, Tensor) and not isinstance(beta2, Tensor)
+    return leafwise(
+        AdamState,
+        update,
+        (0.0, 0.0, 0.0 if amsgrad else None),
+        lambda t: _unbiased(t, beta1, beta2, eps),
+        update_many if are_numbers and not amsgrad else None,
+    )
 
 
 def adamw(

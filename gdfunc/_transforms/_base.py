@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import _tree
 from .._errors import check_scalar, check_type
 from .._numerics import Scalar, like, precise, wide
+from .._torch._autograd import is_watched
 from .._tree import Tree
 
 Leaves = tuple[Tensor | None, ...]  # an update and the new states, of one leaf
@@ -140,6 +141,7 @@ def leafwise(
     update: Callable[..., Leaves],
     starts: Sequence[Scalar | None],
     of_step: Callable[[Any], tuple[Scalar, ...]] = lambda t: (),
+    update_many: Callable[..., Any] | None = None,
 ) -> GradientTransformation:
     """Make a transformation of its formula for one leaf.
 
@@ -150,6 +152,8 @@ def leafwise(
             `()` in the state and None in `update`.
         of_step: `t -> scalars` of step t = 1, 2, … in float64, or of None without a `step`. The scalars are
             rounded once, to the dtype of each leaf.
+        update_many: `update` with lists of leaves in place of leaves, and the same bits: many small leaves
+            take two thirds of the time.
     """
     counted = kind._fields[0] == "step"
 
@@ -162,7 +166,7 @@ def leafwise(
         step, trees = (state.step + 1, state[1:]) if counted else (None, state)
         trees = [None if start is None else tree for tree, start in zip(trees, starts, strict=True)]
         scalars = of_step(None if step is None else step.to(precise(step)))
-        updates, *trees = each_leaf(update, grads, *trees, scalars=scalars)
+        updates, *trees = each_leaf(update, grads, *trees, scalars=scalars, update_many=update_many)
         return updates, kind(step, *trees) if counted else kind(*trees)
 
     return stateful(kind, init, update_trees)
@@ -188,6 +192,7 @@ def each_leaf(
     *states: Tree,
     params: Tree = (),
     scalars: Sequence[Scalar] = (),
+    update_many: Callable[..., Any] | None = None,
 ) -> tuple[Tree, ...]:
     """Apply `(g, *states, p, *scalars) -> (u, *new states)` to corresponding leaves, and return the trees.
 
@@ -200,6 +205,10 @@ def each_leaf(
     leaves, structure = _tree.flatten(grads)
     given = [*states, params] if params != () else states
     columns = [_matched(tree, grads, leaves, structure) for tree in given]
+    if update_many is not None and _are_alike(leaves, columns, scalars):
+        rounded_once = [in_dtype(s, leaves[0].dtype) for s in scalars]
+        found = update_many(leaves, *columns, *rounded_once)
+        return tuple(() if column is None else _tree.unflatten(structure, column) for column in found)
     rounded = {dtype: [in_dtype(s, dtype) for s in scalars] for dtype in {g.dtype for g in leaves}}
     results: list[list[Any]] = [[] for _ in range(1 + len(states))]
     for g, *others in zip(leaves, *columns, strict=True):
@@ -211,12 +220,26 @@ def each_leaf(
     )
 
 
+def _are_alike(leaves: list[Tensor], columns: list[list[Any]], scalars: Sequence[Any]) -> bool:
+    """Tell whether leaves on a CPU have one wide dtype, and neither transformations nor traces see them."""
+    if len(leaves) < 2 or is_watched():
+        return False
+    dtype = leaves[0].dtype
+    if wide(dtype) != dtype or leaves[0].device.type != "cpu":
+        return False
+    for column in [leaves, *columns, [s for s in scalars if isinstance(s, Tensor)]]:
+        for leaf in column:
+            if leaf is not None and (type(leaf) is not Tensor or leaf.requires_grad):
+                return False
+    return all(leaf.dtype == dtype for column in [leaves, *columns] for leaf in column if leaf is not None)
+
+
 def _matched(tree: Tree, grads: Tree, leaves: list[Tensor], structure: Any) -> list[Any]:
     """List the leaves of a tree in the order of those of grads, whose shapes they must have."""
     if tree is None:
         return [None] * len(leaves)
     matched = _tree.match(structure, tree)
-    if matched is None or any(o.shape != g.shape for o, g in zip(matched, leaves, strict=True)):
+    if matched is None or [o.shape for o in matched] != [g.shape for g in leaves]:
         raise ValueError(
             f"optimizer state was made for a different parameter tree, or with other options: "
             f"{_tree.differences(tree, grads, 'state', 'params')}; make it with transform.init(params)"

@@ -341,6 +341,7 @@ TASKS = {  # the problem, and the least and the full size of a run: steps, or sa
     "W2 digits": (partial(workloads.digits, 2000), (500, 2000)),
     "W2 per-sample gradients averaged": (partial(workloads.digits, 2000, "per-sample"), (500, 2000)),
     "W2 Adam": (partial(workloads.digits, 2000, "adam"), (500, 2000)),
+    "W12 digits, CNN": (partial(workloads.digits_cnn, 500), (100, 500)),
     "W3 sweep, N=64": (partial(workloads.sweep, 64, 200), (20, 200)),
     "W4 mlp, B=128": (partial(workloads.per_sample, "mlp", 128), (128, 128)),
     "W4 cnn, B=128": (partial(workloads.per_sample, "cnn", 128), (128, 128)),

@@ -5,6 +5,7 @@ gradients. It runs where its problem lies. gdfunc's backends are taken from wher
 one is measured with no change here.
 """
 
+import math
 from collections.abc import Callable
 from functools import cache, partial
 from itertools import pairwise
@@ -75,13 +76,29 @@ def digits(steps: int, method: str = "sgd", batch_size: int = 32) -> Problem:
     return Problem("mlp", loss_fn, params, (x, y), index, lr, method=method)
 
 
+@cache
+def digits_cnn(steps: int) -> Problem:
+    """W12: the digits as images, the small CNN, batches of 64."""
+    apply, params, _ = gd.modules.functional(network("cnn", 64))
+    x, y = gd.datasets.digits(dtype=torch.float32)[:2]
+    index = gd.sample_batches(gd.random.key(0), n=len(x), batch_size=64, steps=steps)
+
+    def loss_fn(params: dict[str, Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(apply(params, batch[0]), batch[1])
+
+    return Problem("cnn", loss_fn, params, (x.reshape(-1, 1, 8, 8), y), index, 0.1)
+
+
 def sweep(models: int, steps: int) -> Problem:
     """W3: the digits for many learning rates at once."""
     return digits(steps)._replace(lr=torch.logspace(-3, -0.5, models))
 
 
 def network(name: str, *sizes: int) -> nn.Sequential:
-    """An MLP of these sizes, or the small CNN: two strided 3 × 3 convolutions and two linear layers."""
+    """An MLP of these sizes, or the small CNN: two strided 3 × 3 convolutions and two linear layers.
+
+    The first size is the number of pixels, of a square image for the CNN.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(0)
         if name == "mlp":
@@ -89,7 +106,8 @@ def network(name: str, *sizes: int) -> nn.Sequential:
             layers = [layer for pair in pairs for layer in (nn.Linear(*pair), nn.ReLU())]
             return nn.Sequential(*layers[:-1])
         convolutions = nn.Conv2d(1, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU()
-        linear = nn.Flatten(), nn.Linear(32 * 7 * 7, 32), nn.ReLU(), nn.Linear(32, 10)
+        side = -(-math.isqrt(sizes[0]) // 4)
+        linear = nn.Flatten(), nn.Linear(32 * side**2, 32), nn.ReLU(), nn.Linear(32, 10)
         return nn.Sequential(*convolutions, *linear)
 
 
