@@ -63,8 +63,8 @@ def batch_grad(loss_fn: LossFn) -> GradFn:
 def unchecked_grad(loss_fn: LossFn) -> GradFn:
     """Make `batch_grad` without its checks of params and batch, whose leaves must be tensors.
 
-    `torch.func.grad_and_value` defines the result. Where only autograd can see a difference, autograd
-    computes it in a third of the time.
+    `torch.func.grad_and_value` defines the result. Where no transformation, mode or subclass is involved,
+    autograd computes the same in a third of the time.
     """
     with_checks = checked(loss_fn)
     by_func = grad_and_value(with_checks)
