@@ -831,7 +831,8 @@ REFUSED = {
     "draws from torch's generator": lambda c: functional.scaled_dot_product_attention(
         c, c, c, dropout_p=0.5
     ),
-    "a step of": lambda c: (c.repeat(1000, 1000) * 2).sin().sum(),
+    "a step of .* FLOP in products": lambda c: (c.repeat(200, 200) @ c.repeat(200, 200)).sum(),
+    "e.09 bytes beyond them": lambda c: (c.repeat(10_000, 2000) * 2).sin().sum(),
 }
 
 

@@ -9,7 +9,7 @@ import torch
 import gdfunc as gd
 from gdfunc._errors import BackendError
 from gdfunc._scan.backends import native
-from gdfunc._scan.backends.native import _sharing
+from gdfunc._scan.backends.native import _program, _sharing
 
 from .assertions import assert_agrees
 
@@ -77,3 +77,45 @@ def test_a_step_of_too_many_different_lines_is_refused_before_it_is_compiled(mon
     with pytest.raises(BackendError, match=r"native' does not cover a step of \d+ lines of C"):
         trained(leaves(5), None, "native")
     assert not written
+
+
+@pytest.fixture
+def limit(monkeypatch):
+    """Set the factor in the environment."""
+
+    def to(text):
+        monkeypatch.setenv("GDFUNC_NATIVE_LIMIT", text)
+        _program._limit.cache_clear()
+
+    yield to
+    monkeypatch.undo()
+    _program._limit.cache_clear()
+
+
+def test_the_environment_moves_the_limit_of_a_step(limit):
+    def run(factor):  # another number in f makes another loop
+        return gd.scan(
+            lambda c, x: (factor * c @ c, None), torch.ones(500, 500), length=1, backend="native"
+        )[0]
+
+    limit("1")
+    with pytest.raises(BackendError, match=r"torch's own kernels are faster \(GDFUNC_NATIVE_LIMIT=inf"):
+        run(1)
+    limit("3")
+    assert run(2)[0, 0] == 2 * 500
+    limit("-1")
+    with pytest.raises(ValueError, match="GDFUNC_NATIVE_LIMIT must be a number >= 0, such as 2 or inf"):
+        run(3)
+
+
+def test_the_size_of_a_step_counts_products_in_flop_and_the_rest_in_bytes(monkeypatch):
+    sizes, size_of = [], _program.size_of
+    monkeypatch.setattr(_program, "size_of", lambda step: sizes.append(size_of(step)) or sizes[-1])
+    a = torch.ones(30, 40)
+    gd.scan(lambda c, x: (a.T @ (a @ c), None), torch.ones(40, 50), length=1, backend="native")
+    gd.scan(lambda c, x: (c.sin(), None), torch.ones(1000), length=1, backend="native")
+    far = lambda c: (c[:, None] - c).abs().sum(1)  # noqa: E731
+    gd.scan(lambda c, x: (far(c), None), torch.ones(1000), length=1, backend="native")
+    assert sizes[0][0] == 2 * 2 * 30 * 40 * 50
+    assert sizes[1] == (0, 8000)
+    assert sizes[2][0] == 16e6

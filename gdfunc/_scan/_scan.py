@@ -81,7 +81,8 @@ def scan(
         unroll: at least how many steps Inductor and CUDA graphs lay out in a row: more run faster, and
             take longer to compile.
         backend: who runs the loop. `"eager"`: Python, with no setup and any f. `"native"`: one C function,
-            for the small steps of a CPU, that is compiled in about half a second; members of a vmap are
+            for the small steps of a CPU (up to 2e8 FLOP in products and 1e9 bytes beyond them; the variable
+            GDFUNC_NATIVE_LIMIT multiplies both), compiled in about half a second; members of a vmap are
             shared among torch's threads, and `torch.set_flush_denormal(True)` beforehand holds in all of
             them (averages that decay, such as Adam's, become slow denormal numbers). `"inductor"`:
             compiled to C++ on a CPU, to GPU kernels on CUDA; takes seconds the first time. `"cudagraph"`:

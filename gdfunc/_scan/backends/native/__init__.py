@@ -27,6 +27,10 @@ pooling, views, picking and placing by integers, and loops within a step. Not co
 masks as indices, powers of integers, polygamma beyond order 1, the rest of linear algebra, and torch's
 random numbers. An operation that is not covered is refused by its name before anything is compiled.
 
+A step whose products take more than 2e8 FLOP, or whose other operations read and write more than 1e9 bytes,
+is refused as well, because torch's own kernels are faster. The environment variable GDFUNC_NATIVE_LIMIT
+multiplies both numbers: 0.5 halves them, and inf refuses no size. It is read once, before the first loop.
+
 gcc and clang on x86-64 are tested, zig's clang too. AArch64 and macOS are written for, and untested.
 
 CUDA is not written. `_trace`, `operators/`, `_index` and `_tensor` would serve it as they are. A block of

@@ -217,10 +217,10 @@ def _write(block: Block, a: Factor, b: Factor, out: Factor, axes: Axes) -> None:
             "}",
         ]
     block.functions += [*["}"] * len(axes.outer), "}"]
-    rounds = 2 * prod(var.extent for var in [*axes.outer, axes.row, axes.column, *axes.sums]) / 16
+    flop = 2 * prod(var.extent for var in [*axes.outer, axes.row, axes.column, *axes.sums])
     accesses = [Access(a.buffer), Access(b.buffer), Access(out.buffer, writes=True)]
     call = f"{name}({a.buffer.name}, {b.buffer.name}, {out.buffer.name});"
-    block.statements.append(Code([call], accesses, rounds))
+    block.statements.append(Code([call], accesses, flop / 16, flop))
 
 
 def _tile(

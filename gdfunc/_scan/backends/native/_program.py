@@ -1,7 +1,9 @@
 """A body as C: what a step does, and where its tensors lie."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from importlib.resources import files
 from math import prod
 from operator import getitem
@@ -15,12 +17,15 @@ from ..._body import Body, Loop
 from ._contraction import vector
 from ._memory import Uses, nearest, overwrites, share, spans, uses
 from ._sharing import LARGE, parts, shared
-from ._statement import C_TYPES, Access, Buffer, Code, Repeat, largest_step
+from ._statement import C_TYPES, Access, Buffer, Code, Repeat, size_of
 from ._tensor import Block, Lazy, Memory, Stored, TorchIsFaster, Unsupported, View, contiguous, fill, stored
 from ._trace import operations
 from .operators import RESHAPES, Call, lower, name_of
 
-_MOST_WORK = 6e6  # rounds of loops in a step: with more, libraries that divide it into blocks are faster
+# Sizes from which torch's own kernels are faster, measured by tests/benchmarks/test_native_limit.py. On one
+# thread, products lose their lead at 4e8 FLOP, and a second thread helps torch alone. The rest was ahead
+# ten times at 6e8 bytes, because native makes one pass where torch makes many.
+_MOST_FLOP, _MOST_BYTES = 2e8, 1e9
 _LONG_EXPRESSION = 200  # operations: a longer one is stored, before it nests too deep for Python
 LONG = 1e7  # rounds of loops, some ten milliseconds: a longer loop looks whether it should stop
 _MOST_LINES = 10_000  # of a step, which take a compiler some ten seconds
@@ -51,9 +56,12 @@ def write(body: Body) -> str:
         return block.scratch(leaf.shape, leaf.dtype) if _bytes(leaf) <= _BY_VALUE else _memory(name, leaf)
 
     _, carry = _step(block, block, body, consts, init, xs, ys, memory)
-    work = largest_step(block.statements)
-    if work > _MOST_WORK:
-        raise TorchIsFaster(f"a step of {work:.1g} operations, where torch's own kernels are faster")
+    flop, moved = size_of(block.statements)
+    if flop / _MOST_FLOP + moved / _MOST_BYTES > _limit():
+        raise TorchIsFaster(
+            f"a step of {flop:.1g} FLOP in products and {moved:.1g} bytes beyond them, where torch's own "
+            f"kernels are faster (GDFUNC_NATIVE_LIMIT=inf in the environment covers it all the same)"
+        )
     buffers = [(kind, memory.buffer) for kind, memories in arguments.items() for memory in memories]
     of_member = len(body.consts) + len(body.carry)
     text = _placed(block, carry) | _text(block, buffers, of_member)
@@ -64,6 +72,18 @@ def write(body: Body) -> str:
     if size > _MOST_LINES:
         raise Unsupported(f"a step of {size} lines of C")
     return _PROGRAM.substitute({name: "\n".join(lines) for name, lines in text.items()})
+
+
+@cache
+def _limit() -> float:
+    """Return the factor by which the user moves the limit of a step's size. It is read once."""
+    text = os.environ.get("GDFUNC_NATIVE_LIMIT", "1")
+    try:
+        if (factor := float(text)) >= 0:
+            return factor
+    except ValueError:
+        pass
+    raise ValueError(f"GDFUNC_NATIVE_LIMIT must be a number >= 0, such as 2 or inf; got {text!r}")
 
 
 def _text(block: Block, buffers: Sequence[tuple[str, Buffer]], of_member: int) -> Parts:

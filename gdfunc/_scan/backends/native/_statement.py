@@ -49,6 +49,16 @@ class Code:
     text: Sequence[str]
     accesses: Sequence[Access] = ()
     rounds: float = 0  # of its loops
+    flop: float = 0  # of a product in tiles
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Count FLOP, or the bytes of a statement that goes over memory once."""
+        if self.flop:
+            return self.flop, 0
+        if self.rounds > 2 * max((access.buffer.count for access in self.accesses), default=0):
+            return 16 * self.rounds, 0  # a product without tiles, at their speed for so many FLOP
+        return 0, self.rounds * sum(access.buffer.dtype.itemsize for access in self.accesses)
 
 
 class Repeat(Code):
@@ -70,8 +80,13 @@ def loop(counter: str, extent: int) -> str:
     return f"for (int64_t {counter} = 0; {counter} < {extent}; {counter}++) {{"
 
 
-def largest_step(statements: Iterable[Code]) -> float:
-    """Count the rounds of a step, or of a step of a loop within it if that has more."""
-    rest = [statement for statement in statements if not isinstance(statement, Repeat)]
-    inner = [largest_step(each.statements) for each in statements if isinstance(each, Repeat)]
-    return max([sum(statement.rounds for statement in rest), *inner])
+def size_of(statements: Iterable[Code]) -> tuple[float, float]:
+    """Count the FLOP of what a step computes from the cache, and the bytes that the rest reads and writes.
+
+    Of a loop within the step, one round counts, if that is more.
+    """
+    rest = [statement.size for statement in statements if not isinstance(statement, Repeat)]
+    sizes = [size_of(each.statements) for each in statements if isinstance(each, Repeat)]
+    sizes.append((sum(flop for flop, _ in rest), sum(moved for _, moved in rest)))
+    flop, moved = zip(*sizes, strict=True)
+    return max(flop), max(moved)
