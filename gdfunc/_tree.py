@@ -112,18 +112,37 @@ def nodes(structure: Structure) -> list[tuple[Any, ...]]:
         return []
     kind, context, parts = structure
     found: list[tuple[Any, ...]] = [node for part in parts if part is not _LEAF for node in nodes(part)]
+    if kind is tuple or kind is list:
+        return found
     if isinstance(context, _Context):
         found.append((kind, context.it))
-    elif context is not None and set(map(type, context)) - {str}:
+    elif context is not None and not {type(key) for key in context} <= {str}:
         found.append((kind, *context))
-    elif kind not in (dict, tuple, list):
+    elif kind is not dict:
         found.append((kind,))
     return found
 
 
 def leaves(tree: Tree) -> list[Any]:
     """List the leaves of a tree."""
-    return flatten(tree)[0]
+    found: list[Any] = []
+    _gather(tree, found)
+    return found
+
+
+def _gather(tree: Tree, found: list[Any]) -> None:
+    """Add the leaves to those found."""
+    if tree is None:
+        return
+    node = _opened(tree)
+    if node is None:
+        found.append(tree)
+        return
+    for child in node[2]:
+        if type(child) is Tensor:
+            found.append(child)
+        else:
+            _gather(child, found)
 
 
 def tensors(tree: Tree) -> list[Tensor]:
@@ -134,7 +153,12 @@ def tensors(tree: Tree) -> list[Tensor]:
 def slots(tree: Tree) -> list[Any]:
     """List the leaves of a tree and the Nones among them."""
     node = None if tree is None else _opened(tree)
-    return [tree] if node is None else [slot for child in node[2] for slot in slots(child)]
+    if node is None:
+        return [tree]
+    found: list[Any] = []
+    for child in node[2]:
+        found += (child,) if type(child) is Tensor else slots(child)
+    return found
 
 
 def slot_path(tree: Tree, name: str, position: int) -> str:
@@ -246,6 +270,8 @@ def map(f: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
         ValueError: the trees differ in structure.
     """
     first, structure = flatten(tree)
+    if not rest:
+        return unflatten(structure, [f(leaf) for leaf in first])
     others = [
         match(structure, other) or check_structure(other, tree, f"trees[{i}]", "trees[0]")
         for i, other in enumerate(rest, 1)

@@ -695,7 +695,7 @@ def test_one_unreadable_object_gives_no_key(name, wrap):
 
 
 CONFIG = types.ModuleType("config_of_a_user")
-CONFIG.rate, CONFIG.held, RATE = 1.0, {"rate": 1.0}, 1.0
+CONFIG.rate, CONFIG.held, CONFIG.pick, RATE = 1.0, {"rate": 1.0}, getattr, 1.0
 NAME, READ_RATE = "rate", operator.attrgetter("rate")
 environment, system, get, of_module_by_name = os.getenv, sys, getattr, operator.attrgetter(NAME)
 
@@ -738,6 +738,7 @@ WAYS = {
     "attrgetter": lambda: operator.attrgetter(NAME)(CONFIG),
     "attrgetter made before": lambda: READ_RATE(CONFIG),
     "reduce": lambda: functools.reduce(getattr, [NAME], CONFIG),
+    "getattr held by the module": lambda: CONFIG.pick(CONFIG, NAME),
     "format": lambda: float("{0.rate}".format(CONFIG)),  # noqa: UP030, UP032
     "__getattribute__": lambda: CONFIG.__getattribute__(NAME),
     "arguments of the program": lambda: float(sys.argv[1]),

@@ -17,10 +17,11 @@ class Recent:
 
     def find(self, key: Any) -> Any:
         with self._keeping:
-            if key not in self._entries:
+            entry = self._entries.get(key)
+            if entry is None:
                 return None
             self._entries.move_to_end(key)
-            return self._entries[key][0]
+            return entry[0]
 
     def keep(self, key: Any, value: Any, size: int = 0) -> None:
         with self._keeping:

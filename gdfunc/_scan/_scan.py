@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -227,7 +227,7 @@ def _length(xs: Tree, length: int | None) -> int:
     if length is not None:
         length = check_int("length", length, 0)
     _tree.check_tensors(xs, "xs")
-    found = {len(leaf) if leaf.ndim else -1 for leaf in _tree.leaves(xs)}
+    found = {(*leaf.shape, -1)[0] for leaf in _tree.leaves(xs)}
     if len(found) == 1 and min(found) >= 0 and length in (None, *found):
         return found.pop()
     sizes = [("length", length)] if length is not None else []
@@ -248,9 +248,10 @@ def _length(xs: Tree, length: int | None) -> int:
 def _with_checks(f: Function, init: Tree) -> Function:
     """Make f check at each call that it writes into no input and returns a pair with a carry like init."""
 
-    check = cache(lambda: like(init))  # made at the first call: a loop with a kept trace never calls f
+    check: Callable[[Tree], Tree] | None = None
 
     def checked(carry: Tree, x: Tree) -> tuple[Tree, Tree]:
+        nonlocal check
         given = _tree.leaves((carry, x))
         before = versions(given)
         result = f(carry, x)
@@ -258,7 +259,8 @@ def _with_checks(f: Function, init: Tree) -> Function:
             raise ValueError("f wrote into its carry or x; it must return new tensors instead")
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(f"f must return a pair (carry, y); got {type(result).__name__}")
-        return check()(result[0]), result[1]
+        check = check or like(init)  # made at the first call: a loop with a kept trace never calls f
+        return check(result[0]), result[1]
 
     return checked
 

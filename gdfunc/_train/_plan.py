@@ -120,23 +120,24 @@ def make_plan(
     data = _tree.as_tensors(data)
     samples = check_batch(data, leaves, params, "data")
     index = _check_index(index, samples, leaves[0].device)
-    lrs = _check_lrs(lr, len(index), leaves)
+    steps, batch_size = index.shape
+    lrs = _check_lrs(lr, steps, leaves)
     every = check_int("every", every, 1)
-    backend = settle(backend, len(index))
+    backend = settle(backend, steps)
     _check_end(check_finite, stop)
     batches, step = from_memory(data, index), as_step(step)
-    if len(index) and not index.numel():
+    if steps and not index.numel():
         step.accept(init, batches.batch(index[0]), lrs[0])  # an empty batch, which most steps refuse
     body = Body(step.advance, batches.batch, _recorders(record), stop, check_finite, backend)
-    check_adjoint(adjoint).check_steps(len(index))
+    check_adjoint(adjoint).check_steps(steps)
     if stop is not None and adjoint.counts_from_end:
         raise ValueError(
             f"{adjoint} counts from the planned end of a run, which stop= moves: use Reverse() or "
             f"Checkpoint()"
         )
-    segments = adjoint.segments(len(index), every)
-    size = sum(math.prod(leaf.shape[1:]) for leaf in _tree.leaves(data)) * index.shape[1]
-    work = sum(leaf.numel() for leaf in leaves) * max(size, 1) * members() * every
+    segments = adjoint.segments(steps, every)
+    size = sum([math.prod(leaf.shape[1:]) for leaf in _tree.leaves(data)]) * batch_size
+    work = sum([leaf.numel() for leaf in leaves]) * max(size, 1) * members() * every
     return Plan(
         body=body,
         state=first_state(init, stop),
@@ -234,8 +235,8 @@ def _check_index(index: Any, samples: int | None, device: torch.device) -> Tenso
 
 def _check_lrs(lr: Any, steps: int, leaves: list[Tensor]) -> Tensor:
     """Return one lr a step, [T], in the widest dtype of the parameters."""
-    dtypes = [leaf.dtype for leaf in leaves if leaf.is_floating_point()] or [torch.get_default_dtype()]
-    dtype = reduce(torch.promote_types, dtypes)
+    dtypes = {leaf.dtype for leaf in leaves if leaf.is_floating_point()} or {torch.get_default_dtype()}
+    dtype, device = reduce(torch.promote_types, dtypes), leaves[0].device
     if callable(lr):
         raise TypeError(f"lr is a function; pass its values, one a step: schedule(torch.arange({steps}))")
     lr = torch.as_tensor(lr) if isinstance(lr, np.ndarray | list | tuple) else lr
@@ -250,12 +251,14 @@ def _check_lrs(lr: Any, steps: int, leaves: list[Tensor]) -> Tensor:
             )
     else:
         lr = check_lr(lr)
-    return torch.as_tensor(lr, dtype=dtype, device=leaves[0].device).expand(steps)
+        if not isinstance(lr, Tensor):
+            return torch.full((steps,), lr, dtype=dtype, device=device)
+    return torch.as_tensor(lr, dtype=dtype, device=device).expand(steps)
 
 
 def _warn_of_half(params: Tree) -> None:
     for position, leaf in enumerate(_tree.leaves(params)):
-        if leaf.is_floating_point() and torch.finfo(leaf.dtype).bits < 32:
+        if leaf.dtype.itemsize < 4 and leaf.is_floating_point():
             path = _tree.named_leaves(params, "params")[position][0]
             digits = -math.log2(torch.finfo(leaf.dtype).eps)
             warn(

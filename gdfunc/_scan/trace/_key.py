@@ -63,25 +63,9 @@ class Reading(NamedTuple):
 
 def key_of(f: Any) -> Reading:
     """Read what a function can reach; equal keys list their tensors in the same order."""
-    x, objects, numbers, parents = f, [f], {id(f): 0}, [0]
+    x, at, objects, numbers, parents = f, 0, [f], {id(f): 0}, [0]
     key, tensors, functions, modules = list[Any](), list[Tensor](), list[Any](), list[Any]()
-
-    def refer(parts: Any, parent: int) -> None:
-        for part in parts:
-            kind = type(part)
-            if kind in _CONSTANTS:
-                key.extend((kind, part))
-            elif kind is float:
-                key.extend((kind, part.hex()))
-            else:
-                number = numbers.setdefault(id(part), len(objects))
-                if number == len(objects):
-                    if number > _FAR:
-                        raise TypeError("holds too many objects")
-                    objects.append(part)
-                    parents.append(parent)
-                key.append(number)
-
+    objects_before = 0
     try:
         with unseen():  # because modes and subclasses must not see the reading
             kinds = ("cpu", "cuda") if uses_autocast() else ()
@@ -91,41 +75,55 @@ def key_of(f: Any) -> Reading:
                 kind = type(x)
                 value, parts = _read(x, kind)
                 key += (kind, value)
-                refer(parts, at)
+                for part in parts:
+                    of_part = type(part)
+                    if of_part in _CONSTANTS:
+                        key += (of_part, part)
+                    elif of_part is float:
+                        key += (float, part.hex())
+                    else:
+                        number = numbers.get(id(part))
+                        if number is None:
+                            number = numbers[id(part)] = len(objects)
+                            objects.append(part)
+                            parents.append(at)
+                            if number > _FAR:
+                                raise TypeError("holds too many objects")
+                        key.append(number)
                 if kind is types.FunctionType:
                     functions.append(x)
                 elif kind is Tensor or kind is nn.Parameter:
                     tensors.append(x)
                 elif kind is types.ModuleType and owner(x.__name__) == "user":
                     modules.append(x)
-                if modules and at + 1 == len(objects):  # of modules count the attributes that code names
+                if modules and at + 1 == len(objects) and objects_before < len(numbers):
+                    objects_before = len(numbers)
                     names = {name: None for f in functions for name in names_in(f)}
                     if not BY_NAME.isdisjoint(names) or not GETTERS.isdisjoint(numbers):
-                        x = modules[0]
+                        x, at = modules[0], numbers[id(modules[0])]
                         raise TypeError("may be read by names that are made at run time")
-                    for module in modules:
-                        found = tuple([name for name in names if name in vars(module)])
-                        key.append(found)
-                        refer([vars(module)[name] for name in found], numbers[id(module)])
+                    for module in modules:  # of which the attributes count that code names
+                        objects.append({name: vars(module)[name] for name in names if name in vars(module)})
+                        parents.append(numbers[id(module)])
             return Reading(Key(key), tensors, [], "")
     except Exception as error:  # it is not plain, or does not let itself be read, or has no hash
-        chain, at = [x], numbers[id(x)]
+        chain = [x]
         while at:
             at = parents[at]
-            chain.append(objects[at])
+            chain += [objects[at]] * (id(objects[at]) in numbers)
         return Reading(None, tensors, chain[::-1], str(error))
 
 
 def _read(x: Any, kind: Any) -> tuple[Any, Any]:
     """Give what an object is by value, and its parts."""
+    if kind is types.FunctionType:
+        return _read_function(x)
     if kind is dict or kind is OrderedDict or kind is defaultdict:
         own = None if kind is dict else x.__dict__ or None if kind is OrderedDict else x.default_factory
         parts = x.values() if own is None else (own, *x.values())
         return (tuple(x), parts) if {*map(type, x)} <= {str} else (len(x), (*x, *parts))
     if kind in _SEQUENCES:
         return (len(x), getattr(x, "maxlen", None)), x
-    if kind is types.FunctionType:
-        return _read_function(x)
     if kind is Tensor or kind is nn.Parameter:
         layout = x.stride() if x.layout is torch.strided else x.layout
         return (x.dtype, x.shape, layout, x.device, x.requires_grad, x.is_leaf), (x.__dict__ or None,)
@@ -187,14 +185,16 @@ def _read_class(x: type) -> tuple[Any, Any]:
 
 def _read_function(f: types.FunctionType) -> tuple[Any, Any]:
     """Read code, defaults, attributes and cells, and the globals and imports that the code names."""
-    scope, parts = f.__globals__, [f.__defaults__, f.__kwdefaults__, f.__dict__ or None]
+    scope, rest = f.__globals__, (f.__defaults__, f.__kwdefaults__, f.__dict__ or None)
+    parts = [] if rest == (None, None, None) else [*rest]
     for cell in f.__closure__ or ():
         parts += gc.get_referents(cell) or [...]  # it may be empty
     home = owner(scope.get("__name__"))
     if home == "frozen" and f.__name__ not in HIDDEN:
-        return f.__code__, parts
+        return (f.__code__, len(parts)), parts
     names = names_in(f)
     if home != "user" or not HIDDEN.isdisjoint(names):
         raise TypeError("may read what it does not name")
     found = tuple([name for name in names if name in scope])
-    return (f.__code__, found), (*parts, *[scope[name] for name in found], *imports_in(f))
+    parts += [*[scope[name] for name in found], *imports_in(f)]
+    return (f.__code__, found, len(parts)), parts

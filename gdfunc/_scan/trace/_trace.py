@@ -92,7 +92,7 @@ def _found_or_made(make: Callable[[], Recorded], signature: Signature, reading: 
     _, carry_structure, x_structure, *avals = signature
     of_nodes = _key_of_nodes(carry_structure, x_structure)
     keyless = [each for each in (reading, of_nodes) if each.key is None]
-    key = (*signature, reading.key, of_nodes.key)
+    key = Key((*signature, reading.key, of_nodes.key))
     recipe = None if keyless else _recipes.find(key)
     if recipe is not None:
         tensors = [reading.tensors[at] if isinstance(at, int) else at for at in recipe.closed_over]

@@ -92,7 +92,7 @@ def run(body: Body, consts: Leaves, init: Leaves, xs: Leaves, length: int, unrol
     layout = body.layout
     members, size = layout.members, layout.members.size
     carry = [
-        leaf.expand(shape).clone(memory_format=torch.contiguous_format)
+        (leaf if leaf.shape == shape else leaf.expand(shape)).clone(memory_format=torch.contiguous_format)
         for leaf, shape in zip(init, layout.carry, strict=True)
     ]
     ys = [torch.empty((length, *shape), dtype=dtype, device="cpu") for shape, dtype in layout.ys]
