@@ -873,6 +873,7 @@ def test_results_depend_on_neither_segments_nor_threads(monkeypatch):
     assert end.equal(whole[0][0])
     assert torch.cat([first, second]).equal(whole[0][1])
     before = torch.get_num_threads()
+    monkeypatch.setattr(native, "_WORTH_THREADS", 0)
     for threads in (1, 2, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         carries, rows = torch.func.vmap(run)(starts)
@@ -883,6 +884,21 @@ def test_results_depend_on_neither_segments_nor_threads(monkeypatch):
     with ThreadPoolExecutor(4) as pool:
         again = list(pool.map(run, [*starts, *starts]))
     assert all(a[0].equal(b[0]) and a[1].equal(b[1]) for a, b in zip(again, [*whole, *whole], strict=True))
+
+
+def test_threads_are_started_only_for_members_that_take_longer_than_the_start(monkeypatch):
+    started = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(
+        native,
+        "ThreadPoolExecutor",
+        lambda *args, **options: started.append(args) or ThreadPoolExecutor(*args),
+    )
+    for members, steps, threads in ((2, 10, []), (2, 200_000, [(2,)]), (20_000, 10, [(2,)])):
+        del started[:]
+        scan = functools.partial(gd.scan, descend, backend="native")
+        torch.func.vmap(scan, (0, None))(tame(1, (members, 3)), tame(0, (steps, 3)))
+        assert started == threads
 
 
 @pytest.mark.usefixtures("nothing_traced")
@@ -1048,6 +1064,7 @@ def test_denormals_are_flushed_as_in_the_calling_thread(flush, shares, monkeypat
         return gd.scan(lambda c, x: (c * 0.5, None), start, length=5, backend="native")[0]
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: shares)
+    monkeypatch.setattr(native, "_WORTH_THREADS", 0)
     with ThreadPoolExecutor(1) as other:
         assert not other.submit(flushes).result()
         if not torch.set_flush_denormal(flush):

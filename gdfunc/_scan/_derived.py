@@ -27,15 +27,16 @@ def keeping(body: Body) -> Body:
 
 def batched(body: Body, size: int, inputs: Flags, results: Flags) -> Body:
     """Make vmap of a body; results that are the same for all members have no member axis."""
+    key = "batched", size, inputs
+    if key in body.derived:
+        return body.derived[key]
     in_dims, out_dims = (tuple(0 if flag else None for flag in flags) for flags in (inputs, results))
 
     def function(*tensors: Tensor) -> list[Tensor]:
         members = vmap(lambda *leaves: tuple(body.graph(*leaves)), in_dims, out_dims)  # type: ignore[arg-type]
         return list(members(*tensors))
 
-    key = "batched", size, inputs
-    if key not in body.derived:
-        body.derived[key] = BatchedBody(function, Members(body, size, inputs, results))
+    body.derived[key] = BatchedBody(function, Members(body, size, inputs, results))
     return body.derived[key]
 
 

@@ -28,9 +28,12 @@ from .._torch._graphs import is_recorded, record_call, tracer
 from .._torch._modes import has_no_value, lent, mode_of, no_dispatch_modes, valueless
 from .._torch._transforms import (
     functionalization,
+    innermost_vmap,
     is_pushing_tangents,
     is_transforming,
     may_be_differentiated,
+    with_members,
+    without_members,
 )
 from .._tree import Tree
 from . import _derived
@@ -107,6 +110,10 @@ class Bound(Loop):
         has_grad = torch.is_grad_enabled() and any(map(may_be_differentiated, tensors))
         if not has_grad and not is_transforming():  # no rule applies
             return list(_Scan.forward(self, *tensors))
+        # Not in a trace, which loses sight of tensors that are unwrapped without torch.
+        vmapped = innermost_vmap() if tracer() is None else None
+        if vmapped is not None:
+            return self._vmapped(vmapped, tensors)
         level: Any = functionalization()
         if level is not None:  # autograd.Function has no rule for it, and needs none: a loop is pure
             given = level.unwrap_tensors(tensors)
@@ -117,6 +124,38 @@ class Bound(Loop):
         if has_grad and not self.keeps and self.rule is None:
             loop = replace(self, body=_derived.keeping(self.body), keeps=True)
         return list(_Scan.apply(loop, *tensors)[: len(self.results)])
+
+    def _vmapped(self, vmapped: Any, tensors: Leaves) -> list[Tensor]:
+        """Apply the rule of the innermost vmap directly, because `_Scan.apply` takes 0.3 ms for it."""
+        level = vmapped.level()
+        pairs = [without_members(leaf, level) for leaf in tensors]
+        given, dims = [leaf for leaf, _ in pairs], tuple([dim for _, dim in pairs])
+        with vmapped.lower():
+            if all(dim is None for dim in dims):
+                return self(*given)
+            results, of_results = self.of_members(vmapped.batch_size(), dims, given)
+        return [with_members(leaf, dim, level) for leaf, dim in zip(results, of_results, strict=True)]
+
+    def of_members(
+        self, size: int, of_tensors: Sequence[int | None], tensors: Leaves
+    ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+        """Run the loop of many members, whose axis is given for each tensor, and told for each result."""
+        body = self.body
+        given = tuple(dim is not None for dim in of_tensors)
+        carry, y = body.dependent(given)
+        pairs = zip(tensors, of_tensors, strict=True)
+        at_front = [leaf.movedim(dim, 0) if dim else leaf for leaf, dim in pairs]
+        consts, init, xs = body.split(at_front)
+        of_consts, of_init, of_xs = body.split(given)
+        # pytorch#195324: a carry that is to become batched must be so from the start.
+        init = tuple(
+            leaf.expand(size, *leaf.shape) if will_be and not is_now else leaf
+            for leaf, will_be, is_now in zip(init, carry, of_init, strict=True)
+        )
+        xs = tuple(leaf.movedim(0, 1) if flag else leaf for leaf, flag in zip(xs, of_xs, strict=True))
+        new = _derived.batched(body, size, (*of_consts, *carry, *of_xs), (*carry, *y))
+        dims = (*[0 if flag else None for flag in carry], *[1 if flag else None for flag in y])
+        return tuple(replace(self, body=new)(*consts, *init, *xs)), dims
 
     def repeated(self, steps: int) -> Body:
         """Make the body whose step is this loop of so many steps."""
@@ -146,22 +185,7 @@ class _Scan(torch.autograd.Function):
     def vmap(
         info: Any, in_dims: tuple[Any, ...], loop: Bound, *tensors: Tensor
     ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
-        body, size, of_tensors = loop.body, info.batch_size, in_dims[1:]
-        given = tuple(dim is not None for dim in of_tensors)
-        carry, y = body.dependent(given)
-        pairs = zip(tensors, of_tensors, strict=True)
-        at_front = [leaf.movedim(dim, 0) if dim else leaf for leaf, dim in pairs]
-        consts, init, xs = body.split(at_front)
-        of_consts, of_init, of_xs = body.split(given)
-        # pytorch#195324: a carry that is to become batched must be so from the start.
-        init = tuple(
-            leaf.expand(size, *leaf.shape) if will_be and not is_now else leaf
-            for leaf, will_be, is_now in zip(init, carry, of_init, strict=True)
-        )
-        xs = tuple(leaf.movedim(0, 1) if flag else leaf for leaf, flag in zip(xs, of_xs, strict=True))
-        new = _derived.batched(body, size, (*of_consts, *carry, *of_xs), (*carry, *y))
-        dims = (*[0 if flag else None for flag in carry], *[1 if flag else None for flag in y])
-        return tuple(replace(loop, body=new)(*consts, *init, *xs)), dims
+        return loop.of_members(info.batch_size, in_dims[1:], tensors)
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -104,10 +104,27 @@ def has_forward_mode(above: int) -> bool:
 
 def functionalization() -> FunctorchFunctionalizeAPI | None:
     """Return the innermost running transformation if it is `torch.func.functionalize`."""
-    innermost = retrieve_all_functorch_interpreters()[-1:]
-    if innermost and isinstance(innermost[0], FunctionalizeInterpreter):
-        return FunctorchFunctionalizeAPI(innermost[0])
+    innermost = _functorch.peek_interpreter_stack()
+    if innermost is not None and innermost.key() == TransformType.Functionalize:
+        return FunctorchFunctionalizeAPI(FunctionalizeInterpreter(innermost))
     return None
+
+
+def innermost_vmap() -> VmapInterpreter | None:
+    """Return the innermost running transformation if it is a vmap."""
+    innermost = _functorch.peek_interpreter_stack()
+    is_vmap = innermost is not None and innermost.key() == TransformType.Vmap
+    return VmapInterpreter(innermost) if is_vmap else None
+
+
+def without_members(leaf: Tensor, level: int) -> tuple[Tensor, int | None]:
+    """Take a tensor out of the vmap at a level; also tell which axis is that of the members, if any."""
+    return _functorch._unwrap_batched(_functorch.unwrap_if_dead(leaf), level)
+
+
+def with_members(leaf: Tensor, axis: int | None, level: int) -> Tensor:
+    """Let the vmap at a level take an axis for that of its members."""
+    return leaf if axis is None else _functorch._add_batch_dim(leaf, axis, level)
 
 
 @contextmanager

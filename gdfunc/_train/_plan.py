@@ -40,9 +40,13 @@ def from_memory(data: Tree, index: Tensor) -> Batches:
     """Take the batches of data in memory by a plan [T, B] of sample numbers."""
     leaves, structure = _tree.flatten(data)
     return Batches(
-        lambda first, last: index[first:last],
+        lambda first, last: _slice(index, first, last),
         lambda row: _tree.unflatten(structure, [leaf[row] for leaf in leaves]),
     )
+
+
+def _slice(leaf: Tensor, first: int, last: int) -> Tensor:
+    return leaf if last - first == len(leaf) else leaf[first:last]
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class Plan:
 
     def rows(self, first: int, last: int) -> Tree:
         """Give the rows and learning rates of the steps first … last−1."""
-        return self.batches.rows(first, last), self.lrs[first:last]
+        return self.batches.rows(first, last), _slice(self.lrs, first, last)
 
     def step(self, carry: Any, t: int) -> tuple[Any, Any, Tree]:
         """Take step t alone."""

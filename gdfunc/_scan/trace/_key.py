@@ -186,7 +186,7 @@ def _read_class(x: type) -> tuple[Any, Any]:
 def _read_function(f: types.FunctionType) -> tuple[Any, Any]:
     """Read code, defaults, attributes and cells, and the globals and imports that the code names."""
     scope, rest = f.__globals__, (f.__defaults__, f.__kwdefaults__, f.__dict__ or None)
-    parts = [] if rest == (None, None, None) else [*rest]
+    parts: list[Any] = [] if rest == (None, None, None) else [*rest]
     for cell in f.__closure__ or ():
         parts += gc.get_referents(cell) or [...]  # it may be empty
     home = owner(scope.get("__name__"))

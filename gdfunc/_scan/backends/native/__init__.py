@@ -75,6 +75,7 @@ from ._tensor import TorchIsFaster as TorchIsFaster
 from ._tensor import Unsupported as Unsupported
 
 _SEGMENT_SECONDS = 0.05  # Ctrl-C waits for so long
+_WORTH_THREADS = 1e6  # rounds of loops, about a millisecond; to start two threads takes about 0.2
 _ALIGNED = 64  # bytes: what C is told of the start of its memory
 _compiling = Lock()
 
@@ -154,7 +155,8 @@ class _Function:
         Only a thread that waits hears of Ctrl-C, so another thread runs a step that may take long.
         """
         tables, stop = (_column(starts), *strides), ctypes.c_int()
-        shares = min(size, torch.get_num_threads())
+        is_short = self.rounds * size * length < _WORTH_THREADS
+        shares = 1 if is_short else min(size, torch.get_num_threads())
         if shares == 1 and self.rounds * size < LONG:
             return self._share(tables, 0, size, length, stop)
         bounds = [size * share // shares for share in range(shares + 1)]
