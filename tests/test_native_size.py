@@ -10,6 +10,7 @@ import gdfunc as gd
 from gdfunc._errors import BackendError
 from gdfunc._scan.backends import native
 from gdfunc._scan.backends.native import _program, _sharing
+from gdfunc._scan.backends.native._statement import Code, Repeat, size_of
 
 from .assertions import assert_agrees
 
@@ -119,3 +120,9 @@ def test_the_size_of_a_step_counts_products_in_flop_and_the_rest_in_bytes(monkey
     assert sizes[0][0] == 2 * 2 * 30 * 40 * 50
     assert sizes[1] == (0, 8000)
     assert sizes[2][0] == 16e6
+
+
+def test_a_record_of_every_kth_step_counts_by_its_share_of_a_step():
+    step, record = Code([], flop=2e6), Code([], flop=4e8)
+    assert size_of([Repeat("t", 100, [step]), record]) == (4e6, 0)
+    assert size_of([Repeat("t", 1000, [step]), record]) == (2e6, 0)

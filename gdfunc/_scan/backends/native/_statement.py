@@ -1,6 +1,6 @@
 """The statements of a program: each states what it reads and writes when it is made."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -80,13 +80,15 @@ def loop(counter: str, extent: int) -> str:
     return f"for (int64_t {counter} = 0; {counter} < {extent}; {counter}++) {{"
 
 
-def size_of(statements: Iterable[Code]) -> tuple[float, float]:
+def size_of(statements: Sequence[Code]) -> tuple[float, float]:
     """Count the FLOP of what a step computes from the cache, and the bytes that the rest reads and writes.
 
-    Of a loop within the step, one round counts, if that is more.
+    In a step with a loop, such as training with a record of every k-th step, the larger counts: a round of
+    the loop, or the rest divided by its rounds.
     """
+    loops = [statement for statement in statements if isinstance(statement, Repeat)]
     rest = [statement.size for statement in statements if not isinstance(statement, Repeat)]
-    sizes = [size_of(each.statements) for each in statements if isinstance(each, Repeat)]
-    sizes.append((sum(flop for flop, _ in rest), sum(moved for _, moved in rest)))
+    sizes, rounds = [size_of(each.statements) for each in loops], max([1, *[each.length for each in loops]])
+    sizes.append((sum(flop for flop, _ in rest) / rounds, sum(moved for _, moved in rest) / rounds))
     flop, moved = zip(*sizes, strict=True)
     return max(flop), max(moved)
