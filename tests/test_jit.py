@@ -6,6 +6,10 @@ from torch.func import grad, vmap
 
 import gdfunc as gd
 from gdfunc import _tree
+from gdfunc._scan import _derived
+from gdfunc._scan._body import Body, nested_loops
+from gdfunc._scan.backends import native
+from gdfunc._torch._graphs import graph_of, schema_name
 from gdfunc.adjoints import Checkpoint, Forward, Implicit, Reverse, Truncated
 
 from .references import storages
@@ -24,6 +28,40 @@ def test_a_compiled_hypergradient_is_the_hypergradient(adjoint):
 
     gradient = gd.hypergrad(with_aux, ["lr", "momentum"], adjoint=adjoint, has_aux=True)
     assert_close(gd.jit(gradient, backend="native")(**point), gradient(**point), 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("adjoint", "kept"),
+    [(Reverse(), [True, False]), (Checkpoint("sqrt"), [True, False]), (Forward(), [False])],
+    ids=str,
+)
+def test_loops_of_a_compiled_hypergradient_run_once_and_keep_what_is_read(adjoint, kept, monkeypatch):
+    """A pass in forward mode is one loop. The loops on the way back keep no carries."""
+    written, write = [], native.write
+    monkeypatch.setattr(native, "write", lambda body: [written.append(body), write(body)][1])
+    x = torch.linspace(0, 1, 7)  # of a length that no other test compiles
+
+    def run(lr, adjoint=Reverse()):
+        step = gd.make_step(lambda w, batch: ((w * x - batch.mean()).cos() ** 2).mean())
+        plan = gd.full_batch(3, 400)
+        return gd.train(step, torch.ones(7), torch.ones(3), plan, lr, record=(), adjoint=adjoint)[0].sum()
+
+    gradient = gd.hypergrad(run, adjoint=adjoint)
+    got = gd.jit(gradient, backend="native")(torch.tensor(0.1)).grads
+    (body,) = written
+    assert [loop.keeps for loop in nested_loops(body.graph)] == kept
+    assert_close(got, gradient(torch.tensor(0.1)).grads, 1e-5)
+
+
+def test_a_tangent_that_does_not_exist_is_neither_multiplied_nor_added():
+    specs = [((3, 4), torch.float32, torch.device("cpu")), ((4, 5), torch.float32, torch.device("cpu"))]
+    graph = graph_of(lambda x, w: [(x @ w).tanh().T * 2 + 0 * x.sum()], specs)
+    names = {}
+    for inputs in ((False, True), (True, True)):
+        body = _derived.pushed(Body(graph, specs, (), ()), inputs, (True,))
+        names[inputs] = [schema_name(node.target) for node in body.graph.graph.nodes]
+    assert [names[inputs].count("aten::mm") for inputs in names] == [2, 3]
+    assert not {"aten::zeros", "aten::full"} & {*names[False, True]}
 
 
 @pytest.mark.parametrize("adjoint", [Implicit(), Implicit("neumann", 400)], ids=str)

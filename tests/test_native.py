@@ -1,8 +1,8 @@
 """The native backend against eager, operator by operator: shapes, dtypes, NaN, ∞, −0.0, empty axes."""
 
-import ctypes
 import functools
 import os
+import re
 import signal
 import sys
 import threading
@@ -1030,7 +1030,7 @@ def test_segments_of_the_loop_take_50_ms_from_the_first_of_the_next_call(members
     monkeypatch.setattr(native, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     loop = object.__new__(native._Function)
-    loop.run, loop.scratch = run, ctypes.c_char * 64
+    loop.run, loop.scratch = run, 64
     loop.rounds, loop.pace = 0, 0.0
     length, most = 10**6 if seconds < 1e-3 else 200, max(1, int(0.05 / (seconds * members) * (1 + 1e-9)))
     for first in (1, min(most, length)):
@@ -1039,6 +1039,24 @@ def test_segments_of_the_loop_take_50_ms_from_the_first_of_the_next_call(members
         assert sum(segments) == length
         assert segments[0] in (first, first - 1)
         assert max(segments) <= most
+
+
+def test_a_factor_of_several_products_is_copied_once_in_each_loop_and_each_step(monkeypatch):
+    texts, write = [], native.write
+    monkeypatch.setattr(native, "write", lambda body: texts.append(write(body)) or texts[-1])
+
+    def products(c, x):
+        return x @ c.T, (2 * x).tanh() @ c.T
+
+    def f(c, x):
+        first, second = products(c, x)
+        inner = gd.scan(lambda d, _: (d - 0.01 * products(d, x)[0].T @ x, products(d, x)), c, length=20)
+        return c - 0.01 * second.T @ x, (first, second, inner)
+
+    c, xs = normal(0, 10, 64).float(), normal(1, 3, 32, 64).float()
+    got = gd.scan(f, c, xs, backend="native")
+    assert len(re.findall(r"^transpose_float\(", texts[0], re.MULTILINE)) == 2
+    torch.testing.assert_close(got, gd.scan(f, c, xs, backend="eager"), rtol=1e-4, atol=1e-4)
 
 
 def test_lengths_and_numbers_in_tensors_compile_nothing(monkeypatch):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import compress
 from typing import Any, NamedTuple, Protocol
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, fx
 
-from .._torch._graphs import graph_of
+from .._torch._graphs import graph_of, without_dead_code
 from .._torch._modes import no_autocast, uses_autocast
 
 Flags = tuple[bool, ...]
@@ -142,7 +142,7 @@ class Body:
     opaque: frozenset[str] = frozenset()  # functions whose own derivatives are not in the graph
 
     def __init__(self, graph: fx.GraphModule, consts: Avals, carry: Avals, x: Avals) -> None:
-        graph = with_reshapes(graph)
+        graph = without_unread_y(with_reshapes(graph))
         results = list(next(iter(reversed(graph.graph.nodes))).args[0])
         y = tuple(Aval.of(node.meta["val"]) for node in results[len(carry) :])
         self._set_signature(consts, carry, x, y, _sources(graph, results))
@@ -181,6 +181,24 @@ class Body:
         first, second = len(self.consts), len(self.consts) + len(self.carry)
         return tuple(leaves[:first]), tuple(leaves[first:second]), tuple(leaves[second:])
 
+    def returning(self, key: Hashable, choose: Callable[[list[Any], list[Any]], list[Any]]) -> "Body":
+        """Make the body with other results, chosen from the nodes of its inputs and results."""
+        if key not in self.derived:
+            graph, copies = fx.Graph(), dict[fx.Node, Any]()
+            results: Any = graph.graph_copy(self.graph.graph, copies)
+            inputs = [copies[node] for node in self.graph.graph.find_nodes(op="placeholder")]
+            graph.output(choose(inputs, [*results]))
+            new = Body(
+                without_dead_code(fx.GraphModule(self.graph, graph)), self.consts, self.carry, self.x
+            )
+            new.opaque, new.floats, self.derived[key] = self.opaque, self.floats, new
+        return self.derived[key]
+
+    def reading(self, y: Flags) -> "Body":
+        """Make the body that returns the flagged y's alone."""
+        flags = (*[True] * len(self.carry), *y)
+        return self.returning(("reading", y), lambda _, results: [*compress(results, flags)])
+
     def derive(
         self, key: Hashable, function: Callable[..., Any], consts: Avals, carry: Avals, x: Avals
     ) -> "Body":
@@ -216,10 +234,23 @@ class BatchedBody(Body):
         self.members, self._function = members, function
         self.opaque, self.floats = base.opaque, base.floats
 
+    def reading(self, y: Flags) -> Body:
+        base, size, inputs, results = self.members  # type: ignore[misc]
+        flags = (*[True] * len(self.carry), *y)
+
+        def function(*tensors: Tensor) -> list[Tensor]:
+            return [*compress(self._function(*tensors), flags)]
+
+        if ("reading", y) not in self.derived:
+            members = Members(base.reading(y), size, inputs, (*compress(results, flags),))
+            self.derived["reading", y] = BatchedBody(function, members)
+        return self.derived["reading", y]
+
     @cached_property
     def graph(self) -> fx.GraphModule:  # type: ignore[override]
         with self.as_traced():
-            return with_reshapes(graph_of(self._function, (*self.consts, *self.carry, *self.x)))
+            graph = graph_of(self._function, (*self.consts, *self.carry, *self.x))
+            return without_unread_y(with_reshapes(graph))
 
 
 @contextmanager
@@ -239,6 +270,30 @@ def with_reshapes(graph: fx.GraphModule) -> fx.GraphModule:
         node.target = torch.ops.aten.reshape.default
     graph.recompile()
     return graph
+
+
+def without_unread_y(graph: fx.GraphModule) -> fx.GraphModule:
+    """Drop the y's of loops that nothing reads, such as carries kept for a derivative that nobody takes.
+
+    A loop with a rule of its own for the way back keeps all of them.
+    """
+    for node in graph.graph.nodes:
+        if not isinstance(node.target, Loop) or node.target.rule is not None:
+            continue
+        loop, count = node.target, len(node.target.body.carry)
+        places = {user: user.args[1] for user in node.users}
+        read = [place in places.values() for place in range(count, len(loop.results))]
+        keeps = loop.keeps and any(read[-count:])
+        if keeps:
+            read[-count:] = [True] * count
+        if all(read):
+            continue
+        node.target = replace(loop, body=loop.body.reading(tuple(read)), keeps=keeps)
+        kept = [*range(count), *compress(range(count, len(loop.results)), read)]
+        node.meta["val"] = [node.meta["val"][place] for place in kept]
+        for user, place in places.items():
+            user.args = (node, kept.index(place))
+    return without_dead_code(graph)
 
 
 def _sources(graph: fx.GraphModule, results: list[fx.Node]) -> list[int]:

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from itertools import compress, islice
-from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
 from ._body import BatchedBody, Body, Flags, Leaves, Members, merged
@@ -15,14 +14,7 @@ def keeping(body: Body) -> Body:
     if body.members is not None:
         base, size, flags, of_results = body.members
         return batched(keeping(base), size, flags, (*of_results, *of_results[: len(body.carry)]))
-    if "keeping" not in body.derived:
-        graph, copies = fx.Graph(), dict[fx.Node, Any]()
-        results: Any = graph.graph_copy(body.graph.graph, copies)
-        inputs = [copies[node] for node in body.graph.graph.find_nodes(op="placeholder")]
-        graph.output([*results, *body.split(inputs)[1]])
-        new = Body(fx.GraphModule(body.graph, graph), body.consts, body.carry, body.x)
-        new.opaque, new.floats, body.derived["keeping"] = body.opaque, body.floats, new
-    return body.derived["keeping"]
+    return body.returning("keeping", lambda inputs, results: [*results, *body.split(inputs)[1]])
 
 
 def batched(body: Body, size: int, inputs: Flags, results: Flags) -> Body:
@@ -41,14 +33,14 @@ def batched(body: Body, size: int, inputs: Flags, results: Flags) -> Body:
 
 
 def pushed(body: Body, inputs: Flags, y: Flags) -> Body:
-    """Make jvp of a body: it carries the tangents next to the carry, and its y's are tangents."""
+    """Make jvp of a body: tangents come after the carry, and tangents after the y's."""
     consts, carry, x = body.split(inputs)
     if body.members is not None:
         base, size, given, results = body.members
         parts = zip(body.split(given), (consts, carry, x), strict=True)
         of_inputs = [flag for part, active in parts for flag in (*part, *compress(part, active))]
-        of_carry = results[: len(carry)]
-        of_results = (*of_carry, *compress(results, (*carry, *y)))
+        of_carry, of_y = results[: len(carry)], results[len(carry) :]
+        of_results = (*of_carry, *compress(of_carry, carry), *of_y, *compress(of_y, y))
         return batched(pushed(base, inputs, y), size, tuple(of_inputs), of_results)
 
     def function(*tensors: Tensor) -> list[Tensor]:
@@ -61,11 +53,12 @@ def pushed(body: Body, inputs: Flags, y: Flags) -> Body:
 
         def f(*moved: Tensor) -> tuple[tuple[Tensor, ...], list[Tensor]]:
             results = body.graph(*merged(primals, inputs, moved))
-            return tuple(compress(results, (*carry, *y))), results[: len(carry)]
+            return tuple(compress(results, (*carry, *y))), results
 
         moving = tuple(compress(primals, inputs))
         _, pushed, new = jvp(f, moving, tuple(tangents), has_aux=True)  # type: ignore[misc]
-        return [*new, *pushed]
+        moves = iter(pushed)
+        return [*new[: len(carry)], *islice(moves, sum(carry)), *new[len(carry) :], *moves]
 
     return body.derive(
         ("pushed", inputs, y),

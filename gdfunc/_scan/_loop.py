@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import make_dual, unpack_dual
 from torch.func import vmap
 
 from .. import _tree
@@ -29,6 +30,7 @@ from .._torch._modes import has_no_value, lent, mode_of, no_dispatch_modes, valu
 from .._torch._transforms import (
     functionalization,
     innermost_vmap,
+    is_innermost_forward,
     is_pushing_tangents,
     is_transforming,
     may_be_differentiated,
@@ -120,6 +122,11 @@ class Bound(Loop):
             with level.redispatch_to_next():
                 results = self(*given)
             return list(level.wrap_tensors(results))
+        if is_innermost_forward():
+            primals, tangents = zip(*map(unpack_dual, tensors), strict=True)
+            if any(tangent is not None for tangent in tangents):
+                pairs = zip(*_push(self, primals, tangents, with_y=True), strict=True)
+                return [leaf if move is None else make_dual(leaf, move) for leaf, move in pairs]
         loop = self
         if has_grad and not self.keeps and self.rule is None:
             loop = replace(self, body=_derived.keeping(self.body), keeps=True)
@@ -189,22 +196,13 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        loop, body = ctx.loop, ctx.loop.body
-        if loop.rule is not None:
-            loop.rule.check_forward_mode()
-        inputs, carry, y = _active(body, [tangent is not None for tangent in tangents])
-        leaves = ctx.saved_tensors[: len(tangents)]
-        consts, init, xs = body.split(leaves)
-        given = iter(filled(tangents, leaves, inputs))
-        of_consts, of_init, of_xs = (list(islice(given, sum(part))) for part in body.split(inputs))
-        pushed = replace(loop, body=_derived.pushed(body, inputs, y), keeps=False)
-        moved = pushed(*consts, *of_consts, *init, *of_init, *xs, *of_xs)[len(init) :]
+        moved = _push(ctx.loop, ctx.saved_tensors[: len(tangents)], tangents, with_y=False)[1]
         # Under a gradient, torch 2.13 fails at the next function if a floating result has no tangent.
         return tuple(
             torch.zeros(aval.shape, dtype=aval.dtype, device=aval.device)
             if tangent is None and aval.dtype.is_floating_point
             else tangent
-            for tangent, aval in zip(spread(moved, (*carry, *y)), loop.results, strict=True)
+            for tangent, aval in zip(moved, ctx.loop.results, strict=True)
         )
 
     @staticmethod
@@ -214,6 +212,26 @@ class _Scan(torch.autograd.Function):
         pull = pull if loop.body.members is None else partial(_pull_members, pull)
         # The saved tensors are read once: who checkpoints lets them be read once.
         return None, *pull(loop, active, ctx.saved_tensors, cotangents)
+
+
+def _push(
+    loop: Bound, leaves: Leaves, tangents: Sequence[Tensor | None], with_y: bool
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Run the pushed loop: return the last carry and perhaps the y's, and the tangents of all results."""
+    if loop.rule is not None:
+        loop.rule.check_forward_mode()
+    body, (inputs, carry, y) = loop.body, _active(loop.body, [move is not None for move in tangents])
+    consts, init, xs = body.split(leaves)
+    given = iter(filled(tangents, leaves, inputs))
+    of_consts, of_init, of_xs = (list(islice(given, sum(part))) for part in body.split(inputs))
+    new = _derived.pushed(body, inputs, y)
+    if not with_y:
+        new = new.reading((*[False] * len(y), *[True] * sum(y)))
+    pushed = replace(loop, body=new, keeps=False)
+    results = iter(pushed(*consts, *of_consts, *init, *of_init, *xs, *of_xs))
+    last, of_carry = list(islice(results, len(carry))), list(islice(results, sum(carry)))
+    ys = list(islice(results, len(y))) if with_y else []
+    return [*last, *ys], spread([*of_carry, *results], (*carry, *y))
 
 
 def _pull(

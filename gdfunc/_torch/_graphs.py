@@ -15,6 +15,11 @@ Rewrites = dict[Any, Callable[..., Any]]
 
 MULTILABEL_MARGIN_LOSSES = functional.multilabel_margin_loss, torch._C._nn.multilabel_margin_loss
 ASSERT_ASYNC = torch._assert_async
+_ZERO = "symbolic zero"
+_LINEAR = ("alias", "detach", "t", "transpose", "permute", "view", "expand", "unsqueeze", "squeeze", "neg")
+_BILINEAR = ("mul", "mm", "bmm", "mv", "dot")
+_ZEROS_PASS = {**dict.fromkeys(_LINEAR, "linear"), **dict.fromkeys(_BILINEAR, "bilinear"), "add": "sum"}
+_EXPAND = torch.ops.aten.expand.default
 
 
 def recorder(function: Callable[..., Any], rewrites: Rewrites | None = None) -> Callable[..., Any]:
@@ -24,8 +29,11 @@ def recorder(function: Callable[..., Any], rewrites: Rewrites | None = None) -> 
 
 
 def _zeros(size: Any, *, dtype: Any = None, device: Any = None, **_: Any) -> Tensor:
-    """Give the symbolic zeros of forward mode a memory."""
-    return torch.zeros(size, dtype=dtype, device=device)
+    """Give the symbolic zeros of forward mode a memory, and mark them in the graph."""
+    zeros = torch.zeros(size, dtype=dtype, device=device)
+    if is_recorded(zeros):
+        node_of(zeros).meta[_ZERO] = True
+    return zeros
 
 
 def graph_of(
@@ -33,7 +41,43 @@ def graph_of(
 ) -> fx.GraphModule:
     """Trace a function of flat tensors that closes over none, given (shape, dtype, device) of each."""
     with clean_room() as mode:
-        return without_dead_code(recorder(function, rewrites)(*[valueless(mode, *spec) for spec in specs]))
+        graph = recorder(function, rewrites)(*[valueless(mode, *spec) for spec in specs])
+        return without_dead_code(_without_zeros(graph))
+
+
+def _without_zeros(graph: fx.GraphModule) -> fx.GraphModule:
+    """Drop the products with symbolic zeros of forward mode, and the sums with them.
+
+    These zeros are the tangents of what has none. So a factor that is infinite makes no NaN of them.
+    """
+    zeros: set[fx.Node] = set()
+    for node in graph.graph.nodes:
+        name = schema_name(node.target).removeprefix("aten::")
+        is_zero = [isinstance(arg, fx.Node) and arg in zeros for arg in node.args[:2]]
+        vanishes = {"linear": is_zero[:1] == [True], "bilinear": any(is_zero), "sum": all(is_zero)}
+        if _ZERO in node.meta or vanishes.get(_ZEROS_PASS.get(name, "")):
+            zeros.add(node)
+        elif name == "add" and any(is_zero) and not node.kwargs:
+            term, of_sum = node.args[is_zero.index(False)], node.meta["val"]
+            if not isinstance(term, fx.Node) or term.meta["val"].dtype != of_sum.dtype:
+                continue
+            if term.meta["val"].shape != of_sum.shape:
+                with graph.graph.inserting_before(node):
+                    term = graph.graph.call_function(_EXPAND, (term, list(of_sum.shape)))
+                term.meta["val"] = of_sum
+            node.replace_all_uses_with(term)
+    for node in zeros:
+        if _ZERO not in node.meta:
+            of_zeros = node.meta["val"]
+            with graph.graph.inserting_before(node):
+                new = graph.graph.call_function(
+                    torch.ops.aten.full.default,
+                    ([*of_zeros.shape], 0),
+                    {"dtype": of_zeros.dtype, "device": of_zeros.device},
+                )
+            new.meta["val"] = of_zeros
+            node.replace_all_uses_with(new)
+    return graph
 
 
 def without_dead_code(graph: fx.GraphModule) -> fx.GraphModule:

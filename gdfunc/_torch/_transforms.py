@@ -96,6 +96,13 @@ def is_pushing_tangents() -> bool:
     return forward_ad._current_level >= 0  # forward_ad has no public way to ask for it
 
 
+def is_innermost_forward() -> bool:
+    """Tell whether forward mode is the innermost running transformation."""
+    levels = retrieve_all_functorch_interpreters()
+    is_jvp = levels[-1].key() == TransformType.Jvp if levels else is_pushing_tangents()
+    return is_jvp and torch._C._is_fwd_grad_enabled()
+
+
 def has_forward_mode(above: int) -> bool:
     """Tell whether a jvp runs above level `above`."""
     levels = retrieve_all_functorch_interpreters()[above:]

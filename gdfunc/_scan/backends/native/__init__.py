@@ -141,7 +141,7 @@ class _Function:
     """The compiled loop."""
 
     def __init__(self, library: Library) -> None:
-        self.scratch = ctypes.c_char * (ctypes.c_int64.in_dll(library, "scratch_size").value + _ALIGNED)
+        self.scratch = ctypes.c_int64.in_dll(library, "scratch_size").value + _ALIGNED
         self.rounds = ctypes.c_int64.in_dll(library, "step_rounds").value
         self.pace = 0.0  # steps of a member in a second, as last measured: at least so many
         number = ctypes.c_int64
@@ -182,8 +182,8 @@ class _Function:
         self, tables: tuple[Any, ...], first: int, last: int, length: int, stop: ctypes.c_int
     ) -> None:
         """Run some members, segment after segment. Between two segments, Python hears of Ctrl-C."""
-        memory = self.scratch()
-        scratch = -(-ctypes.addressof(memory) // _ALIGNED) * _ALIGNED
+        memory = torch.empty(self.scratch, dtype=torch.uint8, device="cpu")
+        scratch = -(-memory.data_ptr() // _ALIGNED) * _ALIGNED
         start, members = 0, last - first
         while start < length and not stop.value:
             end = min(start + max(1, int(self.pace * _SEGMENT_SECONDS / members)), length)

@@ -126,12 +126,18 @@ def _roles(axes: Sequence[Var], layouts: Sequence[Layout | None]) -> tuple[bool,
 
 
 def _packed(block: Block, b: Factor, column: Var, lanes: int) -> Factor:
-    """Copy a factor so that its columns lie side by side, each row filled up to whole vectors."""
+    """Copy a factor so that its columns lie side by side, each row filled up to whole vectors.
+
+    A tensor that several contractions read in the same way is copied once.
+    """
     used = [var for var, _ in b.index.terms if isinstance(var, Var) and var != column]
     dense = next((var for var in used if b.index.factor(var) == 1), None)
     order = [*[var for var in used if var != dense], *([dense] if dense else []), column]
     shape = [var.extent for var in order]
-    packed = block.scratch([*shape[:-1], _whole(column.extent, lanes)], b.buffer.dtype)
+    key = b.buffer, b.index.constant, *[(var.extent, b.index.factor(var)) for var in order]
+    if key in block.packed:
+        return Factor(block.packed[key].buffer, block.packed[key].place(counters_of(order)))
+    packed = block.packed[key] = block.scratch([*shape[:-1], _whole(column.extent, lanes)], b.buffer.dtype)
     copy = Factor(packed.buffer, packed.place(counters_of(order)))
     if dense and dense.extent >= lanes:
         _transpose(block, b, copy, order, lanes)

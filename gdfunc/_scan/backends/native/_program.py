@@ -275,7 +275,7 @@ def _users(node: fx.Node) -> list[fx.Node]:
 
 def _loop(block: Block, loop: Loop, tensors: Sequence[Lazy]) -> list[Lazy]:
     """Write a loop within the step."""
-    body, inner = loop.body, replace(block, statements=[])
+    body, inner = loop.body, replace(block, statements=[], packed={})
     consts, init, xs = body.split(tensors)
     ys = [block.scratch((loop.length, *aval.shape), aval.dtype) for aval in body.y]
     counter = f"t{next(block.names)}"

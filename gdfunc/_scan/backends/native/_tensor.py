@@ -40,6 +40,7 @@ class Block:
     buffers: list[Buffer] = field(default_factory=list)  # of intermediate results
     functions: list[str] = field(default_factory=list)
     names: Iterator[int] = field(default_factory=count)
+    packed: dict[Any, Any] = field(default_factory=dict)  # copies of factors, made by these statements
 
     def scratch(self, shape: Sequence[int], dtype: torch.dtype) -> "Memory":
         """Take memory for a tensor, contiguous and aligned."""
