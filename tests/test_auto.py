@@ -83,7 +83,7 @@ def test_auto_takes_inductor_where_native_refuses_and_the_saved_calls_are_worth_
     monkeypatch.setitem(backends.RUNNERS, "inductor", compiled)
     run(300, uncovered)
     assert lengths == []
-    monkeypatch.setattr(_cost, "INDUCTOR", 300 * 10 * _cost.OPERATION)  # of ten operations a step
+    monkeypatch.setattr(_cost, "INDUCTOR", (0.0, 299 * _cost.OPERATION))
     run(300, uncovered)
     assert sum(lengths) == 300
     lengths.clear()
@@ -128,7 +128,7 @@ def test_a_loss_of_ten_seconds_is_said_once_at_the_users_line_with_its_remedy(mo
     assert not recwarn.list
     monkeypatch.setattr(_cost, "PYTHON_STEP", 10 / 300)
     monkeypatch.setattr(_cost, "OPERATION", 10 / 300)
-    monkeypatch.setattr(_cost, "INDUCTOR", float("inf"))
+    monkeypatch.setattr(_cost, "INDUCTOR", (float("inf"), 0.0))
     said = {
         untraceable: r"about 10 s.*f decides on the value of a tensor at .*return loss if.*torch.where",
         uncovered: r"about \d+ s.*'native' does not cover aten.logcumsumexp",

@@ -90,7 +90,11 @@ class Loop:
 
 def nested_loops(graph: fx.GraphModule) -> list[Loop]:
     """List the loops inside a graph, in order."""
-    return [node.target for node in graph.graph.nodes if isinstance(node.target, Loop)]
+    return [target for target in _calls(graph) if isinstance(target, Loop)]
+
+
+def _calls(graph: fx.GraphModule) -> list[Any]:
+    return [node.target for node in graph.graph.nodes if node.op == "call_function"]
 
 
 def merged(leaves: Sequence[Any], flags: Sequence[bool], new: Iterable[Any]) -> list[Any]:
@@ -169,12 +173,20 @@ class Body:
         return bool(nested_loops(self.graph))
 
     @cached_property
-    def operations(self) -> int:
-        """Count the calls of torch in a step; the members of a vmap share theirs."""
+    def size(self) -> int:
+        """Count the operations to compile; the members of a vmap share theirs."""
         if self.members is not None:
-            return self.members.body.operations
-        calls = [node.target for node in self.graph.graph.nodes if node.op == "call_function"]
-        return sum(each.length * each.body.operations if isinstance(each, Loop) else 1 for each in calls)
+            return self.members.body.size
+        return sum(each.body.size if isinstance(each, Loop) else 1 for each in _calls(self.graph))
+
+    @cached_property
+    def calls(self) -> int:
+        """Count the calls of torch in a step."""
+        if self.members is not None:
+            return self.members.body.calls
+        return sum(
+            each.length * each.body.calls if isinstance(each, Loop) else 1 for each in _calls(self.graph)
+        )
 
     def split(self, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
         """Split a list with an entry for each input into the entries of consts, carry and x."""

@@ -13,7 +13,7 @@ TRACE = 0.05  # two recordings of such a step; from then on the loop runs outsid
 OPERATION = 4e-6  # a call of an operation from Python, beyond its work
 NATIVE = 5e-3  # a native compilation, for each operation
 NATIVE_AT_MOST = 1.0  # a native compilation that is made even if one run does not pay for it
-INDUCTOR = 20.0  # a compilation of some hundred operations
+INDUCTOR = 5.0, 0.1  # a compilation by Inductor, and more for each operation
 _WORTH_A_WARNING = 10.0
 
 _said: set[str] = set()

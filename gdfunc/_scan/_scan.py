@@ -217,9 +217,10 @@ def is_readable(leaf: Tensor) -> bool:
 
 
 def settle(backend: str, steps: int) -> str:
-    """Make "auto" eager for a run of so few steps that no trace pays for itself."""
+    """Make "auto" eager for a run of so few steps that no trace pays for itself, except inside a trace."""
     check_choice("backend", backend, BACKENDS)
-    return "eager" if backend == "auto" and steps * _cost.PYTHON_STEP < _cost.TRACE else backend
+    is_short = backend == "auto" and steps * _cost.PYTHON_STEP < _cost.TRACE
+    return "eager" if is_short and not is_tracing() else backend
 
 
 def _length(xs: Tree, length: int | None) -> int:

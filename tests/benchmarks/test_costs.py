@@ -90,7 +90,7 @@ def test_costs() -> None:
         ("TRACE", _cost.TRACE, "a step of one weight", trace(one_weight)),
         ("", None, "of an MLP", trace(network)),
         ("OPERATION", _cost.OPERATION, "the sine of one number", operation()),
-        ("INDUCTOR", _cost.INDUCTOR, "an MLP with Adam", inductor(network)),
+        ("INDUCTOR", sum(_cost.INDUCTOR), "an MLP with Adam", inductor(network)),
     ]
     print(f"\ntorch {torch.__version__}, one thread, medians of {REPEATS}, seconds")
     for name, constant, what, measured in rows:

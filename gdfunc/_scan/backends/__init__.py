@@ -36,7 +36,7 @@ def _fastest(steps: int, body: Body, *loop: Any) -> list[Tensor]:
         loop: the other arguments of a Runner.
     """
     device = next((aval.device.type for aval in (*body.carry, *body.x, *body.consts)), "cpu")
-    saved, refusals = steps * body.operations * _cost.OPERATION, list[BackendError]()
+    saved, refusals = steps * body.calls * _cost.OPERATION, list[BackendError]()
     for name in RANKED.get(device, ()):
         if saved < _compilation(name, body):
             continue
@@ -51,12 +51,18 @@ def _fastest(steps: int, body: Body, *loop: Any) -> list[Tensor]:
         if not isinstance(refusal, native.TorchIsFaster):
             _cost.warn_of_loss(refusal, "calls torch's operations from Python", saved)
     _log.debug("%d steps on replay: %s", loop[3], refusals)
-    return partial(replay, nested=partial(_fastest, steps))(body, *loop)
+    return partial(replay, nested=partial(_nested, steps))(body, *loop)
+
+
+def _nested(steps: int, body: Body, *loop: Any) -> list[Tensor]:
+    """Run a loop within each of so many steps."""
+    return _fastest(steps * loop[3], body, *loop)
 
 
 def _compilation(name: str, body: Body) -> float:
-    """Return the seconds that a backend must save in one run."""
+    """Estimate the seconds of a compilation that one run must save."""
     if name == "native":
-        seconds = body.operations * _cost.NATIVE
+        seconds = body.size * _cost.NATIVE
         return seconds if seconds > _cost.NATIVE_AT_MOST else 0.0
-    return _cost.INDUCTOR if name == "inductor" else 0.0
+    least, more = _cost.INDUCTOR
+    return least + more * body.size if name == "inductor" else 0.0
