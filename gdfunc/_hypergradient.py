@@ -13,7 +13,7 @@ from torch.func import grad_and_value, jvp, vjp, vmap
 
 from . import _tree
 from ._scan._adjoint import Adjoint, check_adjoint
-from ._scan._scan import is_readable
+from ._torch._autograd import is_readable
 from ._torch._modes import is_tracing
 from ._torch._transforms import differentiable_attention, layers
 from ._tree import Tree

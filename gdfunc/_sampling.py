@@ -4,6 +4,7 @@ A plan is a pure function of a key and sizes: the same on every device and resum
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from . import _tree
 from ._errors import check_choice, check_int
+from ._torch._autograd import is_readable
+from ._torch._modes import is_tracing
+from ._torch._transforms import functionalization, is_transformed
 from ._tree import Tree
 from .random import _PART, _integers_below, _orders, fold_in
 
@@ -174,12 +178,50 @@ def _as_range(name: str, value: Any) -> range:
 
 
 def _draw(draw: Callable[[Tensor], Tensor], key: Tensor, counts: range, size: int) -> Tensor:
-    """Draw for each count from its own key, for so many at once that their numbers stay in the cache."""
+    """Draw for each count from its own key."""
+    return _shared(partial(_numbers, draw, counts, size), max(1, _PART // (len(counts) * size)), key)
+
+
+def _numbers(draw: Callable[[Tensor], Tensor], counts: range, size: int, key: Tensor) -> Tensor:
+    """Draw for so many counts at once that their numbers stay in the cache."""
     numbers = torch.arange(counts.start, counts.stop, device=key.device)
     at_once = _PART // size
     if at_once < 2:  # because torch sorts a vector several times faster than the only row of a matrix
         return torch.stack([draw(fold_in(key, count)) for count in numbers])
     return torch.cat([draw(fold_in(key, part)) for part in numbers.split(at_once)])
+
+
+def _shared(function: Callable[[Tensor], Tensor], at_once: int, key: Tensor) -> Tensor:
+    """Call a function of a key, once for all members of a vmap with the same key."""
+    if not is_transformed(key) or is_tracing() or functionalization() is not None:
+        return function(key)
+    return _Shared.apply(function, at_once, key)
+
+
+class _Shared(torch.autograd.Function):
+    """A function of a key, which the members of a vmap with the same key share."""
+
+    @staticmethod
+    def forward(function: Callable[[Tensor], Tensor], at_once: int, key: Tensor) -> Tensor:
+        return function(key)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], function: Any, at_once: int, key: Tensor
+    ) -> tuple[Tensor, int]:
+        return _shared(partial(_each, function, at_once), at_once, key.movedim(in_dims[2], 0)), 0
+
+
+def _each(function: Callable[[Tensor], Tensor], at_once: int, keys: Tensor) -> Tensor:
+    """Call a function of a key for each of several, once for those that are the same."""
+    if not is_readable(keys):
+        return torch.func.vmap(function)(keys)
+    different, places = keys.unique(dim=0, return_inverse=True)
+    return torch.func.vmap(function, chunk_size=at_once)(different)[places]
 
 
 def _no_batches(key: Tensor, batch_size: int) -> Tensor:

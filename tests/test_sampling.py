@@ -9,6 +9,7 @@ from torch.func import vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gdfunc as gd
+from gdfunc import _sampling
 
 from .assertions import assert_refused
 
@@ -189,3 +190,39 @@ def test_take_leaves_a_read_only_array_alone():
     array = np.arange(4.0)
     array.flags.writeable = False
     assert gd.take(array, torch.tensor([3])).tolist() == [3.0]
+
+
+PLANS = {
+    "epochs": lambda key: gd.epoch_batches(key, n=7, batch_size=3, epochs=range(2, 5), remainder="carry"),
+    "samples": lambda key: gd.sample_batches(key, n=7, batch_size=3, steps=4),
+    "samples without replacement": lambda key: gd.sample_batches(key, 7, 3, 4, replacement=False),
+    "numbers of a large epoch": lambda key: gd.epoch_batches(key, 40_000, 20_000, 2),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_members_with_equal_and_different_keys_have_the_plans_of_their_keys(name, monkeypatch):
+    plan, vmap = PLANS[name], torch.func.vmap
+    keys = gd.random.split(gd.random.key(3), 3)[torch.tensor([1, 0, 1, 2, 0, 1])]
+    alone = torch.stack([plan(key) for key in keys])
+    assert torch.equal(vmap(plan)(keys), alone)
+    assert torch.equal(vmap(plan, in_dims=1)(keys.mT), alone)
+    nested, each = keys.reshape(2, 3, 2), alone.reshape(2, 3, *alone.shape[1:])
+    assert torch.equal(vmap(vmap(plan))(nested), each)
+    assert torch.equal(vmap(vmap(plan), in_dims=1, out_dims=1)(nested), each)
+    assert torch.equal(vmap(lambda _: vmap(plan)(keys))(torch.ones(2))[1], alone)
+    assert torch.equal(vmap(lambda key: vmap(lambda _: plan(key))(torch.ones(2)))(keys)[:, 1], alone)
+    assert torch.equal(vmap(torch.func.functionalize(plan))(keys), alone)
+    assert torch.equal(torch.func.functionalize(vmap(plan))(keys), alone)
+    moved = vmap(lambda key, w: torch.func.grad(lambda w: w * plan(key).sum())(w))(keys, torch.ones(6))
+    assert torch.equal(moved, alone.flatten(1).sum(1).float())
+    pushed = lambda key: torch.func.jvp(lambda w: w * plan(key), (torch.ones(()),), (torch.ones(()),))[1]  # noqa: E731
+    assert torch.equal(vmap(pushed)(keys), alone.float())
+
+
+def test_the_members_of_a_vmap_draw_once_for_each_different_key(monkeypatch):
+    drawn, orders = [], _sampling._orders
+    monkeypatch.setattr(_sampling, "_orders", lambda key, n: drawn.append(key.shape) or orders(key, n))
+    keys = gd.random.split(gd.random.key(3), 2).repeat(20, 1)
+    torch.func.vmap(lambda key: gd.epoch_batches(key, n=40_000, batch_size=3, epochs=1))(keys)
+    assert len(drawn) == 2

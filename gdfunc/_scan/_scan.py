@@ -11,7 +11,6 @@ from torch import Tensor
 
 from .. import _tree
 from .._errors import BackendError, check_choice, check_int
-from .._torch._autograd import is_followed
 from .._torch._modes import current_trace_mode, is_tracing, lent, versions
 from .._tree import Tree
 from . import _cost, _loop
@@ -209,11 +208,6 @@ def call(f: Callable[[], Tree], backend: str) -> Tree:
     run = partial(fold, lambda carry, x: (carry, f()), (), None, 1, run_steps=sys.maxsize)
     _, y = with_fallback(run, backend, sys.maxsize)
     return _tree.map(lambda leaf: leaf.squeeze(0), y)
-
-
-def is_readable(leaf: Tensor) -> bool:
-    """Tell whether a tensor's value is at hand: no transformation or gradient, no trace, no GPU."""
-    return leaf.device.type == "cpu" and not is_followed(leaf) and not is_tracing()
 
 
 def settle(backend: str, steps: int) -> str:

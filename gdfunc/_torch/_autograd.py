@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._modes import lent, same_bytes
+from ._modes import has_no_value, is_tracing, lent, same_bytes
 from ._transforms import is_transformed, is_transforming
 
 _C: Any = torch._C
@@ -102,6 +102,11 @@ def is_followed(leaf: Tensor) -> bool:
     if is_transformed(leaf) or not leaf.requires_grad:
         return is_transformed(leaf)
     return _has_end(leaf, lambda end: getattr(end, _MARK, False))
+
+
+def is_readable(leaf: Tensor) -> bool:
+    """Tell whether a tensor's value is at hand: no transformation or gradient, no trace, no GPU."""
+    return leaf.device.type == "cpu" and not (is_followed(leaf) or is_tracing() or has_no_value(leaf))
 
 
 def written(copies: Sequence[Tensor], originals: Sequence[Tensor]) -> list[bool]:

@@ -14,8 +14,9 @@ from .. import _tree
 from .._errors import BackendError, check_choice, check_int, warn
 from .._gradients import check_batch, check_params
 from .._scan._adjoint import Adjoint, Segments, check_adjoint
-from .._scan._scan import fold, is_readable, settle
+from .._scan._scan import fold, settle
 from .._step import Step, StepLike, as_step, check_lr, params_of
+from .._torch._autograd import is_readable
 from .._torch._modes import is_tracing
 from .._torch._transforms import members
 from .._tree import Tree

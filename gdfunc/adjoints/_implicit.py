@@ -15,7 +15,7 @@ from .._scan._adjoint import Adjoint, Segments
 from .._scan._body import Active, Body, Flags, Leaves, filled, spread
 from .._scan._derived import pullback
 from .._scan._loop import Bound
-from .._scan._scan import is_readable
+from .._torch._autograd import is_readable
 from .._tree import Tree
 from ._truncated import Constant
 

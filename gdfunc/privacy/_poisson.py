@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _tree, random
 from .._errors import check_int, check_scalar, check_type
 from .._sampling import _as_range
-from .._scan._scan import is_readable
+from .._torch._autograd import is_readable
 from .._torch._transforms import is_transformed
 from .._tree import Tree
 
