@@ -146,7 +146,7 @@ def test_a_loss_of_ten_seconds_is_said_once_at_the_users_line_with_its_remedy(mo
 
 def test_a_large_step_that_torch_runs_faster_is_no_loss(recwarn, monkeypatch, ran):
     monkeypatch.setattr(_cost, "_WORTH_A_WARNING", 0.0)
-    monkeypatch.setattr("gdfunc._scan.backends.native._program._MOST_WORK", 10.0)
+    monkeypatch.setattr("gdfunc._scan.backends.native._program._limit", lambda: 0.0)
     run(100, lambda params, batch: PROBLEM.loss_fn(params, batch) * 1.25)
     assert {backend for _, backend in ran()} == {"replay"}
     assert not recwarn.list

@@ -1131,6 +1131,28 @@ def test_a_carry_is_overwritten_only_where_no_later_reader_needs_it(name):
     assert_same(lambda backend: gd.scan(f, init, xs, backend=backend), 1e-12, 1e-12)
 
 
+MATRIX = tame(1, (3, 3))
+CHAINS = {
+    "one expression": lambda c: c.sin(),
+    "products": lambda c: (MATRIX @ c).sin(),
+    "means": lambda c: c.sin() - c.mean(),
+    "views": lambda c: c.flip(0).reshape(1, 3).expand(2, 3)[0] * 0.9,
+    "running sums": lambda c: c.cumsum(0).tanh(),
+    "joined parts": lambda c: torch.cat([c[:1], c.cos()[1:]]),
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_chain_of_hundreds_of_operations_is_written_without_deep_recursion(name):
+    def f(carry, x):
+        end = carry
+        for _ in range(300):
+            end = CHAINS[name](end)
+        return end, carry.sum()
+
+    assert_same(lambda backend: gd.scan(f, tame(0, (3,)), length=2, backend=backend), 1e-12, 1e-12)
+
+
 def wander(start, length=10**9):
     return gd.scan(lambda c, x: (torch.sin(c + 1), None), start, length=length, backend="native")[0]
 

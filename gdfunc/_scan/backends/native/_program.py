@@ -26,7 +26,7 @@ from .operators import RESHAPES, Call, lower, name_of
 # thread, products lose their lead at 4e8 FLOP, and a second thread helps torch alone. The rest was ahead
 # ten times at 6e8 bytes, because native makes one pass where torch makes many.
 _MOST_FLOP, _MOST_BYTES = 2e8, 1e9
-_LONG_EXPRESSION = 200  # operations: a longer one is stored, before it nests too deep for Python
+_DEEP = 32  # computations in a row that wait for memory: more would nest too deep for Python
 LONG = 1e7  # rounds of loops, some ten milliseconds: a longer loop looks whether it should stop
 _MOST_LINES = 10_000  # of a step, which take a compiler some ten seconds
 _BY_VALUE = 256  # bytes of a carry that is copied rather than exchanged by its address
@@ -205,13 +205,20 @@ def _step(
     targets = {node: target for node, target in reversed(results) if target is not None}
     values: dict[fx.Node, Any] = dict(zip(nodes, inputs, strict=False))
     computed: dict[Any, Any] = {}
+    depth: dict[fx.Node, int] = {}  # computations in a row that a value not yet in memory waits for
     for node in calls:
         key = _key(node, values)
+        depth[node] = 1 + max((depth.get(source, 0) for source in node.all_input_nodes), default=0)
         if key not in computed:
             value = _lowered(block, node, values)
-            is_tensor = isinstance(value, Lazy)
-            computed[key] = _stored(block, node, value, targets.get(node)) if is_tensor else value
+            if isinstance(value, Lazy):
+                value = _stored(block, node, value, targets.get(node))
+                if depth[node] > _DEEP:
+                    value = (value if isinstance(value, Stored) else stored(block, value)).memory()
+            computed[key] = value
         values[node] = computed[key]
+        if isinstance(values[node], Memory):
+            depth[node] = 0
     # Because a result that reads the carry must be written before one that replaces it.
     for node, target in results[len(after) :] + results[: len(after)]:
         if target is not None:
@@ -260,8 +267,6 @@ def _stored(block: Block, node: fx.Node, tensor: Lazy, target: Memory | None) ->
             return tensor
         return stored(block, tensor, target)
     is_cheap = isinstance(tensor, (Memory, Stored, View)) or tensor.cost < 2
-    if not is_cheap and tensor.cost > _LONG_EXPRESSION:
-        return stored(block, tensor).memory()
     return tensor if is_cheap or len(users) == 1 else stored(block, tensor)
 
 
