@@ -88,6 +88,21 @@ def test_a_compiled_run_is_swept_and_differentiated():
     assert_close(grad(slope)(lrs[0]), grad(grad(value))(lrs[0]), 1e-8)
 
 
+def test_a_loop_within_a_loop_closes_over_what_a_compiled_function_computed():
+    def value(rate):
+        half = rate / 2
+
+        def step(w, _, lr):
+            return w - lr * half * w, w
+
+        plan = gd.full_batch(1, 8)
+        return gd.train(step, torch.tensor(1.0), None, plan, 0.5, every=2, backend="native")[0]
+
+    rate = torch.tensor(0.5)
+    for f in (value, grad(value), lambda rate: vmap(value)(rate + torch.arange(3))):
+        assert_close(gd.jit(f, backend="native")(rate), f(rate), 1e-6)
+
+
 def test_another_number_traces_nothing_and_another_shape_or_int_does(traces):
     f = gd.jit(lambda x, rate, power=2: {"y": x**power * rate}, backend="native")
 

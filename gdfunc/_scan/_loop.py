@@ -26,13 +26,14 @@ from torch.func import vmap
 from .. import _tree
 from .._errors import BackendError, untraceable
 from .._torch._graphs import is_recorded, record_call, tracer
-from .._torch._modes import has_no_value, lent, mode_of, no_dispatch_modes, valueless
+from .._torch._modes import lent, mode_of, no_dispatch_modes, valueless
 from .._torch._transforms import (
     functionalization,
     innermost_vmap,
     is_innermost_forward,
     is_pushing_tangents,
     is_transforming,
+    layers,
     may_be_differentiated,
     with_members,
     without_members,
@@ -95,10 +96,16 @@ def _is_followed(leaf: Tensor) -> bool:
 
 
 def _visible(*tensors: list[Tensor]) -> Sequence[list[Tensor]]:
-    """Make a running tracer see tensors from outside: it sees the arguments of operations."""
+    """Make a running tracer see tensors from outside, such as those of a trace around it.
+
+    It sees the arguments of operations.
+    """
     if tracer() is None:
         return tensors
-    return [[leaf if has_no_value(leaf) else leaf.view_as(leaf) for leaf in leaves] for leaves in tensors]
+    return [
+        [leaf if is_recorded(layers(leaf)[-1]) else leaf.view_as(leaf) for leaf in leaves]
+        for leaves in tensors
+    ]
 
 
 @dataclass(frozen=True)
@@ -112,8 +119,7 @@ class Bound(Loop):
         has_grad = torch.is_grad_enabled() and any(map(may_be_differentiated, tensors))
         if not has_grad and not is_transforming():  # no rule applies
             return list(_Scan.forward(self, *tensors))
-        # Not in a trace, which loses sight of tensors that are unwrapped without torch.
-        vmapped = innermost_vmap() if tracer() is None else None
+        vmapped = innermost_vmap()
         if vmapped is not None:
             return self._vmapped(vmapped, tensors)
         level: Any = functionalization()
