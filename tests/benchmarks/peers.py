@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import grad, grad_and_value, jvp, vmap
@@ -53,12 +54,15 @@ def missing(peer: str, device: str = "cpu") -> str:
     """Why a peer cannot run there: a package that is not installed, or that knows no such device."""
     if peer == BY_HAND and not shutil.which("gcc"):
         return "needs gcc"
+    numpys = np.random.get_state()  # noqa: NPY002  imports draw from it
     try:
         preload(peer)
         if peer in PACKAGES["jax"][1]:
             import_module("jax").devices(device)
     except (ImportError, RuntimeError) as error:
         return str(error)
+    finally:
+        np.random.set_state(numpys)  # noqa: NPY002
     return ""
 
 

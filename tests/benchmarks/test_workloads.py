@@ -155,14 +155,13 @@ def graphics() -> list[str]:
 @pytest.fixture(scope="module")
 def report():
     """One thread for all: torch is told so, and the others find one core to run on."""
-    before, numpys = torch.get_num_threads(), np.random.get_state()  # noqa: NPY002  imports draw from it
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else None
     if cores:
         os.sched_setaffinity(0, {max(cores)})
     for peer in (*peers.TRAINERS, *peers.GRADIENTS, *peers.CLIPPED):
         peers.missing(peer)  # imports it if it is there
-    np.random.set_state(numpys)  # noqa: NPY002
     report = Report(
         "1, on one core" if cores else "torch 1, the other peers as many as they take", cores or ()
     )
