@@ -1,12 +1,14 @@
 """The demos run small, write what they promise, and their numbers hold."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 import gdfunc as gd
+from gdfunc._scan import _cost
 
 pytest.importorskip("matplotlib")
 
@@ -37,6 +39,19 @@ def test_a_demo_runs_and_writes_pictures(name, tmp_path, capsys):
     for picture in pictures:
         assert picture.read_bytes().startswith(b"\x89PNG")
         assert picture.name in printed or str(tmp_path) in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_demo_prints_the_same_numbers_traced_and_in_eager(name, tmp_path, capsys, monkeypatch):
+    printed = []
+    for trace in (0.0, float("inf")):  # seconds: all loops are worth a trace, and none
+        monkeypatch.setattr(_cost, "TRACE", trace)
+        assert load(name).main(["--fast", "--out", str(tmp_path)]) == 0
+        printed.append(capsys.readouterr().out.splitlines())
+    timed = re.compile(r"\d s\b|seconds|\d (ms|µs)|peak|bytes|/s\b|Largest difference")
+    for traced, eager in zip(*printed, strict=True):
+        assert traced == eager or timed.search(eager), name
 
 
 def test_the_stationary_moment_is_that_of_every_batch_of_two():
