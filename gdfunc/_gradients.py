@@ -277,12 +277,12 @@ def check_batch(batch: Tree, param_leaves: list[Tensor], params: Tree, name: str
             raise TypeError(f"{path(i)} is {kind(leaf)}, not a Tensor or a NumPy array{remedy}")
         if not leaf.ndim:
             raise ValueError(f"{path(i)} is 0-d; every leaf of {name} has samples on dim 0")
-        if len(leaf) != len(first):
+        if leaf.shape[0] != first.shape[0]:
             raise ValueError(
                 f"{name} leaves disagree on the number of samples: "
                 f"{path(filled[0])} has {len(first)}, {path(i)} has {len(leaf)}"
             )
-        if not len(leaf):
+        if not leaf.shape[0]:
             raise ValueError(f"{name} is empty: {path(i)} has shape {tuple(leaf.shape)}")
         if leaf.device != device:
             raise ValueError(
@@ -296,7 +296,7 @@ def check_batch(batch: Tree, param_leaves: list[Tensor], params: Tree, name: str
                 f"convert one with .to({param_leaves[0].dtype}), an array with "
                 f".astype({kind(param_leaves[0])!r})"
             )
-    return len(slots[filled[0]]) if filled else None
+    return slots[filled[0]].shape[0] if filled else None
 
 
 def check_inputs(params: Tree, batch: Tree) -> tuple[list[Tensor], Tree, int | None]:

@@ -29,7 +29,7 @@ class Aval(NamedTuple):
     @classmethod
     def of(cls, leaf: Tensor, first: int = 0) -> "Aval":
         """Describe a tensor, or its slices over the axes before `first`."""
-        return cls(tuple(leaf.shape[first:]), leaf.dtype, leaf.device)
+        return cls(tuple(leaf.shape)[first:], leaf.dtype, leaf.device)
 
     def with_axis(self, size: Any) -> "Aval":
         return self._replace(shape=(size, *self.shape))

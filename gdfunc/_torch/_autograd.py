@@ -106,7 +106,7 @@ def is_followed(leaf: Tensor) -> bool:
 
 def is_readable(leaf: Tensor) -> bool:
     """Tell whether a tensor's value is at hand: no transformation or gradient, no trace, no GPU."""
-    return leaf.device.type == "cpu" and not (is_followed(leaf) or is_tracing() or has_no_value(leaf))
+    return leaf.is_cpu and not (is_followed(leaf) or is_tracing() or has_no_value(leaf))
 
 
 def written(copies: Sequence[Tensor], originals: Sequence[Tensor]) -> list[bool]:

@@ -38,6 +38,8 @@ def layers(leaf: Tensor) -> list[Tensor]:
 
 def may_be_differentiated(leaf: Tensor) -> bool:
     """Tell whether autograd, or a grad of torch.func at any level, follows this tensor."""
+    if not is_transformed(leaf):
+        return leaf.requires_grad
     return any(layer.requires_grad for layer in layers(leaf))
 
 
@@ -76,8 +78,9 @@ def rewrapped(leaf: Tensor, inner: Callable[[Tensor], Tensor], depth: int) -> Te
 
 def members() -> int:
     """Multiply the batch sizes of all running vmaps."""
-    levels = retrieve_all_functorch_interpreters()
-    return prod(level.batch_size() for level in levels if isinstance(level, VmapInterpreter))
+    levels = _functorch.get_interpreter_stack() or ()
+    vmaps = [level for level in levels if level.key() == TransformType.Vmap]
+    return prod([VmapInterpreter(level).batch_size() for level in vmaps])
 
 
 def depth() -> int:

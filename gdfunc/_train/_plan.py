@@ -47,7 +47,7 @@ def from_memory(data: Tree, index: Tensor) -> Batches:
 
 
 def _slice(leaf: Tensor, first: int, last: int) -> Tensor:
-    return leaf if last - first == len(leaf) else leaf[first:last]
+    return leaf if last - first == leaf.shape[0] else leaf[first:last]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        return len(self.lrs)
+        return int(self.lrs.shape[0])
 
     def on(self, backend: str) -> "Plan":
         """Give the plan of the same run on another backend."""
