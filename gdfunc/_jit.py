@@ -36,7 +36,7 @@ def jit(f: Callable[..., Tree], *, backend: str = "auto") -> Callable[..., Tree]
     Raises:
         TypeError: f returns a leaf that is no tensor.
         ValueError: f writes into a tensor that it was given; an unknown backend.
-        BackendError: (a RuntimeError) f decides on the value of a tensor, or has what the backend does not
+        BackendError: (a RuntimeError) f needs the value of a tensor, or has what the backend does not
             cover; see `scan`.
 
     Example:

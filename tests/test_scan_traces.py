@@ -617,7 +617,7 @@ REFUSED = {
     "applies multilabel_margin_loss": lambda c: functional.multilabel_margin_loss(c, torch.tensor([0, -1])),
     "applies _assert_async": lambda c: (torch._assert_async(c[0] > 0), c)[1],
     "a tensor of layout torch.sparse_coo": lambda c: c + EYE @ c,
-    "f decides on the value of a tensor": lambda c: c[:COUNT].sum(),
+    "f needs the value of a tensor": lambda c: c[:COUNT].sum(),
     "f reads .grad of a tensor": lambda c: c if WEIGHT.grad is None else WEIGHT.grad,
     r"f cannot be traced \(RuntimeError: The tensor has": lambda c: c + torch.tensor([TWO, TWO]),
     r"f cannot be traced \(RuntimeError: .tolist": lambda c: c * TWO.tolist(),
@@ -640,7 +640,7 @@ def test_a_body_that_a_trace_cannot_follow_is_refused_and_auto_runs_it_in_eager(
         run(**options)
     monkeypatch.setattr("gdfunc._scan._cost.TRACE", 0.0)
     monkeypatch.setattr("gdfunc._scan._cost._WORTH_A_WARNING", 0.0)
-    with pytest.warns(gd.PerformanceWarning, match=f"runs in Python.*: .*{reason}"):
+    with pytest.warns(gd.PerformanceWarning, match=f"runs 2 steps.* from Python.*: .*{reason}"):
         got = run(backend="auto")
     assert_agrees(got, run())
 

@@ -73,7 +73,9 @@ class Loop:
 
     def execute(self, runner: Runner, tensors: Leaves) -> list[Tensor]:
         """Run on plain tensors: a backend only goes forward, over contiguous ones."""
-        consts, init, xs = self.body.split([leaf.contiguous().resolve_neg() for leaf in tensors])
+        consts, init, xs = self.body.split(
+            [leaf.contiguous().resolve_conj().resolve_neg() for leaf in tensors]
+        )
         if self.reverse:
             xs = tuple(leaf.flip(0) for leaf in xs)
         with self.body.as_traced():

@@ -68,9 +68,13 @@ def trace_and_run(
     """
     try:
         traced = trace(f, checked, init, xs, seen)
-    except (BackendError, ValueError, Warning):
+    except (BackendError, Warning):
         raise
     except Exception as error:
+        if falls_back:  # eager raises what is wrong in f, and what only a trace meets is no error there
+            raise untraceable(f"f cannot be traced ({type(error).__name__}: {error})") from error
+        if isinstance(error, ValueError):
+            raise
         with put_back(f):
             _, y = checked(*_tree.map(lent, (init, _tree.map(lambda leaf: leaf[0], xs))))
             _tree.check_tensors(y, "y")

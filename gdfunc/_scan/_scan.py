@@ -85,13 +85,15 @@ def scan(
             shared among torch's threads, and `torch.set_flush_denormal(True)` beforehand holds in all of
             them (averages that decay, such as Adam's, become slow denormal numbers). `"inductor"`:
             compiled to C++ on a CPU, to GPU kernels on CUDA; takes seconds the first time. `"cudagraph"`:
-            recorded and replayed on CUDA. `"auto"`: eager for fewer than 100 steps, and for an f that
-            cannot be traced. Otherwise native on a CPU and cudagraph on CUDA, if they can run f and are
-            faster than torch's operations. Otherwise Inductor, if the loop is long enough to pay for its
-            compilation. Otherwise torch's operations are called without f, at about half of eager's cost.
-            It decides by counts of steps and operations, so every repeat of a run is decided alike. The
-            logger "gdfunc" reports each decision at level DEBUG. A `PerformanceWarning` says why, where
-            one costs more than about ten seconds.
+            recorded and replayed on CUDA. `"auto"`: eager for fewer than 100 steps (more if the carry has
+            more than ten leaves), and for an f that cannot be traced. Otherwise native on a CPU and
+            cudagraph on CUDA, if they can run f and are faster than torch's operations. Otherwise Inductor,
+            if the loop is long enough to pay for its compilation. Otherwise torch's operations are called
+            without f, at about half of eager's cost. It decides by counts of steps and operations, so every
+            repeat of a run is decided alike. The logger "gdfunc" reports each decision at level DEBUG (to
+            see it: `logging.basicConfig()`, and `logging.getLogger("gdfunc").setLevel("DEBUG")`), where
+            "replay" is the call of torch's operations without f. A `PerformanceWarning` says why, where one
+            costs more than ten seconds.
         adjoint: how derivatives go back through the loop, one of `gd.adjoints`: how many carries are kept,
             and what is computed again. All but `Reverse()` trace f, in eager too.
 
@@ -103,7 +105,7 @@ def scan(
         TypeError: a leaf of init, of xs or of what f returns is no tensor; f returns no pair.
         ValueError: leaves of xs differ in length, or from `length`; T is unknown or negative; the carry
             or y changes its structure, shape, dtype or device; f writes into what it is given.
-        BackendError: (a RuntimeError) the backend cannot run f: f decides on the value of a tensor, prints
+        BackendError: (a RuntimeError) the backend cannot run f: f needs the value of a tensor, prints
             one or is not pure; f has an operation that native does not cover (which it names); or there is
             no compiler, no CUDA device, no safe cache directory. Also where a traced loop is differentiated
             whose f applies a `torch.autograd.Function` or an operator of yours, or writes into a tensor
@@ -127,7 +129,7 @@ def scan(
     length = _length(xs, length)
     check_adjoint(adjoint).check_steps(length)
     run = partial(fold, f, init, xs, length, reverse=reverse, unroll=unroll, adjoint=adjoint)
-    return with_fallback(run, backend, length)
+    return with_fallback(run, backend, length, len(_tree.leaves(init)))
 
 
 def fold(
@@ -160,7 +162,11 @@ def fold(
     # Because all steps of a long loop inside a traced f would take minutes to compile, it stays a loop.
     stays_loop = trace is not None and trace.keeps_loops and length > _LAID_OUT
     if backend != "eager" or needs_trace or stays_loop:
-        how = {"reverse": reverse, "unroll": unroll, "runner": _loop.runner_of(backend, run_steps)}
+        how = {
+            "reverse": reverse,
+            "unroll": unroll,
+            "runner": _loop.runner_of(backend, run_steps, not seen),
+        }
         through, falls_back = adjoint.run_loop, backend == "auto"
         try:
             return _loop.trace_and_run(
@@ -180,9 +186,9 @@ def fold(
     return _tree.clone(carry), _stack(ys[::-1] if reverse else ys)
 
 
-def with_fallback(run: Callable[..., Any], backend: str, steps: int) -> Any:
+def with_fallback(run: Callable[..., Any], backend: str, steps: int, leaves: int) -> Any:
     """Run on a backend. Under "auto", a loop that cannot be traced runs in eager."""
-    backend = settle(backend, steps)
+    backend = settle(backend, steps, leaves)
     try:
         return run(backend=backend)
     except BackendError as error:
@@ -195,7 +201,8 @@ def falls_back(error: BackendError, backend: str, steps: int) -> bool:
     """Tell whether a loop that cannot be traced runs in eager, and say so where that costs much time."""
     if backend != "auto" or not error.untouched:
         return False
-    _cost.warn_of_loss(error, "runs in Python, step by step", steps * _cost.PYTHON_STEP)
+    seconds = steps * _cost.PYTHON_STEP
+    _cost.warn_of_loss(error, seconds, _cost.described(steps, seconds))
     _log.debug("%s steps on eager: %s", steps, error)
     return True
 
@@ -206,15 +213,17 @@ def call(f: Callable[[], Tree], backend: str) -> Tree:
         return f()
     # Because the function may be called often, its run counts as a long one.
     run = partial(fold, lambda carry, x: (carry, f()), (), None, 1, run_steps=sys.maxsize)
-    _, y = with_fallback(run, backend, sys.maxsize)
+    _, y = with_fallback(run, backend, sys.maxsize, 0)
     return _tree.map(lambda leaf: leaf.squeeze(0), y)
 
 
-def settle(backend: str, steps: int) -> str:
+def settle(backend: str, steps: int, leaves: int) -> str:
     """Make "auto" eager for a run of so few steps that no trace pays for itself, except inside a trace."""
     check_choice("backend", backend, BACKENDS)
-    is_short = backend == "auto" and steps * _cost.PYTHON_STEP < _cost.TRACE
-    return "eager" if is_short and not is_tracing() else backend
+    if backend != "auto" or is_tracing() or _cost.is_worth_tracing(steps, leaves):
+        return backend
+    _log.debug("%d steps on eager: too few to trace", steps)
+    return "eager"
 
 
 def _length(xs: Tree, length: int | None) -> int:

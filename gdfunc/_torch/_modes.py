@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch._subclasses.fake_tensor import is_fake
+from torch.nn.modules import module
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
@@ -102,6 +103,15 @@ def same_bytes(a: Tensor, b: Tensor) -> bool:
         return len(kinds) == 2 and kinds[0] == kinds[1] and torch.equal(*bits)
 
 
+_HOOKS = (
+    "_global_backward_pre_hooks",
+    "_global_backward_hooks",
+    "_global_forward_pre_hooks",
+    "_global_forward_hooks",
+    "_global_buffer_registration_hooks",
+    "_global_module_registration_hooks",
+    "_global_parameter_registration_hooks",
+)
 no_dispatch_modes = _disable_current_modes
 unseen = torch._C.DisableTorchFunction  # keeps operations from function modes and tensor subclasses
 uses_autocast = torch._C._is_any_autocast_enabled  # for any device
@@ -118,6 +128,11 @@ def unwatched() -> Iterator[None]:
 def active_modes() -> list[Any]:
     """List the running modes of torch, on calls of functions and on operators."""
     return [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]
+
+
+def has_global_hooks() -> bool:
+    """Tell whether a hook is registered that all modules call."""
+    return any(getattr(module, name) for name in _HOOKS)
 
 
 def default_device() -> torch.device | None:

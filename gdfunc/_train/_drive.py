@@ -25,7 +25,7 @@ _SEGMENT_SECONDS = 0.1  # how long segments should take: Ctrl-C, progress and st
 # Cautious guesses for a first segment: seconds for each entry of the parameters times entry of the data,
 # and seconds that a backend needs around every step.
 _ENTRY_SECONDS = 1e-8
-_STEP_SECONDS = {"eager": PYTHON_STEP, "native": 1e-7, "inductor": 6e-6, "cudagraph": 6e-6, "auto": 6e-6}
+_STEP_SECONDS = {"native": 1e-7, "inductor": 6e-6, "cudagraph": 6e-6}  # others: from Python
 
 
 class Done(NamedTuple):
@@ -102,7 +102,8 @@ def _interrupted(plan: Plan, resume: Any) -> Done:
 def segments(plan: Plan, done: Done) -> Iterator[Done]:
     """Run the segments of a plan after what is done; give after each what is done so far.
 
-    The first segment may trace and compile, so that its time tells nothing. If it cannot be traced, all of
+    The first segment may trace and compile, so that its time never makes the next
+    shorter. If it cannot be traced, all of
     the run is eager.
     """
     plan = plan.on(done.backend)
@@ -119,9 +120,9 @@ def segments(plan: Plan, done: Done) -> Iterator[Done]:
             return
         if finite is not None and not _is_true(finite.all()):
             raise _non_finite(plan, done, finite)
-        if not is_first:
-            taken = -(-(last - done.step) // plan.every)
-            blocks = next_blocks(taken, time.perf_counter() - started, plan.grain)
+        taken = -(-(last - done.step) // plan.every)
+        paced = next_blocks(taken, time.perf_counter() - started, plan.grain)
+        blocks = max(blocks, paced) if is_first else paced
         done, is_first = new, False
         yield done
 
@@ -136,7 +137,7 @@ def first_blocks(plan: Plan) -> int:
         return max(plan.steps, 1)
     if plan.grain == 1:
         return 1
-    seconds = max(plan.work * _ENTRY_SECONDS, plan.every * _STEP_SECONDS[plan.backend])
+    seconds = max(plan.work * _ENTRY_SECONDS, plan.every * _STEP_SECONDS.get(plan.backend, PYTHON_STEP))
     return max(int(_SEGMENT_SECONDS / seconds) // plan.grain, 4) * plan.grain
 
 

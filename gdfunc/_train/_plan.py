@@ -128,7 +128,7 @@ def make_plan(
     steps, batch_size = index.shape
     lrs = _check_lrs(lr, steps, leaves)
     every = check_int("every", every, 1)
-    backend = settle(backend, steps)
+    backend = settle(backend, steps, len(_tree.leaves(init)))
     _check_end(check_finite, stop)
     batches, step = from_memory(data, index), as_step(step)
     if steps and not index.numel():

@@ -23,40 +23,47 @@ RANKED = {"cuda": ("cudagraph", "inductor"), "cpu": ("native", "inductor")}
 _log = logging.getLogger("gdfunc")
 
 
-def runner_of(backend: str, steps: int) -> Runner:
-    """Return the runner of a backend, for a run of so many steps in all. "eager" replays the graph."""
-    return partial(_fastest, steps) if backend == "auto" else RUNNERS.get(backend, replay)
-
-
-def _fastest(steps: int, body: Body, *loop: Any) -> list[Tensor]:
-    """Run on the first backend that can run the body, and whose compilation pays for itself.
+def runner_of(backend: str, steps: int, is_first: bool = True) -> Runner:
+    """Return the runner of a backend. "eager" replays the graph.
 
     Args:
         steps: of the whole run.
+        is_first: whether the loop is the first segment of the run, for which the log tells what ran.
+    """
+    if backend == "auto":
+        return partial(_fastest, steps, is_first)
+    return RUNNERS.get(backend, replay)
+
+
+def _fastest(steps: int, is_first: bool, body: Body, *loop: Any) -> list[Tensor]:
+    """Run on the first backend that can run the body, and whose compilation pays for itself.
+
+    Args:
         loop: the other arguments of a Runner.
     """
     device = next((aval.device.type for aval in (*body.carry, *body.x, *body.consts)), "cpu")
-    saved, refusals = steps * body.calls * _cost.OPERATION, list[BackendError]()
+    seconds, refusal = steps * body.calls * _cost.OPERATION, None
     for name in RANKED.get(device, ()):
-        if saved < _compilation(name, body):
+        if seconds < _compilation(name, body):
             continue
         try:
             results = RUNNERS[name](body, *loop)
         except BackendError as error:
-            refusals.append(error)
+            refusal = refusal or error
         else:
-            _log.debug("%d steps on %s", loop[3], name)
+            if is_first:
+                _log.debug("%d steps on %s", steps, name)
             return results
-    for refusal in refusals[:1]:
-        if not isinstance(refusal, native.TorchIsFaster):
-            _cost.warn_of_loss(refusal, "calls torch's operations from Python", saved)
-    _log.debug("%d steps on replay: %s", loop[3], refusals)
+    if refusal is not None and not isinstance(refusal, native.TorchIsFaster):
+        _cost.warn_of_loss(refusal, seconds, _cost.described(steps, seconds))
+    if is_first:
+        _log.debug("%d steps on replay: %s", steps, refusal or "too few to compile so large a step for")
     return partial(replay, nested=partial(_nested, steps))(body, *loop)
 
 
 def _nested(steps: int, body: Body, *loop: Any) -> list[Tensor]:
     """Run a loop within each of so many steps."""
-    return _fastest(steps * loop[3], body, *loop)
+    return _fastest(steps * loop[3], False, body, *loop)
 
 
 def _compilation(name: str, body: Body) -> float:

@@ -52,6 +52,11 @@ def reads_a_clock(f: types.FunctionType) -> bool:
     return False
 
 
+def opens_a_file(f: types.FunctionType) -> bool:
+    """Tell whether the code of a function names `open`."""
+    return "open" in names_in(f) and f.__globals__.get("open", open) is open
+
+
 def names_in(f: types.FunctionType) -> dict[str, None]:
     """List what the code of a function names, or nothing for one of a frozen library's."""
     return {} if owner(f.__globals__.get("__name__")) == "frozen" else _names(f.__code__)

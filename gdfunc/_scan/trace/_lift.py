@@ -29,15 +29,23 @@ class Lift(TraceMode):
         super().__init__()
         self.keeps_loops = keeps_loops
         self.mode, self.depth, self.cuts = mode, depth, cuts
+        self.error: RuntimeError | None = None  # the first of an operation, which f may not have noticed
         self.asks = False  # whether f reads requires_grad, is_leaf or grad_fn of a tensor
         self.outside: set[int] = set()  # the memory of the stand-ins
         self.known: dict[int, tuple[Tensor, Tensor]] = {}  # keeps the tensors, so that ids stay theirs
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        try:
+            return self._call(func, args, kwargs)
+        except RuntimeError as error:
+            self.error = self.error or error
+            raise
+
+    def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
         if func in _OF_THE_ORIGINAL:
             if func in _OF_AUTOGRAD and isinstance(args[0], FakeTensor) and not args[0].requires_grad:
                 # torch's modules ask for the sake of speed.
-                self.asks |= not is_ours(sys._getframe(1).f_code.co_filename)
+                self.asks |= not is_ours(sys._getframe(2).f_code.co_filename)
             return func(*args, **(kwargs or {}))
         if func in _REFUSED:
             raise untraceable(f"f {_REFUSED[func]}, which a compiled loop cannot")
@@ -47,7 +55,7 @@ class Lift(TraceMode):
         func, args = rewritten(func, args, self.plain)
         result, written = self.cuts.call(func, args, kwargs)
         if any(storage(leaf) in self.outside for leaf in written if not is_transformed(leaf)):
-            raise wrote("a tensor it closes over")  # at once, before f keeps the stand-in
+            raise wrote_outside()  # at once, before f keeps the stand-in
         return result
 
     def plain(self, leaf: Any) -> Any:
@@ -86,8 +94,10 @@ def check_plain(leaf: Tensor) -> None:
         raise untraceable(f"a tensor of layout {leaf.layout} is not covered")
 
 
-def wrote(what: str) -> ValueError:
-    return ValueError(f"f wrote into {what}; it must return new tensors instead")
+def wrote_outside() -> BackendError:
+    return BackendError(
+        "f wrote into a tensor it closes over; let it return new tensors instead, or use backend='eager'"
+    )
 
 
 _OF_AUTOGRAD = {getter("requires_grad"), getter("is_leaf"), getter("grad_fn")}
@@ -112,7 +122,7 @@ _REFUSED = {
 
 def _users_line() -> str:
     """Name the user's line that formats a tensor, or nothing where torch does so for a message."""
-    frame: FrameType | None = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(3)
     while frame and frame.f_code.co_filename.endswith(("_tensor.py", "overrides.py")):
         frame = frame.f_back
     return line_of(frame) if frame and not is_ours(frame.f_code.co_filename) else ""

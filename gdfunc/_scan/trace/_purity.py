@@ -87,6 +87,8 @@ def record_twice(f: Any, checked: Callable[..., Any], record: Record, far: int) 
             moving.update(id(leaf) for leaf in left if _depends(leaf))
             return result
 
+        if reach.file:  # before f writes into it
+            raise _refusal(f"opens a file in {reach.file}")
         first = record(watched)
         changes, once = reach.changes(reach.before), reach.now()
         spent = {entry for entry in changes if reach.places[entry[0]].does in (DRAWS, ADVANCES)}

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, from_numpy
 
 from ..._torch._modes import unwatched
-from ._code import imports_in, names_in, owner, reads_a_clock
+from ._code import imports_in, names_in, opens_a_file, owner, reads_a_clock
 from ._key import key_of
 
 FAR, ALL = 3_000, 50_000  # objects that are looked at, the nearest first; where all of them are plain
@@ -46,6 +46,7 @@ class Reach:
     def __init__(self, f: Any, far: int = FAR) -> None:
         self.objects, self.parents, self.far = [f], [0], far
         self.clock: str = ""  # the name of a function that reads one
+        self.file: str = ""  # the name of a function that opens one
         self.places: list[Place] = []
         self._walk()
         for at, x in enumerate(_global_generators(), len(self.objects)):
@@ -66,6 +67,7 @@ class Reach:
             if isinstance(x, types.FunctionType):
                 names |= names_in(x)
                 self.clock = self.clock or (x.__qualname__ if reads_a_clock(x) else "")
+                self.file = self.file or (x.__qualname__ if opens_a_file(x) else "")
             elif isinstance(x, types.ModuleType) and owner(x.__name__) == "user":
                 modules.append(at)
             with suppress(Exception):  # some objects do not let themselves be read

@@ -17,6 +17,7 @@ from ..._torch._modes import (
     FakeTensor,
     active_modes,
     clean_room,
+    has_global_hooks,
     is_tracing,
     plain_copy,
     tracing,
@@ -30,7 +31,7 @@ from .._recent import Recent
 from ._code import owner
 from ._cuts import Cuts
 from ._key import Key, Reading, key_of
-from ._lift import Lift, check_plain, wrote
+from ._lift import Lift, check_plain, wrote_outside
 from ._purity import Recorded, record_twice, warn_of
 from ._reach import ALL, FAR
 from ._rewrites import OPERATIONS
@@ -77,6 +78,8 @@ def trace(
     signature: Signature = (keeps_loops, carry_structure, x_structure, *avals)
     seen = {} if seen is None else seen
     if signature not in seen:
+        if has_global_hooks():  # which our own graphs would call too
+            raise untraceable("a hook on all modules is registered, of which a compiled loop knows nothing")
         record = partial(_record, carry, rows, signature)
         if is_tracing():  # the key and the second recording of the outer trace cover this loop
             seen[signature] = _with_shared_body(record(checked), *avals)
@@ -141,7 +144,7 @@ def _record(carry: Leaves, rows: Leaves, signature: Signature, checked: Callable
             _tree.check_tensors(y, "y")
             ys, structure = _tree.flatten(y)
             structures.append(structure)
-            return [lift.plain(leaf) for leaf in (*_tree.leaves(new), *ys)]
+            return [lift.plain(leaf).resolve_conj() for leaf in (*_tree.leaves(new), *ys)]
 
         try:
             # Because the outer levels are suspended, and a wrapper made inside f would get one of their
@@ -152,9 +155,12 @@ def _record(carry: Leaves, rows: Leaves, signature: Signature, checked: Callable
             if not needs_a_value(error):
                 raise
             raise BackendError(
-                f"f decides on the value of a tensor at {_users_line(error)}; a compiled loop has none "
-                f"when it is made: use torch.where, or backend='eager'"
+                f"f needs the value of a tensor at {_users_line(error)}; a compiled loop has none "
+                f"when it is made: use torch.where, both of whose branches need finite gradients, or "
+                f"backend='eager'"
             ) from error
+    if lift.error is not None:
+        raise untraceable(f"f goes on after an error that it meets only in a trace ({lift.error})")
     closed_over = _lift_attributes(graph, lift)
     given = (*carry, *rows, *[leaf for leaf, _ in lift.known.values()])
     if lift.asks and any(map(may_be_differentiated, given)):
@@ -200,6 +206,10 @@ def _lift_attributes(graph: fx.GraphModule, lift: Lift) -> list[Tensor]:
                         f"f makes a tensor in a way that a trace cannot follow, of a tensor or a generator "
                         f"from outside ({type(value).__name__})"
                     )
+                if value.requires_grad:
+                    raise untraceable(
+                        "f uses a parameter that a trace cannot follow, as a ScriptModule does"
+                    )
                 original = plain_copy(value)
             with graph.graph.inserting_before(first):
                 placeholder = graph.graph.placeholder(f"const_{len(inputs)}")
@@ -215,9 +225,10 @@ def _pure(graph: fx.GraphModule, consts: int) -> fx.GraphModule:
     without_dead_code(graph)
     for target in operators(graph):
         if torch.Tag.nondeterministic_seeded in target.tags:
-            raise untraceable(
-                f"f draws from torch's generator ({target}), whose numbers a compiled loop would not "
-                f"repeat; draw from gd.random with a key from the carry or the data"
+            raise BackendError(
+                f"f draws from torch's generator ({target}), as dropout does, but a compiled loop would "
+                f"not repeat its numbers: draw from gd.random with a key in the carry, or use "
+                f"backend='eager'"
             )
     if not any(map(writes, operators(graph))):
         return graph
@@ -227,7 +238,11 @@ def _pure(graph: fx.GraphModule, consts: int) -> fx.GraphModule:
     for node in pure.graph.find_nodes(op="call_function", target=torch.ops.aten.copy_.default):
         if node.args[0] in inputs:
             is_const = inputs.index(node.args[0]) < consts
-            raise wrote("a tensor it closes over" if is_const else "its carry or x")
+            raise (
+                wrote_outside()
+                if is_const
+                else ValueError("f wrote into its carry or x; it must return new tensors instead")
+            )
     return pure
 
 
