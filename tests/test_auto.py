@@ -280,6 +280,35 @@ def test_a_loss_that_writes_into_a_tensor_from_outside_is_called_once_a_step():
     assert results[0][1] == 120
 
 
+ASSIGNMENTS = {
+    "an element": lambda z, w: z.__setitem__(0, w[0] ** 2),
+    "some elements": lambda z, w: z.__setitem__(slice(1, None), w[1:] ** 2),
+    "a product in place": lambda z, w: z[:2].mul_(w[:2]),
+    "by a view of a view": lambda z, w: z.view(3, 1)[1:].t().add_(w[1:]),
+    "by numbers": lambda z, w: z.__setitem__(torch.tensor([2, 0]), w[:2]),
+    "by a mask": lambda z, w: z.masked_fill_(w > 1, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", ASSIGNMENTS)
+@pytest.mark.parametrize("backend", ["auto", "native"])
+def test_a_loss_that_assigns_has_vmap_and_derivatives(name, backend):
+    def loss_fn(params, batch):
+        z = torch.zeros(3, dtype=torch.float64) + params["w"].sin()
+        ASSIGNMENTS[name](z, params["w"])
+        return PROBLEM.loss_fn(params, batch) + z.square().sum()
+
+    def train(backend, lr):
+        return run(100, loss_fn, lr=lr, backend=backend, record=())[0]["w"]
+
+    lrs = torch.tensor([0.01, 0.05], dtype=torch.float64)
+    for derivative in (lambda f: f, torch.func.jacrev, torch.func.jacfwd):
+        found = [
+            torch.func.vmap(derivative(functools.partial(train, how)))(lrs) for how in (backend, "eager")
+        ]
+        assert_agrees(*found)
+
+
 def linear():
     with torch.random.fork_rng():
         return torch.nn.Linear(1, 1)

@@ -264,9 +264,35 @@ def _selected(target: Tensor, source: Tensor, dim: int, index: int) -> Tensor:
     return torch.slice_scatter(target, source.unsqueeze(dim), dim, start, start + 1)
 
 
+def _strided(source: Tensor, size: Any, stride: Any, storage_offset: int | None = None) -> Tensor:
+    if not source.is_contiguous():
+        return NotImplemented
+    places = _places(size, stride, storage_offset, source.device)
+    return source.flatten().index_select(0, places.flatten()).reshape(places.shape)
+
+
+def _strided_scatter(
+    target: Tensor, source: Tensor, size: Any, stride: Any, storage_offset: int | None = None
+) -> Tensor:
+    if not target.is_contiguous():
+        return NotImplemented
+    places = _places(size, stride, storage_offset, target.device).flatten()
+    return target.flatten().scatter(0, places, source.flatten()).reshape(target.shape)
+
+
+def _places(size: Any, stride: Any, start: int | None, device: torch.device) -> Tensor:
+    """List where the entries of a strided view lie in memory."""
+    places = torch.full((), start or 0, device=device)
+    for extent, step in zip(size, stride, strict=True):
+        places = places[..., None] + torch.arange(extent, device=device) * step
+    return places
+
+
 # The operators that functionalize makes of assignments, in forms with derivatives and batching rules.
 _ASSIGNMENTS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.copy.default: _copied,
+    torch.ops.aten.as_strided.default: _strided,
+    torch.ops.aten.as_strided_scatter.default: _strided_scatter,
     torch.ops.aten.slice_scatter.default: _clamped,
     torch.ops.aten.select_scatter.default: _selected,
 }
