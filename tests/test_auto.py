@@ -6,7 +6,7 @@ import logging
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gdfunc as gd
@@ -374,6 +374,7 @@ TRANSFORMS = {
 }
 
 
+@settings(max_examples=12)
 @given(
     model=st.sampled_from([*MODELS]),
     transform=st.sampled_from([*TRANSFORMS]),

@@ -104,7 +104,7 @@ REMEDIES = {
     "a dataclass becomes a tree by torch.export": lambda: gd.batch_grad(_square)(W, Pair(X)),
     ".astype('float32')": lambda: gd.batch_grad(_square)(W, np.ones(4)),
     "torch.view_as_real": lambda: gd.batch_grad(_square)({"w": torch.tensor(1j)}, X),
-    "with a key from the carry or the data": lambda: gd.train(
+    "with a key in the carry": lambda: gd.train(
         gd.make_step(lambda params, batch: _square(params, batch) + torch.rand(())),
         W,
         X,
