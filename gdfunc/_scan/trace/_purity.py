@@ -27,7 +27,7 @@ from ._reach import ADVANCES, DRAWS, FAR, Reach, path
 _DEEP = 3  # containers within one another that are searched for tensors without values
 _REMEDY = (
     "a compiled loop calls f when it is traced, not in every step. Keep what changes in the carry, draw "
-    "from gd.random with a key from the carry or the data, or use backend='eager'"
+    "from gd.random with a key in the carry, or use backend='eager'"
 )
 _warned: set[str] = set()
 
