@@ -357,7 +357,7 @@ def test_a_run_that_stops_at_its_first_step_takes_few_more(ran):
 def test_ctrl_c_finds_the_first_segments_of_a_long_run_done(loss_fn):
     with pytest.raises(gd.TrainingInterrupted) as caught:
         run(100_000, loss_fn, progress=ctrl_c(1))
-    assert 0 < caught.value.step <= 400
+    assert 0 < caught.value.step <= 2_000
 
 
 def test_many_leaves_are_traced_for_longer_runs_alone():

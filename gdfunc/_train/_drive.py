@@ -25,7 +25,8 @@ _SEGMENT_SECONDS = 0.1  # how long segments should take: Ctrl-C, progress and st
 # Cautious guesses for a first segment: seconds for each entry of the parameters times entry of the data,
 # and seconds that a backend needs around every step.
 _ENTRY_SECONDS = 1e-8
-_STEP_SECONDS = {"native": 1e-7, "inductor": 6e-6, "cudagraph": 6e-6}  # others: from Python
+_STEP_SECONDS = {"eager": PYTHON_STEP, "native": 1e-7, "inductor": 6e-6, "cudagraph": 6e-6}
+_STEP_SECONDS["auto"] = PYTHON_STEP / 10  # a replayed step of a small model
 
 
 class Done(NamedTuple):
@@ -137,7 +138,7 @@ def first_blocks(plan: Plan) -> int:
         return max(plan.steps, 1)
     if plan.grain == 1:
         return 1
-    seconds = max(plan.work * _ENTRY_SECONDS, plan.every * _STEP_SECONDS.get(plan.backend, PYTHON_STEP))
+    seconds = max(plan.work * _ENTRY_SECONDS, plan.every * _STEP_SECONDS[plan.backend])
     return max(int(_SEGMENT_SECONDS / seconds) // plan.grain, 4) * plan.grain
 
 
