@@ -51,7 +51,7 @@ ADJOINTS: dict[str, Any] = {
     "forward, 8 at once": gd.adjoints.Forward(chunk_size=8),
 }
 ONE_RATE = "forward, of one rate"
-LENGTHS = (128, 256, 512, 1024)  # steps of the runs whose memory is counted
+LENGTHS = (12, 24, 48, 96)  # steps of the runs whose memory is counted
 AGREES = 1e-6  # largest difference of a derivative to finite differences, over the largest derivative
 
 PROBLEM = gd.problems.stock_regression()
