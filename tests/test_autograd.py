@@ -288,7 +288,7 @@ def _torch_loads_its_rules():
 
 @pytest.fixture
 def by_autograd(monkeypatch):
-    """What autograd was asked: one entry for each gradient."""
+    """List what autograd is asked, one entry for each gradient."""
     results, gradient = [], _gradients.gradient
 
     def noted(*args):

@@ -28,20 +28,16 @@ def is_worth_tracing(steps: int, leaves: int) -> bool:
     return steps * (PYTHON_STEP + of_step * more) >= TRACE + of_trace * more
 
 
-def warn_of_loss(cause: Exception, seconds: float, what: str) -> None:
+def warn_of_loss(cause: Exception, steps: int, seconds: float) -> None:
     """Warn, once for each cause, where a loop loses much time because it was not compiled."""
     if seconds < _WORTH_A_WARNING or str(cause) in _said:
         return
     _said.add(str(cause))
+    # A function that jit compiles counts as a run without end.
+    is_run = steps < sys.maxsize
+    what = f"{steps:,} steps, which take {seconds:.0f} s or more," if is_run else "this function"
     warn(
         f"backend='auto' runs {what} from Python. Compiled, small steps take a tenth of the time or less, "
         f"and large ones hardly less. backend='eager' runs without this warning. The reason: {cause}",
         PerformanceWarning,
-    )
-
-
-def described(steps: int, seconds: float) -> str:
-    """Describe a run by its steps, and by the least time that it takes from Python."""
-    return (
-        "this function" if steps == sys.maxsize else f"{steps:,} steps, which take {seconds:.0f} s or more,"
     )

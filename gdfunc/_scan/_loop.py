@@ -86,7 +86,7 @@ def trace_and_run(
     if (
         falls_back
         and traced.body.opaque
-        and any(map(_is_followed, (*tensors[0], *tensors[1], *tensors[2])))
+        and any(map(_in_derivative, (*tensors[0], *tensors[1], *tensors[2])))
     ):
         _check_derivatives(traced.body)
     results = through(loop, *tensors)
@@ -94,7 +94,7 @@ def trace_and_run(
     return _tree.unflatten(structure, results[: len(carry)]), _tree.unflatten(traced.y_structure, ys)
 
 
-def _is_followed(leaf: Tensor) -> bool:
+def _in_derivative(leaf: Tensor) -> bool:
     """Tell whether a derivative may go through a tensor."""
     return is_pushing_tangents() or (torch.is_grad_enabled() and may_be_differentiated(leaf))
 

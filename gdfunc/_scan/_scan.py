@@ -201,8 +201,7 @@ def falls_back(error: BackendError, backend: str, steps: int) -> bool:
     """Tell whether a loop that cannot be traced runs in eager, and say so where that costs much time."""
     if backend != "auto" or not error.untouched:
         return False
-    seconds = steps * _cost.PYTHON_STEP
-    _cost.warn_of_loss(error, seconds, _cost.described(steps, seconds))
+    _cost.warn_of_loss(error, steps, steps * _cost.PYTHON_STEP)
     _log.debug("%s steps on eager: %s", steps, error)
     return True
 

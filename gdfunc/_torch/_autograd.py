@@ -1,6 +1,6 @@
 """Gradients by autograd, where torch.func would give the same at three times the cost."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -126,29 +126,23 @@ def _has_end(tensor: Tensor, wanted: Callable[[Tensor], bool]) -> bool:
     """Tell whether a tensor's graph has such a leaf."""
     if tensor.grad_fn is None:
         return wanted(tensor)
-    waiting: list[Any] = [tensor.grad_fn]
-    seen = {None, *waiting}
-    while waiting:
-        for node, _ in waiting.pop().next_functions:
-            if type(node) is _AccumulateGrad:
-                if wanted(node.variable):
-                    return True
-            elif node not in seen:
-                seen.add(node)
-                waiting.append(node)
-    return False
+    return any(type(node) is _AccumulateGrad and wanted(node.variable) for node in _nodes(tensor.grad_fn))
 
 
 def _has_no_second_derivative(value: Tensor) -> bool:
     """Tell whether a fast kernel of attention was used."""
-    waiting: list[Any] = [value.grad_fn]
-    seen = {None, *waiting}
+    return value.grad_fn is not None and any(
+        "ScaledDotProduct" in node.name() for node in _nodes(value.grad_fn)
+    )
+
+
+def _nodes(root: Any) -> Iterator[Any]:
+    """Walk the nodes of a graph."""
+    waiting, seen = [root], {None, root}
     while waiting:
         node = waiting.pop()
-        if node is not None:
-            if "ScaledDotProduct" in node.name():
-                return True
-            new = {other for other, _ in node.next_functions} - seen
-            seen |= new
-            waiting += new
-    return False
+        yield node
+        for other, _ in node.next_functions:
+            if other not in seen:
+                seen.add(other)
+                waiting.append(other)

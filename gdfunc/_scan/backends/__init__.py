@@ -55,7 +55,7 @@ def _fastest(steps: int, is_first: bool, body: Body, *loop: Any) -> list[Tensor]
                 _log.debug("%d steps on %s", steps, name)
             return results
     if refusal is not None and not isinstance(refusal, native.TorchIsFaster):
-        _cost.warn_of_loss(refusal, seconds, _cost.described(steps, seconds))
+        _cost.warn_of_loss(refusal, steps, seconds)
     if is_first:
         _log.debug("%d steps on replay: %s", steps, refusal or "too few to compile so large a step for")
     return partial(replay, nested=partial(_nested, steps))(body, *loop)

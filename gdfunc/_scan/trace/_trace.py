@@ -237,12 +237,9 @@ def _pure(graph: fx.GraphModule, consts: int) -> fx.GraphModule:
     inputs = pure.graph.find_nodes(op="placeholder")
     for node in pure.graph.find_nodes(op="call_function", target=torch.ops.aten.copy_.default):
         if node.args[0] in inputs:
-            is_const = inputs.index(node.args[0]) < consts
-            raise (
-                wrote_outside()
-                if is_const
-                else ValueError("f wrote into its carry or x; it must return new tensors instead")
-            )
+            if inputs.index(node.args[0]) < consts:
+                raise wrote_outside()
+            raise ValueError("f wrote into its carry or x; it must return new tensors instead")
     return pure
 
 
