@@ -5,7 +5,7 @@ python -m pytest tests/benchmarks/test_costs.py -m benchmark -n 0 -s
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -16,28 +16,15 @@ from gdfunc._scan import _cost
 from gdfunc._scan._scan import fold
 
 from . import workloads
+from .timing import in_turn
 
 REPEATS, STEPS = 5, 200
 TRACED = gd.adjoints.Checkpoint(10**9)  # an adjoint that makes the eager backend replay a trace
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def seconds(run: Callable[[], object]) -> float:
     """The median of some runs after a first."""
-    run()
-    times = []
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
+    return statistics.median(in_turn({"run": run}, REPEATS)["run"])
 
 
 def eager_step(problem: workloads.Problem) -> float:
@@ -80,6 +67,7 @@ def inductor(problem: workloads.Problem) -> float:
 
 
 @pytest.mark.benchmark
+@pytest.mark.usefixtures("one_thread")
 def test_costs() -> None:
     one_weight, network = workloads.regression(STEPS), workloads.digits(STEPS)
     members = network._replace(lr=torch.logspace(-3, -1, 64))

@@ -6,8 +6,7 @@ The first run of each contender compiles, and is not timed. Peers that are not i
 """
 
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,31 +17,22 @@ from torch import Tensor
 import gdfunc as gd
 
 from . import peers, workloads
+from .timing import in_turn
 from .workloads import Problem
 
-pytestmark = [pytest.mark.benchmark, pytest.mark.filterwarnings("ignore")]  # the peers' own warnings
+pytestmark = [
+    pytest.mark.benchmark,
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore"),  # the peers' own warnings
+]
 
 REPEATS = 7
 EPOCHS, BATCH = 20, 30
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def race(name: str, runs: dict[str, Callable[[], Any]]) -> None:
     """Let the runs take turns, and print the median of each and its ratio to ours, which is the first."""
-    times: dict[str, list[float]] = {each: [] for each in runs}
-    for repeat in range(REPEATS + 1):
-        for each, run in runs.items():
-            started = time.perf_counter()
-            run()
-            times[each] += [time.perf_counter() - started] * bool(repeat)
-    medians = {each: statistics.median(taken) for each, taken in times.items()}
+    medians = {each: statistics.median(taken) for each, taken in in_turn(runs, REPEATS).items()}
     ours, *_ = medians.values()
     print(f"\n{name}: torch {torch.__version__}, CPU, one thread, medians of {REPEATS}")
     for each, taken in medians.items():
@@ -110,7 +100,9 @@ def test_twelve_lines() -> None:
         return gd.train(step, problem.params, problem.data, index, lr)
 
     runs = {"gdfunc auto": lambda: gd.sweep(run, gd.grid(lr=lrs, key=keys)).reshape()}
-    runs["torch.optim loop"] = partial(optim_runs, problem, lrs.tolist(), len(keys))
+    runs["torch.optim loop"] = torch.random.fork_rng()(  # its shuffles draw from torch's generator
+        partial(optim_runs, problem, lrs.tolist(), len(keys))
+    )
     if not peers.missing(peers.JAX):
         runs[peers.JAX] = jax_runs(problem, lrs)
     race("the README's twelve lines", runs)

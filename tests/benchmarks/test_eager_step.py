@@ -16,8 +16,9 @@ import torch
 import gdfunc as gd
 
 from . import peers, workloads
+from .timing import in_turn
 
-pytestmark = pytest.mark.benchmark
+pytestmark = [pytest.mark.benchmark, pytest.mark.usefixtures("one_thread")]
 
 REPEATS = 15
 WORKLOADS = {  # the problem, and the number of steps
@@ -28,22 +29,11 @@ WORKLOADS = {  # the problem, and the number of steps
 SIZES = [16, 32, 32, 32, 32, 1]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def race(runs: dict[str, Callable[[], Any]], steps: int) -> list[float]:
     """Let the runs take turns, print what a step of each takes, and return the medians in µs."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(REPEATS + 1):  # the first warms up
-        for name, run in runs.items():
-            started = time.process_time()  # of this process alone, which another does not slow down as much
-            run()
-            times[name] += [(time.process_time() - started) / steps * 1e6] * bool(repeat)
+    # The time of this process alone, which another does not slow down as much.
+    found = in_turn(runs, REPEATS, clock=time.process_time)
+    times = {name: [seconds / steps * 1e6 for seconds in taken] for name, taken in found.items()}
     print(f"\ntorch {torch.__version__}, CPU, 1 thread, medians of {REPEATS} × {steps} steps, µs a step")
     for name, taken in times.items():
         print(f"{name:42} {statistics.median(taken):8.1f}  ({min(taken):.1f} to {max(taken):.1f})")

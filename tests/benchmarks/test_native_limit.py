@@ -4,7 +4,6 @@ python -m pytest tests/benchmarks/test_native_limit.py -m benchmark -n 0 -s
 """
 
 import math
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -17,6 +16,7 @@ import gdfunc as gd
 from gdfunc._scan.backends.native import _program
 
 from ..references import normal
+from .timing import in_turn
 
 REPLAY = gd.adjoints.Checkpoint(10**9)  # an adjoint that makes the eager backend replay a trace
 
@@ -57,13 +57,7 @@ BODIES = {
 
 
 def best(run: Callable[[], object], repeats: int = 7) -> float:
-    run()
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - started)
-    return min(times)
+    return min(in_turn({"run": run}, repeats)["run"])
 
 
 @pytest.mark.benchmark

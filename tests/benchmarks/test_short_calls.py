@@ -6,8 +6,7 @@ Peers that are not installed are left out.
 """
 
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,29 +18,24 @@ from torch.func import vmap
 import gdfunc as gd
 
 from . import peers, workloads
+from .timing import in_turn
 
-pytestmark = [pytest.mark.benchmark, pytest.mark.filterwarnings("ignore")]  # the peers' own warnings
+pytestmark = [
+    pytest.mark.benchmark,
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore"),  # the peers' own warnings
+]
 
 CALLS, REPEATS = 10, 100
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def race(name: str, runs: dict[str, Callable[[], Any]]) -> None:
     """Let the runs take turns of ten calls; print the median and the minimum of a call of each."""
-    times: dict[str, list[float]] = {each: [] for each in runs}
-    for repeat in range(REPEATS + 3):  # the first compile and warm up
-        for each, run in runs.items():
-            started = time.perf_counter()
-            for _ in range(CALLS):
-                run()
-            times[each] += [(time.perf_counter() - started) / CALLS * 1e6] * (repeat >= 3)
+    repeated = {each: lambda run=run: [run() for _ in range(CALLS)] for each, run in runs.items()}
+    times = {
+        each: [seconds / CALLS * 1e6 for seconds in taken]
+        for each, taken in in_turn(repeated, REPEATS, warm_ups=3).items()
+    }
     print(f"\n{name}: torch {torch.__version__}, CPU, one thread, {REPEATS} × {CALLS} calls, µs a call")
     ours = min(next(iter(times.values())))
     for each, taken in times.items():
