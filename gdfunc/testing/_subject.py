@@ -1,0 +1,245 @@
+"""Optimizers under test: every kind becomes a function from a loss to a step."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import _tree
+from .._sampling import take
+from .._step import Step, StepLike, as_step, copy_params, gradient_step, make_step, params_of
+from .._transforms._base import GradientTransformation
+from .._tree import Tree
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An optimizer under test.
+
+    Attributes:
+        make: `loss_fn -> Step`, or `(loss_fn, data) -> Step` if `of_rows`.
+        name: how messages call it.
+        is_pure: whether a step can be repeated from the same carry, and vmapped.
+        of_rows: whether a batch is the row numbers of data that the step closes over.
+    """
+
+    make: Callable[..., Step]
+    name: str
+    is_pure: bool = True
+    of_rows: bool = False
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+class HandState(NamedTuple):
+    """The carry of a hand-written optimizer."""
+
+    params: Tree
+    state: Any
+
+
+def subject(
+    init: Callable[[Tree], Any], update: Callable[[Tree, Any, Tree, Any], tuple[Tree, Any]], name: str = ""
+) -> Subject:
+    """Make a subject of an optimizer that is written by hand.
+
+    params', state' = update(∇L(params), state, params, lr)
+
+    Args:
+        init: `params -> state`, any object.
+        update: `(grads, state, params, lr) -> (params, state)`.
+        name: how messages call it; by default the name of update.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> plain = gt.subject(lambda p: (), lambda g, state, p, lr: (p - lr * g, state), "plain")
+        >>> gt.feed(plain, torch.tensor([1.0, 2.0, 4.0]), lr=0.5)
+        tensor([-0.5000, -1.0000, -2.0000])
+    """
+
+    def move(carry: HandState, grads: Tree, lr: Any) -> HandState:
+        return HandState(*update(grads, carry.state, carry.params, lr))
+
+    def make(loss_fn: Callable[..., Tensor]) -> Step:
+        return gradient_step(loss_fn, HandState, lambda params: HandState(params, init(params)), move)
+
+    return Subject(make, name or getattr(update, "__name__", "subject"))
+
+
+def from_transform(transform: GradientTransformation, name: str = "") -> Subject:
+    """Make a subject of a `GradientTransformation`.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> gt.feed(gt.from_transform(gd.momentum(0.5)), torch.ones(3))
+        tensor([-1.0000, -1.5000, -1.7500])
+    """
+    return Subject(lambda loss_fn: make_step(loss_fn, transform), name or repr(transform))
+
+
+def from_step(make: Callable[..., StepLike], name: str = "", *, of_rows: bool = False) -> Subject:
+    """Make a subject of a function that makes a step: a method, or one's own.
+
+    Args:
+        make: `loss_fn -> step`. With `of_rows` it is `(loss_fn, data) -> step`, and the step's batches are
+            row numbers of the data, as those of `gd.methods.saga` are.
+        name: how messages call it; by default the name of make.
+        of_rows: see make.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> heavy_ball = gt.from_step(lambda loss_fn: gd.methods.heavy_ball(loss_fn, 0.5))
+        >>> gt.feed(heavy_ball, torch.ones(3))
+        tensor([-1.0000, -1.5000, -1.7500])
+    """
+    named = name or getattr(make, "__name__", "step")
+    return Subject(lambda *args: as_step(make(*args)), named, of_rows=of_rows)
+
+
+class TorchState(NamedTuple):
+    """The carry of a torch optimizer: a copy of its parameters, and the objects that it changes."""
+
+    params: Tree
+    optimizer: Any
+    leaves: list[Tensor]
+
+
+def from_torch(make: Callable[[list[Tensor]], torch.optim.Optimizer], name: str = "") -> Subject:
+    """Make a subject of a `torch.optim.Optimizer`, or of a class with its interface.
+
+    The learning rate of a step replaces that of every parameter group. The optimizer changes in place, so
+    the laws of purity do not apply.
+
+    Args:
+        make: `parameters -> optimizer`.
+        name: how messages call it; by default the class of the optimizer.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> sgd = gt.from_torch(lambda params: torch.optim.SGD(params, lr=1.0, momentum=0.5))
+        >>> gt.feed(sgd, torch.ones(3))
+        tensor([-1.0000, -1.5000, -1.7500])
+    """
+
+    def make_torch_step(loss_fn: Callable[..., Tensor]) -> Step:
+        def init(params: Tree) -> TorchState:
+            params = copy_params(params)
+            leaves = [leaf.clone().requires_grad_() for leaf in _tree.leaves(params)]
+            return TorchState(params, make(leaves), leaves)
+
+        def advance(carry: TorchState, batch: Tree, lr: Any) -> tuple[TorchState, Tensor, None]:
+            structure = _tree.flatten(carry.params)[1]
+            for group in carry.optimizer.param_groups:
+                group["lr"] = float(lr)
+
+            def closure() -> Tensor:
+                carry.optimizer.zero_grad()
+                loss = loss_fn(_tree.unflatten(structure, carry.leaves), batch)
+                loss.backward()
+                return loss.detach()
+
+            loss = carry.optimizer.step(closure)
+            params = _tree.unflatten(structure, [leaf.detach().clone() for leaf in carry.leaves])
+            return TorchState(params, carry.optimizer, carry.leaves), loss, None
+
+        return Step(init, advance, TorchState)
+
+    probe = make([torch.zeros(1, requires_grad=True)])
+    return Subject(make_torch_step, name or f"torch.optim.{type(probe).__name__}", is_pure=False)
+
+
+class Run(NamedTuple):
+    """A run of a subject in NumPy. Every field is a list with one array per leaf of the parameters.
+
+    Attributes:
+        points: [T + 1, ...], the parameters before every step, and after the last.
+        lrs: float64[T].
+        carry: the last carry.
+    """
+
+    points: list[np.ndarray]
+    lrs: np.ndarray
+    carry: Any
+
+    @property
+    def moves(self) -> list[np.ndarray]:
+        """Return the displacement of every step, [T, ...]."""
+        return [np.diff(leaf, axis=0) for leaf in self.points]
+
+
+def run(
+    subject: Subject,
+    loss_fn: Callable[..., Tensor],
+    params: Tree,
+    batches: Tree,
+    lrs: Any,
+    steps: int,
+    data: Tree | None = None,
+) -> Run:
+    """Run a subject, step by step.
+
+    Args:
+        subject: the subject.
+        loss_fn: `(params, batch) -> loss`.
+        params: where to start.
+        batches: leaves [T, ...], one batch per step; with `data` row numbers int64 [T, B]; or None.
+        lrs: a number, or one per step, [T].
+        steps: T.
+        data: samples, of which `batches` are row numbers.
+    """
+    step = subject.make(loss_fn, data) if subject.of_rows else subject.make(loss_fn)
+    rates = np.broadcast_to(np.asarray(lrs, dtype=np.float64), (steps,))
+    carry = step.init(params)
+    points = [_tree.leaves(params_of(carry))]
+    for t in range(steps):
+        batch: Any = None if batches is None else _tree.map(lambda leaf, t=t: leaf[t], batches)
+        if data is not None and not subject.of_rows:
+            batch = take(data, batch)
+        carry, _ = step(carry, batch, float(rates[t]))
+        points.append(_tree.leaves(params_of(carry)))
+    columns = zip(*points, strict=True)
+    return Run(
+        [np.stack([leaf.detach().double().numpy() for leaf in column]) for column in columns], rates, carry
+    )
+
+
+def feed(subject: Subject, grads: Tree, lr: Any = 1.0, params: Tree = None) -> Tree:
+    """Feed chosen gradients to a subject, and return its moves.
+
+    The losses are linear, fₜ(θ) = ⟨gₜ, θ⟩, so the gradient does not depend on θ. The moves θₜ − θₜ₋₁ are
+    then the optimizer's whole answer to g₁ … g_T.
+
+    Args:
+        subject: the subject.
+        grads: gradients in order, leaves [T, ...].
+        lr: a number, or one per step, [T].
+        params: where to start, leaves [...]; None: at zero.
+
+    Returns:
+        The moves, leaves [T, ...].
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> gt.feed(gt.from_transform(gd.adam()), torch.tensor([3.0, 3.0, -3.0]))
+        tensor([-1.0000, -1.0000, -0.2620])
+    """
+    structure = _tree.flatten(grads)[1]
+    leaves = _tree.leaves(grads)
+    start = _tree.map(lambda g: torch.zeros_like(g[0]), grads) if params is None else params
+    batches = _tree.map(lambda g: g[:, None], grads)
+    moves = run(subject, linear_loss, start, batches, lr, len(leaves[0])).moves
+    return _tree.unflatten(
+        structure, [torch.as_tensor(m, dtype=g.dtype) for m, g in zip(moves, leaves, strict=True)]
+    )
+
+
+def linear_loss(params: Tree, batch: Tree) -> Tensor:
+    """Return ⟨g, θ⟩ for a batch with leaves g[None]."""
+    pairs = zip(_tree.leaves(params), _tree.leaves(batch), strict=True)
+    return sum(
+        ((p * g[0]).sum() for p, g in pairs), start=torch.zeros((), dtype=_tree.leaves(params)[0].dtype)
+    )
