@@ -6,7 +6,7 @@ import torch
 from ... import _tree
 from ..._tree import Tree
 from .._claims._base import Claim
-from .._law import law, require_equal
+from .._law import NotApplicable, law, require_equal
 from .._subject import Subject, linear_loss, run
 
 LRS = (0.5, 0.25, 1.0, 0.125)  # repeated: a different lr at every step, exact in binary
@@ -62,6 +62,9 @@ def check_kernel(
         lr: a number or one per step; None: another one at every step.
         params: where to start; None: a point away from zero.
     """
+    if type(claim).moves is Claim.moves and type(claim).directions is Claim.directions:
+        if type(claim).direction is Claim.direction:
+            raise NotApplicable("its moves depend on more than gradients")
     for name, tree in ({"given": grads} if grads is not None else feeds(claim)).items():
         names, leaves = zip(*_tree.named_leaves(tree, "params"), strict=True)
         steps = len(leaves[0])
