@@ -18,7 +18,11 @@ from ._controls import Control as Control
 from ._law import LAWS as LAWS
 from ._law import LawBroken as LawBroken
 from ._law import NotApplicable as NotApplicable
+from ._laws import check_dtype as check_dtype
 from ._laws import check_kernel as check_kernel
+from ._laws import check_purity as check_purity
+from ._rates import Rate as Rate
+from ._rates import measure_rate as measure_rate
 from ._report import Report as Report
 from ._report import check_optimizer as check_optimizer
 from ._report import examine as examine

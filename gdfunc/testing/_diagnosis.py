@@ -4,56 +4,36 @@ from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
-import torch
 
-from .. import _tree
 from ._claims._base import Arrays, Claim
-from ._subject import Subject, linear_loss, run
+from ._controls import WRONG
+from ._feeds import Seen, feeds, observe
+from ._subject import Subject
 
 _AGREE = 1e-9  # relative: what a diagnosis calls agreement, beyond the rounding of the points
-_LRS = np.array([0.5, 0.25, 1.0, 0.125])
 
 
-class _Observed:
-    """The moves of a subject on each of the kernel law's feeds, and what a claim expects of them."""
-
-    def __init__(self, subject: Subject, claim: Claim) -> None:
-        from ._laws._kernel import feeds
-
-        self.grads, self.points, self.moves, self.lrs = [], [], [], []
-        for tree in feeds(claim).values():
-            leaves = _tree.leaves(tree)
-            steps = len(leaves[0])
-            lrs = np.resize(_LRS, steps)
-            start = _tree.map(
-                lambda g: torch.linspace(-1.0, 2.0, max(g[0].numel(), 1), dtype=g.dtype).reshape(
-                    g[0].shape
-                ),
-                tree,
-            )
-            done = run(subject, linear_loss, start, _tree.map(lambda g: g[:, None], tree), lrs, steps)
-            self.grads.append([leaf.double().numpy() for leaf in leaves])
-            self.points.append([x[:-1] for x in done.points])
-            self.moves.append(done.moves)
-            self.lrs.append(lrs)
-
-    def expected(self, claim: Claim) -> list[Arrays]:
-        """Return the moves that a claim expects at the observed points."""
-        with np.errstate(all="ignore"):
-            return [claim.moves(*given) for given in zip(self.grads, self.points, self.lrs, strict=True)]
+def _observed(subject: Subject, claim: Claim) -> list[Seen]:
+    return [observe(subject, grads) for grads in feeds(claim).values()]
 
 
-def _ratio(seen: _Observed, expected: list[Arrays]) -> float | None:
+def _expected(seen: list[Seen], claim: Claim) -> list[Arrays]:
+    """Return the moves that a claim expects at the observed points."""
+    with np.errstate(all="ignore"):
+        return [claim.moves(feed.grads, feed.points, feed.lrs) for feed in seen]
+
+
+def _ratio(seen: list[Seen], expected: list[Arrays]) -> float | None:
     """Return c with moves = c·expected, or None."""
     rows = []
-    for moves, wanted, points in zip(seen.moves, expected, seen.points, strict=True):
-        a, b = (np.concatenate([leaf.ravel() for leaf in leaves]) for leaves in (moves, wanted))
+    for feed, wanted in zip(seen, expected, strict=True):
+        a, b = (np.concatenate([leaf.ravel() for leaf in leaves]) for leaves in (feed.moves, wanted))
         if not (np.isfinite(a).all() and np.isfinite(b).all()):
             return None
         # Each feed is weighed by its own size, so that a large one does not hide the others.
         size = max(np.abs(a).max(), np.abs(b).max())
         if size > 0:
-            noise = 4 * np.finfo(float).eps * max(np.abs(x).max() for x in points) / size
+            noise = 4 * np.finfo(float).eps * max(np.abs(x).max() for x in feed.points) / size
             rows.append((a / size, b / size, np.full(a.shape, _AGREE + noise)))
     if not rows:
         return None
@@ -73,14 +53,12 @@ def diagnose(subject: Subject, claim: Claim) -> str:
     Tried in order: another learning rate; a negative control of the family, alone or with another learning
     rate; another value of one hyperparameter; the leaf or the step where the moves first differ.
     """
-    from ._controls import WRONG
-
     try:
-        seen = _Observed(subject, claim)
+        seen = _observed(subject, claim)
+        expected = _expected(seen, claim)
     except NotImplementedError:
         return ""
-    expected = seen.expected(claim)
-    if not all(np.isfinite(leaf).all() for feed in seen.moves for leaf in feed):
+    if not all(np.isfinite(leaf).all() for feed in seen for leaf in feed.moves):
         return "some moves are NaN or infinite"
     ratio = _ratio(seen, expected)
     if ratio is not None:
@@ -90,7 +68,7 @@ def diagnose(subject: Subject, claim: Claim) -> str:
     for control in WRONG.values():
         if isinstance(claim, type(control.claim)):
             try:
-                planted = _Observed(control.build(claim, control.fault), claim).moves
+                planted = [feed.moves for feed in _observed(control.build(claim, control.fault), claim)]
             except Exception:  # a control need not know every option of the claim
                 continue
             ratio = _ratio(seen, planted)
@@ -104,7 +82,7 @@ def diagnose(subject: Subject, claim: Claim) -> str:
     return _other_hyperparameter(seen, claim) or _place(seen, expected)
 
 
-def _other_hyperparameter(seen: _Observed, claim: Claim) -> str:
+def _other_hyperparameter(seen: list[Seen], claim: Claim) -> str:
     """Find another value of one number of the claim with which the moves agree."""
     for field in fields(claim):
         value = getattr(claim, field.name)
@@ -122,7 +100,7 @@ def _other_hyperparameter(seen: _Observed, claim: Claim) -> str:
             for candidate in candidates:
                 changed = candidate if place is None else (*value[:place], candidate, *value[place + 1 :])
                 try:
-                    ratio = _ratio(seen, seen.expected(replace(claim, **{field.name: changed})))
+                    ratio = _ratio(seen, _expected(seen, replace(claim, **{field.name: changed})))
                 except Exception:  # the value may be out of range
                     continue
                 if ratio is not None and ratio != 0:
@@ -133,10 +111,10 @@ def _other_hyperparameter(seen: _Observed, claim: Claim) -> str:
     return ""
 
 
-def _place(seen: _Observed, expected: list[Arrays]) -> str:
+def _place(seen: list[Seen], expected: list[Arrays]) -> str:
     """Say which leaves, or which steps, are wrong."""
     wrong = []
-    for moves, wanted in zip(seen.moves, expected, strict=True):
+    for moves, wanted in zip([feed.moves for feed in seen], expected, strict=True):
         wrong.append(
             [
                 np.abs(a - b) > _AGREE * max(np.abs(b).max(), 1e-300)

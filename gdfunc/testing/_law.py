@@ -1,7 +1,6 @@
 """What a law is, and what it says when it is broken."""
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 
 from .._errors import _Copyable
 from ._claims._base import Claim
+from ._diagnosis import diagnose
 from ._subject import Subject
 
 SLACK = 1e-9  # of the scale of the numbers compared, in float64
@@ -63,36 +63,37 @@ class NotApplicable(ValueError):
     """A law says nothing about such a claim; the message says why."""
 
 
-LAWS: dict[str, Callable[..., None]] = {}  # every law, by its name, in the order of definition
+LAWS: dict[str, Callable[..., None]] = {}  # every law by its name, without the diagnosis
 
 
 def law(source: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Declare a law: a function `(subject, claim, ...)` that raises `LawBroken`.
 
-    The decorator adds the law's name, its source, a diagnosis, and the line that repeats the failure.
+    The decorator adds the law's name, its source, the line that repeats the failure, and a diagnosis.
     Called with a subject and a claim alone, a law tries problems of its own.
     """
 
     def declare(check: Callable[..., None]) -> Callable[..., None]:
-        signature, name = inspect.signature(check), check.__name__
+        name = check.__name__
 
         @functools.wraps(check)
-        def checked(*args: Any, **options: Any) -> None:
-            bound = signature.bind(*args, **options)
+        def undiagnosed(*args: Any, **options: Any) -> None:
             try:
                 check(*args, **options)
             except LawBroken as broken:
-                broken.law, broken.source = name, source
                 shown = [*map(repr, args), *(f"{key}={value!r}" for key, value in options.items())]
-                broken.repeat = f"{name}({', '.join(shown)})"
-                subject, claim = bound.arguments.get("subject"), bound.arguments.get("claim")
-                if isinstance(subject, Subject) and isinstance(claim, Claim) and not broken.diagnosis:
-                    from ._diagnosis import diagnose  # the laws' feeds are its evidence
-
-                    broken.diagnosis = diagnose(subject, claim)
+                broken.law, broken.source, broken.repeat = name, source, f"{name}({', '.join(shown)})"
                 raise
 
-        LAWS[name] = checked
+        @functools.wraps(check)
+        def checked(subject: Subject, claim: Claim, *args: Any, **options: Any) -> None:
+            try:
+                undiagnosed(subject, claim, *args, **options)
+            except LawBroken as broken:
+                broken.diagnosis = diagnose(subject, claim)
+                raise
+
+        LAWS[name] = undiagnosed
         return checked
 
     return declare

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from ._claims._base import Claim
 from ._controls import WRONG, Control
+from ._diagnosis import diagnose
 from ._law import LAWS, LawBroken, NotApplicable
 from ._subject import Subject
 
@@ -69,6 +70,7 @@ def check_optimizer(subject: Subject, claim: Claim) -> Report:
     report = examine(subject, claim)
     for broken in report.failed.values():
         others = [name for name in report.failed if report.failed[name] is not broken]
+        broken.diagnosis = diagnose(subject, claim)
         if others:
             broken.add_note(f"also broken: {', '.join(others)}")
         raise broken

@@ -43,7 +43,11 @@ class HandState(NamedTuple):
 
 
 def subject(
-    init: Callable[[Tree], Any], update: Callable[[Tree, Any, Tree, Any], tuple[Tree, Any]], name: str = ""
+    init: Callable[[Tree], Any],
+    update: Callable[[Tree, Any, Tree, Any], tuple[Tree, Any]],
+    name: str = "",
+    *,
+    whole_tree: bool = False,
 ) -> Subject:
     """Make a subject of an optimizer that is written by hand.
 
@@ -53,6 +57,8 @@ def subject(
         init: `params -> state`, any object.
         update: `(grads, state, params, lr) -> (params, state)`.
         name: how messages call it; by default the name of update.
+        whole_tree: by default the two functions are called for every leaf of the parameters, with tensors,
+            and each leaf has a state of its own. True: they are called once, with trees.
 
     Example:
         >>> from gdfunc import testing as gt
@@ -61,11 +67,20 @@ def subject(
         tensor([-0.5000, -1.0000, -2.0000])
     """
 
+    def begin(params: Tree) -> HandState:
+        state = init(params) if whole_tree else tuple(init(leaf) for leaf in _tree.leaves(params))
+        return HandState(params, state)
+
     def move(carry: HandState, grads: Tree, lr: Any) -> HandState:
-        return HandState(*update(grads, carry.state, carry.params, lr))
+        if whole_tree:
+            return HandState(*update(grads, carry.state, carry.params, lr))
+        leaves, structure = _tree.flatten(carry.params)
+        columns = zip(_tree.leaves(grads), carry.state, leaves, strict=True)
+        moved, states = zip(*(update(g, state, p, lr) for g, state, p in columns), strict=True)
+        return HandState(_tree.unflatten(structure, moved), states)
 
     def make(loss_fn: Callable[..., Tensor]) -> Step:
-        return gradient_step(loss_fn, HandState, lambda params: HandState(params, init(params)), move)
+        return gradient_step(loss_fn, HandState, begin, move)
 
     return Subject(make, name or getattr(update, "__name__", "subject"))
 

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import _tree
 from .._claims._base import Claim
 from .._subject import Subject, subject
 
@@ -42,9 +41,6 @@ def controls(claim: Claim, build: Callable[[Any, str], Subject], *faults: str) -
     return [Control(fault, claim, build) for fault in faults]
 
 
-Rule = Callable[[Tensor, Tensor, Tensor, list[Tensor], Any, int], tuple[Tensor, list[Tensor]]]
-
-
 def leaf_by_leaf(slots: int, rule: Callable[..., Any], name: str) -> Subject:
     """Make a subject of a rule for one leaf.
 
@@ -55,16 +51,12 @@ def leaf_by_leaf(slots: int, rule: Callable[..., Any], name: str) -> Subject:
         name: of the subject.
     """
 
-    def init(params: Any) -> Any:
-        return 0, [[torch.zeros_like(leaf)] * slots for leaf in _tree.leaves(params)]
+    def init(x: Tensor) -> Any:
+        return 0, [torch.zeros_like(x)] * slots
 
-    def update(grads: Any, state: Any, params: Any, lr: Any) -> Any:
-        count, memories = state
-        leaves, structure = _tree.flatten(params)
-        done = [
-            rule(g, x, memory, lr, count + 1)
-            for g, x, memory in zip(_tree.leaves(grads), leaves, memories, strict=True)
-        ]
-        return _tree.unflatten(structure, [x for x, _ in done]), (count + 1, [memory for _, memory in done])
+    def update(g: Tensor, state: Any, x: Tensor, lr: Any) -> Any:
+        count, memory = state
+        x, memory = rule(g, x, memory, lr, count + 1)
+        return x, (count + 1, memory)
 
     return subject(init, update, name)

@@ -82,7 +82,7 @@ def one_buffer(claim: Momentum, fault: str) -> Subject:
             ]
         return _tree.unflatten(structure, [x - lr * b for x, b in zip(leaves, new, strict=True)]), new
 
-    return subject(init, update, f"momentum, {fault or 'right'}")
+    return subject(init, update, f"momentum, {fault or 'right'}", whole_tree=True)
 
 
 CONTROLS = [

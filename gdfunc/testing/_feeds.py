@@ -1,0 +1,77 @@
+"""Chosen gradients, and what a subject makes of them."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import _tree
+from .._tree import Tree
+from ._claims._base import Arrays, Claim
+from ._subject import Subject, linear_loss, run
+
+LRS = (0.5, 0.25, 1.0, 0.125)  # repeated: a different lr at every step, exact in binary
+
+
+def feeds(claim: Claim, steps: int = 12) -> dict[str, Tree]:
+    """Return gradients that each show something: leaves [T], [T, 3] and [T, 2, 3] in a dict."""
+    generator = np.random.default_rng(0)
+
+    def normal() -> dict[str, np.ndarray]:
+        shapes = {"a": (), "b": (3,), "c": (2, 3)}
+        return {name: generator.standard_normal((steps, *shape)) for name, shape in shapes.items()}
+
+    t = np.arange(steps)
+    eps = float(getattr(claim, "eps", 0.0)) or 1e-8
+    shapes = {
+        "random": np.ones(steps),
+        "impulse": (t == 0) * 1.0,
+        "late": (t == steps - 1) * 1.0,
+        "growing": 4.0**t,
+        "shrinking": 0.25**t,
+        "alternating": (-1.0) ** t,
+        "large": np.full(steps, 1e6),
+        "small": np.full(steps, eps),
+        "zero": np.zeros(steps),
+        "resting": np.where(t % 3 == 0, 1.0, 0.0),
+    }
+    drawn = {
+        name: {k: factor.reshape(-1, *[1] * (g.ndim - 1)) * g for k, g in normal().items()}
+        for name, factor in shapes.items()
+    }
+    constant = {k: np.broadcast_to(g[:1], g.shape).copy() for k, g in normal().items()}
+    long = {"a": generator.standard_normal(steps * 5)}
+    return {
+        name: {k: torch.from_numpy(np.ascontiguousarray(g)) for k, g in tree.items()}
+        for name, tree in {**drawn, "constant": constant, "long": long}.items()
+    }
+
+
+class Seen(NamedTuple):
+    """What a subject did with chosen gradients: leaves [T, ...], in NumPy."""
+
+    grads: Arrays
+    points: Arrays  # before every step
+    lrs: np.ndarray
+    moves: Arrays
+
+
+def observe(subject: Subject, grads: Tree, lr: Any = None, params: Tree = None) -> Seen:
+    """Feed gradients to a subject, by default with another lr at every step, and away from zero."""
+    leaves = _tree.leaves(grads)
+    lrs = (
+        np.resize(LRS, len(leaves[0]))
+        if lr is None
+        else np.broadcast_to(np.asarray(lr, float), len(leaves[0]))
+    )
+    start = _tree.map(_away_from_zero, grads) if params is None else params
+    done = run(subject, linear_loss, start, _tree.map(lambda g: g[:, None], grads), lrs, len(lrs))
+    arrays = [leaf.double().numpy() for leaf in leaves]
+    return Seen(arrays, [x[:-1] for x in done.points], lrs, done.moves)
+
+
+def _away_from_zero(grads: Tensor) -> Tensor:
+    """Return parameters for a leaf of gradients [T, ...]."""
+    g = grads[0]
+    return torch.linspace(-1.0, 2.0, max(g.numel(), 1), dtype=g.dtype).reshape(g.shape)

@@ -1,0 +1,69 @@
+"""What every optimizer owes its caller: purity, one dtype, and no other leaf's business."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ... import _tree
+from .._claims._base import Claim
+from .._law import LawBroken, NotApplicable, law, require_equal
+from .._subject import Subject, linear_loss, run
+
+_G = {"a": torch.tensor(0.75), "b": torch.tensor([[1.0, -2.0], [0.5, 0.25]])}
+
+
+def _bits(tree: Any) -> list[bytes]:
+    return [
+        leaf.detach().contiguous().numpy().tobytes() for leaf in _tree.leaves(tree) if torch.is_tensor(leaf)
+    ]
+
+
+@law("gdfunc's contract of a step: equal arguments give equal bits, and no argument changes")
+def check_purity(subject: Subject, claim: Claim) -> None:
+    """Check that a step repeated from the same carry gives the same bits, and writes into nothing.
+
+    Three steps, each made twice. A buffer outside the carry, or an update in place, shows here.
+    """
+    if not subject.is_pure:
+        raise NotApplicable(f"{subject!r} changes its state in place by design")
+    if subject.of_rows:
+        raise NotApplicable("its batches are row numbers")
+    step = subject.make(linear_loss)
+    batch = _tree.map(lambda g: g[None].double(), _G)
+    carry = step.init(_tree.map(lambda g: torch.ones_like(g, dtype=torch.float64), _G))
+    for t in range(1, 4):
+        before = _bits((carry, batch))
+        (once, _), (again, _) = step(carry, batch, 0.5), step(carry, batch, 0.5)
+        if _bits((carry, batch)) != before:
+            raise LawBroken("a step writes into its carry or its batch", value=1, bound=0, step=t)
+        if _bits(once) != _bits(again):
+            raise LawBroken("a step gives something else when it is repeated", value=1, bound=0, step=t)
+        carry = once
+
+
+@law("gdfunc's contract of a step: parameters keep their dtype")
+def check_dtype(subject: Subject, claim: Claim) -> None:
+    """Check that float32 parameters stay float32, and move as in float64 up to rounding.
+
+    |x₃₂ − x₆₄| ≤ 64·ε·scale after six steps, with ε = 2⁻²³: the scale is that of the parameters and moves.
+    """
+    if subject.of_rows:
+        raise NotApplicable("its batches are row numbers")
+    ends = []
+    for dtype in (torch.float32, torch.float64):
+        batches = _tree.map(
+            lambda g, dtype=dtype: torch.stack([(1 + t % 3) * g[None] for t in range(6)]).to(dtype), _G
+        )
+        start = _tree.map(lambda g, dtype=dtype: torch.ones_like(g, dtype=dtype), _G)
+        done = run(subject, linear_loss, start, batches, 0.125, 6)
+        ends.append(done.points)
+        params = getattr(done.carry, "params", done.carry)
+        for path, leaf in _tree.named_leaves(params, "params"):
+            if leaf.dtype != dtype:
+                formula = f"{path} is {dtype} and becomes {leaf.dtype}"
+                raise LawBroken(formula, value=leaf.dtype.itemsize * 8, bound=dtype.itemsize * 8)
+    for single, double in zip(*ends, strict=True):
+        scale = np.abs(double).max() + np.abs(np.diff(double, axis=0)).sum(0).max()
+        formula = "x in float32 must equal x in float64 up to rounding"
+        require_equal(single, double, formula, scale=scale, slack=64 * 2.0**-23, first=0)
