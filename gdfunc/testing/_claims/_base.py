@@ -26,6 +26,12 @@ class Claim:
     source: ClassVar[str] = ""
     slack: ClassVar[float] = 1e-9  # of kernels: the tolerance relative to the size of the moves
 
+    @classmethod
+    def is_of_gradients(cls) -> bool:
+        """Tell whether gradients alone decide the moves, so that a closed form can be given for any."""
+        names = ("moves", "directions", "direction")
+        return any(getattr(cls, name) is not getattr(Claim, name) for name in names)
+
     def moves(self, grads: Arrays, points: Arrays, lrs: np.ndarray) -> Arrays:
         """Return the displacements of T steps.
 

@@ -6,11 +6,12 @@ import numpy as np
 import torch
 
 from ... import _tree
+from ..._step import params_of
 from .._claims._base import Claim
 from .._law import LawBroken, NotApplicable, law, require_equal
 from .._subject import Subject, linear_loss, run
 
-_G = {"a": torch.tensor(0.75), "b": torch.tensor([[1.0, -2.0], [0.5, 0.25]])}
+_G = {"a": torch.tensor(0.7), "b": torch.tensor([[1.1, -2.3], [0.6, 0.3]])}
 
 
 def _bits(tree: Any) -> list[bytes]:
@@ -52,17 +53,15 @@ def check_dtype(subject: Subject, claim: Claim) -> None:
         raise NotApplicable("its batches are row numbers")
     ends = []
     for dtype in (torch.float32, torch.float64):
-        batches = _tree.map(
-            lambda g, dtype=dtype: torch.stack([(1 + t % 3) * g[None] for t in range(6)]).to(dtype), _G
-        )
-        start = _tree.map(lambda g, dtype=dtype: torch.ones_like(g, dtype=dtype), _G)
-        done = run(subject, linear_loss, start, batches, 0.125, 6)
-        ends.append(done.points)
-        params = getattr(done.carry, "params", done.carry)
-        for path, leaf in _tree.named_leaves(params, "params"):
+        grads = [_tree.map(lambda g, t=t, d=dtype: (1 + t % 3) * g[None].to(d), _G) for t in range(6)]
+        batches = _tree.map(lambda *column: torch.stack(column), *grads)
+        start = _tree.map(lambda g, d=dtype: torch.ones_like(g, dtype=d), _G)
+        carry = run(subject, linear_loss, start, batches, 0.125, 1).carry
+        for path, leaf in _tree.named_leaves(params_of(carry), "params"):
             if leaf.dtype != dtype:
                 formula = f"{path} is {dtype} and becomes {leaf.dtype}"
                 raise LawBroken(formula, value=leaf.dtype.itemsize * 8, bound=dtype.itemsize * 8)
+        ends.append(run(subject, linear_loss, start, batches, 0.125, 6).points)
     for single, double in zip(*ends, strict=True):
         scale = np.abs(double).max() + np.abs(np.diff(double, axis=0)).sum(0).max()
         formula = "x in float32 must equal x in float64 up to rounding"

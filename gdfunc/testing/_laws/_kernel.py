@@ -26,9 +26,7 @@ def check_kernel(
         lr: a number or one per step; None: another one at every step.
         params: where to start; None: a point away from zero.
     """
-    if all(
-        getattr(type(claim), name) is getattr(Claim, name) for name in ("moves", "directions", "direction")
-    ):
+    if not claim.is_of_gradients():
         raise NotApplicable("its moves depend on more than gradients")
     for name, tree in ({"given": grads} if grads is not None else feeds(claim)).items():
         paths = [path for path, _ in _tree.named_leaves(tree, "params")]

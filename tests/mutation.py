@@ -1,0 +1,206 @@
+"""Mutants of the transformations, methods and schedules, and whether the suite finds them.
+
+python -m tests.mutation                 # all of them: hours
+python -m tests.mutation --sample 300    # a seeded sample, as the slow suite takes it
+
+A mutant is the package with one small fault: an operator exchanged, an operand dropped, a comparison
+turned, a constant changed, two arguments exchanged, a call dropped. Checks of arguments and messages are
+left out: other tests hold those. A mutant is found if a test of its room fails, or runs for longer than
+two minutes.
+"""
+
+import argparse
+import ast
+import copy
+import importlib.machinery
+import os
+import random
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+KIT = [
+    "tests/test_kit.py",
+    "tests/test_kit_adaptive.py",
+    "tests/test_kit_norms.py",
+    "tests/test_kit_descent.py",
+]
+KIT += ["tests/test_kit_sums.py", "tests/test_kit_averages.py"]
+# Which tests hold the files of a room. The kit alone holds the mathematics of transformations and methods.
+ROOMS = {"_transforms": KIT, "methods": KIT, "schedules": ["tests/test_schedules.py"]}
+SECONDS = 120
+
+# Mutants that compute the same as the original, or that no test of the room can be asked to see, each with
+# its reason: (file, original, mutant).
+ARGUED: dict[tuple[str, str, str], str] = {}
+
+OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult}
+COMPARISONS = {
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+}
+
+
+class Mutant(NamedTuple):
+    """A file with one fault."""
+
+    path: Path
+    line: int
+    before: str
+    after: str
+    source: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return str(self.path.relative_to(ROOT / "gdfunc")), self.before, self.after
+
+
+def mutations(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes with one fault that could stand in a node's place."""
+    if isinstance(node, ast.BinOp):
+        if type(node.op) in OPERATORS:
+            yield ast.BinOp(node.left, OPERATORS[type(node.op)](), node.right)
+        yield node.left
+        yield node.right
+    elif isinstance(node, ast.Compare) and type(node.ops[0]) in COMPARISONS:
+        yield ast.Compare(node.left, [COMPARISONS[type(node.ops[0])]()], node.comparators)
+    elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        yield ast.Constant(node.value + 1)
+        if node.value:
+            yield ast.Constant(0)
+    elif isinstance(node, ast.UnaryOp):
+        yield node.operand
+    elif (
+        isinstance(node, ast.Call) and node.args and not any(isinstance(a, ast.Starred) for a in node.args)
+    ):
+        yield node.args[0]
+        if len(node.args) >= 2:
+            yield ast.Call(node.func, [node.args[1], node.args[0], *node.args[2:]], node.keywords)
+        if isinstance(node.func, ast.Attribute):
+            yield node.func.value
+    elif isinstance(node, ast.IfExp):
+        yield node.body
+        yield node.orelse
+
+
+def is_formula(node: ast.AST) -> bool:
+    """Whether a node belongs to the mathematics: no message, check, annotation or default value."""
+    if isinstance(
+        node, ast.Raise | ast.arguments | ast.ClassDef | ast.Import | ast.ImportFrom | ast.Assert
+    ):
+        return False
+    name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+    return not name.split(".")[-1].startswith(("check", "_check", "isinstance", "zip", "len", "clone"))
+
+
+def places(node: ast.AST) -> Iterator[tuple[ast.AST, str, int | None]]:
+    """All places of expressions under a node: a parent, its field, and the position in a list."""
+    for name, value in ast.iter_fields(node):
+        if name in ("annotation", "returns", "decorator_list"):
+            continue
+        for position, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
+            if isinstance(child, ast.AST) and is_formula(child):
+                if isinstance(child, ast.expr):
+                    yield node, name, position
+                yield from places(child)
+
+
+def mutants_of(path: Path) -> Iterator[Mutant]:
+    """All mutants of a file: faults inside functions."""
+    tree = ast.parse(path.read_text())
+    for function in [node for node in tree.body if isinstance(node, ast.FunctionDef)]:
+        for parent, name, position in list(places(function)):
+            value = getattr(parent, name)
+            original = value if position is None else value[position]
+            for changed in mutations(original):
+                changed = ast.copy_location(copy.deepcopy(changed), original)
+                if position is None:
+                    setattr(parent, name, changed)
+                else:
+                    value[position] = changed
+                source = ast.unparse(ast.fix_missing_locations(tree))
+                yield Mutant(path, original.lineno, ast.unparse(original), ast.unparse(changed), source)
+            if position is None:
+                setattr(parent, name, original)
+            else:
+                value[position] = original
+
+
+def all_mutants() -> list[Mutant]:
+    """Every mutant of every room, but those that are argued."""
+    files = [path for room in ROOMS for path in sorted((ROOT / "gdfunc" / room).glob("*.py"))]
+    return [mutant for path in files for mutant in mutants_of(path) if mutant.key not in ARGUED]
+
+
+def _run(mutant: Mutant) -> None:
+    """Run the tests on a mutant in a process of its own, which exits with 0 if nothing failed."""
+    import pytest
+
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    os.dup2(nothing, 2)
+    original = importlib.machinery.SourceFileLoader.get_code
+
+    def get_code(self, fullname):
+        if self.path == str(mutant.path):
+            return compile(mutant.source, self.path, "exec")
+        return original(self, fullname)
+
+    importlib.machinery.SourceFileLoader.get_code = get_code  # type: ignore[method-assign]
+    room = mutant.path.relative_to(ROOT / "gdfunc").parts[0]
+    signal.alarm(SECONDS)
+    tests = [test for test in ROOMS[room] if (ROOT / test).exists()]
+    options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--no-header", "-W", "ignore"]
+    os._exit(int(pytest.main([*options, "--hypothesis-seed=0", *tests])) != 0)
+
+
+def survivors_of(chosen: list[Mutant], workers: int = 2, report: bool = False) -> list[Mutant]:
+    """The mutants that no test finds."""
+    import torch  # once, before the processes fork
+
+    torch.set_num_threads(1)
+    waiting, running, found = list(chosen), {}, []
+    while waiting or running:
+        while waiting and len(running) < workers:
+            mutant = waiting.pop()
+            process = os.fork()
+            if not process:
+                _run(mutant)
+            running[process] = mutant
+        process, status = os.wait()
+        mutant = running.pop(process)
+        if status == 0:
+            found.append(mutant)
+            if report:
+                print(f"{mutant.key[0]}:{mutant.line}: {mutant.before}  ->  {mutant.after}", flush=True)
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sample", type=int, help="how many, drawn with a fixed seed")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--room", choices=ROOMS)
+    options = parser.parse_args(arguments)
+    chosen = all_mutants()
+    if options.room:
+        chosen = [mutant for mutant in chosen if mutant.key[0].startswith(options.room)]
+    if options.sample:
+        chosen = random.Random(0).sample(chosen, min(options.sample, len(chosen)))
+    survivors = survivors_of(chosen, options.workers, report=True)
+    share = 1 - len(survivors) / len(chosen)
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants are found: {share:.1%}")
+    return int(share < 0.97)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

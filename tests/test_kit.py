@@ -1,0 +1,208 @@
+"""The convergence kit: what its messages say, what its adapters do, and that its controls are caught."""
+
+import ast
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import gdfunc as gd
+from gdfunc import testing as gt
+
+from .test_public import run_doctest
+
+PACKAGE = Path(gt.__file__).parent
+BETA = 0.875
+MOMENTUM = {
+    "gdfunc": gt.from_transform(gd.momentum(BETA)),
+    "torch": gt.from_torch(lambda params: torch.optim.SGD(params, lr=1.0, momentum=BETA)),
+    "by hand": gt.subject(
+        torch.zeros_like, lambda g, b, x, lr: (x - lr * (BETA * b + g), BETA * b + g), "by hand"
+    ),
+}
+
+
+def by_hand(update, init=torch.zeros_like):
+    return gt.subject(init, update, "mine")
+
+
+@pytest.mark.parametrize("name", MOMENTUM)
+def test_a_right_optimizer_passes_whoever_wrote_it(name):
+    report = gt.check_optimizer(MOMENTUM[name], gt.Momentum(BETA))
+    assert "check_kernel" in report.passed
+    assert not report.failed
+    assert ("check_purity" in report.not_applicable) == (name == "torch")
+    assert "changes its state in place" in str(report) or name != "torch"
+
+
+@given(st.lists(st.sampled_from([0.5, 1.0, 2.0]), min_size=1, max_size=6), st.integers(0, 2**16))
+def test_a_feed_is_the_optimizers_answer_to_the_gradients(lrs, seed):
+    g = torch.randn(len(lrs), 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    transform, expected = gd.momentum(BETA), []
+    state = transform.init(g[0])
+    for now, lr in zip(g, lrs, strict=True):
+        u, state = transform.update(now, state)
+        expected.append(-lr * u)
+    for subject in MOMENTUM.values():
+        torch.testing.assert_close(gt.feed(subject, g, lrs), torch.stack(expected), rtol=1e-12, atol=1e-14)
+
+
+MISTAKES = {
+    "half the lr": (by_hand(lambda g, b, x, lr: (x - 0.5 * lr * (BETA * b + g), BETA * b + g)), "0.5 lr"),
+    "uphill": (by_hand(lambda g, b, x, lr: (x + lr * (BETA * b + g), BETA * b + g)), "is -1 lr"),
+    "another beta": (
+        by_hand(lambda g, b, x, lr: (x - lr * (0.5 * b + g), 0.5 * b + g)),
+        "momentum = 0.5",
+    ),
+    "nesterov": (
+        by_hand(lambda g, b, x, lr: (x - lr * (g + BETA * (BETA * b + g)), BETA * b + g)),
+        "Nesterov's step",
+    ),
+    "average": (
+        by_hand(lambda g, b, x, lr: (x - lr * torch.lerp(g, b, BETA), torch.lerp(g, b, BETA))),
+        "0.125 lr",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_the_diagnosis_names_the_mistake(name):
+    subject, words = MISTAKES[name]
+    with pytest.raises(gt.LawBroken) as caught:
+        gt.check_optimizer(subject, gt.Momentum(BETA))
+    assert words in caught.value.diagnosis
+
+
+def test_a_broken_law_says_everything_and_survives_pickle():
+    subject, _ = MISTAKES["half the lr"]
+    with pytest.raises(gt.LawBroken) as caught:
+        gt.check_kernel(subject, gt.Momentum(BETA))
+    broken = caught.value
+    assert (broken.law, broken.step) == ("check_kernel", 1)
+    assert broken.ratio == pytest.approx(0.5)
+    text = str(broken)
+    for part in ("check_kernel broken at step 1", "ratio 0.5", "slack 1e-09", "b_t = sum_j", "diagnosis: "):
+        assert part in text
+    assert "to repeat: check_kernel(mine, Momentum(momentum=0.875" in text
+    assert str(pickle.loads(pickle.dumps(broken))) == text
+    assert isinstance(broken, AssertionError)
+
+
+def test_an_impure_step_is_caught():
+    memory = {}
+
+    def writes(g, b, x, lr):
+        b.mul_(BETA).add_(g)
+        return x - lr * b, b
+
+    def remembers(g, b, x, lr):
+        memory[g.shape] = BETA * memory.get(g.shape, 0) + g
+        return x - lr * memory[g.shape], b
+
+    claim = gt.Momentum(BETA)
+    with pytest.raises(gt.LawBroken, match="writes into its carry"):
+        gt.check_purity(by_hand(writes), claim)
+    with pytest.raises(gt.LawBroken, match="something else when it is repeated"):
+        gt.check_purity(by_hand(remembers), claim)
+
+
+def test_a_promoted_dtype_is_caught():
+    promotes = by_hand(lambda g, b, x, lr: (x.double() - lr * g, b))
+    with pytest.raises(gt.LawBroken, match=r"is torch.float32 and becomes torch.float64"):
+        gt.check_dtype(promotes, gt.GradientDescent())
+    rounds = by_hand(lambda g, b, x, lr: ((x - lr * g).half().to(x.dtype), b))
+    with pytest.raises(gt.LawBroken):
+        gt.check_dtype(rounds, gt.GradientDescent())
+
+
+# ---------------------------------------------------------------- negative controls
+
+each_control = pytest.mark.parametrize("name", gt.WRONG)
+
+
+@each_control
+def test_a_control_is_caught_and_the_right_one_passes(name):
+    control = gt.WRONG[name]
+    assert gt.examine(control.subject, control.claim).failed
+    assert not gt.examine(control.build(control.claim, ""), control.claim).failed
+
+
+def test_most_diagnoses_name_the_planted_fault():
+    named, kernels = 0, 0
+    for control in gt.WRONG.values():
+        try:
+            gt.check_optimizer(control.subject, control.claim)
+        except gt.LawBroken as broken:
+            kernels += 1
+            named += control.fault in broken.diagnosis or "learning rate" in broken.diagnosis
+    assert named >= 0.8 * kernels
+
+
+def test_there_are_controls_of_many_families():
+    assert len(gt.WRONG) >= 60
+    assert len({control.claim.family for control in gt.WRONG.values()}) >= 15
+
+
+# ---------------------------------------------------------------- the kit itself
+
+
+def test_no_law_imports_what_it_judges():
+    """Closed forms and NumPy only: the adapters of `_subject` are the one door to gdfunc's optimizers."""
+    for path in PACKAGE.rglob("*.py"):
+        names = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                names |= {node.module or "", *(alias.name for alias in node.names)}
+        judged = {name for name in names if name.split(".")[0] in ("_transforms", "methods", "schedules")}
+        assert not judged or path.name == "_subject.py", (path, judged)
+
+
+@pytest.mark.parametrize("name", sorted(name for name in vars(gt) if name[0] != "_"))
+def test_public_names_have_examples_that_run(name):
+    value = getattr(gt, name)
+    if callable(value) and not isinstance(value, type):
+        _, report = run_doctest(value, name)
+        assert not report, report
+
+
+@given(st.floats(0.1, 0.99), st.integers(30, 200))
+def test_a_linear_rate_is_measured(rho, steps):
+    rate = gt.measure_rate(rho ** np.arange(steps))
+    assert rate.kind == "linear"
+    assert rate.low - 1e-9 <= rho <= rate.high + 1e-9
+
+
+@given(st.floats(-3, -0.3))
+def test_a_sublinear_rate_is_measured(power):
+    rate = gt.measure_rate(np.arange(1, 2000.0) ** power)
+    assert rate.kind == "sublinear"
+    assert rate.rate == pytest.approx(power, rel=0.01)
+
+
+def test_the_rate_of_a_run_is_the_theorems():
+    problem = gd.problems.quadratic([1.0, 4.0])
+    _, run = gd.train(gd.make_step(problem.loss_fn), problem.params, None, gd.full_batch(1, 60), 0.125)
+    rate = gt.measure_rate(run.loss)
+    assert rate.kind == "linear"
+    assert rate.rate == pytest.approx((1 - 0.125) ** 2, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("errors", "message"),
+    [([1.0, float("inf")], "finite"), ([1.0, 0.5], "four errors"), ([[[1.0]]], "shape"), ([-1.0], ">= 0")],
+)
+def test_errors_without_a_rate_are_refused(errors, message):
+    with pytest.raises(ValueError, match=message):
+        gt.measure_rate(errors)
+
+
+@pytest.mark.slow
+def test_mutants_are_found():
+    """A seeded 300 of all; `python -m tests.mutation` runs them all and prints the survivors."""
+    from . import mutation
+
+    assert mutation.main(["--sample", "300"]) == 0
