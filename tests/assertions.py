@@ -1,6 +1,7 @@
-"""Assertions about trees of tensors."""
+"""Assertions about trees of tensors, and the examples of docstrings."""
 
 import builtins
+import doctest
 
 import pytest
 import torch
@@ -78,3 +79,16 @@ def assert_refused(call, message):
     error = getattr(builtins, kind, None) if kind.endswith("Error") else None
     with pytest.raises(error or ValueError, match=rest if error else message):
         call()
+
+
+def run_doctest(value, name):
+    """The number of examples in a docstring, and a report that is empty if they print what they say."""
+    globs = {"gd": gd, "torch": torch}
+    finder = doctest.DocTestFinder(recurse=False)
+    flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+    runner = doctest.DocTestRunner(verbose=False, optionflags=flags)
+    report = []
+    for test in finder.find(value, name, globs=globs):
+        with torch.random.fork_rng():  # for the modules of torch that an example makes
+            runner.run(test, out=report.append)
+    return runner.tries, "".join(report)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import gdfunc as gd
 from gdfunc import testing as gt
 
-from .test_public import run_doctest
+from .assertions import run_doctest
 
 PACKAGE = Path(gt.__file__).parent
 BETA = 0.875
@@ -114,7 +114,7 @@ def test_a_promoted_dtype_is_caught():
     promotes = by_hand(lambda g, b, x, lr: (x.double() - lr * g, b))
     with pytest.raises(gt.LawBroken, match=r"is torch.float32 and becomes torch.float64"):
         gt.check_dtype(promotes, gt.GradientDescent())
-    rounds = by_hand(lambda g, b, x, lr: ((x - lr * g).half().to(x.dtype), b))
+    rounds = by_hand(lambda g, b, x, lr: (x - (lr * g if g.dtype == torch.float64 else (lr * g).half()), b))
     with pytest.raises(gt.LawBroken):
         gt.check_dtype(rounds, gt.GradientDescent())
 
@@ -140,11 +140,6 @@ def test_most_diagnoses_name_the_planted_fault():
             kernels += 1
             named += control.fault in broken.diagnosis or "learning rate" in broken.diagnosis
     assert named >= 0.8 * kernels
-
-
-def test_there_are_controls_of_many_families():
-    assert len(gt.WRONG) >= 60
-    assert len({control.claim.family for control in gt.WRONG.values()}) >= 15
 
 
 # ---------------------------------------------------------------- the kit itself

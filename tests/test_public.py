@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
 import gdfunc as gd
+
+from .assertions import run_doctest
 
 ROOT = Path(gd.__file__).parents[1]
 PLACES = ("README.md", "demos/README.md", "tests/benchmarks/README.md")
@@ -45,18 +46,6 @@ def public_names():
 PUBLIC = public_names()
 SPACES = {name: value for name, value in vars(gd).items() if inspect.ismodule(value) and name[0] != "_"}
 GUIDES = "".join([README, *(module.__doc__ for module in SPACES.values())])
-
-
-def run_doctest(value, name):
-    globs = {"gd": gd, "torch": torch}
-    finder = doctest.DocTestFinder(recurse=False)
-    flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
-    runner = doctest.DocTestRunner(verbose=False, optionflags=flags)
-    report = []
-    for test in finder.find(value, name, globs=globs):
-        with torch.random.fork_rng():  # for the modules of torch that an example makes
-            runner.run(test, out=report.append)
-    return runner.tries, "".join(report)
 
 
 @pytest.mark.parametrize("name", [*PUBLIC, *SPACES])
