@@ -1,0 +1,317 @@
+"""Theorems that are equalities, each beside a run that attains it, and a wrong optimizer that is caught.
+
+Most theorems on gradient descent are bounds, and most bounds are so loose that an optimizer with half the
+learning rate passes them. Each panel here is an equality: the theorem is a thin black line, the
+measurement a circle, and the largest relative difference stands under the title.
+
+1. The worst convex function for N steps of gradient descent is a Huber function. On it the gap after N
+   steps is exactly L·R²/(4N + 2).
+2. Heavy ball with Polyak's constants has a double root. Its error is r^t·(1 + (1 − r)·t), not r^t.
+3. So has Nesterov's method: its error is (1 − q)^t·(1 + q·t) on the flattest quadratic.
+4. The mean square of SGD's error over all plans obeys a recursion. It needs the term that couples the mean
+   error and the gradients at the optimum.
+5. So does that of SVRG, whose noise vanishes with the error of its snapshot.
+6. Adam without the bias correction of v, on chosen gradients. The text below it is the kit's message.
+
+Sources: Y. Drori, M. Teboulle, "Performance of first-order methods for smooth convex minimization", 2014;
+B. T. Polyak, "Some methods of speeding up the convergence of iteration methods", 1964; R. Johnson,
+T. Zhang, "Accelerating stochastic gradient descent using predictive variance reduction", 2013. The
+equalities 2 to 5 are elementary.
+
+    python demos/theory_against_practice.py [--out DIR] [--fast]
+"""
+
+import argparse
+import itertools
+import textwrap
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+import gdfunc as gd
+from gdfunc import testing as gt
+
+MEASURED, WRONG = "#D55E00", "#0072B2"  # vermilion and blue: told apart by the colour-blind
+AGREES = 1e-9  # relative
+
+
+class Panel(NamedTuple):
+    """Measurements beside what a theorem says of them, and a wrong theory or optimizer, if one is drawn."""
+
+    title: str
+    x: np.ndarray
+    measured: np.ndarray
+    theorem: np.ndarray
+    xlabel: str
+    ylabel: str
+    wrong: tuple[str, np.ndarray] | None = None
+
+    @property
+    def difference(self) -> float:
+        """Return the largest relative difference."""
+        return float(np.abs(self.measured / self.theorem - 1).max())
+
+
+def huber_gap(step_of: Any, steps: int, displacement: float, lr: float = 1.0) -> float:
+    """Return the gap after N steps from 1 on the Huber function with L = 1 and tau = 1/(2D + 1)."""
+    tau = 1 / (2 * displacement + 1)
+
+    def loss_fn(x: Tensor, batch: None = None) -> Tensor:
+        return torch.where(x.abs() <= tau, 0.5 * x**2, tau * x.abs() - 0.5 * tau**2)
+
+    step = step_of(loss_fn)
+    carry = step.init(torch.tensor(1.0, dtype=torch.float64))
+    final, _ = gd.train(step, carry, None, gd.full_batch(1, steps), lr)
+    return loss_fn(getattr(final, "params", final)).item()
+
+
+def worst_cases(most: int) -> Panel:
+    """Measure gradient descent on the function that is worst for each number of steps."""
+    n = np.arange(1, most + 1)
+    gaps = np.array([huber_gap(gd.make_step, int(steps), float(steps)) for steps in n])
+    title = "Gradient descent attains its worst case"
+    return Panel(
+        title, n, gaps, 0.5 / (2 * n + 1), "steps N", "gap after N steps", ("textbook: L R² / 2N", 0.5 / n)
+    )
+
+
+def errors(step: gd.Step, params: Tensor, steps: int, lr: float) -> np.ndarray:
+    """Return x_0 … x_T of a run on a quadratic whose minimiser is 0."""
+    final, run = gd.train(step, step.init(params), None, gd.full_batch(1, steps), lr, record="params")
+    return gd.plot.path(run.params, getattr(final, "params", final)).numpy()
+
+
+def heavy_ball(steps: int, mu: float = 0.04) -> Panel:
+    """Measure Polyak's heavy ball at μ, with L = 1."""
+    q = mu**0.5
+    r = (1 - q) / (1 + q)
+    step = gd.methods.heavy_ball(lambda x, batch: 0.5 * mu * x**2, r**2)
+    # From a ball at rest: the first step is plain.
+    x = errors(step, torch.tensor(1.0, dtype=torch.float64), steps, 4 / (1 + q) ** 2)
+    t = np.arange(steps + 1)
+    exact = r**t * (1 + (1 - r) * t)
+    return Panel(
+        "Heavy ball has a double root",
+        t,
+        x,
+        exact,
+        "step t",
+        "x at curvature μ",
+        ("spectral radius alone", r**t),
+    )
+
+
+def nesterov(steps: int, mu: float = 0.04) -> Panel:
+    """Measure the gradient-step points of Nesterov's method at μ, with L = 1."""
+    q = mu**0.5
+    beta = (1 - q) / (1 + q)
+    x = y = torch.tensor(1.0, dtype=torch.float64)
+    step, points = gd.make_step(lambda x, batch: 0.5 * mu * x**2), [1.0]
+    for _ in range(steps):
+        new, _ = step(y, None, 1.0)
+        x, y = new, new + beta * (new - x)
+        points.append(x.item())
+    t = np.arange(steps + 1)
+    exact = (1 - q) ** t * (1 + q * t)
+    wrong = ("rate alone", (1 - q) ** t)
+    return Panel(
+        "So has Nesterov's method", t, np.array(points), exact, "step t", "x at curvature μ", wrong
+    )
+
+
+class Sum(NamedTuple):
+    """Three quadratics fᵢ(x) = ½(aᵢᵀx − bᵢ)² + ρ/2·‖x‖² in two dimensions."""
+
+    data: tuple[Tensor, Tensor]
+    ridge: float = 0.25
+
+    def loss_fn(self, x: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+        a, b = batch
+        return 0.5 * (a @ x - b).square().mean() + 0.5 * self.ridge * x.square().sum()
+
+    @property
+    def hessians(self) -> np.ndarray:
+        """Return Hᵢ, [3, 2, 2]."""
+        a = self.data[0].numpy()
+        return a[:, :, None] * a[:, None, :] + self.ridge * np.eye(2)
+
+    @property
+    def minimizer(self) -> np.ndarray:
+        """Return x*."""
+        a, b = (leaf.numpy() for leaf in self.data)
+        return np.linalg.solve(self.hessians.mean(0), (a * b[:, None]).mean(0))
+
+
+def three_quadratics() -> Sum:
+    """Return the sum, whose Hessians and gradients at the optimum correlate."""
+    a = torch.tensor([[1.0, 0.5], [-0.5, 1.5], [1.25, 0.25]], dtype=torch.float64)
+    return Sum((a, torch.tensor([1.0, -1.0, 0.5], dtype=torch.float64)))
+
+
+def all_plans(steps: int) -> Tensor:
+    """Return every sequence of samples that there is, [3^T, T]."""
+    return torch.tensor(list(itertools.product(range(3), repeat=steps)))
+
+
+def mean_square(points: Tensor, problem: Sum) -> float:
+    """Return the mean of ‖x − x*‖² over the plans."""
+    return float(((points.numpy() - problem.minimizer) ** 2).sum(1).mean())
+
+
+START = torch.tensor([2.0, -1.5], dtype=torch.float64)
+LR = 0.3
+
+
+def sgd(most: int) -> Panel:
+    """Average SGD's squared error over all plans, and follow its recursion."""
+    problem = three_quadratics()
+    step, start = gd.make_step(problem.loss_fn), START
+    measured = []
+    for steps in range(1, most + 1):
+        plans = all_plans(steps)[:, :, None]
+        finals = torch.func.vmap(lambda index: gd.train(step, start, problem.data, index, LR)[0])(plans)
+        measured.append(mean_square(finals, problem))
+    a, b = (leaf.numpy() for leaf in problem.data)
+    h = problem.hessians
+    noise = h @ problem.minimizer - a * b[:, None]
+    shrink, e = np.eye(2) - LR * h, start.numpy() - problem.minimizer
+    moments = {"exact": np.outer(e, e), "without": np.outer(e, e)}
+    m, exact, without = e, [], []
+    for _ in range(most):
+        for name in moments:
+            s = (shrink @ moments[name] @ shrink).mean(0)
+            s = s + LR**2 * (noise[:, :, None] * noise[:, None, :]).mean(0)
+            if name == "exact":
+                cross = ((shrink @ m)[:, :, None] * noise[:, None, :]).mean(0)
+                s = s - LR * (cross + cross.T)
+            moments[name] = s
+        m = shrink.mean(0) @ m
+        exact.append(np.trace(moments["exact"]))
+        without.append(np.trace(moments["without"]))
+    t = np.arange(1, most + 1)
+    title = "SGD over every plan there is"
+    return Panel(
+        title,
+        t,
+        np.array(measured),
+        np.array(exact),
+        "step t",
+        "mean of ‖x − x*‖²",
+        ("without the cross term", np.array(without)),
+    )
+
+
+def svrg(most: int) -> Panel:
+    """Average SVRG's squared error over all plans of one pass, and follow its recursion."""
+    problem, measured = three_quadratics(), []
+    step = gd.methods.svrg(problem.loss_fn, problem.data)
+    for steps in range(1, most + 1):
+        plans = all_plans(steps)[:, None]
+        finals = torch.func.vmap(
+            lambda rows: gd.train(step, step.init(START), torch.arange(3), rows, LR)[0]
+        )(plans)
+        measured.append(mean_square(finals, problem))
+    h = problem.hessians
+    mean, shrink, e = h.mean(0), np.eye(2) - LR * h, START.numpy() - problem.minimizer
+    pull = LR * (h - mean) @ e
+    m, s, exact = e, np.outer(e, e), []
+    for _ in range(most):
+        cross = ((shrink @ m)[:, :, None] * pull[:, None, :]).mean(0)
+        s = (shrink @ s @ shrink).mean(0) + (pull[:, :, None] * pull[:, None, :]).mean(0) + cross + cross.T
+        m = shrink.mean(0) @ m
+        exact.append(np.trace(s))
+    t = np.arange(1, most + 1)
+    wrong = ("SGD, same lr", sgd(most).measured)
+    title = "SVRG over every plan there is"
+    return Panel(title, t, np.array(measured), np.array(exact), "inner step t", "mean of ‖x − x*‖²", wrong)
+
+
+def caught() -> tuple[Panel, str]:
+    """Feed chosen gradients to Adam and to one without a correction; return the kit's message."""
+    claim = gt.Adam((0.9, 0.999))
+    control = gt.WRONG["adam: bias correction of v missing"]
+    wrong = control.build(claim, control.fault)
+    grads = torch.tensor(
+        [1.0, 1.0, 1.0, -1.0, 1.0, 0.5, 0.25, 1.0, 1.0, 1.0, 1.0, 1.0], dtype=torch.float64
+    )
+    right = gt.from_transform(gd.adam())
+    moves = [-gt.feed(subject, grads).numpy() for subject in (right, wrong)]
+    t = np.arange(1, len(grads) + 1)
+    exact = -claim.moves([grads.numpy()], [np.zeros(len(grads))], np.ones(len(grads)))[0]
+    try:
+        gt.check_optimizer(wrong, claim)
+    except gt.LawBroken as broken:
+        message = str(broken)
+    else:
+        message = "nothing was found"
+    title = "Adam without a correction is caught"
+    panel = Panel(
+        title,
+        t,
+        moves[0],
+        exact,
+        "step t",
+        "−move on chosen gradients",
+        (f"caught: {control.fault}", moves[1]),
+    )
+    return panel, message
+
+
+def draw_panel(ax: Axes, panel: Panel, *, log: bool) -> None:
+    """Draw a theorem as a line, its measurement as circles, and what is wrong dashed."""
+    ax.plot(panel.x, panel.theorem, color="black", linewidth=1, label="theorem")
+    ax.plot(
+        panel.x, panel.measured, "o", color=MEASURED, markersize=4.5, fillstyle="none", label="measured"
+    )
+    if panel.wrong:
+        label, values = panel.wrong
+        ax.plot(panel.x, values, color=WRONG, linestyle="--", linewidth=1.3, label=label)
+    if log:
+        ax.set_yscale("log")
+    ax.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
+    ax.set_title(f"{panel.title}\n", loc="left", fontweight="bold", fontsize=10)
+    within = f"largest relative difference {panel.difference:.0e}"
+    ax.text(0, 1.02, within, transform=ax.transAxes, color="0.35", fontsize=8.5)
+    ax.legend(frameon=False, fontsize=8)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def draw(panels: list[Panel], message: str, path: Path) -> None:
+    """Draw all panels, and the message of the law that is broken under them."""
+    figure = Figure(figsize=(11, 8.2), layout="constrained")
+    axes = figure.subplots(2, 3)
+    for ax, panel in zip(axes.flat, panels, strict=True):
+        draw_panel(ax, panel, log=panel is not panels[-1])
+    lines = [textwrap.fill(line, 150, subsequent_indent="    ") for line in message.splitlines()]
+    figure.supxlabel("\n".join(lines), x=0.02, ha="left", fontsize=8, family="monospace")
+    figure.savefig(path, dpi=200)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/theory_against_practice"), help="folder for results"
+    )
+    parser.add_argument("--fast", action="store_true", help="fewer steps")
+    args = parser.parse_args(argv)
+    steps, plans = (10, 4) if args.fast else (40, 8)
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)  # on tensors this small, threads would only wait for one another
+
+    last, message = caught()
+    panels = [worst_cases(steps // 2), heavy_ball(steps), nesterov(steps), sgd(plans), svrg(plans), last]
+    for panel in panels:
+        print(f"{panel.title}: largest relative difference {panel.difference:.0e}")
+    print(f"\n{message}\n")
+    draw(panels, message, args.out / "theory_against_practice.png")
+    print(f"Written: theory_against_practice.png in {args.out}")
+    return 0 if all(panel.difference < AGREES for panel in panels) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
