@@ -156,6 +156,12 @@ def test_no_law_imports_what_it_judges():
         assert not judged or path.name == "_subject.py", (path, judged)
 
 
+def test_the_guide_has_an_example_that_runs():
+    tries, report = run_doctest(gt, "gdfunc.testing")
+    assert tries
+    assert not report, report
+
+
 @pytest.mark.parametrize("name", sorted(name for name in vars(gt) if name[0] != "_"))
 def test_public_names_have_examples_that_run(name):
     value = getattr(gt, name)
