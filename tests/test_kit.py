@@ -14,6 +14,7 @@ import gdfunc as gd
 from gdfunc import testing as gt
 
 from .assertions import run_doctest
+from .references import few
 
 PACKAGE = Path(gt.__file__).parent
 BETA = 0.875
@@ -37,6 +38,17 @@ def test_a_right_optimizer_passes_whoever_wrote_it(name):
     assert not report.failed
     assert ("check_purity" in report.not_applicable) == (name == "torch")
     assert "changes its state in place" in str(report) or name != "torch"
+
+
+@given(st.floats(0, 0.99), st.floats(0, 1), st.booleans())
+@few
+def test_ours_and_torchs_momentum_are_what_they_claim(beta, dampening, nesterov):
+    claim = gt.Momentum(beta, dampening, nesterov)
+    ours = gd.momentum(beta, dampening=dampening, nesterov=nesterov)
+    gt.check_optimizer(gt.from_transform(ours), claim)
+    if not (nesterov and (dampening or not beta)):  # which torch refuses
+        options = {"momentum": beta, "dampening": dampening, "nesterov": nesterov}
+        gt.check_optimizer(gt.from_torch(lambda params: torch.optim.SGD(params, lr=1.0, **options)), claim)
 
 
 @given(st.lists(st.sampled_from([0.5, 1.0, 2.0]), min_size=1, max_size=6), st.integers(0, 2**16))
