@@ -28,9 +28,18 @@ Example:
     'linear'
 """
 
+from ._claims import AdaBelief as AdaBelief
+from ._claims import Adadelta as Adadelta
+from ._claims import Adagrad as Adagrad
+from ._claims import Adam as Adam
+from ._claims import Adamax as Adamax
 from ._claims import Claim as Claim
 from ._claims import GradientDescent as GradientDescent
 from ._claims import Momentum as Momentum
+from ._claims import NAdam as NAdam
+from ._claims import RAdam as RAdam
+from ._claims import RMSprop as RMSprop
+from ._claims import Yogi as Yogi
 from ._controls import WRONG as WRONG
 from ._controls import Control as Control
 from ._law import LAWS as LAWS

@@ -1,6 +1,7 @@
 """Optimizers with one planted fault each, by family."""
 
-from . import _linear
+from . import _adaptive, _linear
 from ._base import Control as Control
 
-WRONG: dict[str, Control] = {control.name: control for room in (_linear,) for control in room.CONTROLS}
+_ROOMS = (_linear, _adaptive)
+WRONG: dict[str, Control] = {control.name: control for room in _ROOMS for control in room.CONTROLS}

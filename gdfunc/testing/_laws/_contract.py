@@ -47,7 +47,8 @@ def check_purity(subject: Subject, claim: Claim) -> None:
 def check_dtype(subject: Subject, claim: Claim) -> None:
     """Check that float32 parameters stay float32, and move as in float64 up to rounding.
 
-    |x₃₂ − x₆₄| ≤ 64·ε·scale after six steps, with ε = 2⁻²³: the scale is that of the parameters and moves.
+    |x₃₂ − x₆₄| ≤ 512·ε·scale over six steps, with ε = 2⁻²³. The scale is that of the parameters and moves.
+    The factor leaves room for methods that subtract gradients.
     """
     if subject.of_rows:
         raise NotApplicable("its batches are row numbers")
@@ -65,4 +66,4 @@ def check_dtype(subject: Subject, claim: Claim) -> None:
     for single, double in zip(*ends, strict=True):
         scale = np.abs(double).max() + np.abs(np.diff(double, axis=0)).sum(0).max()
         formula = "x in float32 must equal x in float64 up to rounding"
-        require_equal(single, double, formula, scale=scale, slack=64 * 2.0**-23, first=0)
+        require_equal(single, double, formula, scale=scale, slack=512 * 2.0**-23, first=0)
