@@ -28,26 +28,45 @@ Example:
     'linear'
 """
 
+from ._claims import LAMB as LAMB
+from ._claims import LARS as LARS
+from ._claims import Accumulate as Accumulate
 from ._claims import AdaBelief as AdaBelief
 from ._claims import Adadelta as Adadelta
 from ._claims import Adagrad as Adagrad
 from ._claims import Adam as Adam
 from ._claims import Adamax as Adamax
+from ._claims import AdaptiveClip as AdaptiveClip
+from ._claims import ApplyIfFinite as ApplyIfFinite
+from ._claims import Chain as Chain
 from ._claims import Claim as Claim
+from ._claims import ClipByGlobalNorm as ClipByGlobalNorm
+from ._claims import ClipByValue as ClipByValue
 from ._claims import GradientDescent as GradientDescent
+from ._claims import Lion as Lion
+from ._claims import Masked as Masked
 from ._claims import Momentum as Momentum
+from ._claims import Muon as Muon
 from ._claims import NAdam as NAdam
+from ._claims import Partition as Partition
 from ._claims import RAdam as RAdam
 from ._claims import RMSprop as RMSprop
+from ._claims import Rprop as Rprop
+from ._claims import Sign as Sign
+from ._claims import TrustRatio as TrustRatio
+from ._claims import WeightDecay as WeightDecay
 from ._claims import Yogi as Yogi
 from ._controls import WRONG as WRONG
 from ._controls import Control as Control
 from ._law import LAWS as LAWS
 from ._law import LawBroken as LawBroken
 from ._law import NotApplicable as NotApplicable
+from ._laws import check_clip as check_clip
 from ._laws import check_dtype as check_dtype
+from ._laws import check_flip as check_flip
 from ._laws import check_kernel as check_kernel
 from ._laws import check_purity as check_purity
+from ._laws import check_rest as check_rest
 from ._rates import Rate as Rate
 from ._rates import measure_rate as measure_rate
 from ._report import Report as Report
@@ -57,6 +76,7 @@ from ._report import measure_power as measure_power
 from ._subject import Run as Run
 from ._subject import Subject as Subject
 from ._subject import feed as feed
+from ._subject import from_optax as from_optax
 from ._subject import from_step as from_step
 from ._subject import from_torch as from_torch
 from ._subject import from_transform as from_transform

@@ -15,12 +15,14 @@ LRS = (0.5, 0.25, 1.0, 0.125)  # repeated: a different lr at every step, exact i
 
 
 def feeds(claim: Claim, steps: int = 12) -> dict[str, Tree]:
-    """Return gradients that each show something: leaves [T], [T, 3] and [T, 2, 3] in a dict."""
+    """Return gradients that each show something: leaves [T, ...] of the claim's shapes, in a dict."""
     generator = np.random.default_rng(0)
 
     def normal() -> dict[str, np.ndarray]:
-        shapes = {"a": (), "b": (3,), "c": (2, 3)}
-        return {name: generator.standard_normal((steps, *shape)) for name, shape in shapes.items()}
+        return {
+            name: generator.standard_normal((steps, *shape))
+            for name, shape in zip("abc", claim.shapes, strict=True)
+        }
 
     t = np.arange(steps)
     eps = float(getattr(claim, "eps", 0.0)) or 1e-8
@@ -41,10 +43,11 @@ def feeds(claim: Claim, steps: int = 12) -> dict[str, Tree]:
         for name, factor in shapes.items()
     }
     constant = {k: np.broadcast_to(g[:1], g.shape).copy() for k, g in normal().items()}
-    long = {"a": generator.standard_normal(steps * 5)}
+    long = {"a": generator.standard_normal((steps * 5, *claim.shapes[0]))}
+    own = {name: dict(zip("abc", feed, strict=False)) for name, feed in claim.own_feeds().items()}
     return {
         name: {k: torch.from_numpy(np.ascontiguousarray(g)) for k, g in tree.items()}
-        for name, tree in {**drawn, "constant": constant, "long": long}.items()
+        for name, tree in {**drawn, "constant": constant, "long": long, **own}.items()
     }
 
 

@@ -1,5 +1,7 @@
 """Optimizers under test: every kind becomes a function from a loss to a step."""
 
+import functools
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -167,6 +169,49 @@ def from_torch(make: Callable[[list[Tensor]], torch.optim.Optimizer], name: str 
     return Subject(make_torch_step, name or f"torch.optim.{type(probe).__name__}", is_pure=False)
 
 
+def from_optax(make: Callable[[float], Any], name: str = "") -> Subject:
+    """Make a subject of an `optax.GradientTransformation`.
+
+    θ' = optax.apply_updates(θ, make(lr).update(∇L(θ), state, θ))
+
+    Optax's own sign and learning rate are under test: make is called for every lr. Float64 parameters stay
+    so, by JAX's context manager; its global flag is neither read nor set.
+
+    Args:
+        make: `lr -> transformation`. The state must not depend on lr, as it does with
+            `optax.inject_hyperparams`.
+        name: how messages call it.
+
+    Raises:
+        ImportError: JAX or Optax is not installed.
+
+    Example:
+        `gt.from_optax(lambda lr: optax.adam(lr))` is a subject that keeps `gt.Adam()`.
+    """
+    try:
+        jax, optax = (importlib.import_module(name) for name in ("jax", "optax"))
+    except ImportError as missing:
+        raise ImportError("from_optax needs JAX and Optax: pip install jax optax") from missing
+    room = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
+    made = functools.cache(make)  # equal lrs share one object, so that JAX compiles its functions once
+
+    def to_jax(tree: Tree) -> Any:
+        return _tree.map(lambda leaf: jax.numpy.asarray(leaf.detach().numpy()), tree)
+
+    def init(params: Tree) -> Any:
+        with room.enable_x64(True):
+            return made(1.0).init(to_jax(params))
+
+    def update(grads: Tree, state: Any, params: Tree, lr: Any) -> tuple[Tree, Any]:
+        with room.enable_x64(True):
+            before = to_jax(params)
+            updates, state = made(float(lr)).update(to_jax(grads), state, before)
+            after = optax.apply_updates(before, updates)
+        return _tree.map(lambda p, new: torch.from_numpy(np.array(new)), params, after), state
+
+    return subject(init, update, name or "optax", whole_tree=True)
+
+
 class Run(NamedTuple):
     """A run of a subject in NumPy. Every field is a list with one array per leaf of the parameters.
 
@@ -183,7 +228,8 @@ class Run(NamedTuple):
     @property
     def moves(self) -> list[np.ndarray]:
         """Return the displacement of every step, [T, ...]."""
-        return [np.diff(leaf, axis=0) for leaf in self.points]
+        with np.errstate(invalid="ignore"):  # an infinite point has no displacement, so NaN
+            return [np.diff(leaf, axis=0) for leaf in self.points]
 
 
 def run(

@@ -25,12 +25,17 @@ class Claim:
     formula: ClassVar[str] = ""
     source: ClassVar[str] = ""
     slack: ClassVar[float] = 1e-9  # of kernels: the tolerance relative to the size of the moves
+    shapes: ClassVar[tuple[tuple[int, ...], ...]] = ((), (3,), (2, 3))  # of the leaves that laws try
 
     @classmethod
     def is_of_gradients(cls) -> bool:
         """Tell whether gradients alone decide the moves, so that a closed form can be given for any."""
         names = ("moves", "directions", "direction")
         return any(getattr(cls, name) is not getattr(Claim, name) for name in names)
+
+    def own_feeds(self) -> dict[str, Arrays]:
+        """Return gradients that show something about this claim alone: leaves [T, ...], by name."""
+        return {}
 
     def moves(self, grads: Arrays, points: Arrays, lrs: np.ndarray) -> Arrays:
         """Return the displacements of T steps.

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ... import _tree
 from .._claims._base import Claim
 from .._subject import Subject, subject
 
@@ -60,3 +62,49 @@ def leaf_by_leaf(slots: int, rule: Callable[..., Any], name: str) -> Subject:
         return x, (count + 1, memory)
 
     return subject(init, update, name)
+
+
+def whole_tree(slots: int, rule: Callable[..., Any], name: str) -> Subject:
+    """Make a subject of a rule for all leaves at once.
+
+    Args:
+        slots: how many arrays like each leaf the rule remembers; they begin at zero.
+        rule: `(grads, leaves, memories, lr, t) -> (leaves', memories')`: lists with one entry per leaf, of
+            tensors and of lists of `slots` tensors. t counts from 1.
+        name: of the subject.
+    """
+
+    def init(params: Any) -> Any:
+        return 0, [[torch.zeros_like(leaf)] * slots for leaf in _tree.leaves(params)]
+
+    def update(grads: Any, state: Any, params: Any, lr: Any) -> Any:
+        leaves, structure = _tree.flatten(params)
+        leaves, memories = rule(_tree.leaves(grads), leaves, state[1], lr, state[0] + 1)
+        return _tree.unflatten(structure, leaves), (state[0] + 1, memories)
+
+    return subject(init, update, name, whole_tree=True)
+
+
+def follow(claim: Claim, history: tuple[Any, ...], grads: list[Tensor], leaves: list[Tensor]) -> Any:
+    """Return the newest direction of a claim, and the history of its gradients and points.
+
+    The right inner optimizer of a wrapper's control, whatever it claims to be.
+    """
+    history = (*history, (grads, leaves))
+    columns = [list(zip(*tensors, strict=True)) for tensors in zip(*history, strict=True)]
+    arrays = [[np.stack([x.double().numpy() for x in leaf]) for leaf in column] for column in columns]
+    with np.errstate(all="ignore"):
+        directions = claim.directions(*arrays)
+    return [torch.as_tensor(u[-1]).to(g) for u, g in zip(directions, grads, strict=True)], history
+
+
+def by_directions(start: Any, rule: Callable[..., Any], name: str) -> Subject:
+    """Make a subject of a rule for directions: `(grads, leaves, state, t) -> (directions, state')`."""
+
+    def update(grads: Any, state: Any, params: Any, lr: Any) -> Any:
+        leaves, structure = _tree.flatten(params)
+        us, kept = rule(_tree.leaves(grads), leaves, state[1], state[0] + 1)
+        moved = [x - lr * u for x, u in zip(leaves, us, strict=True)]
+        return _tree.unflatten(structure, moved), (state[0] + 1, kept)
+
+    return subject(lambda params: (0, start), update, name, whole_tree=True)

@@ -2,4 +2,7 @@
 
 from ._contract import check_dtype as check_dtype
 from ._contract import check_purity as check_purity
+from ._edges import check_clip as check_clip
+from ._edges import check_flip as check_flip
+from ._edges import check_rest as check_rest
 from ._kernel import check_kernel as check_kernel

@@ -1,5 +1,6 @@
 """What every optimizer owes its caller: purity, one dtype, and no other leaf's business."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,15 @@ from .._claims._base import Claim
 from .._law import LawBroken, NotApplicable, law, require_equal
 from .._subject import Subject, linear_loss, run
 
-_G = {"a": torch.tensor(0.7), "b": torch.tensor([[1.1, -2.3], [0.6, 0.3]])}
+
+def _gradients(claim: Claim) -> dict[str, torch.Tensor]:
+    """Return a gradient of the first and the last of the claim's shapes."""
+    ends = {"a": claim.shapes[0], "b": claim.shapes[-1]}
+    entries = torch.tensor([0.7, 1.1, -2.3, 0.6, 0.3, -0.9, 1.6, -0.4, 2.1])
+    return {
+        name: entries.repeat(math.prod(shape) // 9 + 1)[: math.prod(shape)].reshape(shape)
+        for name, shape in ends.items()
+    }
 
 
 def _bits(tree: Any) -> list[bytes]:
@@ -30,9 +39,10 @@ def check_purity(subject: Subject, claim: Claim) -> None:
         raise NotApplicable(f"{subject!r} changes its state in place by design")
     if subject.of_rows:
         raise NotApplicable("its batches are row numbers")
+    grads = _gradients(claim)
     step = subject.make(linear_loss)
-    batch = _tree.map(lambda g: g[None].double(), _G)
-    carry = step.init(_tree.map(lambda g: torch.ones_like(g, dtype=torch.float64), _G))
+    batch = _tree.map(lambda g: g[None].double(), grads)
+    carry = step.init(_tree.map(lambda g: torch.ones_like(g, dtype=torch.float64), grads))
     for t in range(1, 4):
         before = _bits((carry, batch))
         (once, _), (again, _) = step(carry, batch, 0.5), step(carry, batch, 0.5)
@@ -52,11 +62,11 @@ def check_dtype(subject: Subject, claim: Claim) -> None:
     """
     if subject.of_rows:
         raise NotApplicable("its batches are row numbers")
-    ends = []
+    ends, first = [], _gradients(claim)
     for dtype in (torch.float32, torch.float64):
-        grads = [_tree.map(lambda g, t=t, d=dtype: (1 + t % 3) * g[None].to(d), _G) for t in range(6)]
+        grads = [_tree.map(lambda g, t=t, d=dtype: (1 + t % 3) * g[None].to(d), first) for t in range(6)]
         batches = _tree.map(lambda *column: torch.stack(column), *grads)
-        start = _tree.map(lambda g, d=dtype: torch.ones_like(g, dtype=d), _G)
+        start = _tree.map(lambda g, d=dtype: torch.ones_like(g, dtype=d), first)
         carry = run(subject, linear_loss, start, batches, 0.125, 1).carry
         for path, leaf in _tree.named_leaves(params_of(carry), "params"):
             if leaf.dtype != dtype:
