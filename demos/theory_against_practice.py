@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 import gdfunc as gd
@@ -274,6 +275,7 @@ def draw_panel(ax: Axes, panel: Panel, *, log: bool) -> None:
     if log:
         ax.set_yscale("log")
     ax.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_title(f"{panel.title}\n", loc="left", fontweight="bold", fontsize=10)
     within = f"largest relative difference {panel.difference:.0e}"
     ax.text(0, 1.02, within, transform=ax.transAxes, color="0.35", fontsize=8.5)

@@ -81,7 +81,15 @@ EXCEPTIONS = {
     for x in vars(module).values()
     if isinstance(x, type) and issubclass(x, BaseException) and x.__module__.startswith("gdfunc")
 }
-HELD = {"step": 3, "total": 8, "members": [0, 1], "leaf": "params['w']"}
+HELD = {
+    "formula": "x = y",
+    "relation": "must equal",
+    "where": "w",
+    "value": 1.5,
+    "bound": 1.0,
+    "slack": 1e-9,
+}
+HELD |= {"step": 3, "total": 8, "members": [0, 1], "leaf": "params['w']"}
 
 
 @pytest.mark.parametrize("cls", EXCEPTIONS)

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 import gdfunc as gd
 from gdfunc import testing as gt
-from gdfunc.testing import _controls, _feeds
 from gdfunc.testing._claims._signs import flip_step
 
 
@@ -198,32 +197,3 @@ def test_the_cubic_iteration_of_muon_ends_at_orthogonal_matrices():
     g = np.random.default_rng(0).standard_normal((1, 3, 3))
     u = gt.Muon(ns_coefficients=(1.5, -0.5, 0.0), ns_steps=60).direction(g, g)[0]
     np.testing.assert_allclose(u @ u.T, np.eye(3), atol=1e-9)
-
-
-# ---------------------------------------------------------------- controls
-
-ROOMS = (_controls._signs, _controls._norms, _controls._wrappers)
-CONTROLS = {control.name: control for room in ROOMS for control in room.CONTROLS}
-
-
-def moves_of(subject, claim):
-    return {name: _feeds.observe(subject, grads).moves for name, grads in _feeds.feeds(claim).items()}
-
-
-@pytest.mark.parametrize("name", CONTROLS)
-def test_a_control_differs_from_the_right_one(name):
-    control = CONTROLS[name]
-    right = moves_of(control.build(control.claim, ""), control.claim)
-    wrong = moves_of(control.subject, control.claim)
-    pairs = [pair for feed in right for pair in zip(right[feed], wrong[feed], strict=True)]
-    assert not all(np.allclose(a, b, rtol=1e-7, atol=1e-12) for a, b in pairs)
-
-
-def test_diagnoses_name_the_planted_fault():
-    """The fault itself or the effective lr is named for 107 of the 115 controls of these families."""
-    named = 0
-    for control in CONTROLS.values():
-        with pytest.raises(gt.LawBroken) as caught:
-            gt.check_optimizer(control.subject, control.claim)
-        named += control.fault in caught.value.diagnosis or "learning rate" in caught.value.diagnosis
-    assert named >= 0.9 * len(CONTROLS)

@@ -1,14 +1,13 @@
-"""The convergence kit: sharp theorems as tests, for any optimizer.
+"""The convergence kit: closed forms as tests, for any optimizer.
 
-A *subject* is an optimizer under test: `subject` takes one written by hand, `from_torch`, `from_transform`
-and `from_step` take others. A *claim* says what it is, such as `Momentum(0.9)`, and knows the answer in
-closed form, in NumPy. A *law* is a function `check_…(subject, claim)`, which raises `LawBroken` with the
-step, both numbers, the formula, a diagnosis, and a line that repeats the failure. `check_optimizer` holds a
-subject against every law that applies.
+A *subject* is an optimizer under test. `subject` takes one written by hand; `from_torch`, `from_optax`,
+`from_transform` and `from_step` take others. A *claim* says what it is, such as `Momentum(0.9)`, and knows
+the answer in closed form, in NumPy. A *law* is a function `check_…(subject, claim)`, which raises
+`LawBroken` with the step, both numbers, the formula, a diagnosis, and a line that repeats the failure.
+`check_optimizer` holds a subject against every law that applies.
 
 The strongest law is `check_kernel`. On linear losses the gradient does not depend on the parameters, so
-the moves are the optimizer's whole answer to chosen gradients, and `feed` returns them. Textbook bounds
-miss a wrong factor of two. The laws here are equalities wherever the theorem is one.
+the moves are the optimizer's whole answer to chosen gradients, and `feed` returns them.
 
 `WRONG` holds negative controls, optimizers with one planted fault each, and `measure_power` tells which
 laws find them. A diagnosis names the control that moves alike.

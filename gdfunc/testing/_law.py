@@ -32,8 +32,8 @@ class LawBroken(_Copyable, AssertionError):
 
     def __init__(
         self,
-        formula: str,
         *,
+        formula: str,
         value: float,
         bound: float,
         relation: str = "must equal",
@@ -170,7 +170,7 @@ def _report(
     entry = np.unravel_index(int(np.argmax(error)), error.shape)
     at = f"{where}, entry {[int(i) for i in entry]}".strip(", ") if error.ndim else where
     raise LawBroken(
-        formula,
+        formula=formula,
         value=float(value[entry]),
         bound=float(bound[entry]),
         relation=relation,

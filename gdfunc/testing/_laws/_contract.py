@@ -47,9 +47,11 @@ def check_purity(subject: Subject, claim: Claim) -> None:
         before = _bits((carry, batch))
         (once, _), (again, _) = step(carry, batch, 0.5), step(carry, batch, 0.5)
         if _bits((carry, batch)) != before:
-            raise LawBroken("a step writes into its carry or its batch", value=1, bound=0, step=t)
+            raise LawBroken(formula="a step writes into its carry or its batch", value=1, bound=0, step=t)
         if _bits(once) != _bits(again):
-            raise LawBroken("a step gives something else when it is repeated", value=1, bound=0, step=t)
+            raise LawBroken(
+                formula="a step gives something else when it is repeated", value=1, bound=0, step=t
+            )
         carry = once
 
 
@@ -71,7 +73,7 @@ def check_dtype(subject: Subject, claim: Claim) -> None:
         for path, leaf in _tree.named_leaves(params_of(carry), "params"):
             if leaf.dtype != dtype:
                 formula = f"{path} is {dtype} and becomes {leaf.dtype}"
-                raise LawBroken(formula, value=leaf.dtype.itemsize * 8, bound=dtype.itemsize * 8)
+                raise LawBroken(formula=formula, value=leaf.dtype.itemsize * 8, bound=dtype.itemsize * 8)
         ends.append(run(subject, linear_loss, start, batches, 0.125, 6).points)
     for single, double in zip(*ends, strict=True):
         scale = np.abs(double).max() + np.abs(np.diff(double, axis=0)).sum(0).max()
