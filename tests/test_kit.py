@@ -242,11 +242,3 @@ def test_the_rate_of_a_run_is_the_theorems():
 def test_errors_without_a_rate_are_refused(errors, message):
     with pytest.raises(ValueError, match=message):
         gt.measure_rate(errors)
-
-
-@pytest.mark.slow
-def test_mutants_are_found():
-    """A seeded 300 of all; `python -m tests.mutation` runs them all and prints the survivors."""
-    from . import mutation
-
-    assert mutation.main(["--sample", "300"]) == 0
