@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 
-class _Copyable(BaseException):
+class Copyable(BaseException):
     """An exception that pickle and copy restore without calling `__init__`, whose arguments are others."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return BaseException.__new__, (type(self), *self.args), self.__dict__
 
 
-class GdfuncError(_Copyable, Exception):
+class GdfuncError(Copyable, Exception):
     """Base class of the errors that are not a built-in type's alone.
 
     Example:
@@ -89,7 +89,7 @@ def check_type(name: str, value: Any, kind: type, remedy: str) -> None:
         raise TypeError(f"{name} is {type(value).__name__}, not {kind.__name__}; {remedy}")
 
 
-class TrainingInterrupted(_Copyable, KeyboardInterrupt):
+class TrainingInterrupted(Copyable, KeyboardInterrupt):
     """Ctrl-C stopped a run; nothing that was finished is lost.
 
     Attributes:
@@ -112,7 +112,7 @@ class TrainingInterrupted(_Copyable, KeyboardInterrupt):
         self.step, self.state, self.trajectory, self.done = step, state, trajectory, done
 
 
-class SweepInterrupted(_Copyable, KeyboardInterrupt):
+class SweepInterrupted(Copyable, KeyboardInterrupt):
     """Ctrl-C stopped a sweep; nothing that was finished is lost.
 
     `sweep(run, grid, resume=error)` goes on to the same bits.

@@ -95,3 +95,14 @@ def test_the_conventions_of_amsgrad_are_told_apart():
     with pytest.raises(gt.LawBroken) as caught:
         gt.check_optimizer(subject, gt.Adam((0.5, 0.9), amsgrad="corrected"))
     assert "largest v before the correction" in caught.value.diagnosis
+
+
+AT_ZERO = ["adam", "adamax", "nadam", "radam", "adabelief", "rmsprop", "adagrad"]
+
+
+@pytest.mark.parametrize("name", AT_ZERO)
+def test_without_eps_an_entry_whose_gradients_are_all_zero_does_not_move(name):
+    claim = FAMILY[name][0](eps=0.0)
+    gt.check_optimizer(gt.from_transform(getattr(gd, name)(eps=0.0)), claim)
+    with pytest.raises(gt.LawBroken):
+        gt.check_optimizer(gt.from_transform(gd.chain()), claim)

@@ -1,21 +1,21 @@
-"""What else would explain the moves of an optimizer that breaks a law."""
+"""Diagnosis: another explanation of the moves of an optimizer that breaks a law."""
 
 from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
-import torch
 
+from .._tree import Tree
 from ._claims._base import Arrays, Claim
-from ._controls import WRONG, Control
-from ._feeds import LRS, Seen, feeds, observe
-from ._subject import Subject, run
+from ._controls import WRONG
+from ._feeds import Seen, feeds, observe
+from ._subject import Subject
 
 _AGREE = 1e-9  # relative: what a diagnosis calls agreement, beyond the rounding of the points
 
 
-def _observed(subject: Subject, claim: Claim) -> list[Seen]:
-    return [observe(subject, grads) for grads in feeds(claim).values()]
+def _observed(subject: Subject, trees: list[Tree]) -> list[Seen]:
+    return [observe(subject, grads) for grads in trees]
 
 
 def _expected(seen: list[Seen], claim: Claim) -> list[Arrays]:
@@ -53,35 +53,6 @@ def _at(ratio: float) -> str:
     return "" if abs(ratio - 1) <= _AGREE else f", and the effective learning rate is {_plain(ratio)} lr"
 
 
-def _controls_of(claim: Claim) -> list[Control]:
-    """Return the controls that claim the same."""
-    return [control for control in WRONG.values() if type(control.claim) is type(claim)]
-
-
-def _on_a_sum(subject: Subject, claim: Claim) -> str:
-    """Find a control that agrees on a small sum of losses: for claims about more than gradients."""
-    seen = _watch(subject)
-    for control in _controls_of(claim):
-        planted = _watch(control.build(claim, control.fault))
-        if planted.shape == seen.shape and np.allclose(planted, seen, rtol=1e-8, atol=1e-10):
-            return f"agrees with: {control.fault}"
-    return ""
-
-
-def _watch(subject: Subject) -> np.ndarray:
-    """Return the points and averages of a run on three smooth losses, all in one vector."""
-    data = torch.tensor([[1.0, 0.5], [-0.5, 2.0], [1.5, 1.0]], dtype=torch.float64)
-
-    def loss_fn(x: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
-        return ((batch @ x - 1) ** 2 / 2).mean() + (x**4).sum() / 16 + x.square().sum() / 4
-
-    plan = torch.tensor([[0], [2], [2], [1], [0], [1], [1], [2]])
-    start = torch.tensor([1.5, -1.0], dtype=torch.float64)
-    done = run(subject, loss_fn, start, plan, 0.5 * np.resize(LRS, len(plan)) ** 0.5, len(plan), data)
-    ends = [getattr(done.carry, name, start) for name in ("average", "slow")]
-    return np.concatenate([done.points[0].ravel(), *(end.detach().numpy().ravel() for end in ends)])
-
-
 def diagnose(subject: Subject, claim: Claim) -> str:
     """Say what would explain the moves of a subject on linear losses.
 
@@ -89,8 +60,9 @@ def diagnose(subject: Subject, claim: Claim) -> str:
     rate; another value of one hyperparameter; the leaf or the step where the moves first differ.
     """
     if not claim.is_of_gradients():
-        return _on_a_sum(subject, claim)
-    seen = _observed(subject, claim)
+        return ""
+    trees = list(feeds(claim).values())
+    seen = _observed(subject, trees)
     expected = _expected(seen, claim)
     if not all(np.isfinite(leaf).all() for feed in seen for leaf in feed.moves):
         return "some moves are NaN or infinite"
@@ -99,12 +71,13 @@ def diagnose(subject: Subject, claim: Claim) -> str:
         if abs(ratio - 1) <= _AGREE:
             return "the moves on linear losses agree with the claim to 1e-9"
         return f"the effective learning rate is {_plain(ratio)} lr"
-    for control in _controls_of(claim):
+    for control in WRONG.values():
+        if type(control.claim) is not type(claim):
+            continue
         built = control.build(claim, control.fault)
         # The first feed alone rules out most controls.
-        first = observe(built, next(iter(feeds(claim).values())))
-        if _ratio(seen[:1], [first.moves]) is not None:
-            ratio = _ratio(seen, [feed.moves for feed in _observed(built, claim)])
+        if _ratio(seen[:1], [observe(built, trees[0]).moves]) is not None:
+            ratio = _ratio(seen, [feed.moves for feed in _observed(built, trees)])
             if ratio:
                 return f"agrees with: {control.fault}{_at(ratio)}"
     return _other_hyperparameter(seen, claim) or _place(seen, expected)
@@ -140,22 +113,16 @@ def _other_hyperparameter(seen: list[Seen], claim: Claim) -> str:
 
 def _place(seen: list[Seen], expected: list[Arrays]) -> str:
     """Say which leaves, or which steps, are wrong."""
-    wrong = []
-    for moves, wanted in zip([feed.moves for feed in seen], expected, strict=True):
-        wrong.append(
-            [
-                np.abs(a - b) > _AGREE * max(np.abs(b).max(), 1e-300)
-                for a, b in zip(moves, wanted, strict=True)
-            ]
-        )
-    leaves = {i for feed in wrong for i, leaf in enumerate(feed) if leaf.any()}
-    count = max(len(feed) for feed in wrong)
-    if leaves and len(leaves) < count:
+    wrong: list[tuple[int, int]] = []  # a leaf, and its first wrong step in a feed
+    for feed, wanted in zip(seen, expected, strict=True):
+        for leaf, (a, b) in enumerate(zip(feed.moves, wanted, strict=True)):
+            differs = np.abs(a - b) > _AGREE * max(np.abs(b).max(), 1e-300)
+            steps = np.flatnonzero(differs.reshape(len(a), -1).any(1))
+            wrong += [(leaf, int(step)) for step in steps[:1]]
+    if not wrong:
+        return ""
+    leaves, count = {leaf for leaf, _ in wrong}, max(len(feed.moves) for feed in seen)
+    if len(leaves) < count:
         return f"only the leaves {sorted(leaves)} of {count} move wrongly"
-    first = min(
-        int(np.flatnonzero(leaf.reshape(len(leaf), -1).any(1))[0])
-        for feed in wrong
-        for leaf in feed
-        if leaf.any()
-    )
+    first = min(step for _, step in wrong)
     return f"the first {first} steps are right" if first else "already the first step is wrong"

@@ -1,4 +1,4 @@
-"""Chosen gradients, and what a subject makes of them."""
+"""Chosen gradients, and a subject's answers to them."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import _tree
 from .._tree import Tree
 from ._claims._base import Arrays, Claim
-from ._subject import Subject, linear_loss, run
+from ._subject import Subject, run_linear
 
 LRS = (0.5, 0.25, 1.0, 0.125)  # repeated: a different lr at every step, exact in binary
 
@@ -52,7 +52,7 @@ def feeds(claim: Claim, steps: int = 12) -> dict[str, Tree]:
 
 
 class Seen(NamedTuple):
-    """What a subject did with chosen gradients: leaves [T, ...], in NumPy."""
+    """The answer of a subject to chosen gradients: leaves [T, ...], in NumPy."""
 
     grads: Arrays
     points: Arrays  # before every step
@@ -62,16 +62,11 @@ class Seen(NamedTuple):
 
 def observe(subject: Subject, grads: Tree, lr: Any = None, params: Tree = None) -> Seen:
     """Feed gradients to a subject, by default with another lr at every step, and away from zero."""
-    leaves = _tree.leaves(grads)
-    lrs = (
-        np.resize(LRS, len(leaves[0]))
-        if lr is None
-        else np.broadcast_to(np.asarray(lr, float), len(leaves[0]))
-    )
+    arrays = [leaf.double().numpy() for leaf in _tree.leaves(grads)]
+    lrs = np.resize(LRS, len(arrays[0])) if lr is None else lr
     start = _tree.map(_away_from_zero, grads) if params is None else params
-    done = run(subject, linear_loss, start, _tree.map(lambda g: g[:, None], grads), lrs, len(lrs))
-    arrays = [leaf.double().numpy() for leaf in leaves]
-    return Seen(arrays, [x[:-1] for x in done.points], lrs, done.moves)
+    done = run_linear(subject, grads, lrs, start)
+    return Seen(arrays, [x[:-1] for x in done.points], done.lrs, done.moves)
 
 
 def _away_from_zero(grads: Tensor) -> Tensor:

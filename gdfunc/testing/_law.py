@@ -1,4 +1,4 @@
-"""What a law is, and what it says when it is broken."""
+"""Laws, and the error of a broken one."""
 
 import functools
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .._errors import _Copyable
+from .._errors import Copyable
 from ._claims._base import Claim
 from ._diagnosis import diagnose
 from ._subject import Subject
@@ -14,7 +14,7 @@ from ._subject import Subject
 SLACK = 1e-9  # of the scale of the numbers compared, in float64
 
 
-class LawBroken(_Copyable, AssertionError):
+class LawBroken(Copyable, AssertionError):
     """An optimizer breaks a law.
 
     Attributes:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from .. import _tree
-from .._sampling import take
 from .._step import Step, StepLike, as_step, copy_params, gradient_step, make_step, params_of
 from .._transforms._base import GradientTransformation
 from .._tree import Tree
@@ -22,16 +21,14 @@ class Subject:
     """An optimizer under test.
 
     Attributes:
-        make: `loss_fn -> Step`, or `(loss_fn, data) -> Step` if `of_rows`.
+        make: `loss_fn -> Step`.
         name: how messages call it.
         is_pure: whether a step can be repeated from the same carry, and vmapped.
-        of_rows: whether a batch is the row numbers of data that the step closes over.
     """
 
     make: Callable[..., Step]
     name: str
     is_pure: bool = True
-    of_rows: bool = False
 
     def __repr__(self) -> str:
         return self.name
@@ -98,14 +95,12 @@ def from_transform(transform: GradientTransformation, name: str = "") -> Subject
     return Subject(lambda loss_fn: make_step(loss_fn, transform), name or repr(transform))
 
 
-def from_step(make: Callable[..., StepLike], name: str = "", *, of_rows: bool = False) -> Subject:
+def from_step(make: Callable[..., StepLike], name: str = "") -> Subject:
     """Make a subject of a function that makes a step: a method, or one's own.
 
     Args:
-        make: `loss_fn -> step`. With `of_rows` it is `(loss_fn, data) -> step`, and the step's batches are
-            row numbers of the data, as those of `gd.methods.saga` are.
+        make: `loss_fn -> step`.
         name: how messages call it; by default the name of make.
-        of_rows: see make.
 
     Example:
         >>> from gdfunc import testing as gt
@@ -113,8 +108,7 @@ def from_step(make: Callable[..., StepLike], name: str = "", *, of_rows: bool = 
         >>> gt.feed(heavy_ball, torch.ones(3))
         tensor([-1.0000, -1.5000, -1.7500])
     """
-    named = name or getattr(make, "__name__", "step")
-    return Subject(lambda *args: as_step(make(*args)), named, of_rows=of_rows)
+    return Subject(lambda loss_fn: as_step(make(loss_fn)), name or getattr(make, "__name__", "step"))
 
 
 class TorchState(NamedTuple):
@@ -233,13 +227,7 @@ class Run(NamedTuple):
 
 
 def run(
-    subject: Subject,
-    loss_fn: Callable[..., Tensor],
-    params: Tree,
-    batches: Tree,
-    lrs: Any,
-    steps: int,
-    data: Tree | None = None,
+    subject: Subject, loss_fn: Callable[..., Tensor], params: Tree, batches: Tree, lrs: Any, steps: int
 ) -> Run:
     """Run a subject, step by step.
 
@@ -247,25 +235,27 @@ def run(
         subject: the subject.
         loss_fn: `(params, batch) -> loss`.
         params: where to start.
-        batches: leaves [T, ...], one batch per step; with `data` row numbers int64 [T, B]; or None.
+        batches: leaves [T, ...], one batch per step, or None.
         lrs: a number, or one per step, [T].
         steps: T.
-        data: samples, of which `batches` are row numbers.
     """
-    step = subject.make(loss_fn, data) if subject.of_rows else subject.make(loss_fn)
+    step = subject.make(loss_fn)
     rates = np.broadcast_to(np.asarray(lrs, dtype=np.float64), (steps,))
     carry = step.init(params)
     points = [_tree.leaves(params_of(carry))]
     for t in range(steps):
-        batch: Any = None if batches is None else _tree.map(lambda leaf, t=t: leaf[t], batches)
-        if data is not None and not subject.of_rows:
-            batch = take(data, batch)
+        batch = None if batches is None else _tree.map(lambda leaf, t=t: leaf[t], batches)
         carry, _ = step(carry, batch, float(rates[t]))
         points.append(_tree.leaves(params_of(carry)))
     columns = zip(*points, strict=True)
-    return Run(
-        [np.stack([leaf.detach().double().numpy() for leaf in column]) for column in columns], rates, carry
-    )
+    arrays = [np.stack([leaf.detach().double().numpy() for leaf in column]) for column in columns]
+    return Run(arrays, rates, carry)
+
+
+def run_linear(subject: Subject, grads: Tree, lrs: Any, params: Tree) -> Run:
+    """Run a subject on linear losses with chosen gradients, leaves [T, ...]."""
+    steps = len(_tree.leaves(grads)[0])
+    return run(subject, linear_loss, params, _tree.map(lambda g: g[:, None], grads), lrs, steps)
 
 
 def feed(subject: Subject, grads: Tree, lr: Any = 1.0, params: Tree = None) -> Tree:
@@ -288,11 +278,9 @@ def feed(subject: Subject, grads: Tree, lr: Any = 1.0, params: Tree = None) -> T
         >>> gt.feed(gt.from_transform(gd.adam()), torch.tensor([3.0, 3.0, -3.0]))
         tensor([-1.0000, -1.0000, -0.2620])
     """
-    structure = _tree.flatten(grads)[1]
-    leaves = _tree.leaves(grads)
+    leaves, structure = _tree.flatten(grads)
     start = _tree.map(lambda g: torch.zeros_like(g[0]), grads) if params is None else params
-    batches = _tree.map(lambda g: g[:, None], grads)
-    moves = run(subject, linear_loss, start, batches, lr, len(leaves[0])).moves
+    moves = run_linear(subject, grads, lr, start).moves
     return _tree.unflatten(
         structure, [torch.as_tensor(m, dtype=g.dtype) for m, g in zip(moves, leaves, strict=True)]
     )

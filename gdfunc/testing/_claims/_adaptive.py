@@ -5,18 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ._base import Claim, along, powers, weighted
-
-
-def average(beta: float, g: np.ndarray, *, corrected: bool = True) -> np.ndarray:
-    """Return the moving average of g for every t, [T, ...].
-
-    Σⱼ (1 − β)·β^(t−j)·gⱼ, divided by the sum of the weights, 1 − βᵗ, if corrected
-    """
-    weights = (1.0 - beta) * powers(beta, len(g))
-    if corrected:
-        weights = weights / (1.0 - beta ** np.arange(1.0, len(g) + 1)[:, None])
-    return weighted(weights, g)
+from ._base import Claim, along, average, bias, powers, quotient, weighted
 
 
 @dataclass(frozen=True)
@@ -56,13 +45,12 @@ class Adam(Claim):
         if not self.decoupled:
             g = g + self.weight_decay * x
         if self.amsgrad == "raw":
-            largest = np.maximum.accumulate(average(beta2, g**2, corrected=False))
-            v = largest / along(1.0 - beta2 ** np.arange(1.0, len(g) + 1), g)
+            v = np.maximum.accumulate(average(beta2, g**2, corrected=False)) / bias(beta2, g)
         else:
             v = average(beta2, g**2)
             v = np.maximum.accumulate(v) if self.amsgrad == "corrected" else v
         divisor = np.sqrt(v + self.eps) if self.eps_inside else np.sqrt(v) + self.eps
-        u = np.divide(average(beta1, g), divisor, out=np.zeros_like(g), where=divisor > 0)
+        u = quotient(average(beta1, g), divisor)
         return u + self.weight_decay * x if self.decoupled else u
 
 
@@ -89,7 +77,7 @@ class Adamax(Claim):
         inside = 0.0 if self.eps_outside else self.eps
         decay = powers(beta2, len(g)).reshape(len(g), len(g), *[1] * (g.ndim - 1))
         largest = (decay * (np.abs(g) + inside)).max(axis=1)
-        return average(beta1, g) / (largest + (self.eps if self.eps_outside else 0.0))
+        return quotient(average(beta1, g), largest + (self.eps if self.eps_outside else 0.0))
 
 
 @dataclass(frozen=True)
@@ -126,7 +114,8 @@ class NAdam(Claim):
         ahead = products[:-1] * mu[1:]
         m, v = average(beta1, g, corrected=False), average(beta2, g**2)
         now = (1 - mu[:-1]) / (1 - products[:-1])
-        return (along(now, g) * g + along(mu[1:] / (1 - ahead), g) * m) / (np.sqrt(v) + self.eps)
+        top = along(now, g) * g + along(mu[1:] / (1 - ahead), g) * m
+        return quotient(top, np.sqrt(v) + self.eps)
 
 
 @dataclass(frozen=True)
@@ -162,7 +151,7 @@ class RAdam(Claim):
         m, v = average(beta1, g), average(beta2, g**2, corrected=False)
         root = np.sqrt(along(bias, g))
         divisor = np.sqrt(v) / root + self.eps if self.eps_corrected else (np.sqrt(v) + self.eps) / root
-        return np.where(along(rectified, g), m * along(r, g) / divisor, m)
+        return np.where(along(rectified, g), quotient(m * along(r, g), divisor), m)
 
 
 @dataclass(frozen=True)
@@ -191,9 +180,8 @@ class AdaBelief(Claim):
         beta1, beta2 = self.betas
         surprise = (g - average(beta1, g, corrected=False)) ** 2
         s = weighted(powers(beta2, len(g)), (1 - beta2) * surprise + self.eps)
-        s = s / along(1 - beta2 ** np.arange(1.0, len(g) + 1), g)
         outside = self.eps if self.eps_outside is None else self.eps_outside
-        return average(beta1, g) / (np.sqrt(s) + outside)
+        return quotient(average(beta1, g), np.sqrt(s / bias(beta2, g)) + outside)
 
 
 @dataclass(frozen=True)
@@ -220,7 +208,7 @@ class Yogi(Claim):
         for square in g**2:
             v = v - (1 - beta2) * np.sign(v - square) * square
             rows.append(v)
-        return average(beta1, g, corrected=False) / (np.sqrt(np.stack(rows)) + self.eps)
+        return quotient(average(beta1, g, corrected=False), np.sqrt(np.stack(rows)) + self.eps)
 
 
 @dataclass(frozen=True)
@@ -251,7 +239,7 @@ class RMSprop(Claim):
         v = average(self.alpha, g**2, corrected=False)
         if self.centered:
             v = np.maximum(v - average(self.alpha, g, corrected=False) ** 2, 0.0)
-        d = g / (np.sqrt(v + self.eps) if self.eps_inside else np.sqrt(v) + self.eps)
+        d = quotient(g, np.sqrt(v + self.eps) if self.eps_inside else np.sqrt(v) + self.eps)
         return weighted(powers(self.momentum, len(g)), d) if self.momentum else d
 
 
@@ -278,7 +266,7 @@ class Adagrad(Claim):
     def direction(self, g: np.ndarray, x: np.ndarray) -> np.ndarray:
         s = self.initial_accumulator_value + np.cumsum(g**2, axis=0)
         divisor = np.sqrt(s + self.eps) if self.eps_inside else np.sqrt(s) + self.eps
-        return g / divisor / along(1 + self.lr_decay * np.arange(len(g)), g)
+        return quotient(g, divisor) / along(1 + self.lr_decay * np.arange(len(g)), g)
 
 
 @dataclass(frozen=True)

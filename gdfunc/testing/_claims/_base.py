@@ -1,4 +1,4 @@
-"""What a subject says that it is: a rule in closed form."""
+"""Claims: rules in closed form."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,7 +10,7 @@ Arrays = list[np.ndarray]  # one array per leaf of the parameters
 
 @dataclass(frozen=True)
 class Claim:
-    """What a subject says that it is.
+    """A rule that a subject says it follows.
 
     A claim knows the answer to any gradients in closed form, in NumPy and float64. Sums over the past
     stand in for recursions wherever there is one, so that a claim shares no code with an optimizer.
@@ -75,3 +75,22 @@ def powers(beta: float, steps: int) -> np.ndarray:
     t = np.arange(steps)
     lag = t[:, None] - t
     return np.where(lag >= 0, float(beta) ** np.maximum(lag, 0), 0.0)
+
+
+def average(beta: float, g: np.ndarray, *, corrected: bool = True) -> np.ndarray:
+    """Return the moving average of g for every t, [T, ...].
+
+    Σⱼ (1 − β)·β^(t−j)·gⱼ, divided by the sum of the weights, 1 − βᵗ, if corrected
+    """
+    weights = (1.0 - beta) * powers(beta, len(g))
+    return weighted(weights / bias(beta, weights) if corrected else weights, g)
+
+
+def bias(beta: float, like: np.ndarray) -> np.ndarray:
+    """Return 1 − βᵗ for t = 1 … T, shaped to broadcast along the leading axis of an array."""
+    return along(1.0 - beta ** np.arange(1.0, len(like) + 1), like)
+
+
+def quotient(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return a/b, and 0 where b is 0."""
+    return np.divide(a, b, out=np.zeros_like(a), where=b != 0)

@@ -5,7 +5,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from ._base import Arrays, Claim, along, powers, weighted
+from ._adaptive import Adam
+from ._base import Arrays, Claim, along, average
 from ._linear import Momentum
 
 
@@ -132,12 +133,7 @@ class LAMB(Claim):
     weight_decay: float = 1e-2
 
     def direction(self, g: np.ndarray, x: np.ndarray) -> np.ndarray:
-        first, second = (powers(beta, len(g)) for beta in self.betas)
-        # Bias correction is the normalisation of the weights.
-        m = weighted(first / first.sum(1, keepdims=True), g)
-        v = weighted(second / second.sum(1, keepdims=True), g * g)
-        below = np.sqrt(v) + self.eps
-        r = np.divide(m, below, out=np.zeros_like(m), where=below > 0) + self.weight_decay * x
+        r = Adam(self.betas, self.eps, weight_decay=self.weight_decay).direction(g, x)
         return TrustRatio().direction(r, x)
 
 
@@ -169,7 +165,7 @@ class Muon(Claim):
 
     def direction(self, g: np.ndarray, x: np.ndarray) -> np.ndarray:
         beta, (a, b, c) = self.momentum, self.ns_coefficients
-        n = (1 - beta) * weighted(powers(beta, len(g)), g)
+        n = average(beta, g, corrected=False)
         if self.nesterov:
             n = beta * n + (1 - beta) * g
         left, s, right = np.linalg.svd(n, full_matrices=False)

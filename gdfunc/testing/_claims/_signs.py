@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ._base import Arrays, Claim, powers, weighted
+from ._base import Arrays, Claim, average
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Lion(Claim):
 
     def direction(self, g: np.ndarray, x: np.ndarray) -> np.ndarray:
         beta1, beta2 = self.betas
-        m = (1 - beta2) * weighted(powers(beta2, len(g)), g)
+        m = average(beta2, g, corrected=False)
         before = np.concatenate([np.zeros_like(m[:1]), m[:-1]])
         return np.sign(beta1 * before + (1 - beta1) * g)
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .._claims._adaptive import AdaBelief, Adadelta, Adagrad, Adam, Adamax, NAdam, RAdam, RMSprop, Yogi
-from .._subject import Subject, subject
-from ._base import controls, leaf_by_leaf
+from .._subject import Subject
+from ._base import controls, leaf_by_leaf, whole_tree
 
 
 def adam(claim: Adam, fault: str) -> Subject:
@@ -73,26 +73,16 @@ def count_per_leaf(claim: Adam, fault: str) -> Subject:
     """Adam whose one count goes on with every leaf: the fault of a count that all leaves share."""
     beta1, beta2 = claim.betas
 
-    def init(params: Any) -> Any:
-        return 0, {name: (torch.zeros_like(x), torch.zeros_like(x)) for name, x in _named(params).items()}
-
-    def update(grads: Any, state: Any, params: Any, lr: Any) -> Any:
-        count, memory = state
-        leaves, moved, kept = _named(params), {}, {}
-        step = count + 1
-        for name, g in _named(grads).items():
-            count = count + 1 if fault else step
-            m, v = memory[name]
+    def rule(gs: list[Tensor], xs: list[Tensor], memories: Any, lr: Any, t: int) -> Any:
+        moved, kept = [], []
+        for i, (g, x, (m, v)) in enumerate(zip(gs, xs, memories, strict=True)):
+            count = (t - 1) * len(gs) + i + 1 if fault else t
             m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g**2
-            u = m / (1 - beta1**count) / ((v / (1 - beta2**count)).sqrt() + claim.eps)
-            moved[name], kept[name] = leaves[name] - lr * u, (m, v)
-        return (moved if isinstance(params, dict) else moved[""]), (count, kept)
+            moved.append(x - lr * m / (1 - beta1**count) / ((v / (1 - beta2**count)).sqrt() + claim.eps))
+            kept.append([m, v])
+        return moved, kept
 
-    return subject(init, update, f"adam, {fault or 'right'}", whole_tree=True)
-
-
-def _named(tree: Any) -> dict[str, Tensor]:
-    return tree if isinstance(tree, dict) else {"": tree}
+    return whole_tree(2, rule, f"adam, {fault or 'right'}")
 
 
 def adamax(claim: Adamax, fault: str) -> Subject:

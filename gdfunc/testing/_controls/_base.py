@@ -73,14 +73,29 @@ def whole_tree(slots: int, rule: Callable[..., Any], name: str) -> Subject:
             tensors and of lists of `slots` tensors. t counts from 1.
         name: of the subject.
     """
+    return _counted(lambda leaves: [[torch.zeros_like(leaf)] * slots for leaf in leaves], rule, name)
+
+
+def by_directions(start: Any, rule: Callable[..., Any], name: str) -> Subject:
+    """Make a subject of a rule for directions: `(grads, leaves, state, t) -> (directions, state')`."""
+
+    def move(grads: list[Tensor], leaves: list[Tensor], state: Any, lr: Any, t: int) -> Any:
+        us, state = rule(grads, leaves, state, t)
+        return [x - lr * u for x, u in zip(leaves, us, strict=True)], state
+
+    return _counted(lambda leaves: start, move, name)
+
+
+def _counted(start: Callable[..., Any], rule: Callable[..., Any], name: str) -> Subject:
+    """Make a subject of a rule for lists: `(grads, leaves, state, lr, t) -> (leaves', state')`."""
 
     def init(params: Any) -> Any:
-        return 0, [[torch.zeros_like(leaf)] * slots for leaf in _tree.leaves(params)]
+        return 0, start(_tree.leaves(params))
 
     def update(grads: Any, state: Any, params: Any, lr: Any) -> Any:
         leaves, structure = _tree.flatten(params)
-        leaves, memories = rule(_tree.leaves(grads), leaves, state[1], lr, state[0] + 1)
-        return _tree.unflatten(structure, leaves), (state[0] + 1, memories)
+        leaves, kept = rule(_tree.leaves(grads), leaves, state[1], lr, state[0] + 1)
+        return _tree.unflatten(structure, leaves), (state[0] + 1, kept)
 
     return subject(init, update, name, whole_tree=True)
 
@@ -96,15 +111,3 @@ def follow(claim: Claim, history: tuple[Any, ...], grads: list[Tensor], leaves: 
     with np.errstate(all="ignore"):
         directions = claim.directions(*arrays)
     return [torch.as_tensor(u[-1]).to(g) for u, g in zip(directions, grads, strict=True)], history
-
-
-def by_directions(start: Any, rule: Callable[..., Any], name: str) -> Subject:
-    """Make a subject of a rule for directions: `(grads, leaves, state, t) -> (directions, state')`."""
-
-    def update(grads: Any, state: Any, params: Any, lr: Any) -> Any:
-        leaves, structure = _tree.flatten(params)
-        us, kept = rule(_tree.leaves(grads), leaves, state[1], state[0] + 1)
-        moved = [x - lr * u for x, u in zip(leaves, us, strict=True)]
-        return _tree.unflatten(structure, moved), (state[0] + 1, kept)
-
-    return subject(lambda params: (0, start), update, name, whole_tree=True)

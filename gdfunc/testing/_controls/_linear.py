@@ -5,10 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import _tree
 from .._claims._linear import GradientDescent, Momentum
-from .._subject import Subject, subject
-from ._base import controls, leaf_by_leaf
+from .._subject import Subject
+from ._base import controls, leaf_by_leaf, whole_tree
 
 
 def gradient_descent(claim: GradientDescent, fault: str) -> Subject:
@@ -58,31 +57,18 @@ def momentum(claim: Momentum, fault: str) -> Subject:
 
 
 def one_buffer(claim: Momentum, fault: str) -> Subject:
-    """Momentum with one scalar buffer for all leaves: the fault of a shared state."""
+    """Momentum whose leaves share a buffer, or whose first leaf is left out."""
 
-    def init(params: Any) -> Any:
-        return [torch.zeros_like(leaf) for leaf in _tree.leaves(params)]
+    def rule(gs: list[Tensor], xs: list[Tensor], memories: Any, lr: Any, t: int) -> Any:
+        buffers = [b for (b,) in memories]
+        if fault == "buffers averaged over leaves":
+            buffers = [torch.stack([b.mean() for b in buffers]).mean()] * len(gs)
+        new = [claim.momentum * b + g for b, g in zip(buffers, gs, strict=True)]
+        if fault == "first leaf left out" and len(gs) > 1:
+            new[0] = buffers[0]
+        return [x - lr * b for x, b in zip(xs, new, strict=True)], [[b] for b in new]
 
-    def update(grads: Any, state: Any, params: Any, lr: Any) -> Any:
-        leaves, structure = _tree.flatten(params)
-        gs = _tree.leaves(grads)
-        if fault == "first leaf left out":
-            new = [
-                b if i == 0 and len(gs) > 1 else claim.momentum * b + g
-                for i, (b, g) in enumerate(zip(state, gs, strict=True))
-            ]
-        else:
-            mean = (
-                torch.stack([b.mean() for b in state]).mean()
-                if fault == "buffers averaged over leaves"
-                else None
-            )
-            new = [
-                claim.momentum * (b if mean is None else mean) + g for b, g in zip(state, gs, strict=True)
-            ]
-        return _tree.unflatten(structure, [x - lr * b for x, b in zip(leaves, new, strict=True)]), new
-
-    return subject(init, update, f"momentum, {fault or 'right'}", whole_tree=True)
+    return whole_tree(1, rule, f"momentum, {fault or 'right'}")
 
 
 CONTROLS = [

@@ -16,9 +16,9 @@ def _norm(leaves: list[Tensor]) -> Tensor:
     return torch.cat([leaf.flatten() for leaf in leaves]).norm()
 
 
-def _ratio(size: Tensor, slope: Tensor) -> Tensor:
-    """Return size/slope, or 1 where either is zero."""
-    return size / slope if size > 0 and slope > 0 else torch.ones_like(size)
+def _ratio(size: Tensor, slope: Tensor, coefficient: float = 1.0) -> Tensor:
+    """Return coefficient·size/slope, or 1 where either is zero."""
+    return coefficient * size / slope if size > 0 and slope > 0 else torch.ones_like(size)
 
 
 def clip_by_value(claim: ClipByValue, fault: str) -> Subject:
@@ -105,7 +105,7 @@ def trust_ratio(claim: TrustRatio, fault: str) -> Subject:
                 size = size / math.sqrt(x.numel())
             if fault == "ratio upside down":
                 size, slope = slope, size
-            factor = c * _ratio(size, slope) if size > 0 and slope > 0 else torch.ones_like(size)
+            factor = _ratio(size, slope, c)
             if fault == "1e-6 added to the gradient's norm" and slope > 0:
                 factor = c * size / (slope + 1e-6)
             if fault == "ratio at most 1":
@@ -136,7 +136,7 @@ def lars(claim: LARS, fault: str) -> Subject:
                 below = (g + decay * x).norm()
             else:
                 below = slope + decay * size if slope > 0 else slope
-            trust = eta * _ratio(size, below) if size > 0 and below > 0 else torch.ones_like(size)
+            trust = _ratio(size, below, eta)
             d = (
                 g * trust + decay * x
                 if fault == "decay outside the trust ratio"
