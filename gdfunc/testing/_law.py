@@ -66,11 +66,12 @@ class NotApplicable(ValueError):
 LAWS: dict[str, Callable[..., None]] = {}  # every law by its name, without the diagnosis
 
 
-def law(source: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def law(source: str, *, of_optimizers: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Declare a law: a function `(subject, claim, ...)` that raises `LawBroken`.
 
     The decorator adds the law's name, its source, the line that repeats the failure, and a diagnosis.
-    Called with a subject and a claim alone, a law tries problems of its own.
+    Called with a subject and a claim alone, a law tries problems of its own. A law that is not of
+    optimizers takes what it judges as its first argument, has no diagnosis, and is not in `LAWS`.
     """
 
     def declare(check: Callable[..., None]) -> Callable[..., None]:
@@ -93,6 +94,8 @@ def law(source: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
                 broken.diagnosis = diagnose(subject, claim)
                 raise
 
+        if not of_optimizers:
+            return undiagnosed
         LAWS[name] = undiagnosed
         return checked
 

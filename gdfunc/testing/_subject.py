@@ -24,11 +24,15 @@ class Subject:
         make: `loss_fn -> Step`.
         name: how messages call it.
         is_pure: whether a step can be repeated from the same carry, and vmapped.
+        result: `carry -> params`, the answer of a run, such as an average.
+        of_rows: whether make takes `(loss_fn, data)`, and a batch is the numbers of its samples.
     """
 
     make: Callable[..., Step]
     name: str
     is_pure: bool = True
+    result: Callable[[Any], Tree] = params_of
+    of_rows: bool = False
 
     def __repr__(self) -> str:
         return self.name
@@ -95,12 +99,21 @@ def from_transform(transform: GradientTransformation, name: str = "") -> Subject
     return Subject(lambda loss_fn: make_step(loss_fn, transform), name or repr(transform))
 
 
-def from_step(make: Callable[..., StepLike], name: str = "") -> Subject:
+def from_step(
+    make: Callable[..., StepLike],
+    name: str = "",
+    *,
+    result: Callable[[Any], Tree] = params_of,
+    of_rows: bool = False,
+) -> Subject:
     """Make a subject of a function that makes a step: a method, or one's own.
 
     Args:
-        make: `loss_fn -> step`.
+        make: `loss_fn -> step`, or with of_rows `(loss_fn, data) -> step`.
         name: how messages call it; by default the name of make.
+        result: `carry -> params`, the answer of a run if it is not the point where the loss is measured,
+            such as `lambda carry: carry.average`.
+        of_rows: whether a batch of the step is row numbers of its data, as in `gd.methods.saga`.
 
     Example:
         >>> from gdfunc import testing as gt
@@ -108,7 +121,11 @@ def from_step(make: Callable[..., StepLike], name: str = "") -> Subject:
         >>> gt.feed(heavy_ball, torch.ones(3))
         tensor([-1.0000, -1.5000, -1.7500])
     """
-    return Subject(lambda loss_fn: as_step(make(loss_fn)), name or getattr(make, "__name__", "step"))
+
+    def make_checked(*loss_and_data: Any) -> Step:
+        return as_step(make(*loss_and_data))
+
+    return Subject(make_checked, name or getattr(make, "__name__", "step"), result=result, of_rows=of_rows)
 
 
 class TorchState(NamedTuple):
@@ -211,11 +228,13 @@ class Run(NamedTuple):
 
     Attributes:
         points: [T + 1, ...], the parameters before every step, and after the last.
+        results: [T + 1, ...], the subject's answers there.
         lrs: float64[T].
         carry: the last carry.
     """
 
     points: list[np.ndarray]
+    results: list[np.ndarray]
     lrs: np.ndarray
     carry: Any
 
@@ -242,14 +261,20 @@ def run(
     step = subject.make(loss_fn)
     rates = np.broadcast_to(np.asarray(lrs, dtype=np.float64), (steps,))
     carry = step.init(params)
-    points = [_tree.leaves(params_of(carry))]
+    points, results = [_tree.leaves(params_of(carry))], [_tree.leaves(subject.result(carry))]
     for t in range(steps):
         batch = None if batches is None else _tree.map(lambda leaf, t=t: leaf[t], batches)
         carry, _ = step(carry, batch, float(rates[t]))
         points.append(_tree.leaves(params_of(carry)))
-    columns = zip(*points, strict=True)
-    arrays = [np.stack([leaf.detach().double().numpy() for leaf in column]) for column in columns]
-    return Run(arrays, rates, carry)
+        results.append(_tree.leaves(subject.result(carry)))
+    return Run(_stacked(points), _stacked(results), rates, carry)
+
+
+def _stacked(rows: list[list[Tensor]]) -> list[np.ndarray]:
+    """Stack the leaves of every step along a leading axis."""
+    return [
+        np.stack([leaf.detach().double().numpy() for leaf in column]) for column in zip(*rows, strict=True)
+    ]
 
 
 def run_linear(subject: Subject, grads: Tree, lrs: Any, params: Tree) -> Run:
