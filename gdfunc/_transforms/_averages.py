@@ -25,11 +25,14 @@ def momentum(
     b₁ = g₁,  bₜ = β·bₜ₋₁ + (1 − d)·gₜ;  u = b, or g + β·b with `nesterov`
 
     At a constant lr this is Polyak's heavy ball; when lr changes it is not: see `methods.heavy_ball`.
+    `nesterov=True` is torch's variant, with one β for the buffer and the look-ahead. While β and lr are
+    constant it is Nesterov's method, seen at its look-ahead points. With a β that changes, such as
+    t/(t + 3), it is not: see `methods.nesterov`.
 
     Args:
         momentum: β in [0, 1).
         dampening: d in [0, 1].
-        nesterov: take the look-ahead direction.
+        nesterov: take the look-ahead direction, as torch does.
 
     Raises:
         ValueError: a number is out of range.

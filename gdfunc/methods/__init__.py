@@ -5,7 +5,7 @@ Every one is a `Step`. In every state `params` is where the next loss is measure
 
 | gd.methods | torch | optax |
 |---|---|---|
-| `heavy_ball` | | |
+| `heavy_ball`, `nesterov`, `ogm`, `triple_momentum` | | |
 | `asgd`, `ema`, `lookahead` | `ASGD`, `swa_utils.AveragedModel` | `ema`, `lookahead` |
 | `schedule_free` | | `contrib.schedule_free` |
 | `sam` | | `contrib.sam` |
@@ -35,11 +35,14 @@ from ._averaging import asgd as asgd
 from ._averaging import ema as ema
 from ._averaging import lookahead as lookahead
 from ._averaging import schedule_free as schedule_free
-from ._direction import heavy_ball as heavy_ball
 from ._direction import lbfgs as lbfgs
 from ._direction import line_search as line_search
 from ._direction import polyak as polyak
 from ._direction import sam as sam
+from ._momentum import heavy_ball as heavy_ball
+from ._momentum import nesterov as nesterov
+from ._momentum import ogm as ogm
+from ._momentum import triple_momentum as triple_momentum
 from ._variance_reduction import sag as sag
 from ._variance_reduction import saga as saga
 from ._variance_reduction import sarah as sarah

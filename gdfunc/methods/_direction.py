@@ -1,4 +1,4 @@
-"""Steps with a direction or a size of their own: heavy ball, L-BFGS, SAM, line search and Polyak's."""
+"""Steps with a direction or a size of their own: L-BFGS, SAM, line search and Polyak's."""
 
 from typing import Any, NamedTuple
 
@@ -8,72 +8,20 @@ from torch import Tensor
 from .. import _tree
 from .._errors import check_int, check_scalar, check_scalars
 from .._gradients import LossFn, batch_grad
-from .._numerics import Scalar, like, safe_ratio, widen
+from .._numerics import Scalar, safe_ratio, widen
 from .._scan import scan
 from .._step import (
     Step,
     TrainState,
     apply_updates,
     copy_params,
-    gradient_step,
     learning_rate,
     make_step,
     scalar,
 )
-from .._transforms._base import PLAIN, GradientTransformation, check_transform, zeros
+from .._transforms._base import PLAIN, GradientTransformation, check_transform
 from .._transforms._lbfgs import lbfgs as lbfgs_transform
 from .._tree import Tree
-
-
-class HeavyBallState(NamedTuple):
-    """The position of the ball, and its last displacement."""
-
-    params: Tree
-    displacement: Tree  # θₜ − θₜ₋₁
-
-
-def heavy_ball(loss_fn: LossFn, momentum: Scalar) -> Step:
-    """Make the step of Polyak's heavy ball, which repeats a share of its last displacement.
-
-    θₜ₊₁ = θₜ − lr·∇L(θₜ) + β·(θₜ − θₜ₋₁)
-
-    For a constant lr this equals torch's momentum, θ − lr·v with v = β·v + g. They differ when lr
-    changes: torch's memory is rescaled by the new lr, whereas a displacement stays what it was.
-
-    Args:
-        loss_fn: `(params, batch) -> loss`; see `batch_grad`.
-        momentum: β, a number in [0, 1) or a 0-d tensor.
-
-    Returns:
-        A `Step`. The fields of its state are `params` and `displacement`.
-
-    Raises:
-        ValueError: momentum is out of range; (in the step) as `make_step`.
-        TypeError: (in the step) the state is that of another step.
-
-    Example:
-        >>> step = gd.methods.heavy_ball(lambda w, batch: 0.5 * w**2, 0.5)
-        >>> state = step.init(torch.tensor(1.0))
-        >>> for _ in range(2):
-        ...     state, loss = step(state, None, 0.5)
-        >>> state
-        HeavyBallState(params=tensor(0.), displacement=tensor(-0.5000))
-
-    References:
-        B. T. Polyak, "Some methods of speeding up the convergence of iteration methods", 1964.
-    """
-    momentum = check_scalar("momentum", momentum, "[0, 1)")
-
-    def begin(params: Tree) -> HeavyBallState:
-        return HeavyBallState(params, zeros(params))
-
-    def move(state: HeavyBallState, grads: Tree, lr: Scalar) -> HeavyBallState:
-        kept = _tree.map(lambda d: like(momentum, d) * d, state.displacement)
-        displacement = apply_updates(kept, grads, lr)
-        params = _tree.map(lambda p, d: p + d, state.params, displacement)
-        return HeavyBallState(params, displacement)
-
-    return gradient_step(loss_fn, HeavyBallState, begin, move)
 
 
 def lbfgs(loss_fn: LossFn, history: int = 10, *, eps: Scalar = 1e-10) -> Step:
