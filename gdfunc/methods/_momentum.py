@@ -105,7 +105,7 @@ def nesterov(loss_fn: LossFn, momentum: Scalar | Callable[[Tensor], Scalar] | No
         >>> for _ in range(2):
         ...     state, loss = step(state, None, 0.5)
         >>> state.params, state.position
-        (tensor(0.), tensor(0.1250))
+        (tensor(-0.0625), tensor(0.1250))
 
     References:
         Yu. Nesterov, "A method for solving the convex programming problem with convergence rate O(1/k²)",

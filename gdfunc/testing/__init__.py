@@ -29,6 +29,7 @@ Example:
 
 from ._claims import LAMB as LAMB
 from ._claims import LARS as LARS
+from ._claims import OGM as OGM
 from ._claims import Accumulate as Accumulate
 from ._claims import AdaBelief as AdaBelief
 from ._claims import Adadelta as Adadelta
@@ -41,17 +42,20 @@ from ._claims import Chain as Chain
 from ._claims import Claim as Claim
 from ._claims import ClipByGlobalNorm as ClipByGlobalNorm
 from ._claims import ClipByValue as ClipByValue
+from ._claims import FixedCoefficients as FixedCoefficients
 from ._claims import GradientDescent as GradientDescent
 from ._claims import Lion as Lion
 from ._claims import Masked as Masked
 from ._claims import Momentum as Momentum
 from ._claims import Muon as Muon
 from ._claims import NAdam as NAdam
+from ._claims import Nesterov as Nesterov
 from ._claims import Partition as Partition
 from ._claims import RAdam as RAdam
 from ._claims import RMSprop as RMSprop
 from ._claims import Rprop as Rprop
 from ._claims import Sign as Sign
+from ._claims import TripleMomentum as TripleMomentum
 from ._claims import TrustRatio as TrustRatio
 from ._claims import WeightDecay as WeightDecay
 from ._claims import Yogi as Yogi

@@ -10,8 +10,12 @@ from ._adaptive import RAdam as RAdam
 from ._adaptive import RMSprop as RMSprop
 from ._adaptive import Yogi as Yogi
 from ._base import Claim as Claim
+from ._linear import OGM as OGM
+from ._linear import FixedCoefficients as FixedCoefficients
 from ._linear import GradientDescent as GradientDescent
 from ._linear import Momentum as Momentum
+from ._linear import Nesterov as Nesterov
+from ._linear import TripleMomentum as TripleMomentum
 from ._norms import LAMB as LAMB
 from ._norms import LARS as LARS
 from ._norms import AdaptiveClip as AdaptiveClip

@@ -24,6 +24,9 @@ class Claim:
     family: ClassVar[str] = ""
     formula: ClassVar[str] = ""
     source: ClassVar[str] = ""
+    is_linear: ClassVar[bool] = (
+        False  # whether the moves are linear in the gradients, with fixed coefficients
+    )
     slack: ClassVar[float] = 1e-9  # of kernels: the tolerance relative to the size of the moves
     shapes: ClassVar[tuple[tuple[int, ...], ...]] = ((), (3,), (2, 3))  # of the leaves that laws try
 
@@ -51,6 +54,10 @@ class Claim:
         directions = self.directions(grads, points)
         return [-u * along(lrs, u) for u in directions]
 
+    def answers(self, grads: Arrays, points: Arrays, lrs: np.ndarray) -> Arrays:
+        """Return the answer after every step, [T, ...] for each leaf: by default where the step arrives."""
+        return [x + move for x, move in zip(points, self.moves(grads, points, lrs), strict=True)]
+
     def directions(self, grads: Arrays, points: Arrays) -> Arrays:
         """Return uₜ of every step, [T, ...] for each leaf: by default leaf by leaf."""
         return [self.direction(g, x) for g, x in zip(grads, points, strict=True)]
@@ -75,6 +82,13 @@ def powers(beta: float, steps: int) -> np.ndarray:
     t = np.arange(steps)
     lag = t[:, None] - t
     return np.where(lag >= 0, float(beta) ** np.maximum(lag, 0), 0.0)
+
+
+def products(factors: np.ndarray) -> np.ndarray:
+    """Return the lower triangle [T, T] of Π fᵢ over i = j … t − 1, and zero above it."""
+    t = np.arange(len(factors))
+    between = (t[None, None] >= t[None, :, None]) & (t[None, None] < t[:, None, None])
+    return np.tril(np.where(between, factors, 1.0).prod(axis=2))
 
 
 def average(beta: float, g: np.ndarray, *, corrected: bool = True) -> np.ndarray:

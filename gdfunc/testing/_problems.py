@@ -1,0 +1,219 @@
+"""Losses with known constants, among them those on which a theorem is an equality.
+
+Every problem prints as the code that rebuilds it. Parameters are any tree whose entries, in order, are the
+coordinates; a law runs a subject on a tree of two leaves.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .. import _tree
+from .._tree import Tree
+from ._subject import Subject, run
+
+Numbers = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A loss whose curvature lies in [mu, L]."""
+
+    @property
+    def L(self) -> float:
+        """Return the largest curvature."""
+        raise NotImplementedError
+
+    @property
+    def mu(self) -> float:
+        """Return the smallest curvature."""
+        raise NotImplementedError
+
+    def loss(self, x: Tensor) -> Tensor:
+        """Return f(x) for a vector [D]."""
+        raise NotImplementedError
+
+    def loss_fn(self, params: Tree, batch: Any = None) -> Tensor:
+        """Return f of a tree of parameters; the batch is ignored."""
+        return self.loss(torch.cat([leaf.reshape(-1) for leaf in _tree.leaves(params)]))
+
+    def values(self, points: Any) -> np.ndarray:
+        """Return f at points [..., D]."""
+        rows = torch.as_tensor(np.asarray(points, dtype=np.float64))
+        flat = rows.reshape(-1, rows.shape[-1])
+        return np.array([self.loss(x).item() for x in flat]).reshape(rows.shape[:-1])
+
+    def gradients(self, points: Any) -> np.ndarray:
+        """Return ∇f at points [..., D]."""
+        rows = torch.as_tensor(np.asarray(points, dtype=np.float64)).requires_grad_()
+        flat = rows.reshape(-1, rows.shape[-1])
+        (slopes,) = torch.autograd.grad(torch.stack([self.loss(x) for x in flat]).sum(), rows)
+        return slopes.numpy()
+
+
+@dataclass(frozen=True)
+class Quadratic(Problem):
+    """f(x) = ½·(x − x*)ᵀH(x − x*), where H has a given spectrum.
+
+    Attributes:
+        spectrum: the eigenvalues, [D].
+        minimizer: x*, [D]; (): the origin.
+        mirror: v, [D]; the eigenvectors are the columns of I − 2·vvᵀ/‖v‖². (): the axes.
+    """
+
+    spectrum: Numbers
+    minimizer: Numbers = ()
+    mirror: Numbers = ()
+
+    @property
+    def L(self) -> float:
+        return max(self.spectrum)
+
+    @property
+    def mu(self) -> float:
+        return min(self.spectrum)
+
+    @property
+    def center(self) -> np.ndarray:
+        """Return x*, [D]."""
+        return np.array(self.minimizer or [0.0] * len(self.spectrum))
+
+    @property
+    def basis(self) -> np.ndarray:
+        """Return the eigenvectors, the columns of [D, D]."""
+        v = np.array(self.mirror)
+        return np.eye(len(self.spectrum)) - (2 * np.outer(v, v) / (v @ v) if v.any() else 0.0)
+
+    def loss(self, x: Tensor) -> Tensor:
+        along = (x - torch.from_numpy(self.center).to(x)) @ torch.from_numpy(self.basis).to(x)
+        return 0.5 * (torch.tensor(self.spectrum, dtype=x.dtype) * along**2).sum()
+
+
+@dataclass(frozen=True)
+class Huber(Problem):
+    """f′(x) = L·x for |x| ≤ τ, and μ·x + (L − μ)·τ·sign(x) beyond, in one dimension."""
+
+    L: float = 1.0
+    mu: float = 0.0
+    tau: float = 1.0
+
+    def loss(self, x: Tensor) -> Tensor:
+        inside = x.clamp(-self.tau, self.tau)
+        beyond = (x - inside).abs()
+        slope = self.L * self.tau
+        return (0.5 * self.L * inside**2 + slope * beyond + 0.5 * self.mu * beyond**2).sum()
+
+
+@dataclass(frozen=True)
+class TriangularWave(Problem):
+    """The worst smooth function without convexity for N steps of lr h/L, h ≤ 1, in one dimension.
+
+    On the way down from 0 the slope is 1 at every iterate and dips to 1 − h/2 half way. After N steps it
+    falls to 0 with curvature L. So f(0) − f* = (N·h·(4 − h) + 2)/(4·L).
+    """
+
+    L: float = 1.0
+    h: float = 1.0
+    steps: int = 1
+
+    @property
+    def mu(self) -> float:
+        return -self.L
+
+    @property
+    def gap(self) -> float:
+        """Return f(0) − f*."""
+        return (self.steps * self.h * (4 - self.h) + 2) / (4 * self.L)
+
+    def loss(self, x: Tensor) -> Tensor:
+        g = self.h / self.L
+        down = -x
+        whole = (down.detach() / g).floor().clamp(0, self.steps)
+        rest = down - whole * g
+        early = rest.clamp(0, g / 2)
+        late = rest.clamp(min=0) - early
+        dip = early**2 / 2 + (g * late - late**2) / 2
+        last = rest - self.L * rest.clamp(min=0) ** 2 / 2
+        fall = torch.where(whole < self.steps, rest - self.L * dip, last)
+        return -(whole * g * (1 - self.h / 4) + fall).sum()
+
+
+@dataclass(frozen=True)
+class PLSine(Problem):
+    """f(x) = x² + 3·sin²(x): not convex, with L = 8 and f* = 0.
+
+    It keeps the inequality of Polyak and Łojasiewicz, ½·f′² ≥ f/32.
+    """
+
+    @property
+    def L(self) -> float:
+        return 8.0
+
+    @property
+    def mu(self) -> float:
+        return -4.0
+
+    @property
+    def pl(self) -> float:
+        """Return the constant of ½·‖f′‖² ≥ pl·(f − f*)."""
+        return 1 / 32
+
+    def loss(self, x: Tensor) -> Tensor:
+        return (x**2 + 3 * x.sin() ** 2).sum()
+
+
+@dataclass(frozen=True)
+class Logistic(Problem):
+    """f(x) = mean log(1 + exp(−bᵢ·⟨aᵢ, x⟩)) + ridge/2·‖x‖².
+
+    Attributes:
+        features: rows aᵢ, [n][D].
+        labels: bᵢ, each 1 or −1, [n].
+        ridge: >= 0.
+    """
+
+    features: tuple[Numbers, ...]
+    labels: Numbers
+    ridge: float = 0.0
+
+    @property
+    def L(self) -> float:
+        a = np.array(self.features)
+        return float(np.linalg.norm(a, 2) ** 2 / (4 * len(a)) + self.ridge)
+
+    @property
+    def mu(self) -> float:
+        return self.ridge
+
+    def loss(self, x: Tensor) -> Tensor:
+        a, b = (torch.tensor(part, dtype=x.dtype) for part in (self.features, self.labels))
+        return functional.softplus(-b * (a @ x)).mean() + 0.5 * self.ridge * (x**2).sum()
+
+
+def worst_huber(displacement: float, L: float = 1.0, radius: float = 1.0) -> Huber:
+    """Return the Huber function on which a method ends at gap (L/2)·R²/(2·D + 1).
+
+    Args:
+        displacement: D, of N steps under a unit gradient, in units of 1/L.
+        L: the curvature around the minimum.
+        radius: R, the distance of the start.
+    """
+    return Huber(L, 0.0, radius / (2 * displacement + 1))
+
+
+def walk(subject: Subject, problem: Problem, start: Any, lrs: Any, steps: int) -> Any:
+    """Run a subject on a problem from a vector [D]; return its points and answers, each [T + 1, D].
+
+    The parameters have two leaves, a scalar and a vector, or one if there is one coordinate.
+    """
+    x = torch.as_tensor(np.asarray(start, dtype=np.float64))
+    params: Tree = x[0].clone() if len(x) == 1 else {"a": x[0].clone(), "b": x[1:].clone()}
+    done = run(subject, problem.loss_fn, params, None, lrs, steps)
+    return tuple(
+        np.concatenate([leaf.reshape(steps + 1, -1) for leaf in leaves], axis=1)
+        for leaves in (done.points, done.results)
+    )
