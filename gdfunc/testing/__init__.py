@@ -27,6 +27,8 @@ Example:
     'linear'
 """
 
+from ._claims import ASGD as ASGD
+from ._claims import EMA as EMA
 from ._claims import LAMB as LAMB
 from ._claims import LARS as LARS
 from ._claims import OGM as OGM
@@ -45,6 +47,7 @@ from ._claims import ClipByValue as ClipByValue
 from ._claims import FixedCoefficients as FixedCoefficients
 from ._claims import GradientDescent as GradientDescent
 from ._claims import Lion as Lion
+from ._claims import Lookahead as Lookahead
 from ._claims import Masked as Masked
 from ._claims import Momentum as Momentum
 from ._claims import Muon as Muon
@@ -54,6 +57,7 @@ from ._claims import Partition as Partition
 from ._claims import RAdam as RAdam
 from ._claims import RMSprop as RMSprop
 from ._claims import Rprop as Rprop
+from ._claims import ScheduleFree as ScheduleFree
 from ._claims import Sign as Sign
 from ._claims import TripleMomentum as TripleMomentum
 from ._claims import TrustRatio as TrustRatio
@@ -64,6 +68,7 @@ from ._controls import Control as Control
 from ._law import LAWS as LAWS
 from ._law import LawBroken as LawBroken
 from ._law import NotApplicable as NotApplicable
+from ._laws import check_average as check_average
 from ._laws import check_clip as check_clip
 from ._laws import check_dtype as check_dtype
 from ._laws import check_flip as check_flip

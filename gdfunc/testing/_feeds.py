@@ -64,12 +64,12 @@ def observe(subject: Subject, grads: Tree, lr: Any = None, params: Tree = None) 
     """Feed gradients to a subject, by default with another lr at every step, and away from zero."""
     arrays = [leaf.double().numpy() for leaf in _tree.leaves(grads)]
     lrs = np.resize(LRS, len(arrays[0])) if lr is None else lr
-    start = _tree.map(_away_from_zero, grads) if params is None else params
+    start = _tree.map(away_from_zero, grads) if params is None else params
     done = run_linear(subject, grads, lrs, start)
     return Seen(arrays, [x[:-1] for x in done.points], done.lrs, done.moves)
 
 
-def _away_from_zero(grads: Tensor) -> Tensor:
+def away_from_zero(grads: Tensor) -> Tensor:
     """Return parameters for a leaf of gradients [T, ...]."""
     g = grads[0]
     return torch.linspace(-1.0, 2.0, max(g.numel(), 1), dtype=g.dtype).reshape(g.shape)

@@ -9,6 +9,10 @@ from ._adaptive import NAdam as NAdam
 from ._adaptive import RAdam as RAdam
 from ._adaptive import RMSprop as RMSprop
 from ._adaptive import Yogi as Yogi
+from ._averages import ASGD as ASGD
+from ._averages import EMA as EMA
+from ._averages import Lookahead as Lookahead
+from ._averages import ScheduleFree as ScheduleFree
 from ._base import Claim as Claim
 from ._linear import OGM as OGM
 from ._linear import FixedCoefficients as FixedCoefficients

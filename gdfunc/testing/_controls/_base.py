@@ -73,7 +73,7 @@ def whole_tree(slots: int, rule: Callable[..., Any], name: str) -> Subject:
             tensors and of lists of `slots` tensors. t counts from 1.
         name: of the subject.
     """
-    return _counted(lambda leaves: [[torch.zeros_like(leaf)] * slots for leaf in leaves], rule, name)
+    return counted(lambda leaves: [[torch.zeros_like(leaf)] * slots for leaf in leaves], rule, name)
 
 
 def by_directions(start: Any, rule: Callable[..., Any], name: str) -> Subject:
@@ -83,10 +83,10 @@ def by_directions(start: Any, rule: Callable[..., Any], name: str) -> Subject:
         us, state = rule(grads, leaves, state, t)
         return [x - lr * u for x, u in zip(leaves, us, strict=True)], state
 
-    return _counted(lambda leaves: start, move, name)
+    return counted(lambda leaves: start, move, name)
 
 
-def _counted(start: Callable[..., Any], rule: Callable[..., Any], name: str) -> Subject:
+def counted(start: Callable[..., Any], rule: Callable[..., Any], name: str) -> Subject:
     """Make a subject of a rule for lists: `(grads, leaves, state, lr, t) -> (leaves', state')`."""
 
     def init(params: Any) -> Any:

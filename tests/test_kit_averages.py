@@ -1,0 +1,123 @@
+"""Claims about averages: gdfunc and torch keep them, and no answer is compared with another's."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import gdfunc as gd
+from gdfunc import _tree
+from gdfunc import testing as gt
+
+from .references import few
+
+shares = st.floats(0.0, 0.99)
+rates = st.floats(0.0, 0.5)
+INNER = {
+    "gradient descent": (gd.chain(), gt.GradientDescent()),
+    "momentum": (gd.momentum(0.5), gt.Momentum(0.5)),
+    "lion": (gd.lion((0.5, 0.75)), gt.Lion((0.5, 0.75))),
+    "weight decay": (gd.weight_decay(0.125), gt.WeightDecay(0.125)),
+}
+inners = st.sampled_from(list(INNER.values()))
+
+
+def averaging(make):
+    return gt.from_step(make, result=lambda carry: carry.average)
+
+
+@given(inners, shares, st.booleans())
+@few
+def test_ema_keeps_the_claim(inner, decay, debias):
+    transform, claim = inner
+
+    def make(loss_fn):
+        return gd.methods.ema(gd.make_step(loss_fn, transform), decay, debias=debias)
+
+    report = gt.check_optimizer(averaging(make), gt.EMA(claim, decay, debias))
+    assert {"check_kernel", "check_average"} <= set(report.passed)
+
+
+@given(inners, st.integers(1, 5), st.floats(0, 1))
+@few
+def test_lookahead_keeps_the_claim(inner, k, alpha):
+    transform, claim = inner
+
+    def make(loss_fn):
+        return gd.methods.lookahead(gd.make_step(loss_fn, transform), k, alpha)
+
+    subject = gt.from_step(make, result=lambda carry: carry.slow)
+    gt.check_optimizer(subject, gt.Lookahead(claim, k, alpha))
+
+
+@given(inners, st.floats(0, 1), rates)
+@few
+def test_schedule_free_keeps_the_claim(inner, beta, weight_decay):
+    transform, claim = inner
+
+    def make(loss_fn):
+        return gd.methods.schedule_free(loss_fn, transform, beta=beta, weight_decay=weight_decay)
+
+    gt.check_optimizer(averaging(make), gt.ScheduleFree(beta, weight_decay, claim))
+
+
+asgd_options = st.fixed_dictionaries(
+    {"lambd": rates, "alpha": st.floats(0.2, 1.5), "t0": st.floats(0, 20), "weight_decay": rates}
+)
+
+
+@given(asgd_options)
+@few
+def test_asgd_keeps_the_claim(options):
+    gt.check_optimizer(averaging(lambda loss_fn: gd.methods.asgd(loss_fn, **options)), gt.ASGD(**options))
+
+
+@pytest.fixture
+def double():
+    """Make float64 the default, in which torch then keeps its step sizes."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def torchs_average(carry):
+    """The averages of `torch.optim.ASGD`, or its parameters before the first step."""
+    leaves = [carry.optimizer.state[leaf].get("ax", leaf) for leaf in carry.leaves]
+    return _tree.unflatten(_tree.flatten(carry.params)[1], [leaf.detach().clone() for leaf in leaves])
+
+
+@pytest.mark.parametrize("t0", [0.0, 2.5, 1e6])
+def test_torchs_asgd_keeps_the_claim(double, t0):
+    options = {"lambd": 0.125, "alpha": 0.5, "t0": t0, "weight_decay": 0.0625}
+    subject = gt.from_torch(lambda params: torch.optim.ASGD(params, lr=1.0, **options))
+    subject = dataclasses.replace(subject, result=torchs_average)
+    gt.check_kernel(subject, gt.ASGD(**options))
+    gt.check_average(subject, gt.ASGD(**options))
+
+
+def test_the_default_asgd_averages_nothing_in_a_short_run():
+    gt.check_optimizer(averaging(gd.methods.asgd), gt.ASGD())
+    points = [np.arange(6.0)]
+    assert np.array_equal(gt.ASGD().average([], points, np.ones(5))[0], points[0])
+
+
+@pytest.mark.parametrize(("debias", "shown"), [(False, 1.25), (True, 5 / 3)])
+def test_a_short_path_has_the_average_of_the_textbook(debias, shown):
+    average = gt.EMA(decay=0.5, debias=debias).average([], [np.arange(3.0)], np.ones(2))
+    assert average[0][-1] == pytest.approx(shown)
+
+
+def test_an_average_of_other_points_is_caught():
+    def make(loss_fn):
+        return gd.methods.ema(gd.make_step(loss_fn), 0.5)
+
+    with pytest.raises(gt.LawBroken, match="answer for params") as caught:
+        gt.check_average(averaging(make), gt.EMA(decay=0.25))
+    assert caught.value.step == 1
+    with pytest.raises(gt.LawBroken):
+        gt.check_average(gt.from_step(make), gt.EMA(decay=0.5))
+    with pytest.raises(gt.NotApplicable, match="last point"):
+        gt.check_average(averaging(make), gt.GradientDescent())
