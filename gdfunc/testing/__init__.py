@@ -71,9 +71,13 @@ from ._law import NotApplicable as NotApplicable
 from ._laws import check_average as check_average
 from ._laws import check_clip as check_clip
 from ._laws import check_dtype as check_dtype
+from ._laws import check_epochs as check_epochs
 from ._laws import check_flip as check_flip
 from ._laws import check_kernel as check_kernel
+from ._laws import check_noise as check_noise
+from ._laws import check_permutation as check_permutation
 from ._laws import check_purity as check_purity
+from ._laws import check_reshuffling as check_reshuffling
 from ._laws import check_rest as check_rest
 from ._rates import Rate as Rate
 from ._rates import measure_rate as measure_rate

@@ -3,6 +3,10 @@
 from ._averages import check_average as check_average
 from ._contract import check_dtype as check_dtype
 from ._contract import check_purity as check_purity
+from ._draws import check_epochs as check_epochs
+from ._draws import check_noise as check_noise
+from ._draws import check_permutation as check_permutation
+from ._draws import check_reshuffling as check_reshuffling
 from ._edges import check_clip as check_clip
 from ._edges import check_flip as check_flip
 from ._edges import check_rest as check_rest
