@@ -194,6 +194,85 @@ class Logistic(Problem):
         return functional.softplus(-b * (a @ x)).mean() + 0.5 * self.ridge * (x**2).sum()
 
 
+@dataclass(frozen=True)
+class Waves(Problem):
+    """f(x) = Σ wᵢ·(1 − cos xᵢ): it curves upwards around its minima, f* = 0, and downwards between.
+
+    Attributes:
+        weights: wᵢ > 0, [D].
+    """
+
+    weights: Numbers
+
+    @property
+    def L(self) -> float:
+        return max(self.weights)
+
+    @property
+    def mu(self) -> float:
+        return -self.L
+
+    def loss(self, x: Tensor) -> Tensor:
+        return (torch.tensor(self.weights, dtype=x.dtype) * (1 - x.cos())).sum()
+
+
+@dataclass(frozen=True)
+class Rosenbrock(Problem):
+    """f(x, y) = 100·(y − x²)² + (1 − x)²: a curved valley, whose curvature has no bound."""
+
+    @property
+    def L(self) -> float:
+        return float("inf")
+
+    @property
+    def mu(self) -> float:
+        return -float("inf")
+
+    def loss(self, x: Tensor) -> Tensor:
+        return 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2
+
+
+@dataclass(frozen=True)
+class Cone(Problem):
+    """f(x) = M·|x| in one dimension, which has no curvature but an edge.
+
+    Attributes:
+        slope: M > 0.
+    """
+
+    slope: float = 1.0
+
+    @property
+    def L(self) -> float:
+        return float("inf")
+
+    @property
+    def mu(self) -> float:
+        return 0.0
+
+    def loss(self, x: Tensor) -> Tensor:
+        return self.slope * x.abs().sum()
+
+
+@dataclass(frozen=True)
+class Raised(Problem):
+    """Another problem plus a constant."""
+
+    problem: Problem
+    by: float
+
+    @property
+    def L(self) -> float:
+        return self.problem.L
+
+    @property
+    def mu(self) -> float:
+        return self.problem.mu
+
+    def loss(self, x: Tensor) -> Tensor:
+        return self.problem.loss(x) + self.by
+
+
 def worst_huber(displacement: float, L: float = 1.0, radius: float = 1.0) -> Huber:
     """Return the Huber function on which a method ends at gap (L/2)·R²/(2·D + 1).
 

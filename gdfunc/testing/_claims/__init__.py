@@ -14,6 +14,10 @@ from ._averages import EMA as EMA
 from ._averages import Lookahead as Lookahead
 from ._averages import ScheduleFree as ScheduleFree
 from ._base import Claim as Claim
+from ._curved import LBFGS as LBFGS
+from ._curved import SAM as SAM
+from ._curved import LineSearch as LineSearch
+from ._curved import Polyak as Polyak
 from ._linear import OGM as OGM
 from ._linear import FixedCoefficients as FixedCoefficients
 from ._linear import GradientDescent as GradientDescent

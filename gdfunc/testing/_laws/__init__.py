@@ -3,6 +3,11 @@
 from ._averages import check_average as check_average
 from ._contract import check_dtype as check_dtype
 from ._contract import check_purity as check_purity
+from ._curved import check_armijo as check_armijo
+from ._curved import check_lbfgs as check_lbfgs
+from ._curved import check_polyak as check_polyak
+from ._curved import check_sam as check_sam
+from ._curved import check_step as check_step
 from ._draws import check_epochs as check_epochs
 from ._draws import check_noise as check_noise
 from ._draws import check_permutation as check_permutation
