@@ -75,6 +75,7 @@ from ._law import NotApplicable as NotApplicable
 from ._laws import check_armijo as check_armijo
 from ._laws import check_average as check_average
 from ._laws import check_clip as check_clip
+from ._laws import check_drift as check_drift
 from ._laws import check_dtype as check_dtype
 from ._laws import check_epochs as check_epochs
 from ._laws import check_flip as check_flip
@@ -86,8 +87,12 @@ from ._laws import check_polyak as check_polyak
 from ._laws import check_purity as check_purity
 from ._laws import check_reshuffling as check_reshuffling
 from ._laws import check_rest as check_rest
+from ._laws import check_resume as check_resume
+from ._laws import check_rotation as check_rotation
 from ._laws import check_sam as check_sam
+from ._laws import check_scale as check_scale
 from ._laws import check_step as check_step
+from ._laws import check_vmap as check_vmap
 from ._rates import Rate as Rate
 from ._rates import measure_rate as measure_rate
 from ._report import Report as Report

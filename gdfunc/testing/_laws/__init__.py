@@ -16,3 +16,8 @@ from ._edges import check_clip as check_clip
 from ._edges import check_flip as check_flip
 from ._edges import check_rest as check_rest
 from ._kernel import check_kernel as check_kernel
+from ._symmetry import check_drift as check_drift
+from ._symmetry import check_resume as check_resume
+from ._symmetry import check_rotation as check_rotation
+from ._symmetry import check_scale as check_scale
+from ._symmetry import check_vmap as check_vmap

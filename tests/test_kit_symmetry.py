@@ -1,0 +1,183 @@
+"""Laws of scale, rotation, drift, resumption and vmap: gdfunc and torch keep them, faults break them."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import gdfunc as gd
+from gdfunc import testing as gt
+
+from .references import few
+
+ours = gt.from_transform
+BETAS = st.tuples(st.sampled_from([0.0, 0.5, 0.875]), st.sampled_from([0.25, 0.75, 0.984375]))
+
+
+def by_hand(update, init=torch.zeros_like):
+    return gt.subject(init, update, "mine")
+
+
+def torchs(make, **options):
+    return gt.from_torch(lambda params: make(params, lr=1.0, **options))
+
+
+FORGETS_SCALE = [
+    (ours(gd.sign()), gt.Sign()),
+    (ours(gd.lion()), gt.Lion()),
+    (ours(gd.rprop()), gt.Rprop()),
+    (ours(gd.adagrad(eps=0.0)), gt.Adagrad(eps=0.0)),
+    (ours(gd.rmsprop(eps=0.0)), gt.RMSprop(eps=0.0)),
+    (torchs(torch.optim.Adam, eps=0.0), gt.Adam(eps=0.0)),
+    (torchs(torch.optim.Adam, eps=0.0, amsgrad=True), gt.Adam(eps=0.0, amsgrad="raw")),
+    (torchs(torch.optim.RMSprop, eps=0.0), gt.RMSprop(eps=0.0)),
+]
+KEEPS_SCALE = [
+    (ours(gd.chain()), gt.GradientDescent()),
+    (ours(gd.momentum(0.9, nesterov=True)), gt.Momentum(0.9, nesterov=True)),
+    (torchs(torch.optim.SGD, momentum=0.9, dampening=0.5), gt.Momentum(0.9, 0.5)),
+]
+
+
+@pytest.mark.parametrize(("subject", "claim"), FORGETS_SCALE + KEEPS_SCALE, ids=repr)
+def test_scale_is_forgotten_or_kept_to_the_bit(subject, claim):
+    gt.check_scale(subject, claim)
+
+
+@given(BETAS)
+@few
+def test_adam_forgets_the_scale_with_any_betas(betas):
+    gt.check_scale(ours(gd.adam(betas, eps=0.0)), gt.Adam(betas, eps=0.0))
+    gt.check_resume(ours(gd.adam(betas)), gt.Adam(betas))
+    gt.check_vmap(ours(gd.adam(betas)), gt.Adam(betas))
+
+
+@pytest.mark.parametrize(
+    ("subject", "claim"),
+    [
+        (ours(gd.adam(eps=1e-30)), gt.Adam(eps=0.0)),
+        (ours(gd.adagrad(eps=0.0, initial_accumulator_value=1e-30)), gt.Adagrad(eps=0.0)),
+        (ours(gd.clip_by_global_norm(1e6)), gt.GradientDescent()),
+        (by_hand(lambda g, b, x, lr: (x - lr * g / g.norm(), b)), gt.GradientDescent()),
+        (
+            by_hand(lambda g, b, x, lr: (x - lr * torch.where(g.abs() < 1e-9, 0 * g, g), b)),
+            gt.Momentum(0.0),
+        ),
+    ],
+    ids=repr,
+)
+def test_a_hidden_scale_is_caught(subject, claim):
+    with pytest.raises(gt.LawBroken, match="bit for bit"):
+        gt.check_scale(subject, claim)
+
+
+ISOTROPIC = [
+    (ours(gd.chain()), gt.GradientDescent()),
+    (torchs(torch.optim.SGD, momentum=0.9), gt.Momentum(0.9)),
+    (ours(gd.clip_by_global_norm(1.0)), gt.ClipByGlobalNorm(1.0)),
+    (ours(gd.lars()), gt.LARS()),
+    (ours(gd.muon()), gt.Muon()),
+    (ours(gd.chain(gd.weight_decay(0.125))), gt.WeightDecay(0.125)),
+]
+
+
+@pytest.mark.parametrize(("subject", "claim"), ISOTROPIC, ids=repr)
+def test_coordinates_do_not_matter(subject, claim):
+    gt.check_rotation(subject, claim)
+
+
+@pytest.mark.parametrize(
+    ("subject", "claim", "mixing"),
+    [
+        (ours(gd.clip_by_value(0.5)), gt.ClipByGlobalNorm(0.5), "entries"),
+        (ours(gd.adaptive_clip()), gt.LARS(), "entries"),
+        (ours(gd.sign()), gt.Muon(), "rows"),
+        (by_hand(lambda g, b, x, lr: (x - lr * (g - g.mean()), b)), gt.GradientDescent(), "entries"),
+    ],
+    ids=repr,
+)
+def test_a_step_by_coordinates_is_caught(subject, claim, mixing):
+    with pytest.raises(gt.LawBroken, match=f"mixing of {mixing}"):
+        gt.check_rotation(subject, claim)
+
+
+@given(st.sampled_from([1 / 5, 1 / 10, 1 / 17, 1 / 2]))
+@few
+def test_reddis_example_drifts_as_it_must(beta2):
+    betas = (0.0, beta2)
+    gt.check_drift(ours(gd.adam(betas, eps=0.0)), gt.Adam(betas, 0.0))
+    for amsgrad in (False, True):
+        subject = torchs(torch.optim.Adam, betas=betas, eps=0.0, amsgrad=amsgrad)
+        gt.check_drift(subject, gt.Adam(betas, 0.0, amsgrad="raw" if amsgrad else None))
+
+
+def test_the_drift_tells_conventions_apart():
+    betas = (0.0, 0.1)
+    raw = torchs(torch.optim.Adam, betas=betas, eps=0.0, amsgrad=True)
+    gt.check_drift(raw, gt.Adam(betas, 0.0, amsgrad="raw"))
+    for other in ("corrected", None):
+        with pytest.raises(gt.LawBroken, match="drift of a period"):
+            gt.check_drift(raw, gt.Adam(betas, 0.0, amsgrad=other))
+
+
+def forgetful():
+    """Make gradient descent whose momentum is kept outside its carry."""
+
+    def make(loss_fn):
+        memory = {}
+
+        def step(x, batch, lr):
+            grads, loss = gd.batch_grad(loss_fn)(x, batch)
+            for name, g in grads.items():
+                memory[name] = 0.5 * memory.get(name, 0) + g
+            return {name: x[name] - lr * memory[name] for name in x}, loss
+
+        return step
+
+    return gt.from_step(make, "forgetful")
+
+
+def test_a_run_is_resumed_from_its_carry():
+    gt.check_resume(torchs(torch.optim.Adam), gt.Adam())
+    with pytest.raises(gt.LawBroken, match="6 steps = 3 steps, a copy of the carry, and 3 steps"):
+        gt.check_resume(forgetful(), gt.Momentum(0.5))
+
+
+class Double(torch.autograd.Function):
+    """2·x, with a rule for vmap that mixes the members."""
+
+    @staticmethod
+    def forward(x):
+        return 2 * x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def vmap(info, in_dims, x):
+        return 2 * x.mean(0, keepdim=True).expand_as(x), 0
+
+
+def test_a_vmap_is_runs_alone():
+    mixing = by_hand(lambda g, b, x, lr: (x - lr * Double.apply(g) / 2, b))
+    with pytest.raises(gt.LawBroken, match="row 0 of a vmap"):
+        gt.check_vmap(mixing, gt.GradientDescent())
+    looking = by_hand(lambda g, b, x, lr: (x - lr * g if float(g.sum()) > -9 else x, b))
+    with pytest.raises(gt.NotApplicable, match="mine cannot be vmapped: "):
+        gt.check_vmap(looking, gt.GradientDescent())
+
+
+@pytest.mark.parametrize(
+    ("check", "claim", "reason"),
+    [
+        (gt.check_scale, gt.Adam(), "neither keep nor forget"),
+        (gt.check_rotation, gt.Sign(), "depend on the coordinates"),
+        (gt.check_drift, gt.Adam(), "beta1 = 0"),
+        (gt.check_drift, gt.Adam((0.0, 0.999), 0.0), "1/2"),
+        (gt.check_vmap, gt.GradientDescent(), "in place"),
+    ],
+)
+def test_laws_say_what_they_are_not_about(check, claim, reason):
+    with pytest.raises(gt.NotApplicable, match=reason):
+        check(torchs(torch.optim.SGD), claim)
