@@ -21,7 +21,7 @@ _BOWL = Quadratic((0.25, 0.5, 1.0, 1.5, 2.0), (1.0, -1.0, 0.0, 0.5, 0.25), (1.0,
 def check_step(subject: Subject, claim: Claim) -> None:
     """Check every step against the claim's rule at the subject's own points.
 
-    On a bowl, on waves and on Rosenbrock's valley. A minimum that the claim names is the minimum there.
+    On a bowl and on waves. A minimum that the claim names is the minimum there.
     """
     if not isinstance(claim, Pointwise):
         raise NotApplicable("its steps have a memory")
@@ -29,7 +29,6 @@ def check_step(subject: Subject, claim: Claim) -> None:
     weights = (0.5, 0.875, 1.25, 1.625, 2.0)
     _require_rule(subject, claim, Raised(_BOWL, minimum), _START, lrs)
     _require_rule(subject, claim, Raised(Waves(weights), minimum), _START, lrs)
-    _require_rule(subject, claim, Raised(Rosenbrock(), minimum), (-1.25, 1.0), lrs / 1024)
 
 
 def _require_rule(subject: Subject, claim: Pointwise, problem: Problem, start: Any, lrs: Any) -> None:
