@@ -28,11 +28,16 @@ KIT = [
     "tests/test_kit_norms.py",
     "tests/test_kit_descent.py",
 ]
-KIT += ["tests/test_kit_sums.py", "tests/test_kit_averages.py"]
+KIT += ["tests/test_kit_sums.py", "tests/test_kit_averages.py", "tests/test_kit_curved.py"]
 # Which tests hold the files of a room. The kit alone holds the mathematics of transformations.
 ROOMS = {
     "_transforms": KIT,
-    "methods": ["tests/test_methods.py", "tests/test_variance_reduction.py"],
+    "methods": [
+        "tests/test_methods.py",
+        "tests/test_kit_averages.py",
+        "tests/test_kit_curved.py",
+        "tests/test_variance_reduction.py",
+    ],
     "schedules": ["tests/test_schedules.py"],
 }
 SECONDS = 120

@@ -166,7 +166,7 @@ CONTROLS = [
         "lr ignored",
     ),
     *controls(
-        LineSearch(0.75, 0.5, 1),
+        LineSearch(0.875, 0.5, 1),
         line_search,
         "sign of the slope",
         "decrease ignored",
