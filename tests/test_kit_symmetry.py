@@ -1,5 +1,6 @@
-"""Laws of scale, rotation, drift, resumption and vmap: gdfunc and torch keep them, faults break them."""
+"""Laws of symmetry, of hypergradients and of schedules: gdfunc and torch keep them, faults break them."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -181,3 +182,98 @@ def test_a_vmap_is_runs_alone():
 def test_laws_say_what_they_are_not_about(check, claim, reason):
     with pytest.raises(gt.NotApplicable, match=reason):
         check(torchs(torch.optim.SGD), claim)
+
+
+# ---------------------------------------------------------------- derivatives of runs
+
+
+def unrolled(loss_fn, start, lrs, keep=99, cut=False):
+    """Differentiate a run of which only the last steps are seen, or whose gradients are constants."""
+
+    def last_loss(lrs):
+        x = start
+        for t, lr in enumerate(lrs):
+            g = torch.func.grad(loss_fn)(x)
+            x = x - lr * (g.detach() if cut else g)
+            x = x.detach() if t == len(lrs) - 1 - keep else x
+        return loss_fn(x)
+
+    return torch.func.grad(last_loss)(lrs)
+
+
+def test_an_unrolled_run_has_its_hypergradient():
+    gt.check_hypergradient(unrolled)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda *args: unrolled(*args, keep=3),
+        lambda *args: unrolled(*args, cut=True),
+        lambda *args: -unrolled(*args),
+        lambda *args: unrolled(*args).flip(0),
+        lambda *args: unrolled(*args).sum().expand(len(args[2])),
+        lambda *args: unrolled(*args) * (1 + 1e-6),
+        lambda *args: unrolled(*args).float() + 1e-6,
+    ],
+)
+def test_a_wrong_hypergradient_is_caught(wrong):
+    with pytest.raises(gt.LawBroken, match="check_hypergradient broken"):
+        gt.check_hypergradient(wrong)
+
+
+def test_a_slope_that_is_right_on_quadratics_alone_is_caught():
+    def by_a_linear_gradient(loss_fn, start, lrs):
+        hessian = torch.func.hessian(loss_fn)(start)
+        return unrolled(lambda x: 0.5 * x @ hessian @ x, start, lrs)
+
+    with pytest.raises(gt.LawBroken, match="by differences"):
+        gt.check_hypergradient(by_a_linear_gradient)
+
+
+# ---------------------------------------------------------------- schedules
+
+S, PI = gd.schedules, np.pi
+SCHEDULES = {
+    "constant": (S.constant(0.5), lambda t: 0.5),
+    "exponential": (S.exponential(0.5, 0.9), lambda t: 0.5 * 0.9**t),
+    "inverse time": (S.inverse_time(0.5, 0.25), lambda t: 0.5 / (1 + 0.25 * t)),
+    "step": (S.step(0.5, 7, 0.5), lambda t: 0.5 * 0.5 ** (t // 7)),
+    "polynomial": (S.polynomial(0.5, 40, 2.0), lambda t: 0.5 * np.maximum(1 - t / 40, 0) ** 2),
+    "cosine": (S.cosine_annealing(0.5, 64, 0.125), lambda t: 0.125 + 0.1875 * (1 + np.cos(PI * t / 64))),
+    "warmup": (S.warmup(S.constant(0.5), 8), lambda t: 0.5 * np.minimum(t / 8, 1)),
+    "float32": (lambda t: S.exponential(torch.tensor(0.5), 0.9)(t), lambda t: 0.5 * 0.9**t),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_are_their_formulas(name):
+    gt.check_schedule(*SCHEDULES[name])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        (lambda t: 0.5 * 0.9 ** (torch.as_tensor(t).double() + 1), "of the formula"),
+        (lambda t: 0.5 * 0.9 ** torch.as_tensor(t).double() - 0.01, "-lr_t <= 0"),
+        (lambda t: 0.5 * 0.9 ** torch.as_tensor(t).double() + torch.as_tensor(t).double().log() * 0, "NaN"),
+        (lambda t: 0.5 * 0.9 ** torch.as_tensor(t).double() / (torch.as_tensor(t) != 3), "finite"),
+        (
+            lambda t: 0.5 * 0.9 ** torch.as_tensor(t).double().clamp(max=torch.as_tensor(t).max() - 1),
+            "alone",
+        ),
+        (lambda t: torch.tensor(0.5), "one lr for every count"),
+        (lambda t: torch.as_tensor(t), "an lr is a float"),
+    ],
+)
+def test_a_wrong_schedule_is_caught(schedule, words):
+    words = r"schedule\(t\) =" if words == "alone" else words
+    with pytest.raises(gt.LawBroken, match=words):
+        gt.check_schedule(schedule, lambda t: 0.5 * 0.9**t)
+
+
+@given(st.integers(1, 60), st.sampled_from([0.0, 0.125]))
+def test_a_cosine_has_its_sum(steps, low):
+    """Σ over 0 … T − 1 is T(lr + low)/2 + (lr − low)/2."""
+    lrs = S.cosine_annealing(0.5, steps, low)(torch.arange(steps))
+    assert float(lrs.sum()) == pytest.approx(steps * (0.5 + low) / 2 + (0.5 - low) / 2, rel=1e-13)

@@ -79,6 +79,7 @@ from ._laws import check_drift as check_drift
 from ._laws import check_dtype as check_dtype
 from ._laws import check_epochs as check_epochs
 from ._laws import check_flip as check_flip
+from ._laws import check_hypergradient as check_hypergradient
 from ._laws import check_kernel as check_kernel
 from ._laws import check_lbfgs as check_lbfgs
 from ._laws import check_noise as check_noise
@@ -91,6 +92,7 @@ from ._laws import check_resume as check_resume
 from ._laws import check_rotation as check_rotation
 from ._laws import check_sam as check_sam
 from ._laws import check_scale as check_scale
+from ._laws import check_schedule as check_schedule
 from ._laws import check_step as check_step
 from ._laws import check_vmap as check_vmap
 from ._rates import Rate as Rate

@@ -116,7 +116,7 @@ def check_resume(subject: Subject, claim: Claim) -> None:
     """
     if subject.of_rows:
         raise NotApplicable("its batches are row numbers")
-    grads = _gradients(claim)
+    grads = _random(claim)
     step = subject.make(linear_loss)
     carry = step.init(_start(grads))
     for t in range(_STEPS):
@@ -140,7 +140,7 @@ def check_vmap(subject: Subject, claim: Claim) -> None:
         raise NotApplicable(f"{subject!r} changes its state in place by design")
     if subject.of_rows:
         raise NotApplicable("its batches are row numbers")
-    grads = _gradients(claim)
+    grads = _random(claim)
     step = subject.make(linear_loss)
 
     def end(start: Tree, scale: Tensor) -> Tree:
@@ -164,9 +164,13 @@ def check_vmap(subject: Subject, claim: Claim) -> None:
 
 
 def _gradients(claim: Claim) -> Tree:
-    """Return random gradients, leaves [T, ...]."""
+    """Return random gradients, leaves [T, ...], for claims that are about gradients."""
     if not claim.is_of_gradients():
         raise NotApplicable("its moves depend on more than gradients")
+    return _random(claim)
+
+
+def _random(claim: Claim) -> Tree:
     return _tree.map(lambda g: g[:_STEPS], feeds(claim)["random"])
 
 
