@@ -1,89 +1,12 @@
-"""Theory as an oracle: exact paths, exact divergence, and bounds that a wrong step would break.
+"""Theory as an oracle of whole runs; the theorems on single paths are the kit's, in `test_kit_descent`.
 
-Numbers T1 … are those of the table in the project's requirements; each names its source.
+Numbers T9 … are those of the table in the project's requirements; each names its source.
 """
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import gdfunc as gd
-
-from .references import normal
-
-STEPS = torch.arange(21, dtype=torch.float64)
-seeds = st.integers(0, 2**32)
-spectra = st.lists(st.floats(0.05, 10.0), min_size=1, max_size=4).map(sorted)
-
-
-def descend(problem, start, lr, steps):
-    """The T+1 points of gradient descent."""
-    step = gd.make_step(problem.loss_fn)
-    final, trajectory = gd.train(step, start, None, gd.full_batch(1, steps), lr, record=("params", "loss"))
-    return gd.plot.path(trajectory.params, final), trajectory.loss
-
-
-def quadratic(seed, spectrum):
-    minimizer = normal(seed, len(spectrum))
-    problem = gd.problems.quadratic(spectrum, minimizer=minimizer, key=gd.random.key(seed))
-    hessian = torch.func.hessian(lambda x: problem.loss_fn(x, None))(minimizer)
-    return problem, minimizer, hessian, minimizer + normal(seed + 1, len(spectrum))
-
-
-@given(seeds, spectra, st.one_of(st.floats(0.01, 2.1), st.sampled_from([2.0, 2.1])))
-def test_descent_on_a_quadratic_is_the_closed_form(seed, spectrum, relative_lr):
-    """T1: xₜ − x* = (I − lr·H)ᵗ (x₀ − x*). T8: with lr = 2.1/L the top component grows by 1.1 a step.
-    At 2/L it oscillates. T4: ‖xₜ − x*‖ ≤ (1 − lr·μ)ᵗ ‖x₀ − x*‖, lr ≤ 1/L.
-    """
-    problem, minimizer, hessian, start = quadratic(seed, spectrum)
-    lr = relative_lr / spectrum[-1]
-    points, _ = descend(problem, start, lr, 12)
-    error, shrink = start - minimizer, torch.eye(len(spectrum), dtype=torch.float64) - lr * hessian
-    # Rounding is relative to the numbers that were added, not to what is left of them.
-    scale = 1e-12 * (error.norm() + minimizer.norm()) * max(1.0, (relative_lr - 1) ** 12)
-    for t, point in enumerate(points):
-        assert (point - minimizer - torch.linalg.matrix_power(shrink, t) @ error).norm() <= scale
-    top = (points - minimizer) @ torch.linalg.eigh(hessian).eigenvectors[:, -1]
-    assert (top - top[0] * (1 - relative_lr) ** STEPS[:13]).abs().max() <= scale
-    if relative_lr <= 1:
-        distances = (points - minimizer).norm(dim=1)
-        assert (distances <= distances[0] * (1 - lr * spectrum[0]) ** STEPS[:13] + scale).all()
-
-
-@given(seeds, spectra)
-def test_the_best_constant_lr_meets_its_rate(seed, spectrum):
-    """T5: lr = 2/(μ+L) gives ‖xₜ − x*‖ ≤ ((κ−1)/(κ+1))ᵗ ‖x₀ − x*‖ (Nesterov 2004, theorem 2.1.15)."""
-    problem, minimizer, hessian, start = quadratic(seed, spectrum)
-    mu, L = spectrum[0], spectrum[-1]
-    rates = ((L - mu) / (L + mu)) ** STEPS
-    points, _ = descend(problem, start, 2 / (mu + L), 20)
-    distances = (points - minimizer).norm(dim=1)
-    assert (distances <= distances[0] * rates * (1 + 1e-9) + 1e-13).all()
-    # Tight along the steepest direction: a wrong lr, or a wrong factor in the gradient, breaks it.
-    top = minimizer + torch.linalg.eigh(hessian).eigenvectors[:, -1]
-    points, _ = descend(problem, top, 2 / (mu + L), 5)
-    torch.testing.assert_close((points - minimizer).norm(dim=1), rates[:6], rtol=1e-6, atol=1e-10)
-
-
-@given(seeds, st.floats(0.05, 1.0))
-def test_the_smallest_gradient_is_bounded_without_convexity(seed, relative_lr):
-    """T7: min over s < t of ‖∇f(xₛ)‖² ≤ 2 (f(x₀) − inf f)/(lr·t), lr ≤ 1/L (Nesterov 2004, 1.2.15).
-
-    f(x) = Σ cos(aᵢ·xᵢ) is smooth with L = max a², not convex, and no less than −n.
-    """
-    a = normal(seed, 3).abs() + 0.1
-    start = 3 * normal(seed + 1, 3)
-
-    def loss_fn(x, batch):
-        return torch.cos(a * x).sum()
-
-    lr = relative_lr / float(a.max() ** 2)
-    step = gd.make_step(loss_fn)
-    _, run = gd.train(step, start, None, gd.full_batch(1, 40), lr, record=("grad_norm", "loss"))
-    smallest = run.grad_norm.square().cummin(0).values
-    bound = 2 * (run.loss[0] + 3) / (lr * torch.arange(1, 41, dtype=torch.float64))
-    assert (smallest <= bound * (1 + 1e-12)).all()
 
 
 def test_the_stationary_variance_of_sgd_is_exact():

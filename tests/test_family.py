@@ -150,58 +150,6 @@ def test_adam_without_eps_does_not_move_where_there_is_no_gradient():
     assert update[1] == pytest.approx(1.0, rel=1e-4)
 
 
-def spectral_radius(lr, beta, curvature):
-    """Of one step of momentum on ½·h·x², as a matrix on (x, buffer)."""
-    transform = gd.momentum(beta)
-
-    def step(x, buffer):
-        update, state = transform.update(
-            curvature * x, transform.init(x)._replace(momentum_buffer=buffer), x
-        )
-        return torch.stack([x - lr * update, state.momentum_buffer])
-
-    zero, one = torch.tensor(0.0, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
-    matrix = torch.stack([step(one, zero), step(zero, one)], dim=1)
-    return float(torch.linalg.eigvals(matrix).abs().max())
-
-
-@given(st.floats(0.01, 1.0), st.floats(1.01, 1000.0))
-def test_momentum_with_polyaks_constants_has_his_spectral_radius(mu, kappa):
-    """T12: (√κ − 1)/(√κ + 1) at both ends of the spectrum (Polyak 1964)."""
-    root = kappa**0.5
-    lr, beta = 4 / (mu * (root + 1) ** 2), ((root - 1) / (root + 1)) ** 2
-    for curvature in (mu, mu * kappa):
-        # The matrix is defective at both ends: its eigenvalue is known to the root of the rounding.
-        assert spectral_radius(lr, beta, curvature) == pytest.approx(beta**0.5, abs=1e-6)
-
-
-@pytest.mark.parametrize("strongly_convex", [True, False])
-@given(st.lists(st.floats(0.05, 10.0), min_size=2, max_size=4).map(sorted), seeds)
-def test_nesterov_meets_its_bound(strongly_convex, spectrum, seed):
-    """T14: f(yₜ) − f* ≤ (L+μ)/2·‖x₀ − x*‖²·(1 − 1/√κ)ᵗ (Bubeck 2015, theorem 3.18).
-
-    T15, without strong convexity: f(yₜ) − f* ≤ 2L·‖x₀ − x*‖²/(t+1)² with β = t/(t+3) (Beck, Teboulle 2009).
-    """
-    spectrum = spectrum if strongly_convex else [0.0, *spectrum]
-    minimizer = normal(seed, len(spectrum))
-    problem = gd.problems.quadratic(spectrum, minimizer=minimizer, key=gd.random.key(seed))
-    params, mu, L = minimizer + normal(seed + 1, len(spectrum)), spectrum[0], spectrum[-1]
-    distance, gaps = float((params - minimizer).square().sum()), []
-    root = (L / mu) ** 0.5 if strongly_convex else None
-    state = gd.momentum(0.5).init(params)
-    for t in range(40):  # in torch's form: its iterates are the look-ahead points
-        gaps.append(float(problem.loss_fn(params, None) - problem.minimum))
-        beta = (root - 1) / (root + 1) if strongly_convex else t / (t + 3)
-        g = grad(problem.loss_fn)(params, None)
-        update, state = gd.momentum(beta, nesterov=True).update(g, state, params)
-        params = params - update / L
-    if strongly_convex:
-        bound = (L + mu) / 2 * distance * (1 - 1 / root) ** np.arange(40)
-    else:
-        bound = 2 * L * distance / np.arange(1, 41) ** 2
-    assert (np.array(gaps) <= bound * (1 + 1e-9) + 1e-24).all()
-
-
 # The contract of transformations.
 
 GRADS = {"w": normal(0, 3), "b": normal(1, 1)[0]}

@@ -208,7 +208,7 @@ def triple_momentum(loss_fn: LossFn, condition_number: Scalar) -> Step:
     ρ = 1 − 1/√κ,  β = ρ²/(2 − ρ),  γ = ρ²/((1 + ρ)·(2 − ρ)),  δ = ρ²/(1 − ρ²)
 
     With lr = (1 + ρ)/L the error falls by ρ a step, where Nesterov's method has √(1 − 1/√κ):
-    f(x_N) − f* ≤ ρ^(2·(N + 1))·L·κ/2·‖x₀ − x*‖².
+    f(x_N) − f* ≤ ρ^(2·N)·L·κ/2·‖x₀ − x*‖².
 
     Args:
         loss_fn: `(params, batch) -> loss`; see `batch_grad`.

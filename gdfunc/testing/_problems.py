@@ -273,6 +273,24 @@ class Raised(Problem):
         return self.problem.loss(x) + self.by
 
 
+@dataclass(frozen=True)
+class Maximum(Problem):
+    """f(x) = M·max xᵢ, whose subgradient is that of the first largest coordinate."""
+
+    M: float = 1.0
+
+    @property
+    def L(self) -> float:
+        return float("inf")
+
+    @property
+    def mu(self) -> float:
+        return 0.0
+
+    def loss(self, x: Tensor) -> Tensor:
+        return self.M * x.max(0).values
+
+
 def worst_huber(displacement: float, L: float = 1.0, radius: float = 1.0) -> Huber:
     """Return the Huber function on which a method ends at gap (L/2)·R²/(2·D + 1).
 

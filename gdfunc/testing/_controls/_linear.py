@@ -1,11 +1,13 @@
 """Gradient descent and momentum with one fault each."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._claims._linear import GradientDescent, Momentum
+from ... import _tree
+from .._claims._linear import OGM, FixedCoefficients, GradientDescent, Momentum, Nesterov, TripleMomentum
 from .._subject import Subject
 from ._base import controls, leaf_by_leaf, whole_tree
 
@@ -71,6 +73,134 @@ def one_buffer(claim: Momentum, fault: str) -> Subject:
     return whole_tree(1, rule, f"momentum, {fault or 'right'}")
 
 
+def displacement(claim: Momentum, fault: str) -> Subject:
+    """Heavy ball, which remembers its displacement."""
+    beta = claim.momentum
+
+    def rule(g: Tensor, x: Tensor, memory: list[Tensor], lr: Any, t: int) -> Any:
+        old, last = memory
+        d = beta * old - lr * g
+        if fault == "displacement scaled by today's lr":
+            d = lr * (beta * old - g)
+            return x + d, [d / lr, x]
+        if fault == "gradient and displacement averaged":
+            d = beta * old - (1 - beta) * lr * g
+        if fault == "displacement added":
+            d = -beta * old - lr * g
+        if fault == "displacement of two steps ago":
+            return x + beta * last - lr * g, [d, old]
+        return x + d, [d, old]
+
+    return leaf_by_leaf(2, rule, f"heavy ball, {fault or 'right'}")
+
+
+def fixed_coefficients(claim: FixedCoefficients, fault: str) -> Subject:
+    """Momentum, which is linear in the gradients unless something is done to them."""
+
+    def rule(gs: list[Tensor], xs: list[Tensor], memories: Any, lr: Any, t: int) -> Any:
+        if fault == "gradient normalised":
+            size = torch.stack([g.norm() for g in gs]).norm().clamp(min=1e-12)
+            gs = [g / size for g in gs]
+        if fault == "gradient clipped":
+            gs = [g.clamp(-1, 1) for g in gs]
+        if fault == "weight decay":
+            gs = [g + 0.1 * x for g, x in zip(gs, xs, strict=True)]
+        if fault == "first leaf left out" and len(gs) > 1:
+            gs = [0 * gs[0], *gs[1:]]
+        new = [0.5 * b + g for (b,), g in zip(memories, gs, strict=True)]
+        return [x - lr * b for x, b in zip(xs, new, strict=True)], [[b] for b in new]
+
+    return whole_tree(1, rule, f"fixed coefficients, {fault or 'right'}")
+
+
+def _answering(subject: Subject, slot: int) -> Subject:
+    """Let the answer of a rule for one leaf be one of its memories, once there was a step."""
+
+    def answer(carry: Any) -> Any:
+        leaves, structure = _tree.flatten(carry.params)
+        columns = zip(leaves, carry.state, strict=True)
+        return _tree.unflatten(structure, [memory[slot] if t else x for x, (t, memory) in columns])
+
+    return replace(subject, result=answer)
+
+
+def nesterov(claim: Nesterov, fault: str) -> Subject:
+    def rule(g: Tensor, y: Tensor, memory: list[Tensor], lr: Any, t: int) -> Any:
+        x, v, _ = memory
+        if t == 1:
+            x = y
+        betas = claim.betas(t + 1)
+        beta, last = float(betas[t - 1]), float(betas[t - 2]) if t > 1 else 0.0
+        if fault == "momentum of the next step":
+            beta = float(betas[t])
+        if fault == "one momentum for buffer and look-ahead":
+            # torch's variant: the buffer of gradients, scaled by lr.
+            v = float(betas[t]) * v + g
+            y = y - lr * (g + float(betas[t]) * v)
+            return y, [y, v, y]
+        new = y - lr * g
+        step = new - x
+        if fault == "gradient at the position":
+            new = x + last * v - lr * g
+            return new, [new, new - x, new]
+        if fault == "look-ahead from the old position":
+            return x + (1 + beta) * step, [x, step, x]
+        if fault == "sign of the momentum":
+            beta = -beta
+        if fault == "step counted from zero":
+            beta = last
+        if fault == "answer is the look-ahead":
+            return new + beta * step, [new, step, new + beta * step]
+        return new + beta * step, [new, step, new]
+
+    return _answering(leaf_by_leaf(3, rule, f"nesterov, {fault or 'right'}"), 2)
+
+
+def ogm(claim: OGM, fault: str) -> Subject:
+    def rule(g: Tensor, x: Tensor, memory: list[Tensor], lr: Any, t: int) -> Any:
+        y = x if t == 1 else memory[0]
+        thetas = claim.thetas(t + 1)
+        if fault == "last theta like the others":
+            thetas = replace(claim, steps=None).thetas(t + 1)
+        if fault == "theta of the next step":
+            thetas = thetas[1:]
+        old, theta = float(thetas[t - 1]), float(thetas[t])
+        b, c = (old - 1) / theta, old / theta
+        if fault == "gradient correction missing":
+            c = 0.0
+        if fault == "correction by the new theta":
+            c = theta / old
+        if fault == "momentum by the new theta":
+            b = (theta - 1) / theta
+        new = x - lr * g
+        return new + b * (new - y) + c * (new - x), [new]
+
+    return leaf_by_leaf(1, rule, f"ogm, {fault or 'right'}")
+
+
+def triple_momentum(claim: TripleMomentum, fault: str) -> Subject:
+    rho = claim.rho
+    beta, gamma, delta = rho**2 / (2 - rho), rho**2 / ((1 + rho) * (2 - rho)), rho**2 / (1 - rho**2)
+    if fault == "beta without its denominator":
+        beta = rho**2
+    if fault == "gamma like beta":
+        gamma = beta
+    if fault == "no look-ahead":
+        gamma = 0.0
+    if fault == "answer without delta":
+        delta = 0.0
+    if fault == "delta like gamma":
+        delta = gamma
+
+    def rule(g: Tensor, y: Tensor, memory: list[Tensor], lr: Any, t: int) -> Any:
+        xi, d, _ = memory
+        d = beta * d - lr * g
+        xi = (y if t == 1 else xi) + d
+        return xi + gamma * d, [xi, d, xi + delta * d]
+
+    return _answering(leaf_by_leaf(3, rule, f"triple momentum, {fault or 'right'}"), 2)
+
+
 CONTROLS = [
     *controls(
         GradientDescent(),
@@ -94,4 +224,49 @@ CONTROLS = [
     ),
     *controls(Momentum(0.9, dampening=0.5), momentum, "first gradient dampened"),
     *controls(Momentum(0.9), one_buffer, "first leaf left out", "buffers averaged over leaves"),
+    *controls(
+        Momentum(0.9, form="displacement"),
+        displacement,
+        "displacement scaled by today's lr",
+        "gradient and displacement averaged",
+        "displacement added",
+        "displacement of two steps ago",
+    ),
+    *controls(
+        FixedCoefficients(),
+        fixed_coefficients,
+        "gradient normalised",
+        "gradient clipped",
+        "weight decay",
+        "first leaf left out",
+    ),
+    *controls(
+        Nesterov(),
+        nesterov,
+        "momentum of the next step",
+        "one momentum for buffer and look-ahead",
+        "gradient at the position",
+        "look-ahead from the old position",
+        "sign of the momentum",
+        "step counted from zero",
+        "answer is the look-ahead",
+    ),
+    *controls(
+        OGM(5),
+        ogm,
+        "last theta like the others",
+        "theta of the next step",
+        "gradient correction missing",
+        "correction by the new theta",
+        "momentum by the new theta",
+    ),
+    *controls(
+        TripleMomentum(9.0),
+        triple_momentum,
+        "beta without its denominator",
+        "gamma like beta",
+        "no look-ahead",
+        "answer without delta",
+        "delta like gamma",
+    ),
 ]
