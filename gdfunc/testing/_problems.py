@@ -138,32 +138,35 @@ class TriangularWave(Problem):
         late = rest.clamp(min=0) - early
         dip = early**2 / 2 + (g * late - late**2) / 2
         last = rest - self.L * rest.clamp(min=0) ** 2 / 2
-        fall = torch.where(whole < self.steps, rest - self.L * dip, last)
+        # Uphill it becomes steeper.
+        fall = torch.where(whole < self.steps, rest - self.L * (dip + rest.clamp(max=0) ** 2 / 2), last)
         return -(whole * g * (1 - self.h / 4) + fall).sum()
 
 
 @dataclass(frozen=True)
 class PLSine(Problem):
-    """f(x) = x² + 3·sin²(x): not convex, with L = 8 and f* = 0.
+    """f(x) = a·(x² + 3·sin²(x)): not convex, with L = 8·a and f* = 0, in one dimension.
 
-    It keeps the inequality of Polyak and Łojasiewicz, ½·f′² ≥ f/32.
+    It keeps the inequality of Polyak and Łojasiewicz, ½·f′² ≥ pl·f with pl = a/32.
     """
+
+    scale: float = 1.0
 
     @property
     def L(self) -> float:
-        return 8.0
+        return 8 * self.scale
 
     @property
     def mu(self) -> float:
-        return -4.0
+        return -4 * self.scale
 
     @property
     def pl(self) -> float:
-        """Return the constant of ½·‖f′‖² ≥ pl·(f − f*)."""
-        return 1 / 32
+        """Return the constant of the inequality."""
+        return self.scale / 32
 
     def loss(self, x: Tensor) -> Tensor:
-        return (x**2 + 3 * x.sin() ** 2).sum()
+        return (self.scale * (x**2 + 3 * x.sin() ** 2)).sum()
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,17 @@ class Claim:
         return [-u * along(lrs, u) for u in directions]
 
     def answers(self, grads: Arrays, points: Arrays, lrs: np.ndarray) -> Arrays:
-        """Return the answer after every step, [T, ...] for each leaf: by default where the step arrives."""
-        return [x + move for x, move in zip(points, self.moves(grads, points, lrs), strict=True)]
+        """Return the answers before every step and after the last: by default the points.
+
+        Args:
+            grads: [T, ...] for each leaf, the gradient of every step.
+            points: [T + 1, ...] for each leaf, the parameters before every step and after the last.
+            lrs: [T].
+
+        Returns:
+            [T + 1, ...] for each leaf.
+        """
+        return points
 
     def directions(self, grads: Arrays, points: Arrays) -> Arrays:
         """Return uₜ of every step, [T, ...] for each leaf: by default leaf by leaf."""

@@ -97,7 +97,8 @@ class Nesterov(Claim):
         return moves
 
     def answers(self, grads: Arrays, points: Arrays, lrs: np.ndarray) -> Arrays:
-        return [y - along(lrs, g) * g for g, y in zip(grads, points, strict=True)]
+        steps = [y[:-1] - along(lrs, g) * g for g, y in zip(grads, points, strict=True)]
+        return [np.concatenate([y[:1], x]) for y, x in zip(points, steps, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -169,5 +170,5 @@ class TripleMomentum(Claim):
 
     def answers(self, grads: Arrays, points: Arrays, lrs: np.ndarray) -> Arrays:
         delta = self.rho**2 / (1 - self.rho**2)
-        pairs = zip(points, self._displacements(grads, lrs), strict=True)
-        return [y[:1] + d.cumsum(axis=0) + delta * d for y, d in pairs]
+        ways = [d.cumsum(axis=0) + delta * d for d in self._displacements(grads, lrs)]
+        return [y[:1] + np.concatenate([0 * y[:1], way]) for y, way in zip(points, ways, strict=True)]

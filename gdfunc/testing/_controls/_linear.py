@@ -134,9 +134,8 @@ def nesterov(claim: Nesterov, fault: str) -> Subject:
         if fault == "momentum of the next step":
             beta = float(betas[t])
         if fault == "one momentum for buffer and look-ahead":
-            # torch's variant: the buffer of gradients, scaled by lr.
-            v = float(betas[t]) * v + g
-            y = y - lr * (g + float(betas[t]) * v)
+            v = beta * v + g  # torch's variant: a buffer of gradients
+            y = y - lr * (g + beta * v)
             return y, [y, v, y]
         new = y - lr * g
         step = new - x

@@ -32,9 +32,9 @@ def coefficients(subject: Subject, claim: Claim, lrs: np.ndarray) -> tuple[np.nd
         done = run_linear(subject, eye, lrs, torch.zeros_like(eye[0]))
         return -done.points[0][1:], -done.results[0][1:]
     unit = [np.eye(steps)]
-    points = claim.moves(unit, [np.zeros((steps, steps))], lrs)[0].cumsum(axis=0)
-    before = np.concatenate([np.zeros((1, steps)), points[:-1]])
-    return -points, -claim.answers(unit, [before], lrs)[0]
+    moves = claim.moves(unit, [np.zeros((steps, steps))], lrs)[0]
+    points = np.concatenate([np.zeros((1, steps)), moves.cumsum(axis=0)])
+    return -points[1:], -claim.answers(unit, [points], lrs)[0][1:]
 
 
 @law("superposition")
