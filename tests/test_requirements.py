@@ -58,14 +58,14 @@ REQUIREMENTS = {
     ),
     4: (
         "descent on a quadratic is its closed form, also where it diverges",
-        ("test_convergence.py::test_descent_on_a_quadratic_is_the_closed_form",),
+        ("test_kit_descent.py::test_descent_on_a_quadratic_is_the_closed_form",),
         "holds",
     ),
     5: (
         "descent, Nesterov and SGD meet their bounds, and the stationary variance is exact",
         (
-            "test_convergence.py::test_descent_on_a_quadratic_is_the_closed_form",
-            "test_family.py::test_nesterov_meets_its_bound",
+            "test_kit_descent.py::test_descent_contracts",
+            "test_kit_descent.py::test_a_method_is_what_it_claims",
             "test_convergence.py::test_minibatch_sgd_meets_its_bound",
             "test_convergence.py::test_the_stationary_variance_of_sgd_is_exact",
         ),
