@@ -36,6 +36,7 @@ ROOMS = {
         "tests/test_methods.py",
         "tests/test_kit_averages.py",
         "tests/test_kit_curved.py",
+        "tests/test_kit_sums.py",
         "tests/test_variance_reduction.py",
     ],
     "schedules": ["tests/test_schedules.py"],

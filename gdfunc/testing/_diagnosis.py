@@ -1,5 +1,6 @@
 """Diagnosis: another explanation of the moves of an optimizer that breaks a law."""
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
@@ -10,9 +11,11 @@ from torch import Tensor
 from .. import _tree
 from .._tree import Tree
 from ._claims._base import Arrays, Claim
+from ._claims._sums import SumClaim
 from ._controls import WRONG
 from ._feeds import LRS, Seen, feeds, observe
 from ._subject import Subject, run
+from ._sums import moves_on_sums
 
 _AGREE = 1e-9  # relative: what a diagnosis calls agreement, beyond the rounding of the points
 
@@ -61,8 +64,10 @@ def diagnose(subject: Subject, claim: Claim) -> str:
 
     Tried in order: another learning rate; a negative control of the family, alone or with another learning
     rate; another value of one hyperparameter; the leaf or the step where the moves first differ. Where
-    linear losses say nothing, a control that walks alike on another loss.
+    linear losses say nothing, a control that walks alike on mini-batches, or on another loss.
     """
+    if isinstance(claim, SumClaim):
+        return _on_sums(subject, claim)
     if not claim.is_of_gradients():
         return _twin(subject, claim)
     trees = list(feeds(claim).values())
@@ -73,8 +78,8 @@ def diagnose(subject: Subject, claim: Claim) -> str:
     ratio = _ratio(seen, expected)
     if ratio is not None:
         if abs(ratio - 1) <= _AGREE:
-            agree = "the moves on linear losses agree with the claim to 1e-9"
-            return _twin(subject, claim) or agree
+            found = _on_sums(subject, claim) or _twin(subject, claim)
+            return found or "the moves on linear losses agree with the claim to 1e-9"
         return f"the effective learning rate is {_plain(ratio)} lr"
     for control in WRONG.values():
         if type(control.claim) is not type(claim):
@@ -101,15 +106,33 @@ def _twin(subject: Subject, claim: Claim) -> str:
     start = {"a": torch.tensor(2.0).double(), "b": torch.tensor([[1.0, 0.5], [-2.5, -1.0]]).double()}
 
     def walk(other: Subject) -> Arrays:
-        done = run(other, _waves, start, None, np.resize(LRS, 9), 9)
+        done = run(other, _waves, start, torch.ones(9, 1).double(), np.resize(LRS, 9), 9)
         return [*done.points, *done.results]
+
+    return _alike(subject, claim, walk)
+
+
+def _on_sums(subject: Subject, claim: Claim) -> str:
+    """Name the control whose moves on mini-batches are the subject's."""
+    return _alike(
+        subject, claim, lambda other: [moves for moves, _ in moves_on_sums(other, claim).values()]
+    )
+
+
+def _alike(subject: Subject, claim: Claim, walk: Callable[[Subject], Arrays]) -> str:
+    """Name the control that walks as the subject does, and otherwise than it would without its fault."""
+
+    def is_same(a: Arrays, b: Arrays) -> bool:
+        pairs = zip(a, b, strict=True)
+        return all(np.allclose(x, y, rtol=_AGREE, atol=_AGREE, equal_nan=True) for x, y in pairs)
 
     walked = walk(subject)
     for control in WRONG.values():
-        if type(control.claim) is type(claim):
-            columns = zip(walked, walk(control.build(claim, control.fault)), strict=True)
-            if all(np.allclose(a, b, rtol=_AGREE, atol=_AGREE, equal_nan=True) for a, b in columns):
-                return f"agrees with: {control.fault}"
+        if type(control.claim) is not type(claim):
+            continue
+        wrong, right = (control.build(claim, fault) for fault in (control.fault, ""))
+        if is_same(walked, walk(wrong)) and not is_same(walked, walk(right)):
+            return f"agrees with: {control.fault}"
     return ""
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _tree
+from .._sampling import take
 from .._step import Step, StepLike, as_step, copy_params, gradient_step, make_step, params_of
 from .._transforms._base import GradientTransformation
 from .._tree import Tree
@@ -246,7 +247,13 @@ class Run(NamedTuple):
 
 
 def run(
-    subject: Subject, loss_fn: Callable[..., Tensor], params: Tree, batches: Tree, lrs: Any, steps: int
+    subject: Subject,
+    loss_fn: Callable[..., Tensor],
+    params: Tree,
+    batches: Tree,
+    lrs: Any,
+    steps: int,
+    data: Tree = None,
 ) -> Run:
     """Run a subject, step by step.
 
@@ -254,11 +261,14 @@ def run(
         subject: the subject.
         loss_fn: `(params, batch) -> loss`.
         params: where to start.
-        batches: leaves [T, ...], one batch per step, or None.
+        batches: leaves [T, ...], one batch per step, or None; with data a plan, int64 [T, B].
         lrs: a number, or one per step, [T].
         steps: T.
+        data: samples, leaves [n, ...], of which a plan picks the batches.
     """
-    step = subject.make(loss_fn)
+    step = subject.make(loss_fn, data) if subject.of_rows else subject.make(loss_fn)
+    if data is not None and not subject.of_rows:
+        batches = take(data, batches)
     rates = np.broadcast_to(np.asarray(lrs, dtype=np.float64), (steps,))
     carry = step.init(params)
     points, results = [_tree.leaves(params_of(carry))], [_tree.leaves(subject.result(carry))]
@@ -312,8 +322,7 @@ def feed(subject: Subject, grads: Tree, lr: Any = 1.0, params: Tree = None) -> T
 
 
 def linear_loss(params: Tree, batch: Tree) -> Tensor:
-    """Return ⟨g, θ⟩ for a batch with leaves g[None]."""
-    pairs = zip(_tree.leaves(params), _tree.leaves(batch), strict=True)
-    return sum(
-        ((p * g[0]).sum() for p, g in pairs), start=torch.zeros((), dtype=_tree.leaves(params)[0].dtype)
-    )
+    """Return the mean of ⟨gᵢ, θ⟩ over a batch with leaves g [B, ...]."""
+    leaves = _tree.leaves(params)
+    pairs = zip(leaves, _tree.leaves(batch), strict=True)
+    return sum(((p * g.mean(0)).sum() for p, g in pairs), start=leaves[0].new_zeros(()))

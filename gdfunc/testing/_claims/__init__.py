@@ -34,6 +34,10 @@ from ._norms import TrustRatio as TrustRatio
 from ._signs import Lion as Lion
 from ._signs import Rprop as Rprop
 from ._signs import Sign as Sign
+from ._sums import SAG as SAG
+from ._sums import SAGA as SAGA
+from ._sums import SARAH as SARAH
+from ._sums import SVRG as SVRG
 from ._wrappers import Accumulate as Accumulate
 from ._wrappers import ApplyIfFinite as ApplyIfFinite
 from ._wrappers import Chain as Chain

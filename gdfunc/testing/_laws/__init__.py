@@ -32,6 +32,15 @@ from ._momentum import check_cycle as check_cycle
 from ._momentum import check_double_root as check_double_root
 from ._momentum import check_lr_change as check_lr_change
 from ._schedules import check_schedule as check_schedule
+from ._sums import check_batch_variance as check_batch_variance
+from ._sums import check_batches as check_batches
+from ._sums import check_full_batch as check_full_batch
+from ._sums import check_minimum as check_minimum
+from ._sums import check_noise_floor as check_noise_floor
+from ._sums import check_second_moment as check_second_moment
+from ._sums import check_sgd_bound as check_sgd_bound
+from ._sums import check_unbiased as check_unbiased
+from ._sums import check_variance_identity as check_variance_identity
 from ._symmetry import check_drift as check_drift
 from ._symmetry import check_resume as check_resume
 from ._symmetry import check_rotation as check_rotation

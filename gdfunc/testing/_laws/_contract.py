@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from ... import _tree
+from ..._sampling import take
 from ..._step import params_of
 from .._claims._base import Claim
 from .._law import LawBroken, NotApplicable, law, require_equal
@@ -23,6 +24,13 @@ def _gradients(claim: Claim) -> dict[str, torch.Tensor]:
     }
 
 
+def _samples(claim: Claim, dtype: torch.dtype) -> tuple[Any, torch.Tensor]:
+    """Return the gradients g, 2g and 3g, and a plan of six batches of equal samples."""
+    data = _tree.map(lambda g: torch.stack([g, 2 * g, 3 * g]).to(dtype), _gradients(claim))
+    batch_size = getattr(claim, "batch_size", 1)
+    return data, (torch.arange(6) % 3)[:, None].repeat(1, batch_size)
+
+
 def _bits(tree: Any) -> list[bytes]:
     return [
         leaf.detach().contiguous().numpy().tobytes() for leaf in _tree.leaves(tree) if torch.is_tensor(leaf)
@@ -37,11 +45,11 @@ def check_purity(subject: Subject, claim: Claim) -> None:
     """
     if not subject.is_pure:
         raise NotApplicable(f"{subject!r} changes its state in place by design")
-    grads = _gradients(claim)
-    step = subject.make(linear_loss)
-    batch = _tree.map(lambda g: g[None].double(), grads)
-    carry = step.init(_tree.map(lambda g: torch.ones_like(g, dtype=torch.float64), grads))
+    data, plan = _samples(claim, torch.float64)
+    step = subject.make(linear_loss, data) if subject.of_rows else subject.make(linear_loss)
+    carry = step.init(_tree.map(lambda g: torch.ones_like(g[0]), data))
     for t in range(1, 4):
+        batch = plan[t] if subject.of_rows else take(data, plan[t])
         before = _bits((carry, batch))
         (once, _), (again, _) = step(carry, batch, 0.5), step(carry, batch, 0.5)
         if _bits((carry, batch)) != before:
@@ -60,18 +68,17 @@ def check_dtype(subject: Subject, claim: Claim) -> None:
     |x₃₂ − x₆₄| ≤ 512·ε·scale over six steps, with ε = 2⁻²³. The scale is that of the parameters and moves.
     The factor leaves room for methods that subtract gradients.
     """
-    ends, first = [], _gradients(claim)
+    ends = []
     for dtype in (torch.float32, torch.float64):
-        grads = [_tree.map(lambda g, t=t, d=dtype: (1 + t % 3) * g[None].to(d), first) for t in range(6)]
-        batches = _tree.map(lambda *column: torch.stack(column), *grads)
-        start = _tree.map(lambda g, d=dtype: torch.ones_like(g, dtype=d), first)
+        data, plan = _samples(claim, dtype)
+        start = _tree.map(lambda g: torch.ones_like(g[0]), data)
         # Because a promoted parameter refuses the next batch, the first step is looked at alone.
-        carry = run(subject, linear_loss, start, batches, 0.125, 1).carry
+        carry = run(subject, linear_loss, start, plan, 0.125, 1, data).carry
         for path, leaf in _tree.named_leaves(params_of(carry), "params"):
             if leaf.dtype != dtype:
                 formula = f"{path} is {dtype} and becomes {leaf.dtype}"
                 raise LawBroken(formula=formula, value=leaf.dtype.itemsize * 8, bound=dtype.itemsize * 8)
-        ends.append(run(subject, linear_loss, start, batches, 0.125, 6).points)
+        ends.append(run(subject, linear_loss, start, plan, 0.125, 6, data).points)
     for single, double in zip(*ends, strict=True):
         scale = np.abs(double).max() + np.abs(np.diff(double, axis=0)).sum(0).max()
         formula = "x in float32 must equal x in float64 up to rounding"

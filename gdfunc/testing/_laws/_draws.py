@@ -160,8 +160,8 @@ def check_reshuffling(subject: Subject, claim: Claim) -> None:
         return 0.5 * a * ((x - target) ** 2).sum()
 
     for name, (plans, variance) in cases.items():
-        targets = torch.from_numpy(b[plans.T.copy()])
-        x = torch.full(targets.shape[1:], start, dtype=torch.float64)
+        targets = torch.from_numpy(b[plans.T.copy()])[:, None]  # a batch of one sample for each plan
+        x = torch.full(targets.shape[2:], start, dtype=torch.float64)
         ends = run(subject, loss_fn, x, targets, lr, len(targets)).points[0][-1]
         require_equal(ends.mean(), b.mean() + q ** len(targets) * (start - b.mean()), f"mean, {name}")
         require_equal(ends.var(), variance, f"variance over all plans, {name}, lr a = {lr * a:.6g}")
