@@ -1,6 +1,8 @@
-"""Laws of random numbers and plans: right generators keep them, and each wrong one breaks a law by name."""
+"""Laws of random numbers, plans and private steps: each wrong one breaks one of them by name."""
 
 import itertools
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -234,3 +236,142 @@ def test_another_method_has_other_moments(transform, words):
         gt.check_reshuffling(gt.from_transform(transform), gt.GradientDescent())
     with pytest.raises(gt.NotApplicable):
         gt.check_reshuffling(gt.from_transform(transform), gt.Momentum(0.5))
+
+
+# ---------------------------------------------------------------- private steps
+
+
+def private(fault, loss_fn, max_norm, noise_multiplier, divisor, seed):
+    """Make a private step by hand, with one fault."""
+    source = torchs(0 if fault == "seed ignored" else seed)
+
+    def step(params, batch, lr):
+        rows = torch.func.vmap(torch.func.grad(loss_fn), (None, 0))(params, batch[:, None])
+        sizes = {name: g.flatten(1).norm(dim=1) for name, g in rows.items()}
+        whole = torch.stack(list(sizes.values())).norm(dim=0)
+        new = {}
+        kept = source.get_state()
+        for name, g in rows.items():
+            size = sizes[name] if fault == "clips leaf by leaf" else whole
+            if fault == "norm squared":
+                size = size**2
+            factor = max_norm / size.clamp(min=1e-30)
+            factor = factor if fault == "scales up to C" else factor.clamp(max=1.0)
+            factor = torch.where(size > 0, factor, torch.zeros_like(factor))
+            if fault == "clips the mean":
+                factor = torch.ones_like(factor) * (max_norm / sum(whole)).clamp(max=1.0)
+            total = torch.tensordot(factor, g, dims=1)
+            if fault == "one noise for all leaves":
+                source.set_state(kept)
+            noise = torch.randn(total.shape, generator=source, dtype=torch.float64)
+            if fault == "uniform noise":
+                noise = 12**0.5 * (torch.rand(total.shape, generator=source, dtype=torch.float64) - 0.5)
+            noise = noise * noise_multiplier * (1.0 if fault == "noise without C" else max_norm)
+            noise = noise * {"noise squared": noise_multiplier, "noise 1.02": 1.02}.get(fault, 1.0)
+            noise = noise * (len(batch) if fault == "noise for each sample" else 1)
+            count = len(batch) if fault == "divides by n" else divisor
+            mean = total / count + noise if fault == "noise after the division" else (total + noise) / count
+            new[name] = params[name] - lr * mean
+        if fault == "one noise for all steps":
+            source.set_state(kept)
+        return new, torch.zeros(())
+
+    return step
+
+
+PRIVATE_FAULTS = {
+    "clips leaf by leaf": "sum_i",
+    "scales up to C": "sum_i",
+    "clips the mean": "sum_i",
+    "norm squared": "sum_i",
+    "divides by n": "sum_i",
+    "noise without C": "grows with C",
+    "noise squared": "grows with sigma",
+    "noise after the division": "grows with 1/D",
+    "noise for each sample": "does not depend on the data",
+    "noise 1.02": "sum (x/0.75)^2",
+    "uniform noise": "kurtosis",
+    "one noise for all leaves": "with themselves",
+    "one noise for all steps": "with themselves",
+    "seed ignored": "the draws of some seeds differ",
+}
+
+
+def ours(loss_fn, max_norm, noise_multiplier, divisor, seed):
+    options = {"max_norm": max_norm, "noise_multiplier": noise_multiplier, "divisor": divisor}
+    return gd.privacy.make_private_step(loss_fn, key=gd.random.key(seed), **options)
+
+
+@pytest.mark.parametrize("make", [ours, partial(private, "")], ids=["gdfunc", "by hand"])
+def test_right_private_steps_keep_their_law(make):
+    gt.check_private_step(make)
+
+
+@pytest.mark.parametrize("fault", PRIVATE_FAULTS)
+def test_a_wrong_private_step_is_caught(fault):
+    with pytest.raises(gt.LawBroken) as caught:
+        gt.check_private_step(partial(private, fault))
+    assert PRIVATE_FAULTS[fault] in caught.value.formula
+
+
+def follower(fault, loss_fn, start, quantile, lr, count_noise, divisor, seed):
+    """Make a step whose clipping norm follows a quantile, with one fault."""
+    source = torchs(0 if fault == "seed ignored" else seed)
+
+    def step(carry, batch, step_lr):
+        (params, c), kept = carry, source.get_state()
+        sizes = batch.norm(dim=1)
+        below = sizes < c if fault == "strict" else sizes <= c
+        noise = count_noise * float(torch.randn((), generator=source, dtype=torch.float64))
+        noise = noise * {"noise not divided": divisor, "noise missing": 0.0}.get(fault, 1.0)
+        share = (float(below.sum()) + noise) / divisor
+        if fault == "one noise for all steps":
+            source.set_state(kept)
+        change = -lr * (share - quantile) * (-1 if fault == "sign" else 1)
+        moved = c * (1 + change if fault == "linear" else np.exp(change))
+        used = moved if fault == "clips with the next" else c
+        rows = torch.func.vmap(torch.func.grad(loss_fn), (None, 0))(params, batch[:, None])
+        factor = (used / sizes).clamp(max=1.0)
+        sums = {name: torch.tensordot(factor, g, dims=1) / divisor for name, g in rows.items()}
+        return Following({name: params[name] - step_lr * sums[name] for name in params}, moved), share
+
+    return gd.Step(lambda params: Following(params, start), lambda *args: (*step(*args), None), Following)
+
+
+class Following(NamedTuple):
+    params: dict
+    max_norm: float
+
+
+def our_follower(loss_fn, start, quantile, lr, count_noise, divisor, seed):
+    norm = gd.privacy.Quantile(start, quantile, lr, count_noise)
+    options = {"max_norm": norm, "noise_multiplier": 0.0, "divisor": divisor}
+    return gd.privacy.make_private_step(loss_fn, key=gd.random.key(seed), **options)
+
+
+def norm_of(carry):
+    return carry.max_norm
+
+
+@pytest.mark.parametrize("make", [our_follower, partial(follower, "")], ids=["gdfunc", "by hand"])
+def test_right_clipping_norms_keep_their_law(make):
+    gt.check_quantile(make, norm_of)
+
+
+FOLLOWER_FAULTS = {
+    "sign": "C exp",
+    "linear": "C exp",
+    "strict": "C exp",
+    "clips with the next": "before its update",
+    "noise not divided": "sum (D noise",
+    "noise missing": "differs between steps",
+    "one noise for all steps": "differs between steps",
+    "seed ignored": "differs between steps",
+}
+
+
+@pytest.mark.parametrize("fault", FOLLOWER_FAULTS)
+def test_a_wrong_clipping_norm_is_caught(fault):
+    with pytest.raises(gt.LawBroken) as caught:
+        gt.check_quantile(partial(follower, fault), norm_of)
+    assert FOLLOWER_FAULTS[fault] in caught.value.formula

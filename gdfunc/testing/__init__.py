@@ -104,8 +104,10 @@ from ._laws import check_nonconvex as check_nonconvex
 from ._laws import check_permutation as check_permutation
 from ._laws import check_pl as check_pl
 from ._laws import check_polyak as check_polyak
+from ._laws import check_private_step as check_private_step
 from ._laws import check_purity as check_purity
 from ._laws import check_quadratic as check_quadratic
+from ._laws import check_quantile as check_quantile
 from ._laws import check_reshuffling as check_reshuffling
 from ._laws import check_rest as check_rest
 from ._laws import check_resume as check_resume

@@ -31,6 +31,8 @@ from ._linear import check_quadratic as check_quadratic
 from ._momentum import check_cycle as check_cycle
 from ._momentum import check_double_root as check_double_root
 from ._momentum import check_lr_change as check_lr_change
+from ._privacy import check_private_step as check_private_step
+from ._privacy import check_quantile as check_quantile
 from ._schedules import check_schedule as check_schedule
 from ._sums import check_batch_variance as check_batch_variance
 from ._sums import check_batches as check_batches

@@ -51,19 +51,21 @@ def check_noise(draw: Callable[[int], Any], std: float = 1.0, *, alpha: float = 
     z = np.concatenate([first, other, *more]) / std
     half = len(z) // 2
     for name, part in {"draws": z, "first half": z[:half], "second half": z[half:]}.items():
-        _require_small(_of_chi2(float(part @ part), len(part)), f"sum (x/{std:.6g})^2 of the {name}", alpha)
-        _require_small(part.sum() / math.sqrt(len(part)), f"mean of the {name}", alpha)
+        require_small(
+            score_of_chi2(float(part @ part), len(part)), f"sum (x/{std:.6g})^2 of the {name}", alpha
+        )
+        require_small(part.sum() / math.sqrt(len(part)), f"mean of the {name}", alpha)
     cubes, fourths = (z**3 - 3 * z).sum(), (z**4 - 6 * z**2 + 3).sum()
-    _require_small(cubes / math.sqrt(6 * len(z)), "skewness, sum H_3(x)", alpha)
-    _require_small(fourths / math.sqrt(24 * len(z)), "kurtosis, sum H_4(x)", alpha)
+    require_small(cubes / math.sqrt(6 * len(z)), "skewness, sum H_3(x)", alpha)
+    require_small(fourths / math.sqrt(24 * len(z)), "kurtosis, sum H_4(x)", alpha)
     edges = [NormalDist().inv_cdf(i / 64) for i in range(1, 64)]
     _require_uniform(np.searchsorted(edges, z), 64, "64 equally likely cells", alpha)
     own = _correlations(z, z)[1:]  # because at lag 0 it is the sum of squares
-    _require_small(own, "correlation of the draws with themselves", alpha / len(own))
+    require_small(own, "correlation of the draws with themselves", alpha / len(own))
     size = min(len(first), len(other))
     if size >= 1000:  # a sum of fewer products is not normal
         crossed = _correlations(first[:size] / std, other[:size] / std)
-        _require_small(crossed, "correlation of the draws of two seeds", alpha / size)
+        require_small(crossed, "correlation of the draws of two seeds", alpha / size)
 
 
 @law("K. Pearson 1900: every order is equally likely", of_optimizers=False)
@@ -192,14 +194,14 @@ def _numbers(drawn: Any) -> np.ndarray:
     return array.astype(np.float64).reshape(-1)
 
 
-def _require_small(z: Any, statistic: str, alpha: float) -> None:
+def require_small(z: Any, statistic: str, alpha: float) -> None:
     """Require that |z| does not exceed its two-sided limit, for the largest of several."""
     limit = NormalDist().inv_cdf(1 - alpha / 2)
     formula = f"{statistic}, in standard errors, with alpha = {alpha:.3g}"
     require_at_most(np.abs(z).max(initial=0.0), limit, formula, slack=0.0)
 
 
-def _of_chi2(chi2: float, degrees: int) -> float:
+def score_of_chi2(chi2: float, degrees: int) -> float:
     """Return the z of Wilson and Hilferty: χ²'s cube root is nearly normal."""
     spread = 2 / (9 * degrees)
     return float((np.cbrt(chi2 / degrees) - (1 - spread)) / math.sqrt(spread))
@@ -209,7 +211,7 @@ def _require_uniform(cells: np.ndarray, count: int, name: str, alpha: float) -> 
     """Require equally likely cells, by Pearson's χ²: too even is wrong too."""
     expected = len(cells) / count
     chi2 = ((np.bincount(cells, minlength=count) - expected) ** 2).sum() / expected
-    _require_small(_of_chi2(chi2, count - 1), f"chi2 = {chi2:.6g} of {name}", alpha)
+    require_small(score_of_chi2(chi2, count - 1), f"chi2 = {chi2:.6g} of {name}", alpha)
 
 
 def _correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
