@@ -1,6 +1,7 @@
-"""SVRG, SARAH, SAG and SAGA: their formulas, their estimates' means, and the rates of their theorems.
+"""SVRG, SARAH, SAG and SAGA: what they record, refuse and cost, and the rates of their theorems.
 
-Small sums are taken whole: an expectation is the mean over every plan there is, free of statistical errors.
+`test_kit_sums` holds their formulas, and the means and second moments of their estimates. Small sums are
+taken whole: an expectation is the mean over every plan there is, free of statistical errors.
 """
 
 from collections.abc import Callable
@@ -15,83 +16,41 @@ from torch.func import grad, vmap
 
 import gdfunc as gd
 from gdfunc import _tree
+from gdfunc import testing as gt
 
-from .references import few, flat, linear_data, linear_gradient, linear_loss, normal
+from .references import few, flat, linear_data, linear_loss, normal
 
 seeds = st.integers(0, 2**32)
 
 
-# ---------------------------------------------------------------- the methods, each by its formula in NumPy
-# An oracle gets θ₀, the gradients g(θ) [n, P] of the samples, the plan, the lr of every step and the mini-
-# batches' size; it yields the θ after every step.
-
-
-def svrg_oracle(theta, g, plan, lrs, size, average):
-    for row, lr in zip(plan, lrs, strict=True):
-        w, points = theta, []
-        for batch in row.reshape(-1, size):
-            points.append(w)
-            w = w - lr * (g(w)[batch].mean(0) - g(theta)[batch].mean(0) + g(theta).mean(0))
-        theta = np.mean(points, 0) if average else w
-        yield theta
-
-
-def sarah_oracle(theta, g, plan, lrs, size, average):
-    for row, lr in zip(plan, lrs, strict=True):
-        v, points = g(theta).mean(0), [theta]
-        for batch in row.reshape(-1, size):
-            points.append(points[-1] - lr * v)
-            v = v + g(points[-1])[batch].mean(0) - g(points[-2])[batch].mean(0)
-        theta = np.mean(points, 0) if average else points[-1] - lr * v
-        yield theta
-
-
-def table_oracle(theta, g, plan, lrs, size, saga):
-    table = g(theta)
-    for row, lr in zip(plan, lrs, strict=True):
-        new, old = table.copy(), table
-        for i in row:
-            new[i] = g(theta)[i]
-        table = new
-        v = g(theta)[row].mean(0) - old[row].mean(0) + old.mean(0) if saga else table.mean(0)
-        theta = theta - lr * v
-        yield theta
-
-
 class Case(NamedTuple):
     make: Callable[..., Any]  # (loss_fn, data, size) -> step
-    oracle: Callable[..., Any]
-    option: bool
     passes: bool  # whether a row holds many mini-batches
 
 
-def passes(make, oracle, output):
+def passes(make, output):
     def build(loss_fn, data, size):
         return make(loss_fn, data, batch_size=size, output=output)
 
-    return Case(build, oracle, output == "average", True)
+    return Case(build, True)
 
 
-def single(make, saga):
-    return Case(lambda loss_fn, data, size: make(loss_fn, data), table_oracle, saga, False)
+def single(make):
+    return Case(lambda loss_fn, data, size: make(loss_fn, data), False)
 
 
 METHODS = {
-    "svrg": passes(gd.methods.svrg, svrg_oracle, "last"),
-    "svrg_average": passes(gd.methods.svrg, svrg_oracle, "average"),
-    "sarah": passes(gd.methods.sarah, sarah_oracle, "last"),
-    "sarah_average": passes(gd.methods.sarah, sarah_oracle, "average"),
-    "sag": single(gd.methods.sag, False),
-    "saga": single(gd.methods.saga, True),
+    "svrg": passes(gd.methods.svrg, "last"),
+    "svrg_average": passes(gd.methods.svrg, "average"),
+    "sarah": passes(gd.methods.sarah, "last"),
+    "sarah_average": passes(gd.methods.sarah, "average"),
+    "sag": single(gd.methods.sag),
+    "saga": single(gd.methods.saga),
 }
 each = pytest.mark.parametrize("name", METHODS)
 PARAMS = {"w": normal(0, 3), "b": normal(1, 1)[0]}
 DATA = linear_data(3, 6, 3)
 INDEX = torch.tensor([[4, 1, 1, 0], [5, 5, 2, 3], [0, 0, 0, 0], [3, 1, 4, 5]])  # some samples twice
-
-
-def drawn_rows(seed, n, *shape):
-    return torch.randint(n, shape, generator=torch.Generator().manual_seed(seed))
 
 
 def params_of(state):
@@ -112,43 +71,17 @@ def run(name, lr, index=INDEX, params=PARAMS, data=DATA, size=2, **options):
 
 
 @each
-@given(seeds, st.integers(1, 7), st.integers(1, 3), st.integers(1, 3))
-@few
-def test_steps_are_the_formula(name, seed, n, size, many):
-    data = linear_data(seed, n, 3)
-    case = METHODS[name]
-    many = many if case.passes else 1
-    plan = drawn_rows(seed, n, 5, many * size)
-    start, lrs = normal(seed + 5, 4), [0.02 + 0.01 * np.cos(t) for t in range(5)]
-    features = np.concatenate([data[0].numpy(), np.ones((n, 1))], 1)
-
-    def g(theta):
-        return 2 * (features @ theta - data[1].numpy())[:, None] * features
-
-    step = make(name, data=data, size=size)
-    state = step.init({"w": start[:-1], "b": start[-1]})
-    theirs = case.oracle(start.numpy(), g, plan.numpy(), lrs, size, case.option)
-    for row, lr, theta in zip(plan, lrs, theirs, strict=True):
+def test_the_loss_is_that_of_the_old_parameters_and_the_mean_that_of_the_table(name):
+    step = make(name)
+    state = step.init(PARAMS)
+    for row in INDEX:
         old = params_of(state)
-        state, loss = step(state, row, lr)
-        np.testing.assert_allclose(flat(params_of(state)), theta, rtol=1e-10, atol=1e-11)
-        batch = data if case.passes else gd.take(data, row)
+        state, loss = step(state, row, 0.05)
+        batch = DATA if METHODS[name].passes else gd.take(DATA, row)
         torch.testing.assert_close(loss, linear_loss(old, batch), rtol=1e-12, atol=0)
-    if not case.passes:
+    if not METHODS[name].passes:
         for mean, table in zip(_tree.leaves(state.mean), _tree.leaves(state.table), strict=True):
             torch.testing.assert_close(mean, table.mean(0), rtol=1e-12, atol=1e-12)
-
-
-@each
-def test_at_the_minimum_it_stays_where_sgd_leaves(name):
-    x, y = DATA
-    features = torch.cat([x, torch.ones(6, 1, dtype=x.dtype)], 1)
-    best = torch.linalg.lstsq(features, y).solution
-    start = {"w": best[:-1], "b": best[-1]}
-    final, _ = run(name, 0.05, params=start)
-    sgd, _ = gd.train(gd.make_step(linear_loss), start, DATA, INDEX, 0.05)
-    assert (flat(final) - best).norm() < 1e-14
-    assert (flat(sgd) - best).norm() > 1e-3
 
 
 @each
@@ -179,60 +112,6 @@ def test_a_traced_run_and_its_derivative_are_those_in_python(name, options):
     torch.testing.assert_close(*slopes, rtol=1e-9, atol=0)
 
 
-# ---------------------------------------------------------------- what the estimates are in the mean
-
-
-def full_gradient(params, data=DATA):
-    return flat(linear_gradient(params, data))
-
-
-def every_next(name, rows):
-    """The point after a pass over rows, and those after it and one sample more, whichever."""
-    step = make(name, size=1)
-    ends = vmap(lambda i: flat(step(PARAMS, torch.cat([rows, i[None]]), 0.05)[0]))(torch.arange(6))
-    return step(PARAMS, rows, 0.05)[0], ends
-
-
-@given(seeds, st.integers(1, 6))
-@few
-def test_svrgs_estimate_is_the_gradient_in_the_mean(seed, before):
-    rows = drawn_rows(seed, 6, before)
-    here, ends = every_next("svrg", rows)
-    moved = (flat(here) - ends) / 0.05
-    torch.testing.assert_close(moved.mean(0), full_gradient(here), rtol=1e-10, atol=1e-10)
-    assert (moved - moved[0]).abs().max() > 1e-6  # one sample alone gives another
-
-
-@given(seeds, st.integers(2, 6))
-@few
-def test_sarahs_estimate_follows_the_gradient_in_the_mean(seed, before):
-    """E v = ∇L(w) − ∇L(w') + v', which is not ∇L(w)."""
-    rows = drawn_rows(seed, 6, before)
-    here, ends = every_next("sarah", rows)
-    there = make("sarah", size=1)(PARAMS, rows[:-1], 0.05)[0]
-    moved = ((flat(here) - ends) / 0.05).mean(0)
-    last = (flat(there) - flat(here)) / 0.05
-    torch.testing.assert_close(
-        moved, full_gradient(here) - full_gradient(there) + last, rtol=1e-9, atol=1e-9
-    )
-    assert (moved - full_gradient(here)).norm() > 1e-6
-
-
-@pytest.mark.parametrize("name", ["sag", "saga"])
-@given(seeds, st.integers(1, 6))
-@few
-def test_sagas_estimate_is_the_gradient_in_the_mean_and_sags_a_sixth_of_the_way_there(name, seed, size):
-    index = drawn_rows(seed, 6, 4, 3)
-    step = make(name)
-    state = gd.train(step, step.init(PARAMS), torch.arange(6), index, 0.05)[0]
-    subsets = torch.combinations(torch.arange(6), size)  # every mini-batch of this size
-    ends = vmap(lambda rows: flat(step(state, rows, 0.05)[0].params))(subsets)
-    moved = ((flat(state.params) - ends) / 0.05).mean(0)
-    mean, full = flat(state.mean), full_gradient(state.params)
-    expected = full if name == "saga" else mean + size / 6 * (full - mean)
-    torch.testing.assert_close(moved, expected, rtol=1e-10, atol=1e-10)
-
-
 def test_a_pass_takes_as_many_gradients_as_it_says():
     taken = []
 
@@ -249,34 +128,17 @@ def test_a_pass_takes_as_many_gradients_as_it_says():
 # ---------------------------------------------------------------- the rates of the theorems
 
 
-class Sum(NamedTuple):
-    """fᵢ(w) = ½ (aᵢ·w − yᵢ)² + λ/2 ‖w‖², and what is known of their mean f."""
-
-    loss_fn: Callable[..., Any]
-    data: Any
-    best: torch.Tensor
-    minimum: float
-    L: float  # of the steepest sample
-    mu: float
-
-
 def least_squares(seed, n, ridge):
-    a, y = normal(seed, n, 2), normal(seed + 1, n)
-    hessian = a.T @ a / n + ridge * torch.eye(2, dtype=a.dtype)
-    best = torch.linalg.solve(hessian, a.T @ y / n)
-
-    def loss_fn(w, batch):
-        a, y = batch
-        return 0.5 * ((a @ w - y) ** 2).mean() + 0.5 * ridge * w @ w
-
-    largest = float((a**2).sum(1).max() + ridge)
-    smallest = float(torch.linalg.eigvalsh(hessian)[0])
-    return Sum(loss_fn, (a, y), best, float(loss_fn(best, (a, y))), largest, smallest)
+    return gt.least_squares(normal(seed, n, 2).tolist(), normal(seed + 1, n).tolist(), ridge)
 
 
-def every_plan(n, steps):
-    """All plans of one sample a step, [nᵗ, t, 1]."""
-    return torch.cartesian_prod(*[torch.arange(n)] * steps).view(-1, steps, 1)
+def best(problem):
+    return torch.from_numpy(problem.minimizer)
+
+
+def convexity(problem):
+    """The strong convexity of the mean f, which is more than that of every sample."""
+    return float(np.linalg.eigvalsh(problem.H.mean(0))[0])
 
 
 def paths(step, init, plans, lr):
@@ -289,8 +151,12 @@ def paths(step, init, plans, lr):
     return vmap(one)(plans)
 
 
+def minimum(problem):
+    return problem.loss_fn(best(problem), problem.data)
+
+
 def gap(problem, points):
-    return vmap(vmap(lambda w: problem.loss_fn(w, problem.data)))(points) - problem.minimum
+    return vmap(vmap(lambda w: problem.loss_fn(w, problem.data)))(points) - minimum(problem)
 
 
 small_sums = st.builds(least_squares, seeds, st.just(3), st.floats(0.3, 3.0))
@@ -304,14 +170,14 @@ def test_saga_meets_its_theorem(problem, seed):
     E‖xₖ − x*‖² ≤ (1 − μ/2(μn + L))ᵏ [‖x₀ − x*‖² + n/(μn + L)·(f(x₀) − f*)] at lr = 1/2(μn + L)
     (Defazio, Bach and Lacoste-Julien 2014, theorem 1 and what follows it; there f'(x*) = 0).
     """
-    n, L, mu = 3, problem.L, problem.mu
-    step, start = gd.methods.saga(problem.loss_fn, problem.data), problem.best + normal(seed, 2)
+    n, L, mu = 3, problem.L, convexity(problem)
+    step, start = gd.methods.saga(problem.loss_fn, problem.data), best(problem) + normal(seed, 2)
     for lr, rate, weight in (
         (1 / (3 * L), min(1 / (4 * n), mu / (3 * L)), 2 * n / (3 * L)),
         (1 / (2 * (mu * n + L)), mu / (2 * (mu * n + L)), n / (mu * n + L)),
     ):
-        points = paths(step, step.init(start), every_plan(n, 6), lr)
-        expected = (points - problem.best).square().sum(-1).mean(0)
+        points = paths(step, step.init(start), gt.all_plans(n, 6), lr)
+        expected = (points - best(problem)).square().sum(-1).mean(0)
         first = expected[0] + weight * gap(problem, points[:1, :1])[0, 0]
         assert (expected <= (1 - rate) ** K * first * (1 + 1e-9)).all()
 
@@ -322,14 +188,14 @@ def test_sag_meets_its_theorem(problem, seed):
     """E f(xₖ) − f* ≤ (1 − min(μ/16L, 1/8n))ᵏ [f(x₀) − f* + 4L/n·‖x₀ − x*‖² + σ²/16L] at lr = 1/16L, from
     a table of zeros; σ² is the mean of ‖fᵢ'(x*)‖² (Schmidt, Le Roux and Bach 2017, theorem 1).
     """
-    n, L, mu = 3, problem.L, problem.mu
-    step, start = gd.methods.sag(problem.loss_fn, problem.data), problem.best + normal(seed, 2)
+    n, L, mu = 3, problem.L, convexity(problem)
+    step, start = gd.methods.sag(problem.loss_fn, problem.data), best(problem) + normal(seed, 2)
     state = step.init(start)
-    at_best = step.init(problem.best).table
+    at_best = step.init(best(problem)).table
     empty = state._replace(table=torch.zeros_like(state.table), mean=torch.zeros_like(state.mean))
-    points = paths(step, empty, every_plan(n, 6), 1 / (16 * L))
+    points = paths(step, empty, gt.all_plans(n, 6), 1 / (16 * L))
     expected = gap(problem, points).mean(0)
-    distance, noise = (start - problem.best).square().sum(), at_best.square().sum(1).mean()
+    distance, noise = (start - best(problem)).square().sum(), at_best.square().sum(1).mean()
     first = expected[0] + 4 * L / n * distance + noise / (16 * L)
     assert (expected <= (1 - min(mu / (16 * L), 1 / (8 * n))) ** K * first * (1 + 1e-9)).all()
 
@@ -341,14 +207,14 @@ def test_the_last_point_of_svrg_meets_its_bound(problem, seed, relative_lr):
     E‖v‖² ≤ 2·E‖fᵢ'(w) − fᵢ'(x*)‖² + 2·E‖fᵢ'(θ) − fᵢ'(x*)‖² ≤ 2L·⟨∇f(w), w − x*⟩ + 2L²·‖θ − x*‖²
     (in the way of Tan et al. 2016, on SVRG's option I).
     """
-    L, mu, start = problem.L, problem.mu, problem.best + normal(seed, 2)
+    L, mu, start = problem.L, convexity(problem), best(problem) + normal(seed, 2)
     lr, step = relative_lr / L, gd.methods.svrg(problem.loss_fn, problem.data)
     shrink = 1 - 2 * lr * mu * (1 - lr * L)
     for m in (1, 3, 6):
-        ends = vmap(lambda rows: step(start, rows, lr)[0])(every_plan(3, m).squeeze(-1))
-        expected = (ends - problem.best).square().sum(-1).mean()
+        ends = vmap(lambda rows: step(start, rows, lr)[0])(gt.all_plans(3, m).squeeze(-1))
+        expected = (ends - best(problem)).square().sum(-1).mean()
         bound = shrink**m + 2 * (lr * L) ** 2 * (1 - shrink**m) / (1 - shrink)
-        assert expected <= bound * (start - problem.best).square().sum() * (1 + 1e-9)
+        assert expected <= bound * (start - best(problem)).square().sum() * (1 + 1e-9)
 
 
 @given(small_sums, seeds, st.floats(0.1, 1.0))
@@ -357,12 +223,12 @@ def test_the_average_of_sarah_meets_its_theorem(problem, seed, relative_lr):
     """E‖∇f(θ')‖² ≤ [1/(μ·lr·(m + 1)) + lr·L/(2 − lr·L)]·‖∇f(θ)‖² (Nguyen et al. 2017, theorem 4, for one
     of the m + 1 points at random; for a quadratic also for their mean, by Jensen's inequality).
     """
-    L, mu, start = problem.L, problem.mu, problem.best + normal(seed, 2)
+    L, mu, start = problem.L, convexity(problem), best(problem) + normal(seed, 2)
     lr = relative_lr / L
     step = gd.methods.sarah(problem.loss_fn, problem.data, output="average")
     gradient = grad(lambda w: problem.loss_fn(w, problem.data))
     for m in (1, 3, 7):
-        ends = vmap(lambda rows: step(start, rows, lr)[0])(every_plan(3, m).squeeze(-1))
+        ends = vmap(lambda rows: step(start, rows, lr)[0])(gt.all_plans(3, m).squeeze(-1))
         expected = vmap(gradient)(ends).square().sum(-1).mean()
         factor = 1 / (mu * lr * (m + 1)) + lr * L / (2 - lr * L)
         assert expected <= factor * gradient(start).square().sum() * (1 + 1e-9)
@@ -373,8 +239,8 @@ def test_the_average_of_svrg_meets_its_theorem():
     (Johnson and Zhang 2013, theorem 1, for a point at random; for their mean as f is convex).
     """
     problem, m, count = least_squares(3, 20, 10.0), 80, 20
-    lr, start = 0.1 / problem.L, problem.best + 1.0
-    alpha = 1 / (problem.mu * lr * 0.8 * m) + 0.2 / 0.8
+    lr, start = 0.1 / problem.L, best(problem) + 1.0
+    alpha = 1 / (convexity(problem) * lr * 0.8 * m) + 0.2 / 0.8
     step = gd.methods.svrg(problem.loss_fn, problem.data, output="average")
     keys = gd.random.split(gd.random.key(0), 20)
     plan = vmap(lambda key: gd.sample_batches(key, 20, 1, count * m))(keys)
@@ -393,17 +259,17 @@ def test_the_average_of_svrg_meets_its_theorem():
 def test_it_goes_on_at_a_linear_rate_where_sgd_stalls_at_its_noise(name):
     """The theorem of SAGA in the long run, and that SGD breaks it with the same lr and samples."""
     problem, n, steps = least_squares(5, 8, 0.5), 8, 640
-    lr, start = 1 / (3 * problem.L), problem.best + 1.0
+    lr, start = 1 / (3 * problem.L), best(problem) + 1.0
     plan = gd.sample_batches(gd.random.key(0), n, 1, steps)
     rows = plan.view(-1, 2 * n) if METHODS[name].passes else plan
     step = METHODS[name].make(problem.loss_fn, problem.data, 1)
     final = params_of(gd.train(step, step.init(start), torch.arange(n), rows, lr)[0])
     sgd, _ = gd.train(gd.make_step(problem.loss_fn), start, problem.data, plan, lr)
-    first = (start - problem.best).square().sum()
-    first = first + 2 * n / (3 * problem.L) * (problem.loss_fn(start, problem.data) - problem.minimum)
-    bound = (1 - min(1 / (4 * n), problem.mu / (3 * problem.L))) ** steps * first
-    assert (final - problem.best).square().sum() < bound
-    assert (sgd - problem.best).square().sum() > 1e3 * bound
+    first = (start - best(problem)).square().sum()
+    first = first + 2 * n / (3 * problem.L) * (problem.loss_fn(start, problem.data) - minimum(problem))
+    bound = (1 - min(1 / (4 * n), convexity(problem) / (3 * problem.L))) ** steps * first
+    assert (final - best(problem)).square().sum() < bound
+    assert (sgd - best(problem)).square().sum() > 1e3 * bound
 
 
 # ---------------------------------------------------------------- errors
