@@ -29,6 +29,11 @@ def averaging(make):
     return gt.from_step(make, result=lambda carry: carry.average)
 
 
+def check_moves_and_answers(subject, claim):
+    gt.check_kernel(subject, claim)
+    gt.check_average(subject, claim)
+
+
 @given(inners, shares, st.booleans())
 @few
 def test_ema_keeps_the_claim(inner, decay, debias):
@@ -37,8 +42,7 @@ def test_ema_keeps_the_claim(inner, decay, debias):
     def make(loss_fn):
         return gd.methods.ema(gd.make_step(loss_fn, transform), decay, debias=debias)
 
-    report = gt.check_optimizer(averaging(make), gt.EMA(claim, decay, debias))
-    assert {"check_kernel", "check_average"} <= set(report.passed)
+    check_moves_and_answers(averaging(make), gt.EMA(claim, decay, debias))
 
 
 @given(inners, st.integers(1, 5), st.floats(0, 1))
@@ -50,7 +54,7 @@ def test_lookahead_keeps_the_claim(inner, k, alpha):
         return gd.methods.lookahead(gd.make_step(loss_fn, transform), k, alpha)
 
     subject = gt.from_step(make, result=lambda carry: carry.slow)
-    gt.check_optimizer(subject, gt.Lookahead(claim, k, alpha))
+    check_moves_and_answers(subject, gt.Lookahead(claim, k, alpha))
 
 
 @given(inners, st.floats(0, 1), rates)
@@ -61,7 +65,7 @@ def test_schedule_free_keeps_the_claim(inner, beta, weight_decay):
     def make(loss_fn):
         return gd.methods.schedule_free(loss_fn, transform, beta=beta, weight_decay=weight_decay)
 
-    gt.check_optimizer(averaging(make), gt.ScheduleFree(beta, weight_decay, claim))
+    check_moves_and_answers(averaging(make), gt.ScheduleFree(beta, weight_decay, claim))
 
 
 asgd_options = st.fixed_dictionaries(
@@ -72,7 +76,24 @@ asgd_options = st.fixed_dictionaries(
 @given(asgd_options)
 @few
 def test_asgd_keeps_the_claim(options):
-    gt.check_optimizer(averaging(lambda loss_fn: gd.methods.asgd(loss_fn, **options)), gt.ASGD(**options))
+    subject = averaging(lambda loss_fn: gd.methods.asgd(loss_fn, **options))
+    check_moves_and_answers(subject, gt.ASGD(**options))
+
+
+KEEPS_ALL = {
+    gt.EMA(): averaging(lambda loss_fn: gd.methods.ema(gd.make_step(loss_fn), 0.9)),
+    gt.Lookahead(): gt.from_step(
+        lambda loss_fn: gd.methods.lookahead(gd.make_step(loss_fn), 5), result=lambda carry: carry.slow
+    ),
+    gt.ScheduleFree(): averaging(gd.methods.schedule_free),
+    gt.ASGD(): averaging(gd.methods.asgd),
+}
+
+
+@pytest.mark.parametrize("claim", KEEPS_ALL, ids=repr)
+def test_every_law_holds_at_the_defaults(claim):
+    report = gt.check_optimizer(KEEPS_ALL[claim], claim)
+    assert {"check_kernel", "check_average"} <= set(report.passed)
 
 
 @pytest.fixture
@@ -94,12 +115,10 @@ def test_torchs_asgd_keeps_the_claim(double, t0):
     options = {"lambd": 0.125, "alpha": 0.5, "t0": t0, "weight_decay": 0.0625}
     subject = gt.from_torch(lambda params: torch.optim.ASGD(params, lr=1.0, **options))
     subject = dataclasses.replace(subject, result=torchs_average)
-    gt.check_kernel(subject, gt.ASGD(**options))
-    gt.check_average(subject, gt.ASGD(**options))
+    check_moves_and_answers(subject, gt.ASGD(**options))
 
 
 def test_the_default_asgd_averages_nothing_in_a_short_run():
-    gt.check_optimizer(averaging(gd.methods.asgd), gt.ASGD())
     points = [np.arange(6.0)]
     assert np.array_equal(gt.ASGD().average([], points, np.ones(5))[0], points[0])
 
@@ -121,3 +140,18 @@ def test_an_average_of_other_points_is_caught():
         gt.check_average(gt.from_step(make), gt.EMA(decay=0.5))
     with pytest.raises(gt.NotApplicable, match="last point"):
         gt.check_average(averaging(make), gt.GradientDescent())
+
+
+@given(shares)
+@few
+def test_an_average_removes_as_much_noise_as_it_should(decay):
+    def make(loss_fn):
+        return gd.methods.ema(gd.make_step(loss_fn), decay)
+
+    gt.check_noise_average(averaging(make), gt.EMA(decay=decay))
+    free = averaging(lambda loss_fn: gd.methods.schedule_free(loss_fn, beta=0.0))
+    gt.check_noise_average(free, gt.ScheduleFree(0.0))
+    with pytest.raises(gt.LawBroken, match="variance"):
+        gt.LAWS["check_noise_average"](averaging(make), gt.ScheduleFree(0.0))
+    with pytest.raises(gt.NotApplicable):
+        gt.check_noise_average(free, gt.ScheduleFree(0.5))

@@ -99,6 +99,7 @@ from ._laws import check_linearity as check_linearity
 from ._laws import check_lr_change as check_lr_change
 from ._laws import check_minimum as check_minimum
 from ._laws import check_noise as check_noise
+from ._laws import check_noise_average as check_noise_average
 from ._laws import check_noise_floor as check_noise_floor
 from ._laws import check_nonconvex as check_nonconvex
 from ._laws import check_permutation as check_permutation

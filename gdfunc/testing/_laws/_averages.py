@@ -1,14 +1,17 @@
 """Laws about the answer of a run that is not its last point."""
 
+import itertools
+
 import numpy as np
 import torch
 
 from ... import _tree
-from .._claims._averages import Averaging
+from .._claims._averages import EMA, Averaging, ScheduleFree
 from .._claims._base import Claim
+from .._claims._linear import GradientDescent
 from .._feeds import LRS, away_from_zero, feeds
 from .._law import NotApplicable, law, require_equal
-from .._subject import Subject, run_linear
+from .._subject import Subject, run, run_linear
 
 
 @law("the closed form of the average")
@@ -37,3 +40,29 @@ def check_average(subject: Subject, claim: Claim) -> None:
             formula = f"{claim.formula}, {claim!r}, {name}"
             scale = np.abs(x).max(initial=0.0)
             require_equal(answer, wanted, formula, scale=scale, where=f"answer for {path}", first=0)
+
+
+@law("B. T. Polyak, A. B. Juditsky 1992; D. Ruppert 1988; the variance over all sequences of signs")
+def check_noise_average(subject: Subject, claim: Claim) -> None:
+    """Check how much noise an average removes: its exact variance over all sequences of T = 8 signs ξ.
+
+    x' = (1 − a)·x + a·ξ, which is gradient descent with lr = a on f = ½·(x − ξ)², from x = 0.
+    The mean of x₁ … x_T, as of schedule-free learning with β = 0:  Var = Σₖ (1 − (1 − a)ᵏ)²/T²
+    An EMA with a = 1:  Var aₜ = (1 − d)/(1 + d)·(1 − d²ᵗ)
+    """
+    is_ema = isinstance(claim, EMA) and claim.inner == GradientDescent() and not claim.debias
+    if not is_ema and claim != ScheduleFree(0.0):
+        raise NotApplicable("it is about the mean and the EMA of gradient descent")
+    signs = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=8)), dtype=torch.float64).T[:, None]
+    lr = 1.0 if is_ema else 0.25
+    start = torch.zeros_like(signs[0, 0])
+    done = run(subject, lambda x, batch: 0.5 * ((x - batch[0]) ** 2).sum(), start, signs, lr, 8)
+    variance, t = (done.results[0] ** 2).mean(1), np.arange(9.0)
+    if isinstance(claim, EMA):
+        d = claim.decay
+        wanted = (1 - d) / (1 + d) * (1 - d ** (2 * t))
+        formula = f"Var a_t = (1 - d)/(1 + d)(1 - d^(2t)), d = {d}"
+    else:
+        wanted = np.cumsum((1 - (1 - lr) ** t) ** 2) / np.maximum(t, 1) ** 2
+        formula = f"Var mean_t = sum_k (1 - (1 - a)^k)^2 / t^2, a = {lr}"
+    require_equal(variance, wanted, formula, scale=1.0, where="variance", first=0)
