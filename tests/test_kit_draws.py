@@ -187,6 +187,43 @@ def test_a_wrong_shuffle_breaks_the_law_of_orders(name):
     assert words in caught.value.formula
 
 
+# ---------------------------------------------------------------- integers
+
+INTEGERS = {
+    "gdfunc": lambda seed: gd.sample_batches(gd.random.key(seed), 10, 4, 15_000),
+    "gdfunc, randint": lambda seed: gd.random.randint(gd.random.key(seed), (60_000,), 0, 10),
+    "gdfunc, unbiased": lambda seed: gd.random.randint(
+        gd.random.key(seed), (60_000,), 0, 10, unbiased=True
+    ),
+    "torch": lambda seed: torch.randint(10, (60_000,), generator=torchs(seed)),
+    "NumPy": lambda seed: rng(seed).integers(0, 10, 60_000),
+}
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_right_integers_keep_their_law(name):
+    gt.check_indices(INTEGERS[name], 10)
+
+
+@pytest.mark.parametrize(
+    ("draw", "words"),
+    [
+        (lambda seed: rng(seed).integers(0, 128, 60_000) % 10, "counts of 10"),
+        (lambda seed: np.minimum(rng(seed).random(60_000) * 10.15, 9).astype(int), "counts of 10"),
+        (lambda seed: rng(seed).integers(0, 10, 60_000) + 1, "integers in"),
+        (lambda seed: rng(seed).random(60_000) * 10, "integers in"),
+        (lambda seed: np.sort(rng(seed).integers(0, 10, (15_000, 4)), axis=1), "with themselves"),
+        (lambda seed: gd.sample_batches(gd.random.key(seed), 10, 4, 15_000, replacement=False), "with th"),
+        (lambda seed: gd.epoch_batches(gd.random.key(seed), 10, 5, 6_000), "counts of 10"),
+        (lambda seed: rng(0).integers(0, 10, 60_000), "differ"),
+    ],
+)
+def test_wrong_integers_are_caught(draw, words):
+    with pytest.raises(gt.LawBroken) as caught:
+        gt.check_indices(draw, 10)
+    assert words in caught.value.formula
+
+
 # ---------------------------------------------------------------- epochs
 
 

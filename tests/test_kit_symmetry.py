@@ -10,6 +10,7 @@ import gdfunc as gd
 from gdfunc import testing as gt
 
 from .references import few
+from .tables import STEPS, TABLE, make
 
 ours = gt.from_transform
 BETAS = st.tuples(st.sampled_from([0.0, 0.5, 0.875]), st.sampled_from([0.25, 0.75, 0.984375]))
@@ -142,6 +143,20 @@ def test_a_run_is_resumed_from_its_carry():
     gt.check_resume(torchs(torch.optim.Adam), gt.Adam())
     with pytest.raises(gt.LawBroken, match="6 steps = 3 steps, a copy of the carry, and 3 steps"):
         gt.check_resume(forgetful(), gt.Momentum(0.5))
+
+
+OURS = {name: ours(make(row)) for name, row in TABLE.items() if name not in ("masked", "partition")} | {
+    name: gt.from_step(lambda loss_fn, row=row: row.make(loss_fn, None, **row.hyperparameters), name)
+    for name, row in STEPS.items()
+    if not row.has_data
+}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_step_of_ours_is_resumed_and_vmapped(name):
+    claim = gt.Muon() if name == "muon" else gt.GradientDescent()  # the shapes alone matter
+    gt.check_resume(OURS[name], claim)
+    gt.check_vmap(OURS[name], claim)
 
 
 class Double(torch.autograd.Function):

@@ -216,16 +216,10 @@ def test_float64_uniform_uses_all_its_digits(seed):
 
 
 def test_uniform_draws_follow_their_distribution():
-    """Normal draws, permutations and plans: the kit's laws, in test_kit_draws."""
+    """Normal draws, integers, permutations and plans: the kit's laws, in test_kit_draws."""
     sample = gd.random.uniform(gd.random.key(11), (100_000,))
     assert ks_statistic(sample, lambda u: u) < 2.8
     assert ks_statistic(sample * 1.04, lambda u: u) > 2.8  # the test can tell 4 per cent
-
-
-def test_randint_is_uniform():
-    keys = gd.random.split(gd.random.key(2), 6000)
-    counts = torch.bincount(vmap(lambda key: gd.random.randint(key, (), 0, 6))(keys), minlength=6).double()
-    assert ((counts - 1000) ** 2 / 1000).sum() < 40  # χ² with 5 degrees: a chance of 10⁻⁷
 
 
 def test_split_keys_do_not_collide():

@@ -9,6 +9,10 @@ the answer in closed form, in NumPy. A *law* is a function `check_…(subject, c
 The strongest law is `check_kernel`. On linear losses the gradient does not depend on the parameters, so
 the moves are the optimizer's whole answer to chosen gradients, and `feed` returns them.
 
+Some laws are not about optimizers, and take what they judge as their first argument: random numbers
+(`check_noise`, `check_indices`), plans (`check_permutation`, `check_epochs`), schedules (`check_schedule`),
+derivatives of runs (`check_hypergradient`) and private steps (`check_private_step`, `check_quantile`).
+
 `WRONG` holds negative controls, optimizers with one planted fault each, and `measure_power` tells which
 laws find them. A diagnosis names the control that moves alike.
 
@@ -93,6 +97,7 @@ from ._laws import check_flip as check_flip
 from ._laws import check_full_batch as check_full_batch
 from ._laws import check_huber as check_huber
 from ._laws import check_hypergradient as check_hypergradient
+from ._laws import check_indices as check_indices
 from ._laws import check_kernel as check_kernel
 from ._laws import check_lbfgs as check_lbfgs
 from ._laws import check_linearity as check_linearity

@@ -19,6 +19,7 @@ from ._descent import check_sign_descent as check_sign_descent
 from ._descent import check_silver as check_silver
 from ._descent import check_subgradient as check_subgradient
 from ._draws import check_epochs as check_epochs
+from ._draws import check_indices as check_indices
 from ._draws import check_noise as check_noise
 from ._draws import check_permutation as check_permutation
 from ._draws import check_reshuffling as check_reshuffling

@@ -101,6 +101,37 @@ def check_permutation(make_plan: Callable[[int], Any], *, alpha: float = 1e-9) -
     _require_uniform(numbers.reshape(-1, 2) @ [24, 1], 24**2, "pairs of consecutive orders", alpha)
 
 
+@law("K. Pearson 1900: every sample is equally likely", of_optimizers=False)
+def check_indices(draw: Callable[[int], Any], n: int, *, alpha: float = 1e-9) -> None:
+    """Check that integers in [0, n) are drawn uniformly and independently, as with replacement.
+
+    The counts of all n have Pearson's χ², and the correlation of the draws with themselves is small at
+    every lag. Equal seeds must give equal draws, and seeds must matter.
+
+    The law judges 120,000 draws. A right generator fails with a chance of 1e-9 for each statistic. For
+    n = 10, an integer that is drawn 12 % too often is found with a chance of 1 − 1e-6.
+
+    Args:
+        draw: `seed -> integers`, a tensor or an array of any size, such as a plan. The law calls it with 0,
+            1, 2, … until it has enough.
+        n: how many integers there are, 2 or more.
+        alpha: the chance that a right generator fails, for each statistic.
+
+    Raises:
+        LawBroken: an integer is out of range, or a statistic exceeds its limit.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> gt.check_indices(lambda seed: gd.sample_batches(gd.random.key(seed), 10, 4, 15_000), n=10)
+    """
+    drawn = np.concatenate(_drawn(draw, 120_000))
+    require_equal(np.isin(drawn, np.arange(n)), np.ones(len(drawn)), f"integers in [0, {n})", slack=0.0)
+    _require_uniform(drawn.astype(int), n, f"the counts of {n} integers", alpha)
+    standard = (drawn - (n - 1) / 2) / math.sqrt((n * n - 1) / 12)
+    own = _correlations(standard, standard)[1:]
+    require_small(own, "correlation of the draws with themselves", alpha / len(own))
+
+
 @law("an epoch is a pass over the data", of_optimizers=False)
 def check_epochs(index: Any, n: int, *, remainder: str = "drop") -> None:
     """Check that every epoch of a plan visits each sample at most once, and all if nothing is left over.
