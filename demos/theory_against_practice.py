@@ -58,71 +58,40 @@ class Panel(NamedTuple):
         return float(np.abs(self.measured / self.theorem - 1).max())
 
 
-def huber_gap(step_of: Any, steps: int, displacement: float, lr: float = 1.0) -> float:
-    """Return the gap after N steps from 1 on the Huber function with L = 1 and tau = 1/(2D + 1)."""
-    tau = 1 / (2 * displacement + 1)
-
-    def loss_fn(x: Tensor, batch: None = None) -> Tensor:
-        return torch.where(x.abs() <= tau, 0.5 * x**2, tau * x.abs() - 0.5 * tau**2)
-
-    step = step_of(loss_fn)
-    carry = step.init(torch.tensor(1.0, dtype=torch.float64))
-    final, _ = gd.train(step, carry, None, gd.full_batch(1, steps), lr)
-    return loss_fn(getattr(final, "params", final)).item()
-
-
 def worst_cases(most: int) -> Panel:
-    """Measure gradient descent on the function that is worst for each number of steps."""
-    n = np.arange(1, most + 1)
-    gaps = np.array([huber_gap(gd.make_step, int(steps), float(steps)) for steps in n])
+    """Measure gradient descent on the function that is worst for each number of steps, with L = R = 1."""
+    n, descent, gaps = np.arange(1, most + 1), gt.from_step(gd.make_step), []
+    for steps in range(1, most + 1):
+        worst = gt.worst_huber(displacement=steps)
+        points, _ = gt.walk(descent, worst, [1.0], 1.0, steps)
+        gaps.append(worst.values(points[-1]))
     title = "Gradient descent attains its worst case"
-    return Panel(
-        title, n, gaps, 0.5 / (2 * n + 1), "steps N", "gap after N steps", ("textbook: L R² / 2N", 0.5 / n)
-    )
-
-
-def errors(step: gd.Step, params: Tensor, steps: int, lr: float) -> np.ndarray:
-    """Return x_0 … x_T of a run on a quadratic whose minimiser is 0."""
-    final, run = gd.train(step, step.init(params), None, gd.full_batch(1, steps), lr, record="params")
-    return gd.plot.path(run.params, getattr(final, "params", final)).numpy()
+    textbook = "textbook: L R² / 2N", 0.5 / n
+    return Panel(title, n, np.array(gaps), 0.5 / (2 * n + 1), "steps N", "gap after N steps", textbook)
 
 
 def heavy_ball(steps: int, mu: float = 0.04) -> Panel:
     """Measure Polyak's heavy ball at μ, with L = 1."""
     q = mu**0.5
     r = (1 - q) / (1 + q)
-    step = gd.methods.heavy_ball(lambda x, batch: 0.5 * mu * x**2, r**2)
-    # From a ball at rest: the first step is plain.
-    x = errors(step, torch.tensor(1.0, dtype=torch.float64), steps, 4 / (1 + q) ** 2)
+    ball = gt.from_step(lambda loss_fn: gd.methods.heavy_ball(loss_fn, r**2))
+    points, _ = gt.walk(ball, gt.Quadratic((mu,)), [1.0], (1 + r) ** 2, steps)
     t = np.arange(steps + 1)
-    exact = r**t * (1 + (1 - r) * t)
-    return Panel(
-        "Heavy ball has a double root",
-        t,
-        x,
-        exact,
-        "step t",
-        "x at curvature μ",
-        ("spectral radius alone", r**t),
-    )
+    exact, alone = r**t * (1 + (1 - r) * t), ("spectral radius alone", r**t)
+    title = "Heavy ball has a double root"
+    return Panel(title, t, points[:, 0], exact, "step t", "x at curvature μ", alone)
 
 
 def nesterov(steps: int, mu: float = 0.04) -> Panel:
-    """Measure the gradient-step points of Nesterov's method at μ, with L = 1."""
+    """Measure Nesterov's method at μ, with L = 1."""
     q = mu**0.5
-    beta = (1 - q) / (1 + q)
-    x = y = torch.tensor(1.0, dtype=torch.float64)
-    step, points = gd.make_step(lambda x, batch: 0.5 * mu * x**2), [1.0]
-    for _ in range(steps):
-        new, _ = step(y, None, 1.0)
-        x, y = new, new + beta * (new - x)
-        points.append(x.item())
-    t = np.arange(steps + 1)
-    exact = (1 - q) ** t * (1 + q * t)
-    wrong = ("rate alone", (1 - q) ** t)
-    return Panel(
-        "So has Nesterov's method", t, np.array(points), exact, "step t", "x at curvature μ", wrong
+    method = gt.from_step(
+        lambda loss_fn: gd.methods.nesterov(loss_fn, (1 - q) / (1 + q)), result=lambda state: state.position
     )
+    _, answers = gt.walk(method, gt.Quadratic((mu,)), [1.0], 1.0, steps)
+    t = np.arange(steps + 1)
+    exact, alone = (1 - q) ** t * (1 + q * t), ("rate alone", (1 - q) ** t)
+    return Panel("So has Nesterov's method", t, answers[:, 0], exact, "step t", "x at curvature μ", alone)
 
 
 class Sum(NamedTuple):

@@ -28,6 +28,27 @@ PAIRS = {
     "sgd": (lambda ox, lr: ox.sgd(lr), gt.GradientDescent()),
     "momentum": (lambda ox, lr: ox.sgd(lr, momentum=0.5), MOMENTUM),
     "nesterov": (lambda ox, lr: ox.sgd(lr, momentum=0.5, nesterov=True), gt.Momentum(0.5, nesterov=True)),
+    "adam": (lambda ox, lr: ox.adam(lr), gt.Adam()),
+    "adam, eps in the root": (
+        lambda ox, lr: ox.adam(lr, eps=0.0, eps_root=0.01),
+        gt.Adam(eps=0.01, eps_inside=True),
+    ),
+    "adamw": (lambda ox, lr: ox.adamw(lr, weight_decay=0.01), gt.Adam(weight_decay=0.01)),
+    "amsgrad": (lambda ox, lr: ox.amsgrad(lr), gt.Adam(amsgrad="corrected")),
+    "nadam": (lambda ox, lr: ox.nadam(lr), gt.Adam(nesterov=True)),
+    "adamax": (lambda ox, lr: ox.adamax(lr), gt.Adamax()),
+    "radam": (lambda ox, lr: ox.radam(lr), gt.RAdam(eps_corrected=True)),
+    "adabelief": (
+        lambda ox, lr: ox.adabelief(lr, eps=0.01, eps_root=0.02),
+        gt.AdaBelief(eps=0.02, eps_outside=0.01),
+    ),
+    "yogi": (
+        lambda ox, lr: ox.yogi(lr),
+        gt.Yogi(initial_accumulator_value=1e-6, corrected=True),
+    ),
+    "rmsprop": (lambda ox, lr: ox.rmsprop(lr), gt.RMSprop(0.9, eps_inside=True)),
+    "adagrad": (lambda ox, lr: ox.adagrad(lr), gt.Adagrad(0.0, 0.1, 1e-7, eps_inside=True)),
+    "adadelta": (lambda ox, lr: ox.adadelta(lr, eps=1e-6), gt.Adadelta()),
     "sign": (lambda ox, lr: ox.sign_sgd(lr), gt.Sign()),
     "lion": (lambda ox, lr: ox.lion(lr, weight_decay=0.125), gt.Chain(gt.Lion(), gt.WeightDecay(0.125))),
     "lars": (

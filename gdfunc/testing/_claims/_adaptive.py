@@ -23,6 +23,8 @@ class Adam(Claim):
         weight_decay: λ.
         decoupled: whether λ·θ is added to u, as in AdamW, or to the gradient.
         eps_inside: whether the divisor is √(v̂ + ε).
+        nesterov: whether the mean looks one step ahead, β₁·m/(1 − β₁^(t+1)) + (1 − β₁)·g/(1 − β₁ᵗ), as in
+            Optax's nadam.
     """
 
     family: ClassVar[str] = "adam"
@@ -39,6 +41,7 @@ class Adam(Claim):
     weight_decay: float = 0.0
     decoupled: bool = True
     eps_inside: bool = False
+    nesterov: bool = False
 
     def direction(self, g: np.ndarray, x: np.ndarray) -> np.ndarray:
         beta1, beta2 = self.betas
@@ -50,7 +53,11 @@ class Adam(Claim):
             v = average(beta2, g**2)
             v = np.maximum.accumulate(v) if self.amsgrad == "corrected" else v
         divisor = np.sqrt(v + self.eps) if self.eps_inside else np.sqrt(v) + self.eps
-        u = quotient(average(beta1, g), divisor)
+        mean = average(beta1, g)
+        if self.nesterov:
+            now, ahead = bias(beta1, g), 1 - beta1 * (1 - bias(beta1, g))
+            mean = beta1 * mean * now / ahead + (1 - beta1) * g / now
+        u = quotient(mean, divisor)
         return u + self.weight_decay * x if self.decoupled else u
 
 
@@ -192,6 +199,7 @@ class Yogi(Claim):
         betas: (β₁, β₂).
         eps: ε.
         initial_accumulator_value: v₀.
+        corrected: whether m starts at v₀ too, and both are bias-corrected, as in Optax.
     """
 
     family: ClassVar[str] = "yogi"
@@ -201,6 +209,7 @@ class Yogi(Claim):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-3
     initial_accumulator_value: float = 1e-6
+    corrected: bool = False
 
     def direction(self, g: np.ndarray, x: np.ndarray) -> np.ndarray:
         beta1, beta2 = self.betas
@@ -208,7 +217,11 @@ class Yogi(Claim):
         for square in g**2:
             v = v - (1 - beta2) * np.sign(v - square) * square
             rows.append(v)
-        return quotient(average(beta1, g, corrected=False), np.sqrt(np.stack(rows)) + self.eps)
+        m, v = average(beta1, g, corrected=False), np.stack(rows)
+        if self.corrected:
+            m = m / bias(beta1, g) + self.initial_accumulator_value * (1 / bias(beta1, g) - 1)
+            v = v / bias(beta2, g)
+        return quotient(m, np.sqrt(v) + self.eps)
 
 
 @dataclass(frozen=True)
