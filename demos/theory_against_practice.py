@@ -25,7 +25,7 @@ import argparse
 import itertools
 import textwrap
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
