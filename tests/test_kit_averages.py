@@ -31,7 +31,7 @@ def averaging(make):
 
 def check_moves_and_answers(subject, claim):
     gt.check_kernel(subject, claim)
-    gt.check_average(subject, claim)
+    gt.check_answer(subject, claim)
 
 
 @given(inners, shares, st.booleans())
@@ -93,7 +93,7 @@ KEEPS_ALL = {
 @pytest.mark.parametrize("claim", KEEPS_ALL, ids=repr)
 def test_every_law_holds_at_the_defaults(claim):
     report = gt.check_optimizer(KEEPS_ALL[claim], claim)
-    assert {"check_kernel", "check_average"} <= set(report.passed)
+    assert {"check_kernel", "check_answer"} <= set(report.passed)
 
 
 @pytest.fixture
@@ -120,12 +120,12 @@ def test_torchs_asgd_keeps_the_claim(double, t0):
 
 def test_the_default_asgd_averages_nothing_in_a_short_run():
     points = [np.arange(6.0)]
-    assert np.array_equal(gt.ASGD().average([], points, np.ones(5))[0], points[0])
+    assert np.array_equal(gt.ASGD().answers([], points, np.ones(5))[0], points[0])
 
 
 @pytest.mark.parametrize(("debias", "shown"), [(False, 1.25), (True, 5 / 3)])
 def test_a_short_path_has_the_average_of_the_textbook(debias, shown):
-    average = gt.EMA(decay=0.5, debias=debias).average([], [np.arange(3.0)], np.ones(2))
+    average = gt.EMA(decay=0.5, debias=debias).answers([], [np.arange(3.0)], np.ones(2))
     assert average[0][-1] == pytest.approx(shown)
 
 
@@ -134,12 +134,12 @@ def test_an_average_of_other_points_is_caught():
         return gd.methods.ema(gd.make_step(loss_fn), 0.5)
 
     with pytest.raises(gt.LawBroken, match="answer for params") as caught:
-        gt.check_average(averaging(make), gt.EMA(decay=0.25))
+        gt.check_answer(averaging(make), gt.EMA(decay=0.25))
     assert caught.value.step == 1
     with pytest.raises(gt.LawBroken):
-        gt.check_average(gt.from_step(make), gt.EMA(decay=0.5))
+        gt.check_answer(gt.from_step(make), gt.EMA(decay=0.5))
     with pytest.raises(gt.NotApplicable, match="last point"):
-        gt.check_average(averaging(make), gt.GradientDescent())
+        gt.check_answer(averaging(make), gt.GradientDescent())
 
 
 @given(shares)

@@ -80,8 +80,8 @@ from ._controls import Control as Control
 from ._law import LAWS as LAWS
 from ._law import LawBroken as LawBroken
 from ._law import NotApplicable as NotApplicable
+from ._laws import check_answer as check_answer
 from ._laws import check_armijo as check_armijo
-from ._laws import check_average as check_average
 from ._laws import check_batch_variance as check_batch_variance
 from ._laws import check_batches as check_batches
 from ._laws import check_clip as check_clip
@@ -146,9 +146,11 @@ from ._report import check_optimizer as check_optimizer
 from ._report import examine as examine
 from ._report import measure_power as measure_power
 from ._strategies import dyadics as dyadics
+from ._strategies import finite_sums as finite_sums
 from ._strategies import hostile_values as hostile_values
 from ._strategies import hubers as hubers
 from ._strategies import keys as keys
+from ._strategies import least_squares_sums as least_squares_sums
 from ._strategies import logistic_regressions as logistic_regressions
 from ._strategies import params_trees as params_trees
 from ._strategies import pl_problems as pl_problems

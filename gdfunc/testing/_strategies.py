@@ -8,6 +8,7 @@ import importlib
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from .. import random
 from .._errors import missing_extra
 from .._sampling import epoch_batches, sample_batches
 from ._problems import Huber, Logistic, PLSine, Quadratic, TriangularWave
+from ._sums import FiniteSum, least_squares, sum_of_arrays
 
 Strategy = Any  # hypothesis.strategies.SearchStrategy; hypothesis is imported where it is used
 
@@ -155,6 +157,49 @@ def logistic_regressions(n: int = 4, dim: int = 2, ridge: float | None = None) -
         labels=st.tuples(*[st.sampled_from([-1.0, 1.0])] * n),
         ridge=st.one_of(st.just(0.0), dyadics(0, 1)) if ridge is None else st.just(ridge),
     )
+
+
+def least_squares_sums(n: int = 3, dim: int = 2) -> Strategy:
+    """Draw `FiniteSum` problems fᵢ(x) = ½·(⟨aᵢ, x⟩ − yᵢ)² + ridge/2·‖x‖²; see `least_squares`.
+
+    Args:
+        n: samples.
+        dim: D.
+
+    Example:
+        >>> from hypothesis import find
+        >>> from gdfunc import testing as gt
+        >>> find(gt.least_squares_sums(n=1, dim=1), lambda drawn: True)
+        FiniteSum(hessians=(((0.125,),),), offsets=((0.0,),))
+    """
+    st = _strategies()
+    rows = st.tuples(*[st.tuples(*[dyadics(-2, 2)] * dim)] * n)
+    return st.builds(least_squares, rows, st.tuples(*[dyadics(-2, 2)] * n), dyadics(0.125, 1))
+
+
+def finite_sums(n: int = 3, dim: int = 2) -> Strategy:
+    """Draw `FiniteSum` problems with Hessians of any rank, correlated with the gradients or not.
+
+    Args:
+        n: samples.
+        dim: D.
+
+    Example:
+        >>> from hypothesis import find
+        >>> from gdfunc import testing as gt
+        >>> find(gt.finite_sums(n=1, dim=1), lambda drawn: True)
+        FiniteSum(hessians=(((0.125,),),), offsets=((0.0,),))
+    """
+    st = _strategies()
+
+    def make(factors: list[float], offsets: list[float], ridge: float) -> FiniteSum:
+        a = np.array(factors).reshape(n, dim, dim)
+        return sum_of_arrays(a @ a.transpose(0, 2, 1) + ridge * np.eye(dim), np.reshape(offsets, (n, dim)))
+
+    def entries(size: int) -> Strategy:
+        return st.lists(dyadics(-2, 2), min_size=size, max_size=size)
+
+    return st.builds(make, entries(n * dim * dim), entries(n * dim), dyadics(0.125, 1))
 
 
 def rates(inside: bool = True) -> Strategy:

@@ -12,25 +12,7 @@ _PLAIN = GradientDescent()
 
 
 @dataclass(frozen=True)
-class Averaging(Claim):
-    """A claim whose answer is not the point where the loss is measured."""
-
-    def average(self, grads: Arrays, points: Arrays, lrs: np.ndarray) -> Arrays:
-        """Return the answers before every step and after the last.
-
-        Args:
-            grads: [T, ...] for each leaf, the gradient of every step.
-            points: [T + 1, ...] for each leaf, the parameters before every step and after the last.
-            lrs: [T].
-
-        Returns:
-            [T + 1, ...] for each leaf.
-        """
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class EMA(Averaging):
+class EMA(Claim):
     """An exponential moving average of the parameters, which leaves the inner method alone.
 
     aₜ = dᵗ·θ₀ + (1 − d)·Σⱼ d^(t−j)·θⱼ, or with debias the average of θ₁ … θₜ with weights d^(t−j)
@@ -54,7 +36,7 @@ class EMA(Averaging):
     def moves(self, grads: Arrays, points: Arrays, lrs: np.ndarray) -> Arrays:
         return self.inner.moves(grads, points, lrs)
 
-    def average(self, grads: Arrays, points: Arrays, lrs: np.ndarray) -> Arrays:
+    def answers(self, grads: Arrays, points: Arrays, lrs: np.ndarray) -> Arrays:
         weights = powers(self.decay, len(lrs) + 1)
         weights[:, 1:] *= 1.0 - self.decay
         if self.debias:
@@ -64,7 +46,7 @@ class EMA(Averaging):
 
 
 @dataclass(frozen=True)
-class Lookahead(Averaging):
+class Lookahead(Claim):
     """k steps of an inner method, then a step back to between their start and their end.
 
     every k steps:  φ' = φ + α·(θ − φ),  θ' = φ'
@@ -92,14 +74,14 @@ class Lookahead(Averaging):
                 m[end - 1] += (self.alpha - 1.0) * m[end - self.k : end].sum(0)
         return result
 
-    def average(self, grads: Arrays, points: Arrays, lrs: np.ndarray) -> Arrays:
+    def answers(self, grads: Arrays, points: Arrays, lrs: np.ndarray) -> Arrays:
         """Return the slow weights: the point at the last multiple of k."""
         t = np.arange(len(lrs) + 1)
         return [x[t - t % self.k] for x in points]
 
 
 @dataclass(frozen=True)
-class ScheduleFree(Averaging):
+class ScheduleFree(Claim):
     """Schedule-free learning: its parameters are y, and its answer is x.
 
     zₜ = θ₀ − Σⱼ lrⱼ·(uⱼ + λ·yⱼ);  xₜ = Σⱼ lrⱼ²·zⱼ / Σⱼ lrⱼ²;  yₜ₊₁ = (1 − β)·zₜ + β·xₜ
@@ -125,7 +107,7 @@ class ScheduleFree(Averaging):
         pairs = self._sequences(grads, points, lrs)
         return [np.diff((1.0 - self.beta) * z + self.beta * x, axis=0) for z, x in pairs]
 
-    def average(self, grads: Arrays, points: Arrays, lrs: np.ndarray) -> Arrays:
+    def answers(self, grads: Arrays, points: Arrays, lrs: np.ndarray) -> Arrays:
         return [x for _, x in self._sequences(grads, [y[:-1] for y in points], lrs)]
 
     def _sequences(self, grads: Arrays, ys: Arrays, lrs: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -139,7 +121,7 @@ class ScheduleFree(Averaging):
 
 
 @dataclass(frozen=True)
-class ASGD(Averaging):
+class ASGD(Claim):
     """Averaged stochastic gradient descent, as torch has it.
 
     θₜ = θₜ₋₁ − ηₜ·(gₜ + (λ + wd)·θₜ₋₁);  η₁ = lr₁,  ηₜ₊₁ = lrₜ/(1 + λ·lrₜ·t)^α
@@ -171,7 +153,7 @@ class ASGD(Averaging):
         eta, decay = np.concatenate([lrs[:1], later]), self.lambd + self.weight_decay
         return [-along(eta, g) * (g + decay * x) for g, x in zip(grads, points, strict=True)]
 
-    def average(self, grads: Arrays, points: Arrays, lrs: np.ndarray) -> Arrays:
+    def answers(self, grads: Arrays, points: Arrays, lrs: np.ndarray) -> Arrays:
         w = np.clip(np.arange(len(lrs) + 1.0) - 1.0 - self.t0, 0.0, 1.0)
         result = []
         for x in points:

@@ -1,6 +1,6 @@
 """Laws that an optimizer keeps if it is what it claims to be."""
 
-from ._averages import check_average as check_average
+from ._averages import check_answer as check_answer
 from ._averages import check_noise_average as check_noise_average
 from ._contract import check_dtype as check_dtype
 from ._contract import check_purity as check_purity
