@@ -143,6 +143,8 @@ def test_a_run_is_resumed_from_its_carry():
     gt.check_resume(torchs(torch.optim.Adam), gt.Adam())
     with pytest.raises(gt.LawBroken, match="6 steps = 3 steps, a copy of the carry, and 3 steps"):
         gt.check_resume(forgetful(), gt.Momentum(0.5))
+    diverging = by_hand(lambda g, b, x, lr: (1e200 * x, b))
+    gt.check_resume(diverging, gt.GradientDescent())
 
 
 OURS = {name: ours(make(row)) for name, row in TABLE.items() if name not in ("masked", "partition")} | {
@@ -285,6 +287,11 @@ def test_a_wrong_schedule_is_caught(schedule, words):
     words = r"schedule\(t\) =" if words == "alone" else words
     with pytest.raises(gt.LawBroken, match=words):
         gt.check_schedule(schedule, lambda t: 0.5 * 0.9**t)
+
+
+def test_no_finite_number_equals_an_infinity():
+    with pytest.raises(gt.LawBroken, match=r"0\.5 must equal inf"):
+        gt.check_schedule(S.constant(0.5), lambda t: np.where(t == 3, np.inf, 0.5))
 
 
 @given(st.integers(1, 60), st.sampled_from([0.0, 0.125]))

@@ -123,10 +123,10 @@ def require_equal(
         first: the step of the first row.
     """
     value, expected = np.asarray(value, dtype=np.float64), np.asarray(expected, dtype=np.float64)
-    allowed = slack * np.maximum(np.abs(expected), scale)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # 0·∞: an infinity equals itself alone
+        error, allowed = np.abs(value - expected), slack * np.maximum(np.abs(expected), scale)
         is_equal = (
-            (np.abs(value - expected) <= allowed)
+            ((error <= allowed) & np.isfinite(error))
             | (value == expected)
             | (np.isnan(value) & np.isnan(expected))
         )
