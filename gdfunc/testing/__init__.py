@@ -9,6 +9,9 @@ the answer in closed form, in NumPy. A *law* is a function `check_…(subject, c
 The strongest law is `check_kernel`. On linear losses the gradient does not depend on the parameters, so
 the moves are the optimizer's whole answer to chosen gradients, and `feed` returns them.
 
+`check_batches` does the same on mini-batches of a `FiniteSum`, also for SVRG, SARAH, SAGA and SAG. The mean
+over `all_plans` of a small sum is an exact expectation.
+
 Some laws are not about optimizers, and take what they judge as their first argument: random numbers
 (`check_noise`, `check_indices`), plans (`check_permutation`, `check_epochs`), schedules (`check_schedule`),
 derivatives of runs (`check_hypergradient`) and private steps (`check_private_step`, `check_quantile`).
