@@ -270,7 +270,7 @@ def test_reshuffling_has_its_moments(subject):
 )
 def test_another_method_has_other_moments(transform, words):
     with pytest.raises(gt.LawBroken, match=words):
-        gt.check_reshuffling(gt.from_transform(transform), gt.GradientDescent())
+        gt.LAWS["check_reshuffling"](gt.from_transform(transform), gt.GradientDescent())
     with pytest.raises(gt.NotApplicable):
         gt.check_reshuffling(gt.from_transform(transform), gt.Momentum(0.5))
 

@@ -70,7 +70,7 @@ def test_adam_forgets_the_scale_with_any_betas(betas):
 )
 def test_a_hidden_scale_is_caught(subject, claim):
     with pytest.raises(gt.LawBroken, match="bit for bit"):
-        gt.check_scale(subject, claim)
+        gt.LAWS["check_scale"](subject, claim)  # without the diagnosis, which takes seconds
 
 
 ISOTROPIC = [
@@ -100,7 +100,7 @@ def test_coordinates_do_not_matter(subject, claim):
 )
 def test_a_step_by_coordinates_is_caught(subject, claim, mixing):
     with pytest.raises(gt.LawBroken, match=f"mixing of {mixing}"):
-        gt.check_rotation(subject, claim)
+        gt.LAWS["check_rotation"](subject, claim)
 
 
 @given(st.sampled_from([1 / 5, 1 / 10, 1 / 17, 1 / 2]))
@@ -119,7 +119,7 @@ def test_the_drift_tells_conventions_apart():
     gt.check_drift(raw, gt.Adam(betas, 0.0, amsgrad="raw"))
     for other in ("corrected", None):
         with pytest.raises(gt.LawBroken, match="drift of a period"):
-            gt.check_drift(raw, gt.Adam(betas, 0.0, amsgrad=other))
+            gt.LAWS["check_drift"](raw, gt.Adam(betas, 0.0, amsgrad=other))
 
 
 def forgetful():
@@ -142,7 +142,7 @@ def forgetful():
 def test_a_run_is_resumed_from_its_carry():
     gt.check_resume(torchs(torch.optim.Adam), gt.Adam())
     with pytest.raises(gt.LawBroken, match="6 steps = 3 steps, a copy of the carry, and 3 steps"):
-        gt.check_resume(forgetful(), gt.Momentum(0.5))
+        gt.LAWS["check_resume"](forgetful(), gt.Momentum(0.5))
     diverging = by_hand(lambda g, b, x, lr: (1e200 * x, b))
     gt.check_resume(diverging, gt.GradientDescent())
 
@@ -180,7 +180,7 @@ class Double(torch.autograd.Function):
 def test_a_vmap_is_runs_alone():
     mixing = by_hand(lambda g, b, x, lr: (x - lr * Double.apply(g) / 2, b))
     with pytest.raises(gt.LawBroken, match="row 0 of a vmap"):
-        gt.check_vmap(mixing, gt.GradientDescent())
+        gt.LAWS["check_vmap"](mixing, gt.GradientDescent())
     looking = by_hand(lambda g, b, x, lr: (x - lr * g if float(g.sum()) > -9 else x, b))
     with pytest.raises(gt.NotApplicable, match="mine cannot be vmapped: "):
         gt.check_vmap(looking, gt.GradientDescent())
