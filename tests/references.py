@@ -17,6 +17,7 @@ Tree = Any
 COMPILED = ["native", pytest.param("inductor", marks=pytest.mark.slow)]  # backends; it takes seconds each
 # A fifth of the profile's examples, for laws whose examples are dear or all alike.
 few = settings(max_examples=settings().max_examples // 5)
+rare = settings(max_examples=settings().max_examples // 10)
 
 
 def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -1,17 +1,19 @@
 """The convergence kit: what its messages say, what its adapters do, and that its controls are caught."""
 
 import ast
+import dataclasses
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import gdfunc as gd
 from gdfunc import testing as gt
+from gdfunc.testing._diagnosis import diagnose
 
 from .assertions import run_doctest
 from .references import few
@@ -155,6 +157,7 @@ def test_a_control_is_caught(name):
     assert is_caught(gt.WRONG[name])
 
 
+APPLIES: dict = {}
 RIGHT = {(control.build, repr(control.claim)): control for control in gt.WRONG.values()}
 
 
@@ -163,21 +166,56 @@ def test_a_control_without_its_fault_keeps_every_law(control):
     assert not gt.examine(control.build(control.claim, ""), control.claim).failed
 
 
-def share_of_named_faults(controls):
-    named = 0
-    for control in controls:
-        with pytest.raises(gt.LawBroken) as caught:
-            gt.check_optimizer(control.subject, control.claim)
-        diagnosis = caught.value.diagnosis
-        named += control.fault in diagnosis or "effective learning rate" in diagnosis
-    return named / len(controls)
-
-
 @pytest.mark.parametrize(
-    "first", [pytest.param(i, marks=[pytest.mark.slow] if i else []) for i in range(5)]
+    "first", [pytest.param(i, marks=[pytest.mark.slow] if i else []) for i in range(12)]
 )
 def test_most_diagnoses_name_the_planted_fault(first):
-    assert share_of_named_faults(list(gt.WRONG.values())[first::5]) >= 0.8
+    controls = list(gt.WRONG.values())[first::12]
+    diagnoses = [diagnose(control.subject, control.claim) for control in controls]
+    pairs = zip(controls, diagnoses, strict=True)
+    named = [control.fault in words or "effective learning rate" in words for control, words in pairs]
+    assert sum(named) >= 0.8 * len(named)
+
+
+@st.composite
+def right_subjects(draw, law):
+    """A right build of the kit to which a law applies, with other hyperparameters than in `RIGHT`."""
+    control = draw(st.sampled_from(APPLIES[law]))
+    changed = {}
+    for field in dataclasses.fields(control.claim):
+        value = getattr(control.claim, field.name)
+        if isinstance(value, float) and 0.25 <= value < 1:
+            changed[field.name] = draw(st.floats(0.25, 0.95), label=field.name)
+        if field.name == "betas":
+            changed["betas"] = draw(st.tuples(st.floats(0.25, 0.95), st.floats(0.5, 0.999)), label="betas")
+    claim = dataclasses.replace(control.claim, **changed) if changed else control.claim
+    return control.build(claim, ""), claim
+
+
+def applies(law, control):
+    try:
+        gt.LAWS[law](control.build(control.claim, ""), control.claim)
+    except gt.NotApplicable:
+        return False
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("law", gt.LAWS)
+def test_right_subjects_keep_a_law_in_many_draws(law):
+    """--hypothesis-profile nightly makes 10,000 of each law."""
+    APPLIES[law] = [control for control in RIGHT.values() if applies(law, control)]
+
+    @settings(max_examples=5 * settings().max_examples, suppress_health_check=list(HealthCheck))
+    @given(right_subjects(law))
+    def check(pair):
+        try:
+            gt.LAWS[law](*pair)
+        except gt.NotApplicable:
+            assume(False)
+
+    if APPLIES[law]:
+        check()
 
 
 def test_there_are_controls_of_many_families():

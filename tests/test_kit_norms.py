@@ -62,7 +62,7 @@ PAIRS = [
 
 @pytest.mark.parametrize(("transform", "claim"), PAIRS, ids=[repr(claim) for _, claim in PAIRS])
 def test_gdfunc_keeps_the_claim(transform, claim):
-    assert "check_kernel" in gt.check_optimizer(gt.from_transform(transform), claim).passed
+    gt.check_kernel(gt.from_transform(transform), claim)
 
 
 FAMILIES = {
