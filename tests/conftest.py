@@ -27,13 +27,14 @@ settings.register_profile("dev", deadline=None, max_examples=25)
 settings.register_profile("ci", settings.get_profile("ci"), deadline=None, max_examples=50)
 settings.register_profile("thorough", deadline=None, max_examples=200)
 settings.register_profile("nightly", deadline=None, max_examples=2000, print_blob=True)
+settings.register_profile("exhaustive", deadline=None, max_examples=10_000, print_blob=True)
 settings.load_profile("ci" if settings.get_current_profile_name() == "ci" else "dev")
 
 
 def is_thorough(config: pytest.Config) -> bool:
     """Tell whether loops are to be compiled as for users, and not quickly: also for timings."""
     is_timing = config.getoption("markexpr") == "benchmark"
-    return is_timing or settings.get_current_profile_name() in ("thorough", "nightly")
+    return is_timing or settings.get_current_profile_name() in ("thorough", "nightly", "exhaustive")
 
 
 @pytest.hookimpl(trylast=True)

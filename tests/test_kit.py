@@ -203,10 +203,10 @@ def applies(law, control):
 @pytest.mark.slow
 @pytest.mark.parametrize("law", gt.LAWS)
 def test_right_subjects_keep_a_law_in_many_draws(law):
-    """--hypothesis-profile nightly makes 10,000 of each law."""
+    """--hypothesis-profile exhaustive makes 10,000 of each law."""
     APPLIES[law] = [control for control in RIGHT.values() if applies(law, control)]
 
-    @settings(max_examples=5 * settings().max_examples, suppress_health_check=list(HealthCheck))
+    @settings(suppress_health_check=list(HealthCheck))
     @given(right_subjects(law))
     def check(pair):
         try:

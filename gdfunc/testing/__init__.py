@@ -1,4 +1,4 @@
-"""The convergence kit: closed forms as tests, for any optimizer.
+"""The convergence kit: sharp theorems as tests, for any optimizer.
 
 A *subject* is an optimizer under test. `subject` takes one written by hand; `from_torch`, `from_optax`,
 `from_transform` and `from_step` take others. A *claim* says what it is, such as `Momentum(0.9)`, and knows
@@ -9,7 +9,16 @@ the answer in closed form, in NumPy. A *law* is a function `check_…(subject, c
 The strongest law is `check_kernel`. On linear losses the gradient does not depend on the parameters, so
 the moves are the optimizer's whole answer to chosen gradients, and `feed` returns them.
 
-`check_batches` does the same on mini-batches of a `FiniteSum`, also for SVRG, SARAH, SAGA and SAG. The mean
+Textbook bounds are loose: an optimizer with half the learning rate passes most of them. Here a bound is
+tried on the problem that attains it, where it is an equality (`check_worst_case`, `check_contraction`,
+`check_double_root` …). `FixedCoefficients()` is the claim of a method that is linear in its gradients and
+has no other: its path on every quadratic follows from its moves on linear losses.
+
+Laws called with a subject and a claim alone try problems of their own. Most take a problem, too, and
+`quadratics()`, `hubers()`, `rates()` and their kin draw them for Hypothesis. Their constants are dyadic, so
+that a failure shrinks to numbers that can be read.
+
+`check_batches` is the kernel's law on mini-batches of a `FiniteSum`, also for SVRG, SARAH, SAGA and SAG. The mean
 over `all_plans` of a small sum is an exact expectation.
 
 Some laws are not about optimizers, and take what they judge as their first argument: random numbers
@@ -30,6 +39,8 @@ Example:
     ... except gt.LawBroken as broken:
     ...     print(broken.diagnosis)
     the effective learning rate is 0.1 lr
+    >>> descent = gt.from_step(gd.make_step)
+    >>> gt.check_quadratic(descent, gt.GradientDescent(), gt.Quadratic((1.0, 4.0)), lr=0.25)
     >>> gt.measure_rate([0.5**t for t in range(20)]).kind
     'linear'
 """
