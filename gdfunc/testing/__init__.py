@@ -18,8 +18,8 @@ Laws called with a subject and a claim alone try problems of their own. Most tak
 `quadratics()`, `hubers()`, `rates()` and their kin draw them for Hypothesis. Their constants are dyadic, so
 that a failure shrinks to numbers that can be read.
 
-`check_batches` is the kernel's law on mini-batches of a `FiniteSum`, also for SVRG, SARAH, SAGA and SAG. The mean
-over `all_plans` of a small sum is an exact expectation.
+`check_batches` is the kernel's law on mini-batches of a `FiniteSum`, also for SVRG, SARAH, SAGA and SAG.
+The mean over `all_plans` of a small sum is an exact expectation.
 
 Some laws are not about optimizers, and take what they judge as their first argument: random numbers
 (`check_noise`, `check_indices`), plans (`check_permutation`, `check_epochs`), schedules (`check_schedule`),
