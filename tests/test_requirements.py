@@ -310,7 +310,7 @@ REQUIREMENTS = {
         "the noise has its size, draws are distinct, and the divisor is a constant",
         (
             "test_privacy.py::test_the_noise_has_its_size_and_no_other",
-            "test_privacy.py::test_draws_differ_between_steps_leaves_and_keys",
+            "test_kit_draws.py::test_right_private_steps_keep_their_law",
             "test_privacy.py::test_nobody_adds_nothing_and_changes_no_divisor",
         ),
         "holds",

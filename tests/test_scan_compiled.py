@@ -206,6 +206,7 @@ def compilations(monkeypatch):
     return counted
 
 
+@pytest.mark.slow
 def test_a_gradient_of_other_data_and_length_compiles_nothing(compilations):
     def slope(scan, w, xs):
         return grad(total(functools.partial(descent, scan)))(w, xs[0], xs)

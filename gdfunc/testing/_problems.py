@@ -45,7 +45,7 @@ class Problem:
         """Return f at points [..., D]."""
         rows = torch.as_tensor(np.asarray(points, dtype=np.float64))
         flat = rows.reshape(-1, rows.shape[-1])
-        return np.array([self.loss(x).item() for x in flat]).reshape(rows.shape[:-1])
+        return np.array([float(self.loss(x)) for x in flat]).reshape(rows.shape[:-1])
 
     def gradients(self, points: Any) -> np.ndarray:
         """Return ∇f at points [..., D]."""

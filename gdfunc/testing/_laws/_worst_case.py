@@ -110,7 +110,8 @@ def _of_triple_momentum(claim: TripleMomentum) -> Iterator[Case]:
 def _of_momentum(claim: Momentum) -> Iterator[Case]:
     """List the bound of E. Ghadimi et al. 2015 for lr ≤ 1/L and β = √((1 − lr·μ)·(1 − lr·L))."""
     beta = claim.momentum
-    if not 0 < beta < 1 or claim.nesterov or (claim.dampening and claim.form == "buffer"):
+    # With a smaller β all digits of 1 − h are lost.
+    if not 1e-3 < beta < 1 or claim.nesterov or (claim.dampening and claim.form == "buffer"):
         return
     h = (1 - beta) * (1 + beta / 2)
     mu = (1 - beta**2 / (1 - h)) / h
