@@ -106,6 +106,24 @@ def test_a_broken_law_says_everything_and_survives_pickle():
     assert isinstance(broken, AssertionError)
 
 
+def test_a_diagnosis_is_made_when_it_is_first_read(monkeypatch):
+    made = []
+    monkeypatch.setattr("gdfunc.testing._law.diagnose", lambda *args: made.append(args) or "a slip")
+    subject, claim = MISTAKES["half the lr"][0], gt.Momentum(BETA)
+    with pytest.raises(gt.LawBroken) as caught:
+        gt.check_kernel(subject, claim)
+    assert made == []
+    assert caught.value.diagnosis == caught.value.diagnosis == "a slip"
+    assert made == [(subject, claim)]
+
+
+def test_a_diagnosis_places_the_first_wrong_step_beyond_rounding():
+    odd = by_hand(lambda g, b, x, lr: (x - lr * (0.7 * b + g), 0.7 * b + g))  # no constant that is tried
+    with pytest.raises(gt.LawBroken) as caught:
+        gt.check_kernel(odd, gt.Momentum(BETA))
+    assert caught.value.diagnosis == "the first 1 steps are right"
+
+
 def test_an_impure_step_is_caught():
     memory = {}
 

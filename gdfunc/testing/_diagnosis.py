@@ -168,8 +168,9 @@ def _place(seen: list[Seen], expected: list[Arrays]) -> str:
     """Say which leaves, or which steps, are wrong."""
     wrong: list[tuple[int, int]] = []  # a leaf, and its first wrong step in a feed
     for feed, wanted in zip(seen, expected, strict=True):
-        for leaf, (a, b) in enumerate(zip(feed.moves, wanted, strict=True)):
-            differs = np.abs(a - b) > _AGREE * max(np.abs(b).max(), 1e-300)
+        for leaf, (a, b, points) in enumerate(zip(feed.moves, wanted, feed.points, strict=True)):
+            noise = 4 * np.finfo(float).eps * np.abs(points).max()
+            differs = np.abs(a - b) > _AGREE * np.abs(b).max() + noise
             steps = np.flatnonzero(differs.reshape(len(a), -1).any(1))
             wrong += [(leaf, int(step)) for step in steps[:1]]
     if not wrong:

@@ -25,7 +25,7 @@ class LawBroken(Copyable, AssertionError):
         ratio: value / bound.
         slack: the tolerance, as a share of the scale of the numbers compared.
         formula: the law, with its numbers put in.
-        diagnosis: what else would explain the value.
+        diagnosis: what else would explain the value. It takes seconds, and is made when it is first read.
         repeat: one line that repeats the failure.
         source: where the law comes from.
     """
@@ -45,7 +45,17 @@ class LawBroken(Copyable, AssertionError):
         self.formula, self.value, self.bound, self.relation = formula, value, bound, relation
         self.step, self.where, self.slack = step, where, slack
         self.ratio = value / bound if bound else float("nan") if value == 0 else float("inf")
-        self.law = self.diagnosis = self.repeat = self.source = ""
+        self.law = self.repeat = self.source = ""
+        self.explain: Callable[[], str] = str
+
+    @functools.cached_property
+    def diagnosis(self) -> str:
+        """Return what else would explain the value."""
+        return self.explain()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        make, args, state = super().__reduce__()
+        return make, args, {**state, "diagnosis": self.diagnosis, "explain": str}
 
     def __str__(self) -> str:
         at = f" at step {self.step}" if self.step else ""
@@ -63,7 +73,7 @@ class NotApplicable(ValueError):
     """A law says nothing about such a claim; the message says why."""
 
 
-LAWS: dict[str, Callable[..., None]] = {}  # every law by its name, without the diagnosis
+LAWS: dict[str, Callable[..., None]] = {}  # every law about optimizers, by its name
 
 
 def law(source: str, *, of_optimizers: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -78,7 +88,7 @@ def law(source: str, *, of_optimizers: bool = True) -> Callable[[Callable[..., N
         name = check.__name__
 
         @functools.wraps(check)
-        def undiagnosed(*args: Any, **options: Any) -> None:
+        def checked(*args: Any, **options: Any) -> None:
             try:
                 check(*args, **options)
             except LawBroken as broken:
@@ -87,17 +97,17 @@ def law(source: str, *, of_optimizers: bool = True) -> Callable[[Callable[..., N
                 raise
 
         @functools.wraps(check)
-        def checked(subject: Subject, claim: Claim, *args: Any, **options: Any) -> None:
+        def diagnosed(subject: Subject, claim: Claim, *args: Any, **options: Any) -> None:
             try:
-                undiagnosed(subject, claim, *args, **options)
+                checked(subject, claim, *args, **options)
             except LawBroken as broken:
-                broken.diagnosis = diagnose(subject, claim)
+                broken.explain = functools.partial(diagnose, subject, claim)
                 raise
 
         if not of_optimizers:
-            return undiagnosed
-        LAWS[name] = undiagnosed
-        return checked
+            return checked
+        LAWS[name] = diagnosed
+        return diagnosed
 
     return declare
 

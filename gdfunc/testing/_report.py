@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 
 from ._claims._base import Claim
 from ._controls import WRONG, Control
-from ._diagnosis import diagnose
 from ._law import LAWS, LawBroken, NotApplicable
 from ._subject import Subject
 
@@ -72,7 +71,6 @@ def check_optimizer(subject: Subject, claim: Claim) -> Report:
         return report
     first, *others = report.failed
     broken = report.failed[first]
-    broken.diagnosis = diagnose(subject, claim)
     if others:
         broken.add_note(f"also broken: {', '.join(others)}")
     raise broken
