@@ -124,6 +124,26 @@ def test_a_diagnosis_places_the_first_wrong_step_beyond_rounding():
     assert caught.value.diagnosis == "the first 1 steps are right"
 
 
+def test_misuse_is_told_in_words():
+    adam = gt.from_transform(gd.adam())
+    with pytest.raises(TypeError, match=r"not a Subject; make one with .* from_transform"):
+        gt.check_optimizer(gd.adam(), gt.Adam())
+    with pytest.raises(TypeError, match="not a Subject"):
+        gt.feed(gd.adam(), torch.ones(3))
+    with pytest.raises(TypeError, match="not a Claim; give an object"):
+        gt.check_optimizer(adam, gt.Adam)
+    with pytest.raises(TypeError, match=r"tensors or arrays \[T, ...\]"):
+        gt.feed(adam, [3.0, 3.0])
+    with pytest.raises(ValueError, match=r"lrs has shape \[2\]; give one number, or one per step, \[3\]"):
+        gt.feed(adam, torch.ones(3), lr=[1.0, 0.5])
+    with pytest.raises(TypeError, match=r"not a Problem of gdfunc\.testing"):
+        gt.walk(adam, gd.problems.quadratic([1.0, 4.0]), [1.0, 1.0], 0.1, 3)
+    with pytest.raises(ValueError, match="it must be a vector"):
+        gt.walk(adam, gt.Quadratic((1.0,)), 1.0, 0.1, 3)
+    with pytest.raises(ValueError, match=r"minimizer is .* but spectrum has 2 entries"):
+        gt.Quadratic((1.0, 4.0), (1.0,))
+
+
 def test_an_impure_step_is_caught():
     memory = {}
 

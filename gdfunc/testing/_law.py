@@ -9,7 +9,7 @@ import numpy as np
 from .._errors import Copyable
 from ._claims._base import Claim
 from ._diagnosis import diagnose
-from ._subject import Subject
+from ._subject import Subject, require_subject
 
 SLACK = 1e-9  # of the scale of the numbers compared, in float64
 
@@ -98,6 +98,9 @@ def law(source: str, *, of_optimizers: bool = True) -> Callable[[Callable[..., N
 
         @functools.wraps(check)
         def diagnosed(subject: Subject, claim: Claim, *args: Any, **options: Any) -> None:
+            require_subject(subject)
+            if not isinstance(claim, Claim):
+                raise TypeError(f"claim is {claim!r}, not a Claim; give an object, as in gt.Momentum(0.9)")
             try:
                 checked(subject, claim, *args, **options)
             except LawBroken as broken:

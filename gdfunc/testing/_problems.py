@@ -21,7 +21,12 @@ Numbers = tuple[float, ...]
 
 @dataclass(frozen=True)
 class Problem:
-    """A loss whose curvature lies in [mu, L]."""
+    """A loss whose curvature lies in [mu, L].
+
+    `loss_fn(params, batch)` is a loss like any other, for parameters of any tree whose entries are the
+    coordinates. `values` and `gradients` take points [..., D] and return NumPy. To use another problem,
+    such as one of `gd.problems`, give its `loss_fn` to `run`.
+    """
 
     @property
     def L(self) -> float:
@@ -63,11 +68,27 @@ class Quadratic(Problem):
         spectrum: the eigenvalues, [D].
         minimizer: x*, [D]; (): the origin.
         mirror: v, [D]; the eigenvectors are the columns of I − 2·vvᵀ/‖v‖². (): the axes.
+
+    Raises:
+        ValueError: minimizer or mirror has another length than spectrum.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> problem = gt.Quadratic(spectrum=(1.0, 4.0), minimizer=(0.5, 0.0))
+        >>> problem.mu, problem.L, problem.values([0.5, 1.0])
+        (1.0, 4.0, array(2.))
     """
 
     spectrum: Numbers
     minimizer: Numbers = ()
     mirror: Numbers = ()
+
+    def __post_init__(self) -> None:
+        for name in ("minimizer", "mirror"):
+            if len(getattr(self, name)) not in (0, len(self.spectrum)):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, but spectrum has {len(self.spectrum)} entries"
+                )
 
     @property
     def L(self) -> float:
@@ -89,6 +110,8 @@ class Quadratic(Problem):
         return np.eye(len(self.spectrum)) - (2 * np.outer(v, v) / (v @ v) if v.any() else 0.0)
 
     def loss(self, x: Tensor) -> Tensor:
+        if len(x) != len(self.spectrum):
+            raise ValueError(f"the point has {len(x)} entries, but spectrum has {len(self.spectrum)}")
         along = (x - torch.from_numpy(self.center).to(x)) @ torch.from_numpy(self.basis).to(x)
         return 0.5 * (torch.tensor(self.spectrum, dtype=x.dtype) * along**2).sum()
 
@@ -301,6 +324,14 @@ def worst_huber(displacement: float, L: float = 1.0, radius: float = 1.0) -> Hub
         displacement: D, of N steps under a unit gradient, in units of 1/L.
         L: the curvature around the minimum.
         radius: R, the distance of the start.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> gt.worst_huber(displacement=2.0)  # two steps of gradient descent with lr = 1/L
+        Huber(L=1.0, mu=0.0, tau=0.2)
+        >>> points, _ = gt.walk(gt.from_step(gd.make_step), gt.worst_huber(2.0), [1.0], 1.0, steps=2)
+        >>> round(float(gt.worst_huber(2.0).values(points[-1])), 9)  # ½·R²/(2·D + 1)
+        0.1
     """
     return Huber(L, 0.0, radius / (2 * displacement + 1))
 
@@ -309,7 +340,33 @@ def walk(subject: Subject, problem: Problem, start: Any, lrs: Any, steps: int) -
     """Run a subject on a problem from a vector [D]; return its points and answers, each [T + 1, D].
 
     The parameters have two leaves, a scalar and a vector, or one if there is one coordinate.
+
+    Args:
+        subject: the subject.
+        problem: a `Problem` of this kit.
+        start: x₀, [D].
+        lrs: a number, or one per step, [T].
+        steps: T.
+
+    Raises:
+        TypeError: problem is no `Problem` of this kit.
+        ValueError: start is no vector, or lrs are not one number, or T of them.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> import numpy as np
+        >>> problem = gt.Quadratic((0.25, 1.0))
+        >>> points, answers = gt.walk(gt.from_step(gd.make_step), problem, [1.0, 1.0], 0.5, steps=60)
+        >>> gt.measure_rate(np.linalg.norm(points - problem.center, axis=1)).kind
+        'linear'
     """
+    if not isinstance(problem, Problem):
+        raise TypeError(
+            f"problem is {type(problem).__name__}, not a Problem of gdfunc.testing; "
+            f"run(subject, problem.loss_fn, params, ...) takes any loss"
+        )
+    if np.ndim(start) != 1:
+        raise ValueError(f"start has shape {list(np.shape(start))}; it must be a vector, [D]")
     x = torch.as_tensor(np.asarray(start, dtype=np.float64))
     params: Tree = x[0].clone() if len(x) == 1 else {"a": x[0].clone(), "b": x[1:].clone()}
     done = run(subject, problem.loss_fn, params, None, lrs, steps)

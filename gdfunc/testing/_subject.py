@@ -39,6 +39,15 @@ class Subject:
         return self.name
 
 
+def require_subject(value: Any) -> None:
+    """Refuse an optimizer that no adapter has made a subject."""
+    if not isinstance(value, Subject):
+        raise TypeError(
+            f"subject is {value!r}, not a Subject; make one with subject, from_transform, from_step, "
+            f"from_torch or from_optax, as in gt.from_transform(gd.adam())"
+        )
+
+
 class HandState(NamedTuple):
     """The carry of a hand-written optimizer."""
 
@@ -52,6 +61,7 @@ def subject(
     name: str = "",
     *,
     whole_tree: bool = False,
+    result: Callable[[Tree, Any], Tree] | None = None,
 ) -> Subject:
     """Make a subject of an optimizer that is written by hand.
 
@@ -63,12 +73,19 @@ def subject(
         name: how messages call it; by default the name of update.
         whole_tree: by default the two functions are called for every leaf of the parameters, with tensors,
             and each leaf has a state of its own. True: they are called once, with trees.
+        result: `(params, state) -> params`, the answer of a run, such as an average. It is called for every
+            leaf, or once, as the others are. None: the parameters.
 
     Example:
         >>> from gdfunc import testing as gt
         >>> plain = gt.subject(lambda p: (), lambda g, state, p, lr: (p - lr * g, state), "plain")
         >>> gt.feed(plain, torch.tensor([1.0, 2.0, 4.0]), lr=0.5)
         tensor([-0.5000, -1.0000, -2.0000])
+        >>> def update(g, average, p, lr):
+        ...     p = p - lr * g
+        ...     return p, 0.9 * average + 0.1 * p
+        >>> averaged = gt.subject(torch.clone, update, result=lambda p, average: average)
+        >>> gt.check_answer(averaged, gt.EMA(decay=0.9))
     """
 
     def begin(params: Tree) -> HandState:
@@ -86,7 +103,16 @@ def subject(
     def make(loss_fn: Callable[..., Tensor]) -> Step:
         return gradient_step(loss_fn, HandState, begin, move)
 
-    return Subject(make, name or getattr(update, "__name__", "subject"))
+    def answer(carry: HandState) -> Tree:
+        if result is None:
+            return carry.params
+        if whole_tree:
+            return result(*carry)
+        leaves, structure = _tree.flatten(carry.params)
+        pairs = zip(leaves, carry.state, strict=True)
+        return _tree.unflatten(structure, [result(leaf, state) for leaf, state in pairs])
+
+    return Subject(make, name or getattr(update, "__name__", "subject"), result=answer)
 
 
 def from_transform(transform: GradientTransformation, name: str = "") -> Subject:
@@ -110,17 +136,22 @@ def from_step(
     """Make a subject of a function that makes a step: a method, or one's own.
 
     Args:
-        make: `loss_fn -> step`, or with of_rows `(loss_fn, data) -> step`.
+        make: `loss_fn -> step`, or with of_rows `(loss_fn, data) -> step`. A step is a `gd.Step`, or a
+            function `(carry, batch, lr) -> (carry, loss)`, whose first carry is the parameters and whose
+            every carry must be the parameters or have a field `params`. They are trees, such as dicts. A
+            method written by hand that remembers more is easier to make with `subject`.
         name: how messages call it; by default the name of make.
         result: `carry -> params`, the answer of a run if it is not the point where the loss is measured,
             such as `lambda carry: carry.average`.
-        of_rows: whether a batch of the step is row numbers of its data, as in `gd.methods.saga`.
+        of_rows: whether a batch of the step is row numbers of its data, int64 [B], as in `gd.methods.saga`.
 
     Example:
         >>> from gdfunc import testing as gt
         >>> heavy_ball = gt.from_step(lambda loss_fn: gd.methods.heavy_ball(loss_fn, 0.5))
         >>> gt.feed(heavy_ball, torch.ones(3))
         tensor([-1.0000, -1.5000, -1.7500])
+        >>> saga = gt.from_step(gd.methods.saga, of_rows=True)
+        >>> gt.check_batches(saga, gt.SAGA())
     """
 
     def make_checked(*loss_and_data: Any) -> Step:
@@ -265,7 +296,26 @@ def run(
         lrs: a number, or one per step, [T].
         steps: T.
         data: samples, leaves [n, ...], of which a plan picks the batches.
+
+    Returns:
+        A `Run`, in NumPy.
+
+    Raises:
+        TypeError: subject is not a `Subject`.
+        ValueError: lrs are not one number, or T of them.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> descent = gt.from_step(gd.make_step)
+        >>> done = gt.run(descent, lambda w, batch: 0.5 * w**2, torch.tensor(1.0), None, 0.5, steps=3)
+        >>> done.points
+        [array([1.   , 0.5  , 0.25 , 0.125])]
     """
+    require_subject(subject)
+    if np.shape(lrs) not in ((), (1,), (steps,)):
+        raise ValueError(
+            f"lrs has shape {list(np.shape(lrs))}; give one number, or one per step, [{steps}]"
+        )
     step = subject.make(loss_fn, data) if subject.of_rows else subject.make(loss_fn)
     if data is not None and not subject.of_rows:
         batches = take(data, batches)
@@ -301,24 +351,43 @@ def feed(subject: Subject, grads: Tree, lr: Any = 1.0, params: Tree = None) -> T
 
     Args:
         subject: the subject.
-        grads: gradients in order, leaves [T, ...].
+        grads: gradients in order, tensors or arrays [T, ...] in any tree.
         lr: a number, or one per step, [T].
         params: where to start, leaves [...]; None: at zero.
 
     Returns:
-        The moves, leaves [T, ...].
+        The moves, tensors [T, ...] in the same tree.
+
+    Raises:
+        TypeError: subject is not a `Subject`, or a gradient is no tensor and no array.
+        ValueError: lr is not one number, or T of them.
 
     Example:
         >>> from gdfunc import testing as gt
         >>> gt.feed(gt.from_transform(gd.adam()), torch.tensor([3.0, 3.0, -3.0]))
         tensor([-1.0000, -1.0000, -0.2620])
+        >>> import numpy as np
+        >>> g = np.array([1.0, 4.0, -2.0])
+        >>> moves = gt.feed(gt.from_transform(gd.momentum(0.5)), g, lr=0.1)
+        >>> closed_form = [-0.1 * sum(0.5 ** (t - j) * g[j] for j in range(t + 1)) for t in range(3)]
+        >>> np.allclose(moves, closed_form)
+        True
     """
+    grads = _tree.map(_as_tensor, grads)
     leaves, structure = _tree.flatten(grads)
     start = _tree.map(lambda g: torch.zeros_like(g[0]), grads) if params is None else params
     moves = run_linear(subject, grads, lr, start).moves
     return _tree.unflatten(
         structure, [torch.as_tensor(m, dtype=g.dtype) for m, g in zip(moves, leaves, strict=True)]
     )
+
+
+def _as_tensor(leaf: Any) -> Tensor:
+    if not isinstance(leaf, Tensor | np.ndarray) or leaf.ndim == 0:
+        raise TypeError(
+            f"grads holds {leaf!r}, but its leaves are tensors or arrays [T, ...]; use torch.tensor(...)"
+        )
+    return torch.as_tensor(leaf)
 
 
 def linear_loss(params: Tree, batch: Tree) -> Tensor:
