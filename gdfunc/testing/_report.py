@@ -30,7 +30,23 @@ class Report:
 
 
 def examine(subject: Subject, claim: Claim) -> Report:
-    """Hold a subject against every law that applies to its claim, and report what holds."""
+    """Hold a subject against every law that applies to its claim, and report what holds.
+
+    `check_optimizer` does the same, and raises the first broken law.
+
+    Args:
+        subject: the optimizer under test.
+        claim: what it says that it is.
+
+    Returns:
+        A `Report`. Its `failed` holds every broken law.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> report = gt.examine(gt.from_transform(gd.lion((0.9, 0.9))), gt.Lion((0.9, 0.99)))
+        >>> list(report.failed)
+        ['check_flip', 'check_kernel', 'check_batches']
+    """
     passed, failed, reasons = [], {}, {}
     for name, check in LAWS.items():
         try:
@@ -78,6 +94,12 @@ def check_optimizer(subject: Subject, claim: Claim) -> Report:
 
 def measure_power(controls: dict[str, Control] | None = None) -> dict[str, tuple[str, ...]]:
     """Return the laws that each negative control breaks, by the name of the control.
+
+    A control that no law finds has an empty tuple.
+
+    Args:
+        controls: by their names, such as the part of `WRONG` whose `claim.family` is "lion"; None: all of
+            `WRONG`, which takes minutes.
 
     Example:
         >>> from gdfunc import testing as gt

@@ -20,6 +20,14 @@ def check_answer(subject: Subject, claim: Claim) -> None:
 
     Two runs on linear losses: random gradients with another lr at every step; and gradients of −1 with
     lr = 1 from zero, under which gradient descent walks along xⱼ = j.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> ema = gt.from_step(
+        ...     lambda loss_fn: gd.methods.ema(gd.make_step(loss_fn), 0.9),
+        ...     result=lambda state: state.average,
+        ... )
+        >>> gt.check_answer(ema, gt.EMA(decay=0.9))
     """
     if type(claim).answers is Claim.answers:
         raise NotApplicable("its answer is its last point")
@@ -49,6 +57,14 @@ def check_noise_average(subject: Subject, claim: Claim) -> None:
     x' = (1 − a)·x + a·ξ, which is gradient descent with lr = a on f = ½·(x − ξ)², from x = 0.
     The mean of x₁ … x_T, as of schedule-free learning with β = 0:  Var = Σₖ (1 − (1 − a)ᵏ)²/T²
     An EMA with a = 1:  Var aₜ = (1 − d)/(1 + d)·(1 − d²ᵗ)
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> ema = gt.from_step(
+        ...     lambda loss_fn: gd.methods.ema(gd.make_step(loss_fn), 0.9),
+        ...     result=lambda state: state.average,
+        ... )
+        >>> gt.check_noise_average(ema, gt.EMA(decay=0.9))
     """
     is_ema = isinstance(claim, EMA) and claim.inner == GradientDescent() and not claim.debias
     if not is_ema and claim != ScheduleFree(0.0):

@@ -42,6 +42,16 @@ def check_purity(subject: Subject, claim: Claim) -> None:
     """Check that a step repeated from the same carry gives the same bits, and writes into nothing.
 
     Three steps, each made twice. A buffer outside the carry, or an update in place, shows here.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> def in_place(g, buffer, p, lr):
+        ...     return p - lr * buffer.mul_(0.9).add_(g), buffer
+        >>> try:
+        ...     gt.check_purity(gt.subject(torch.zeros_like, in_place), gt.Momentum(0.9))
+        ... except gt.LawBroken as broken:
+        ...     print(broken.formula)
+        a step writes into its carry or its batch
     """
     if not subject.is_pure:
         raise NotApplicable(f"{subject!r} changes its state in place by design")
@@ -67,6 +77,10 @@ def check_dtype(subject: Subject, claim: Claim) -> None:
 
     |x₃₂ − x₆₄| ≤ 512·ε·scale over six steps, with ε = 2⁻²³. The scale is that of the parameters and moves.
     The factor leaves room for methods that subtract gradients.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> gt.check_dtype(gt.from_step(gd.make_step), gt.GradientDescent())
     """
     ends = []
     for dtype in (torch.float32, torch.float64):

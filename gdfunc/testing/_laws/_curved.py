@@ -22,6 +22,11 @@ def check_step(subject: Subject, claim: Claim) -> None:
     """Check every step against the claim's rule at the subject's own points.
 
     On a bowl and on waves. A minimum that the claim names is the minimum there.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> polyak = gt.from_step(lambda loss_fn: gd.methods.polyak(loss_fn, minimum=0.0))
+        >>> gt.check_step(polyak, gt.Polyak(minimum=0.0))
     """
     if not isinstance(claim, Pointwise):
         raise NotApplicable("its steps have a memory")
@@ -48,6 +53,11 @@ def check_polyak(subject: Subject, claim: Claim) -> None:
     For f = M·|x|:  |x'| = |1 − r|·|x|
 
     Below the minimum, and where the gradient is zero, the point stays. A bound holds on flat losses.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> polyak = gt.from_step(lambda loss_fn: gd.methods.polyak(loss_fn, minimum=0.0))
+        >>> gt.check_polyak(polyak, gt.Polyak(minimum=0.0))
     """
     if not isinstance(claim, Polyak):
         raise NotApplicable("it is about Polyak's step")
@@ -92,6 +102,10 @@ def check_armijo(subject: Subject, claim: Claim) -> None:
     and the last. On the boundary the trial is accepted, which is tested where all numbers are exact in
     binary. Where no trial is good, the point keeps its bits. On Rosenbrock's valley, from lr = 1, every
     step is the rule's.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> gt.check_armijo(gt.from_step(gd.methods.line_search), gt.LineSearch())
     """
     if not isinstance(claim, LineSearch):
         raise NotApplicable("it is about line searches")
@@ -121,6 +135,11 @@ def check_sam(subject: Subject, claim: Claim) -> None:
 
     In one dimension SAM ends in a cycle, x' = −x with |x| = lr·λ·ρ/(2 − lr·λ), and the adaptive form is
     linear, x' = (1 − lr·λ·(1 + ρ))·x.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> sam = gt.from_step(lambda loss_fn: gd.methods.sam(loss_fn, rho=0.25))
+        >>> gt.check_sam(sam, gt.SAM(rho=0.25))
     """
     if not isinstance(claim, SAM):
         raise NotApplicable("it is about gradients taken uphill")
@@ -158,6 +177,10 @@ def check_lbfgs(subject: Subject, claim: Claim) -> None:
     secant equation is H·y = s: where a gradient is half of the one before, the direction is −s. With exact
     line searches on a quadratic in D dimensions the points are those of conjugate gradients, and the D-th
     is the minimiser, whatever the history.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> gt.check_lbfgs(gt.from_transform(gd.lbfgs(5)), gt.LBFGS(history=5))
     """
     if not isinstance(claim, LBFGS):
         raise NotApplicable("it is about L-BFGS")

@@ -59,6 +59,11 @@ def check_contraction(
         start: x₀, [D].
         other: y₀, [D].
         steps: T.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> descent = gt.from_step(gd.make_step)
+        >>> gt.check_contraction(descent, gt.GradientDescent(), gt.Quadratic((0.5, 2.0)), h=1.5)
     """
     _require_descent(claim)
     for f in (Quadratic((0.25, 1.0), (0.5, 1.0), (2.0, 1.0)), RIDGE) if problem is None else (problem,):
@@ -99,6 +104,11 @@ def check_descent_sandwich(
         start: [D], with a problem.
         h: lr·L.
         steps: T.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> descent, problem = gt.from_step(gd.make_step), gt.Quadratic((0.5, 2.0))
+        >>> gt.check_descent_sandwich(descent, gt.GradientDescent(), problem, start=(1.0, -1.0))
     """
     _require_descent(claim)
     for f, x in LANDSCAPES if problem is None else ((problem, start),):
@@ -128,6 +138,10 @@ def check_nonconvex(
         L: the largest curvature of either sign.
         h: lr·L, in (0, 1].
         steps: N.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> gt.check_nonconvex(gt.from_step(gd.make_step), gt.GradientDescent(), L=4.0, h=1.0)
     """
     _require_descent(claim)
     factor = steps * h * (4 - h) + 2
@@ -148,6 +162,10 @@ def check_pl(subject: Subject, claim: Claim) -> None:
     """Check the first step under the inequality of Polyak and Łojasiewicz.
 
     f(x₁) − f* ≤ (2·L − 2·μ)/(2·L + μ)·(f(x₀) − f*) with lr = 1/L, where ½·‖∇f‖² ≥ μ·(f − f*).
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> gt.check_pl(gt.from_step(gd.make_step), gt.GradientDescent())
     """
     _require_descent(claim)
     sine = PLSine()
@@ -171,6 +189,10 @@ def check_exact_line_search(subject: Subject, claim: Claim, mu: float = 0.125, L
         claim: `GradientDescent`.
         mu: the smallest curvature.
         L: the largest curvature.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> gt.check_exact_line_search(gt.from_step(gd.make_step), gt.GradientDescent(), mu=0.5, L=2.0)
     """
     _require_descent(claim)
     f, steps = Quadratic((mu, L)), 6
@@ -196,6 +218,10 @@ def check_silver(subject: Subject, claim: Claim, L: float = 2.0, radius: float =
         L: the curvature.
         radius: R, the distance of the start.
         j: log₂(N + 1).
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> gt.check_silver(gt.from_step(gd.make_step), gt.GradientDescent(), j=4)
     """
     _require_descent(claim)
     rho, steps = 1 + math.sqrt(2), 2**j - 1
@@ -227,6 +253,10 @@ def check_subgradient(
         M: the largest norm of a subgradient.
         radius: R.
         steps: N.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> gt.check_subgradient(gt.from_step(gd.make_step), gt.GradientDescent(), M=4.0)
     """
     _require_descent(claim)
     f, lr = Maximum(M), radius / (M * math.sqrt(steps + 1))
@@ -246,19 +276,24 @@ def check_sign_descent(
 ) -> None:
     """Check the decrease of the loss under a sign step on a separable quadratic.
 
-    f(x′) = f(x) − lr·‖G‖₁ + lr²/2·Σ Lᵢ for f = ½·Σ Lᵢ·xᵢ².
+    f(x′) = f(x) − lr·‖G‖₁ + lr²/2·Σ Lᵢ for f = ½·Σ Lᵢ·xᵢ², where the last sum is over Gᵢ ≠ 0.
 
     Args:
         subject: the subject.
         claim: `Sign`.
         spectrum: Lᵢ, [D].
         lr: the learning rate.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> gt.check_sign_descent(gt.from_transform(gd.sign()), gt.Sign(), lr=0.125)
     """
     if not isinstance(claim, Sign):
         raise NotApplicable("it is a theorem on the sign of the gradient")
     f = Quadratic(spectrum)
     points, _ = walk(subject, f, np.linspace(-2, 3, len(spectrum)) + 0.125, lr, 6)
     slopes, values = f.gradients(points[:-1]), f.values(points)
-    expected = values[:-1] - lr * np.abs(slopes).sum(axis=1) + lr**2 / 2 * sum(spectrum)
-    formula = f"f(x') = f - lr |G|_1 + lr^2/2 sum L_i, lr = {lr:.6g}, {f!r}"
+    moving = (slopes != 0) @ np.array(spectrum)
+    expected = values[:-1] - lr * np.abs(slopes).sum(axis=1) + lr**2 / 2 * moving
+    formula = f"f(x') = f - lr |G|_1 + lr^2/2 sum L_i over G_i != 0, lr = {lr:.6g}, {f!r}"
     require_equal(values[1:], expected, formula, scale=values[:-1])

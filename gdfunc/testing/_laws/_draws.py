@@ -34,7 +34,7 @@ def check_noise(draw: Callable[[int], Any], std: float = 1.0, *, alpha: float = 
 
     Args:
         draw: `seed -> numbers`, a tensor or an array of any size. The law calls it with 0, 1, 2, … until it
-            has enough.
+            has enough, so few at a time are slow.
         std: σ.
         alpha: the chance that a right generator fails, for each statistic.
 
@@ -113,7 +113,7 @@ def check_indices(draw: Callable[[int], Any], n: int, *, alpha: float = 1e-9) ->
 
     Args:
         draw: `seed -> integers`, a tensor or an array of any size, such as a plan. The law calls it with 0,
-            1, 2, … until it has enough.
+            1, 2, … until it has enough, so few at a time are slow.
         n: how many integers there are, 2 or more.
         alpha: the chance that a right generator fails, for each statistic.
 
@@ -173,6 +173,10 @@ def check_reshuffling(subject: Subject, claim: Claim) -> None:
 
     A plan is an entry of the parameters, so one run takes all of them. The bound of random reshuffling for
     the mean square error, q²ⁿᵉ·R² + lr²·n·s²/2 with e epochs and L = μ = a = 1, must hold as well.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> gt.check_reshuffling(gt.from_step(gd.make_step), gt.GradientDescent())
     """
     if not isinstance(claim, GradientDescent):
         raise NotApplicable("it is about plain gradient descent")

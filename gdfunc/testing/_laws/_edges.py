@@ -24,6 +24,10 @@ def check_flip(subject: Subject, claim: Claim, ones: int = 20) -> None:
         subject: the subject.
         claim: `Lion`; the law says nothing about others.
         ones: k.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> gt.check_flip(gt.from_transform(gd.lion((0.5, 0.75))), gt.Lion((0.5, 0.75)), ones=10)
     """
     if not isinstance(claim, Lion):
         raise NotApplicable("it is about the sign of an average")
@@ -43,6 +47,10 @@ def check_clip(subject: Subject, claim: Claim) -> None:
 
     ‖u‖ = min(‖g‖, C) and ⟨u, g⟩ = ‖u‖·‖g‖ for a norm over all leaves; |uᵢ| = min(|gᵢ|, c) for entries. The
     sizes lie below, at and above the limit.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> gt.check_clip(gt.from_transform(gd.clip_by_global_norm(2.0)), gt.ClipByGlobalNorm(2.0))
     """
     if not isinstance(claim, ClipByValue | ClipByGlobalNorm):
         raise NotApplicable("it is about clips")
@@ -67,6 +75,11 @@ def check_rest(subject: Subject, claim: Claim) -> None:
     """Check that parameters keep their bits in the steps in which nothing may move.
 
     Accumulate(k): all steps but every k-th. ApplyIfFinite: steps with NaN or infinity in any leaf.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> accumulated = gt.from_transform(gd.accumulate(gd.momentum(0.5), 3))
+        >>> gt.check_rest(accumulated, gt.Accumulate(gt.Momentum(0.5), 3))
     """
     if not isinstance(claim, Accumulate | ApplyIfFinite):
         raise NotApplicable("it moves in every step")

@@ -1,6 +1,9 @@
 """The strongest law of every family: chosen gradients in, known moves out."""
 
+from typing import Any
+
 import numpy as np
+import torch
 
 from ... import _tree
 from ..._tree import Tree
@@ -22,12 +25,19 @@ def check_kernel(
     Args:
         subject: the subject.
         claim: what it says that it is.
-        grads: leaves [T, ...]; None: a dozen sequences, each of which shows something.
+        grads: leaves [T, ...], used in float64; None: a dozen sequences, each of which shows something.
         lr: a number or one per step; None: another one at every step.
-        params: where to start; None: a point away from zero.
+        params: where to start, leaves [...], used in float64; None: a point away from zero.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> adam = gt.from_torch(lambda params: torch.optim.Adam(params, betas=(0.5, 0.9)))
+        >>> gt.check_kernel(adam, gt.Adam(betas=(0.5, 0.9)))
+        >>> gt.check_kernel(adam, gt.Adam(betas=(0.5, 0.9)), grads=torch.tensor([1.0, -2.0, 0.5]), lr=0.1)
     """
     if not claim.is_of_gradients():
-        raise NotApplicable("its moves depend on more than gradients")
+        raise NotApplicable("it has no closed form of the gradients alone")
+    grads, params = (None if tree is None else _tree.map(_doubled, tree) for tree in (grads, params))
     for name, tree in ({"given": grads} if grads is not None else feeds(claim)).items():
         paths = [path for path, _ in _tree.named_leaves(tree, "params")]
         seen = observe(subject, tree, lr, params)
@@ -36,3 +46,7 @@ def check_kernel(
             scale = np.maximum(np.abs(x), np.abs(wanted).max(initial=0.0))
             formula = f"{claim.formula}, {claim!r}, {name} gradients"
             require_equal(move, wanted, formula, scale=scale, slack=claim.slack, where=f"move of {path}")
+
+
+def _doubled(leaf: Any) -> torch.Tensor:
+    return torch.as_tensor(leaf, dtype=torch.float64)

@@ -42,6 +42,11 @@ def check_linearity(subject: Subject, claim: Claim) -> None:
     """Check that the moves are linear in the gradients, with the same coefficients for every entry.
 
     xₜ = x₀ − Σₛ cₜₛ·gₛ for gradients of several leaves, from a point away from zero.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> momentum = gt.from_transform(gd.momentum(0.5))
+        >>> gt.check_linearity(momentum, gt.FixedCoefficients())
     """
     if not isinstance(claim, FixedCoefficients):
         raise NotApplicable("it is about methods whose coefficients are not known")
@@ -77,6 +82,12 @@ def check_quadratic(
         lr: a number, or one per step; None: inside the stable range of gradient descent, changing.
         start: [D]; None: one unit off the minimiser along every eigenvector.
         steps: T.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> momentum = gt.from_transform(gd.momentum(0.5))
+        >>> problem = gt.Quadratic(spectrum=(1.0, 4.0), minimizer=(0.5, 0.0))
+        >>> gt.check_quadratic(momentum, gt.Momentum(0.5), problem, lr=0.25, start=(2.0, -1.0), steps=20)
     """
     for quadratic in OWN_QUADRATICS if problem is None else (problem,):
         rates = np.resize(LRS, steps) / quadratic.L if lr is None else np.broadcast_to(lr, (steps,))
@@ -121,6 +132,10 @@ def check_huber(
         h: lr·L.
         radius: R, the distance of the start.
         steps: N.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> gt.check_huber(gt.from_step(gd.make_step), gt.GradientDescent(), L=4.0, h=1.5, steps=10)
     """
     lrs = np.full(steps, h / L)
     names = "point", "answer"

@@ -26,6 +26,10 @@ def check_lr_change(
         subject: the subject.
         claim: `Momentum`.
         lrs: three learning rates.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> gt.check_lr_change(gt.from_transform(gd.momentum(0.5)), gt.Momentum(0.5), lrs=(1.0, 0.5, 0.125))
     """
     if not isinstance(claim, Momentum):
         raise NotApplicable("it is about the buffer of momentum")
@@ -56,6 +60,10 @@ def check_double_root(subject: Subject, claim: Claim, steps: int = 20) -> None:
         subject: the subject.
         claim: `Momentum`, or `Nesterov` with a constant momentum.
         steps: T.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> gt.check_double_root(gt.from_transform(gd.momentum(0.25)), gt.Momentum(0.25))
     """
     t = np.arange(steps + 1.0)
     if isinstance(claim, Momentum) and not claim.nesterov and not claim.dampening and claim.momentum:
@@ -110,6 +118,10 @@ def check_cycle(subject: Subject, claim: Claim) -> None:
 
     With lr = 1/9 and β = 4/9 on a 25-smooth, 1-strongly convex function, the ball goes from 3.3 at rest to
     {2592, 792, −2208}/1225, and round and round. It is no counterexample for another β.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> gt.check_cycle(gt.from_transform(gd.momentum(4 / 9)), gt.Momentum(4 / 9))
     """
     if not isinstance(claim, Momentum) or claim.nesterov or claim.dampening:
         raise NotApplicable("it is about heavy ball")

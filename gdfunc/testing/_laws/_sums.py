@@ -54,9 +54,16 @@ def check_batches(
         problem: a sum; None: one of four quadratics, with plans of its own.
         plan: for a given problem, the rows of every step, int64 [T, B], or [T, m·B] for passes.
         lrs: for a given problem, repeated over the steps.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> problem = gt.FiniteSum(hessians=(((1.0,),), ((3.0,),)), offsets=((1.0,), (1.0,)))
+        >>> plan = torch.tensor([[0], [1], [1]])
+        >>> descent = gt.from_step(gd.make_step)
+        >>> gt.check_batches(descent, gt.GradientDescent(), problem, plan, lrs=(0.5, 0.25, 0.125))
     """
     if not isinstance(claim, SumClaim) and not claim.is_of_gradients():
-        raise NotApplicable("its moves depend on more than gradients")
+        raise NotApplicable("it has no closed form of the gradients alone")
     if problem is None:
         found = moves_on_sums(subject, claim)
     else:
@@ -95,6 +102,10 @@ def check_unbiased(subject: Subject, claim: Claim, problem: FiniteSum = SMALL, l
         claim: one of the five.
         problem: the sum.
         lr: a number.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> gt.check_unbiased(gt.from_step(gd.methods.saga, of_rows=True), gt.SAGA())
     """
     _require_last(claim, GradientDescent, SVRG, SARAH, SAGA, SAG)
     n, size = len(problem.b), getattr(claim, "batch_size", min(2, len(problem.b)))
@@ -191,6 +202,11 @@ def check_second_moment(
         lrs: of every step. A pass of SVRG or SARAH has one batch for each, and the first lr throughout.
         batch_size: B; None: that of the claim, or 1 in all steps and 2 in the first two.
         replace: whether a batch may hold a sample twice.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> descent = gt.from_step(gd.make_step)
+        >>> gt.check_second_moment(descent, gt.GradientDescent(), lrs=(0.25, 0.125), batch_size=2)
     """
     _require_last(claim, GradientDescent, SVRG, SARAH, SAGA, SAG)
     if batch_size is None and not hasattr(claim, "batch_size"):
@@ -246,6 +262,10 @@ def check_batch_variance(
         claim: `GradientDescent`.
         problem: the sum.
         lr: a number.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> gt.check_batch_variance(gt.from_step(gd.make_step), gt.GradientDescent(), lr=0.5)
     """
     _require_last(claim, GradientDescent)
     noise, n = problem.gradients(problem.minimizer), len(problem.b)
@@ -272,6 +292,10 @@ def check_sgd_bound(subject: Subject, claim: Claim, problem: FiniteSum | None = 
         subject: the subject.
         claim: `GradientDescent`.
         problem: the sum that must stay below; None: a small one. The pairs are tried in any case.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> gt.check_sgd_bound(gt.from_step(gd.make_step), gt.GradientDescent())
     """
     _require_last(claim, GradientDescent)
 
@@ -309,6 +333,11 @@ def check_variance_identity(
         claim: `SARAH`.
         problem: the sum.
         lr: a number.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> sarah = gt.from_step(gd.methods.sarah, of_rows=True)
+        >>> gt.check_variance_identity(sarah, gt.SARAH())
     """
     _require_last(claim, SARAH)
     start = np.resize(START, problem.b.shape[1])
@@ -347,6 +376,10 @@ def check_full_batch(subject: Subject, claim: Claim, lr: float = 0.25) -> None:
         subject: the subject.
         claim: `GradientDescent`, or a method for finite sums.
         lr: a number.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> gt.check_full_batch(gt.from_step(gd.methods.saga, of_rows=True), gt.SAGA(), lr=0.125)
     """
     if not isinstance(claim, GradientDescent | SumClaim):
         raise NotApplicable("it is about gradient descent")
@@ -374,6 +407,10 @@ def check_minimum(subject: Subject, claim: Claim, problem: FiniteSum = SMALL, lr
         claim: a method for finite sums.
         problem: the sum.
         lr: a number.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> gt.check_minimum(gt.from_step(gd.methods.saga, of_rows=True), gt.SAGA())
     """
     if not isinstance(claim, SumClaim):
         raise NotApplicable("it is about methods that reduce variance")
@@ -398,6 +435,10 @@ def check_noise_floor(subject: Subject, claim: Claim, curvature: float = 4.0, lr
         claim: `GradientDescent`, or `Momentum` without dampening and Nesterov's step.
         curvature: λ.
         lr: a number with lr·λ < 2·(1 + β).
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> gt.check_noise_floor(gt.from_transform(gd.momentum(0.5)), gt.Momentum(0.5), curvature=2.0)
     """
     beta = claim.momentum if isinstance(claim, Momentum) else 0.0
     if not isinstance(claim, GradientDescent | Momentum) or (claim != Momentum(beta) and beta):

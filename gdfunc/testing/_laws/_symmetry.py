@@ -25,6 +25,10 @@ def check_scale(subject: Subject, claim: Claim) -> None:
 
     The claim's closed form decides which: Adam without ε, or a sign, forgets the scale, and methods that
     are linear in the gradients keep it. A hidden constant, such as an ε, shows here however small it is.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> gt.check_scale(gt.from_transform(gd.adam(eps=0.0)), gt.Adam(eps=0.0))
     """
     grads = _gradients(claim)
     zero = _tree.map(lambda g: torch.zeros_like(g[0]), grads)
@@ -56,6 +60,10 @@ def check_rotation(subject: Subject, claim: Claim) -> None:
 
     The claim's closed form decides which. Methods that are linear in the gradients, or divide by norms of
     leaves, commute with both, and Muon with a mixing of rows. It is I − 2vvᵀ/‖v‖² with v = (1, 2, …).
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> gt.check_rotation(gt.from_transform(gd.momentum(0.5)), gt.Momentum(0.5))
     """
     grads = _gradients(claim)
     g = [leaf.numpy() for leaf in _tree.leaves(grads)]
@@ -86,6 +94,11 @@ def check_drift(subject: Subject, claim: Claim) -> None:
     should fall if C > 2. One period moves it by −lr·(C/√v₁ − 1/√v₂ − 1/√v₃) > 0, the wrong way, with
     v₁ = (1 − β₂)(C² + β₂ + β₂²)/(1 − β₂³), v₂ = β₂v₁ + 1 − β₂ and v₃ = β₂v₂ + 1 − β₂. AMSGrad moves it by
     −lr·(C − 2)/√v₁ if it keeps the largest raw average, and by −lr·(C − 2)/C if the largest corrected one.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> amsgrad = gt.from_transform(gd.adam((0.0, 0.2), eps=0.0, amsgrad=True))
+        >>> gt.check_drift(amsgrad, gt.Adam((0.0, 0.2), eps=0.0, amsgrad="raw"))
     """
     if not isinstance(claim, Adam) or claim.betas[0] or claim.eps or claim.weight_decay:
         raise NotApplicable("it is about Adam with beta1 = 0, eps = 0 and no weight decay")
@@ -113,6 +126,10 @@ def check_resume(subject: Subject, claim: Claim) -> None:
     """Check that a run continued from a copy of its carry, by a step made again, has the same bits.
 
     Six steps, the last three also from a deep copy. A count or a buffer outside the carry shows here.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> gt.check_resume(gt.from_transform(gd.momentum(0.5)), gt.Momentum(0.5))
     """
     if subject.of_rows:
         raise NotApplicable("its batches are row numbers")
@@ -135,7 +152,12 @@ def check_resume(subject: Subject, claim: Claim) -> None:
 
 @law("gdfunc's contract of a step: it can be vmapped")
 def check_vmap(subject: Subject, claim: Claim) -> None:
-    """Check that two runs in one `torch.func.vmap` equal two runs, from two starts, to 1e-12."""
+    """Check that two runs in one `torch.func.vmap` equal two runs, from two starts, to 1e-12.
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> gt.check_vmap(gt.from_transform(gd.momentum(0.5)), gt.Momentum(0.5))
+    """
     if not subject.is_pure:
         raise NotApplicable(f"{subject!r} changes its state in place by design")
     if subject.of_rows:
@@ -166,7 +188,7 @@ def check_vmap(subject: Subject, claim: Claim) -> None:
 def _gradients(claim: Claim) -> Tree:
     """Return random gradients, leaves [T, ...], for claims that are about gradients."""
     if not claim.is_of_gradients():
-        raise NotApplicable("its moves depend on more than gradients")
+        raise NotApplicable("it has no closed form of the gradients alone")
     return _random(claim)
 
 

@@ -158,6 +158,11 @@ def check_worst_case(subject: Subject, claim: Claim) -> None:
     Nesterov():  f(x_N) − f* ≤ 2·L·R²/(N² + 5·N + 6), f(y_N) − f* ≤ 2·L·R²/(N² + 7·N + 4)
     OGM(N):  L·R²/(2·θ_N²);  TripleMomentum(κ):  ρ^(2·N)·L·κ/2·R²
     Nesterov(β) and Momentum(β): the bounds for the μ that β is the best for, which are not attained
+
+    Example:
+        >>> from gdfunc import testing as gt
+        >>> nesterov = gt.from_step(gd.methods.nesterov, result=lambda state: state.position)
+        >>> gt.check_worst_case(nesterov, gt.Nesterov())
     """
     cases = _cases(claim)
     if not cases:
