@@ -328,3 +328,64 @@ def test_the_rate_of_a_run_is_the_theorems():
 def test_errors_without_a_rate_are_refused(errors, message):
     with pytest.raises(ValueError, match=message):
         gt.measure_rate(errors)
+
+
+# ---------------------------------------------------------------- subjects and claims that make no sense
+
+PLAIN = by_hand(lambda g, state, x, lr: (x - lr * g, state))
+MISFITS = {
+    "no pair": (by_hand(lambda g, state, x, lr: x), TypeError, r"return \(params, state\); got Tensor"),
+    "another shape": (
+        by_hand(lambda g, state, x, lr: ((x - lr * g).sum(), state)),
+        ValueError,
+        r"new params\['b'\] has shape \(\) but params\['b'\] has \(2, 3\)",
+    ),
+    "rows": (gt.from_step(gd.methods.saga, of_rows=True), ValueError, "a batch of saga is row numbers"),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_a_subject_that_does_not_fit_is_told_why(name):
+    subject, error, message = MISFITS[name]
+    with pytest.raises(error, match=message):
+        gt.check_optimizer(subject, gt.GradientDescent())
+
+
+def test_the_error_of_a_subject_names_the_law():
+    def fails(g, state, x, lr):
+        raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom") as caught:
+        gt.check_kernel(by_hand(fails), gt.GradientDescent())
+    assert caught.value.__notes__ == ["in check_kernel(mine, GradientDescent())"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: gt.Adam(amsgrad=True), r"amsgrad of Adam must be one of .*'raw', 'corrected'.* got True"),
+        (lambda: gt.Momentum(0.9, form="bufer"), "form of Momentum must be one of .* got 'bufer'"),
+        (lambda: gt.Accumulate(steps=0), "steps of Accumulate must be a whole number >= 1; got 0"),
+        (lambda: gt.EMA(gd.adam()), "inner of EMA must be a claim"),
+        (lambda: gt.Chain(gd.adam()), "Chain takes claims"),
+        (lambda: gt.check_kernel(PLAIN, gt.Masked(gt.Sign(), (True,))), "a law tries 3 leaves"),
+        (lambda: gt.check_kernel(PLAIN, gt.Adam((0.9, 1.0))), "no finite answer to random gradients"),
+    ],
+)
+def test_a_claim_that_makes_no_sense_is_refused(make, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()
+
+
+def test_subjects_that_overflow_write_or_keep_a_history_break_a_law_without_warnings():
+    grows = by_hand(lambda g, state, x, lr: (1e300 * x - lr * g, state))
+    assert "check_kernel" in gt.examine(grows, gt.GradientDescent()).failed
+    keeps = by_hand(lambda g, state, x, lr: ((x - lr * g).requires_grad_(), state))
+    with pytest.raises(gt.LawBroken, match="the carry can be copied"):
+        gt.check_resume(keeps, gt.GradientDescent())
+
+
+def test_a_step_that_writes_into_its_parameters_is_diagnosed_by_its_moves():
+    writes = by_hand(lambda g, state, x, lr: (x.sub_(lr * g), state))
+    gt.check_kernel(writes, gt.GradientDescent())
+    assert diagnose(writes, gt.GradientDescent()).startswith("the moves on linear losses agree")

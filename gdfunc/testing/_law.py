@@ -90,10 +90,17 @@ def law(source: str, *, of_optimizers: bool = True) -> Callable[[Callable[..., N
         @functools.wraps(check)
         def checked(*args: Any, **options: Any) -> None:
             try:
-                check(*args, **options)
-            except LawBroken as broken:
+                with np.errstate(all="ignore"):  # overflow breaks a law, and needs no warning
+                    check(*args, **options)
+            except NotApplicable:
+                raise
+            except Exception as error:
                 shown = [*map(repr, args), *(f"{key}={value!r}" for key, value in options.items())]
-                broken.law, broken.source, broken.repeat = name, source, f"{name}({', '.join(shown)})"
+                repeat = f"{name}({', '.join(shown)})"
+                if isinstance(error, LawBroken):
+                    error.law, error.source, error.repeat = name, source, repeat
+                else:
+                    error.add_note(f"in {repeat}")
                 raise
 
         @functools.wraps(check)

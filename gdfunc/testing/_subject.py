@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import _tree
 from .._sampling import take
-from .._step import Step, StepLike, as_step, copy_params, gradient_step, make_step, params_of
+from .._step import Step, StepLike, as_step, check_pair, copy_params, gradient_step, make_step, params_of
 from .._transforms._base import GradientTransformation
 from .._tree import Tree
 
@@ -88,17 +88,22 @@ def subject(
         >>> gt.check_answer(averaged, gt.EMA(decay=0.9))
     """
 
+    shown = getattr(update, "__name__", "update")
+
     def begin(params: Tree) -> HandState:
         state = init(params) if whole_tree else tuple(init(leaf) for leaf in _tree.leaves(params))
         return HandState(params, state)
 
     def move(carry: HandState, grads: Tree, lr: Any) -> HandState:
+        def moved(g: Tree, state: Any, p: Tree) -> tuple[Tree, Any]:
+            return check_pair(update(g, state, p, lr), shown, "params, state")
+
         if whole_tree:
-            return HandState(*update(grads, carry.state, carry.params, lr))
+            return HandState(*moved(grads, carry.state, carry.params))
         leaves, structure = _tree.flatten(carry.params)
         columns = zip(_tree.leaves(grads), carry.state, leaves, strict=True)
-        moved, states = zip(*(update(g, state, p, lr) for g, state, p in columns), strict=True)
-        return HandState(_tree.unflatten(structure, moved), states)
+        after, states = zip(*(moved(*column) for column in columns), strict=True)
+        return HandState(_tree.unflatten(structure, after), states)
 
     def make(loss_fn: Callable[..., Tensor]) -> Step:
         return gradient_step(loss_fn, HandState, begin, move)
@@ -316,25 +321,34 @@ def run(
         raise ValueError(
             f"lrs has shape {list(np.shape(lrs))}; give one number, or one per step, [{steps}]"
         )
+    if subject.of_rows and data is None:
+        raise ValueError(
+            f"a batch of {subject!r} is row numbers, and this law has no rows; "
+            f"claim a method for finite sums, such as gt.SAGA()"
+        )
     step = subject.make(loss_fn, data) if subject.of_rows else subject.make(loss_fn)
     if data is not None and not subject.of_rows:
         batches = take(data, batches)
     rates = np.broadcast_to(np.asarray(lrs, dtype=np.float64), (steps,))
     carry = step.init(params)
-    points, results = [_tree.leaves(params_of(carry))], [_tree.leaves(subject.result(carry))]
+    points, results = [_copied(params_of(carry))], [_copied(subject.result(carry))]
     for t in range(steps):
         batch = None if batches is None else _tree.map(lambda leaf, t=t: leaf[t], batches)
         carry, _ = step(carry, batch, float(rates[t]))
-        points.append(_tree.leaves(params_of(carry)))
-        results.append(_tree.leaves(subject.result(carry)))
+        _tree.check_like(params_of(carry), params, "new params", "params")
+        points.append(_copied(params_of(carry)))
+        results.append(_copied(subject.result(carry)))
     return Run(_stacked(points), _stacked(results), rates, carry)
 
 
-def _stacked(rows: list[list[Tensor]]) -> list[np.ndarray]:
+def _stacked(rows: list[list[np.ndarray]]) -> list[np.ndarray]:
     """Stack the leaves of every step along a leading axis."""
-    return [
-        np.stack([leaf.detach().double().numpy() for leaf in column]) for column in zip(*rows, strict=True)
-    ]
+    return [np.stack(leaf) for leaf in zip(*rows, strict=True)]
+
+
+def _copied(tree: Tree) -> list[np.ndarray]:
+    """Copy the leaves, because a step under test may write into them."""
+    return [leaf.detach().double().numpy().copy() for leaf in _tree.leaves(tree)]
 
 
 def run_linear(subject: Subject, grads: Tree, lrs: Any, params: Tree) -> Run:

@@ -35,6 +35,8 @@ class Adam(Claim):
         "D. Kingma, J. Ba 2015; S. Reddi, S. Kale, S. Kumar 2018; I. Loshchilov, F. Hutter 2019"
     )
 
+    choices: ClassVar[dict[str, tuple[str | None, ...]]] = {"amsgrad": (None, "raw", "corrected")}
+
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     amsgrad: str | None = None
@@ -106,6 +108,8 @@ class NAdam(Claim):
         "u_t = ((1-mu_t)/(1-P_t) g + mu_(t+1)/(1-P_(t+1)) m) / (sqrt(v^) + eps), P_t = mu_1 ... mu_t"
     )
     source: ClassVar[str] = "T. Dozat 2016; torch.optim.NAdam"
+
+    choices: ClassVar[dict[str, tuple[str | None, ...]]] = {"product": ("float64", "float32")}
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8

@@ -62,6 +62,7 @@ class Lookahead(Claim):
     family: ClassVar[str] = "lookahead"
     formula: ClassVar[str] = "x_t - x_(t-1) = m_t, plus (alpha - 1)(m_(t-k+1) + .. + m_t) where k divides t"
     source: ClassVar[str] = "M. Zhang, J. Lucas, G. Hinton, J. Ba 2019"
+    counts: ClassVar[tuple[str, ...]] = ("k",)
 
     inner: Claim = _PLAIN
     k: int = 5

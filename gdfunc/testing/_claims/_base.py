@@ -1,6 +1,7 @@
 """Claims: rules in closed form."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import ClassVar
 
 import numpy as np
@@ -29,6 +30,24 @@ class Claim:
     )
     slack: ClassVar[float] = 1e-9  # of kernels: the tolerance relative to the size of the moves
     shapes: ClassVar[tuple[tuple[int, ...], ...]] = ((), (3,), (2, 3))  # of the leaves that laws try
+
+    choices: ClassVar[dict[str, tuple[str | None, ...]]] = {}  # all values of a field
+    counts: ClassVar[tuple[str, ...]] = ()  # fields that are whole numbers >= 1
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        for field, allowed in self.choices.items():
+            value = getattr(self, field)
+            if not any(value is choice or value == choice for choice in allowed):
+                raise ValueError(f"{field} of {name} must be one of {allowed}; got {value!r}")
+        for field in self.counts:
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+                raise ValueError(f"{field} of {name} must be a whole number >= 1; got {value!r}")
+        for inner in fields(self):
+            if inner.type is Claim and not isinstance(getattr(self, inner.name), Claim):
+                got = getattr(self, inner.name)
+                raise TypeError(f"{inner.name} of {name} must be a claim, such as gt.Adam(); got {got!r}")
 
     @classmethod
     def is_of_gradients(cls) -> bool:

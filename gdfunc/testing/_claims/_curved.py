@@ -123,6 +123,8 @@ class LBFGS(Claim):
         "u = H g, H = gamma I changed by (I - rho s y') H (I - rho y s') + rho s s' for the last m pairs"
     )
     source: ClassVar[str] = "D. C. Liu, J. Nocedal 1989; J. Nocedal, S. J. Wright 2006"
+    choices: ClassVar[dict[str, tuple[str | None, ...]]] = {"shortens": ("until a pair", "first step")}
+    counts: ClassVar[tuple[str, ...]] = ("history",)
 
     history: int = 10
     eps: float = 1e-10

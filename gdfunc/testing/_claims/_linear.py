@@ -36,6 +36,7 @@ class Momentum(Claim):
     )
     source: ClassVar[str] = "B. T. Polyak 1964; I. Sutskever et al. 2013; torch.optim.SGD"
     is_linear: ClassVar[bool] = True
+    choices: ClassVar[dict[str, tuple[str | None, ...]]] = {"form": ("buffer", "displacement")}
 
     momentum: float
     dampening: float = 0.0

@@ -97,6 +97,10 @@ class LARS(Claim):
         "d = eta |x|/(|g| + lambda |x|) (g + lambda x) leaf by leaf, u_t = sum_j beta^(t-j) d_j"
     )
     source: ClassVar[str] = "Y. You, I. Gitman, B. Ginsburg 2017"
+    choices: ClassVar[dict[str, tuple[str | None, ...]]] = {
+        "norms": ("apart", "together"),
+        "form": ("buffer", "displacement"),
+    }
 
     momentum: float = 0.9
     weight_decay: float = 0.0

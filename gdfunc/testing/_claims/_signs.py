@@ -59,6 +59,7 @@ class Rprop(Claim):
     family: ClassVar[str] = "rprop"
     formula: ClassVar[str] = "s_t = clip(s_(t-1) eta, step_sizes), u_t = s_t sign(g_t), 0 at a turn"
     source: ClassVar[str] = "M. Riedmiller, H. Braun 1993; torch.optim.Rprop"
+    choices: ClassVar[dict[str, tuple[str | None, ...]]] = {"unit": ("lr", "first lr")}
 
     etas: tuple[float, float] = (0.5, 1.2)
     step_sizes: tuple[float, float] = (1e-6, 50.0)

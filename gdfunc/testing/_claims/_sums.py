@@ -47,6 +47,8 @@ class SVRG(SumClaim):
     family: ClassVar[str] = "SVRG"
     formula: ClassVar[str] = "w' = w - lr (grad f_b(w) - grad f_b(x) + grad f(x)), x the start of the pass"
     source: ClassVar[str] = "R. Johnson, T. Zhang 2013"
+    choices: ClassVar[dict[str, tuple[str | None, ...]]] = {"output": ("last", "average")}
+    counts: ClassVar[tuple[str, ...]] = ("batch_size",)
 
     batch_size: int = 1
     output: str = "last"
@@ -76,6 +78,8 @@ class SARAH(SumClaim):
         "v' = grad f_b(w) - grad f_b(w_before) + v, w' = w - lr v'; first v = grad f(x)"
     )
     source: ClassVar[str] = "L. M. Nguyen et al. 2017"
+    choices: ClassVar[dict[str, tuple[str | None, ...]]] = {"output": ("last", "average")}
+    counts: ClassVar[tuple[str, ...]] = ("batch_size",)
 
     batch_size: int = 1
     output: str = "last"

@@ -26,6 +26,9 @@ class Chain(Claim):
 
     def __init__(self, *claims: Claim) -> None:
         object.__setattr__(self, "claims", claims)
+        strangers = [claim for claim in claims if not isinstance(claim, Claim)]
+        if strangers:
+            raise TypeError(f"Chain takes claims, such as gt.Adam(); got {strangers[0]!r}")
 
     def __repr__(self) -> str:
         return f"Chain({', '.join(map(repr, self.claims))})"
@@ -94,6 +97,11 @@ class Partition(Claim):
 
     def _split(self, rule: object, grads: Arrays, points: Arrays) -> Arrays:
         labels = self.labels[: len(grads)]
+        if len(labels) < len(grads) or any(label not in range(len(self.claims)) for label in labels):
+            raise ValueError(
+                f"a law tries {len(grads)} leaves, and each needs the number of one of the "
+                f"{len(self.claims)} claims; got {self.labels!r}"
+            )
         result: dict[int, np.ndarray] = {}
         for label, claim in enumerate(self.claims):
             places = [i for i, own in enumerate(labels) if own == label]
@@ -139,6 +147,7 @@ class Accumulate(Claim):
 
     family: ClassVar[str] = "accumulate"
     formula: ClassVar[str] = "u = inner(mean of k gradients) in every k-th step, else 0"
+    counts: ClassVar[tuple[str, ...]] = ("steps",)
 
     inner: Claim = _PLAIN
     steps: int = 2

@@ -7,7 +7,7 @@ import torch
 
 from ... import _tree
 from ..._tree import Tree
-from .._claims._base import Claim
+from .._claims._base import Arrays, Claim
 from .._feeds import feeds, observe
 from .._law import NotApplicable, law, require_equal
 from .._subject import Subject
@@ -20,7 +20,8 @@ def check_kernel(
     """Check the moves on linear losses against the claim's closed form.
 
     fₜ(θ) = ⟨gₜ, θ⟩: the gradient does not depend on θ, so the moves are the optimizer's whole answer to
-    g₁ … g_T. A wrong factor, sign, order, count, correction or leaf shows here.
+    g₁ … g_T. A wrong factor, sign, order, count, correction or leaf shows here. With eps = 0 a quotient
+    0/0 counts as 0, so that parameters stay finite.
 
     Args:
         subject: the subject.
@@ -42,6 +43,10 @@ def check_kernel(
         paths = [path for path, _ in _tree.named_leaves(tree, "params")]
         seen = observe(subject, tree, lr, params)
         expected = claim.moves(seen.grads, seen.points, seen.lrs)
+        if not _is_finite(expected) and _is_finite([*seen.grads, *seen.points]):
+            raise ValueError(
+                f"{claim!r} has no finite answer to {name} gradients; is a hyperparameter out of range?"
+            )
         for path, move, wanted, x in zip(paths, seen.moves, expected, seen.points, strict=True):
             scale = np.maximum(np.abs(x), np.abs(wanted).max(initial=0.0))
             formula = f"{claim.formula}, {claim!r}, {name} gradients"
@@ -50,3 +55,7 @@ def check_kernel(
 
 def _doubled(leaf: Any) -> torch.Tensor:
     return torch.as_tensor(leaf, dtype=torch.float64)
+
+
+def _is_finite(arrays: Arrays) -> bool:
+    return all(np.isfinite(array).all() for array in arrays)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from ..._tree import Tree
 from .._claims._adaptive import Adam
 from .._claims._base import Arrays, Claim
 from .._feeds import LRS, feeds, observe
-from .._law import NotApplicable, law, require_equal
+from .._law import LawBroken, NotApplicable, law, require_equal
 from .._subject import Subject, feed, linear_loss
 
 _STEPS = 6
@@ -138,7 +139,7 @@ def check_resume(subject: Subject, claim: Claim) -> None:
     carry = step.init(_start(grads))
     for t in range(_STEPS):
         if t == _STEPS // 2:
-            kept = copy.deepcopy(carry)
+            kept = _copy(carry, t)
         carry, _ = step(carry, _batch(grads, t), LRS[t % 4])
     again = subject.make(linear_loss)
     again.init(_start(grads))  # as a new process does before it loads a carry
@@ -148,6 +149,14 @@ def check_resume(subject: Subject, claim: Claim) -> None:
     for (path, a), b in zip(whole, resumed, strict=True):
         formula = f"{_STEPS} steps = {_STEPS // 2} steps, a copy of the carry, and {_STEPS // 2} steps"
         require_equal(b.detach().numpy(), a.detach().numpy(), formula, slack=0.0, where=path, first=0)
+
+
+def _copy(carry: Any, step: int) -> Any:
+    try:
+        return copy.deepcopy(carry)
+    except (RuntimeError, TypeError) as error:  # such as a tensor with a history, or a generator
+        formula = f"the carry can be copied: {str(error).split('.')[0]}"
+        raise LawBroken(formula=formula, value=0, bound=1, step=step) from error
 
 
 @law("gdfunc's contract of a step: it can be vmapped")
