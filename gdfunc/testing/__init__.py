@@ -28,6 +28,19 @@ derivatives of runs (`check_hypergradient`) and private steps (`check_private_st
 `WRONG` holds negative controls, optimizers with one planted fault each, and `measure_power` tells which
 laws find them. A diagnosis names the control that moves alike.
 
+`LAWS` lists the laws about optimizers, and `vars(gdfunc.testing)` every name. Claims have the names of
+their methods: `Adam`, `RMSprop`, `Momentum`, `EMA` … Other names:
+
+subjects: `subject`, `from_torch`, `from_optax`, `from_transform`, `from_step`
+runs: `feed`, `run` → `Run`, `walk`, `measure_rate` → `Rate`
+verdicts: `check_optimizer`, `examine` → `Report`, `measure_power`, `LawBroken`, `NotApplicable`
+problems: `Quadratic`, `Huber`, `worst_huber`, `Logistic`, `PLSine`, `TriangularWave`
+sums: `FiniteSum`, `least_squares`, `sharp_pair`, `all_plans`
+for Hypothesis: `quadratics`, `hubers`, `logistic_regressions`, `pl_problems`, `smooth_nonconvex`, `rates`,
+`dyadics`, `finite_sums`, `least_squares_sums`, `plans`, `keys`, `params_trees`, `hostile_values`
+claims of claims: `Chain`, `WeightDecay`, `Masked`, `Partition`, `Accumulate`, `ApplyIfFinite`, `EMA`,
+`Lookahead`, `ScheduleFree`
+
 Example:
     >>> from gdfunc import testing as gt
     >>> def update(grads, m, params, lr):
