@@ -208,16 +208,15 @@ APPLIES: dict = {}
 RIGHT = {(control.build, repr(control.claim)): control for control in gt.WRONG.values()}
 
 
-@pytest.mark.parametrize("control", RIGHT.values(), ids=lambda control: repr(control.claim))
-def test_a_control_without_its_fault_keeps_every_law(control):
-    assert not gt.examine(control.build(control.claim, ""), control.claim).failed
+@pytest.mark.parametrize("first", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 5))])
+def test_a_control_without_its_fault_keeps_every_law(first):
+    for control in list(RIGHT.values())[first::5]:
+        assert not gt.examine(control.build(control.claim, ""), control.claim).failed, control.claim
 
 
-@pytest.mark.parametrize(
-    "first", [pytest.param(i, marks=[pytest.mark.slow] if i else []) for i in range(12)]
-)
+@pytest.mark.parametrize("first", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 24))])
 def test_most_diagnoses_name_the_planted_fault(first):
-    controls = list(gt.WRONG.values())[first::12]
+    controls = list(gt.WRONG.values())[first::24]
     diagnoses = [diagnose(control.subject, control.claim) for control in controls]
     pairs = zip(controls, diagnoses, strict=True)
     named = [control.fault in words or "effective learning rate" in words for control, words in pairs]
