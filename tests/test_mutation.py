@@ -1,0 +1,23 @@
+"""The suite finds wrong code: a seeded sample of the mutants of transformations, methods and schedules."""
+
+import random
+
+import pytest
+
+from . import mutation
+
+
+def test_argued_mutants_exist():
+    """Because a line of the table that fits no mutant hides nothing, or hides what it no longer says."""
+    keys = {
+        mutant.key for name in mutation.TESTS for mutant in mutation.mutants_of(mutation.PACKAGE / name)
+    }
+    assert set(mutation.ARGUED) <= keys
+
+
+@pytest.mark.slow
+def test_the_suite_finds_mutants():
+    chosen = random.Random(0).sample(mutation.all_mutants(), 300)
+    survivors = mutation.survivors_of(chosen)
+    listed = "\n".join(f"{m.key[0]}:{m.line}: {m.before}  ->  {m.after}" for m in survivors)
+    assert len(survivors) <= 0.03 * len(chosen), listed
