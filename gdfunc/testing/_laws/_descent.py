@@ -161,7 +161,8 @@ def check_nonconvex(
 def check_pl(subject: Subject, claim: Claim) -> None:
     """Check the first step under the inequality of Polyak and Łojasiewicz.
 
-    f(x₁) − f* ≤ (2·L − 2·μ)/(2·L + μ)·(f(x₀) − f*) with lr = 1/L, where ½·‖∇f‖² ≥ μ·(f − f*).
+    With ½·‖∇f‖² ≥ μ·(f − f*), the gap falls at least by the factor (2·L − 2·μ)/(2·L + μ) for lr = 1/L, and by
+    (lr·L − 1)²/((lr·L − 1)² + lr·μ·(2 − lr·L)) for lr in [√3/L, 2/L].
 
     Example:
         >>> from gdfunc import testing as gt
@@ -170,11 +171,17 @@ def check_pl(subject: Subject, claim: Claim) -> None:
     _require_descent(claim)
     sine = PLSine()
     L, mu = sine.L, sine.pl
-    for x in np.linspace(-3, 3, 13):
-        points, _ = walk(subject, sine, [x], 1 / L, 1)
-        before, after = sine.values(points)
-        formula = f"gap_1 <= (2L - 2mu)/(2L + mu) gap_0, L = {L}, mu = {mu}, from {x:.3g}"
-        require_at_most(after, (2 * L - 2 * mu) / (2 * L + mu) * before, formula)
+    h = 1.875
+    factors = {
+        1.0: (2 * L - 2 * mu) / (2 * L + mu),
+        h: (h - 1) ** 2 / ((h - 1) ** 2 + h / L * mu * (2 - h)),
+    }
+    for x in np.linspace(-3, 3, 7):
+        for rate, factor in factors.items():
+            points, _ = walk(subject, sine, [x], rate / L, 1)
+            before, after = sine.values(points)
+            formula = f"gap_1 <= {factor:.6g} gap_0, lr = {rate}/L, L = {L}, mu = {mu}, from {x:.3g}"
+            require_at_most(after, factor * before, formula)
 
 
 @law("E. de Klerk, F. Glineur, A. B. Taylor 2017; sharp")

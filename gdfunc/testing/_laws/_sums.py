@@ -428,7 +428,8 @@ def check_noise_floor(subject: Subject, claim: Claim, curvature: float = 4.0, lr
 
     Var x = lr·(1 + β)·s² / (λ·(1 − β)·(2·(1 + β) − lr·λ)) on f(x) = ½ λx² with gradient noise of
     variance s², where β = 0 is gradient descent. For a linear method it is s² times the sum of squares
-    of the answer to one impulse, so that no noise is drawn.
+    of the answer to one impulse, so that no noise is drawn. For gradient descent the covariance of two
+    coordinates with the same noise is lr·s²/(λ + λ′ − lr·λ·λ′).
 
     Args:
         subject: the subject.
@@ -449,11 +450,20 @@ def check_noise_floor(subject: Subject, claim: Claim, curvature: float = 4.0, lr
         raise NotApplicable("the answer to an impulse takes many hundreds of steps to fade")
     steps = 8 + math.ceil(math.log(1e-12) / (2 * math.log(max(shrink, 1e-3))))
 
-    def loss_fn(x: Tensor, noise: Tensor) -> Tensor:
-        return 0.5 * curvature * x.square() + (noise * x).mean()
-
     impulse = (torch.arange(steps) == 0).double()[:, None]
-    x = run(subject, loss_fn, torch.zeros((), dtype=torch.float64), impulse, lr, steps).points[0]
+
+    def response(curvature: float) -> np.ndarray:
+        def loss_fn(x: Tensor, noise: Tensor) -> Tensor:
+            return 0.5 * curvature * x.square() + (noise * x).mean()
+
+        return run(subject, loss_fn, torch.zeros((), dtype=torch.float64), impulse, lr, steps).points[0]
+
+    x = response(curvature)
     expected = lr * (1 + beta) / (curvature * (1 - beta) * (2 * (1 + beta) - lr * curvature))
     formula = f"Var x / s^2 = lr (1+b)/(k (1-b) (2 (1+b) - lr k)), b = {beta:.6g}, k = {curvature:.6g}"
     require_equal(np.square(x).sum(), expected, f"{formula}, lr = {lr:.6g}")
+    if not beta:
+        other = 1.25 * curvature
+        formula = f"Cov / s^2 = lr/(k + k' - lr k k'), k = {curvature:.6g}, k' = {other:.6g}, lr = {lr:.6g}"
+        expected = lr / (curvature + other - lr * curvature * other)
+        require_equal((x * response(other)).sum(), expected, formula)
