@@ -29,7 +29,7 @@ def check_step(subject: Subject, claim: Claim) -> None:
         >>> gt.check_step(polyak, gt.Polyak(minimum=0.0))
     """
     if not isinstance(claim, Pointwise):
-        raise NotApplicable("its steps have a memory")
+        raise NotApplicable("it is about steps without a memory that look at the loss")
     minimum, lrs = float(getattr(claim, "minimum", 0.0)), np.resize(LRS, 8)
     weights = (0.5, 0.875, 1.25, 1.625, 2.0)
     _require_rule(subject, claim, Raised(_BOWL, minimum), _START, lrs)

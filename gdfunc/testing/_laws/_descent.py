@@ -161,8 +161,8 @@ def check_nonconvex(
 def check_pl(subject: Subject, claim: Claim) -> None:
     """Check the first step under the inequality of Polyak and Łojasiewicz.
 
-    With ½·‖∇f‖² ≥ μ·(f − f*), the gap falls at least by the factor (2·L − 2·μ)/(2·L + μ) for lr = 1/L, and by
-    (lr·L − 1)²/((lr·L − 1)² + lr·μ·(2 − lr·L)) for lr in [√3/L, 2/L].
+    With ½·‖∇f‖² ≥ μ·(f − f*), the gap falls at least by the factor (2·L − 2·μ)/(2·L + μ) for lr = 1/L,
+    and by (lr·L − 1)²/((lr·L − 1)² + lr·μ·(2 − lr·L)) for lr in [√3/L, 2/L].
 
     Example:
         >>> from gdfunc import testing as gt
