@@ -26,7 +26,11 @@ def adam(claim: Adam, fault: str) -> Subject:
         if fault == "v averages over the leaf":
             size = (g**2).mean().expand_as(g)
         v = beta2 * old_v + (1.0 if fault == "v not scaled by 1 - beta2" else 1 - beta2) * size
-        count = {"count one too high": t + 1, "count of the first step kept": 1}.get(fault, t)
+        count = {
+            "count one too high": t + 1,
+            "count ends at 100": min(t, 100),
+            "count of the first step kept": 1,
+        }.get(fault, t)
         bias1, bias2 = 1 - beta1**count, 1 - beta2**count
         if fault == "bias corrections exchanged":
             bias1, bias2 = bias2, bias1
@@ -288,6 +292,7 @@ CONTROLS = [
         "v not scaled by 1 - beta2",
         "count one too high",
         "count of the first step kept",
+        "count ends at 100",
         "old m used",
         "old v used",
         "gradient for m",

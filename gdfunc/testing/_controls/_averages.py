@@ -89,7 +89,9 @@ def schedule_free(claim: ScheduleFree, fault: str) -> Subject:
         old, z = z, stepped(ys if fault == "step from y" else z, us, lr)
         weight = lr if fault == "weights lr" else 1.0 if fault == "uniform weights" else lr**2
         total = weight + (0.0 if fault == "weights not added up" else total)
-        average = mixed(average, old if fault == "average of the old z" else z, weight / total)
+        average = mixed(
+            average, old if fault == "average of the old z" else z, weight / total if total else 0.0
+        )
         answer = z if fault == "z in place of the average" else average
         return mixed(z, average, beta), (answer, average, z, total, history)
 

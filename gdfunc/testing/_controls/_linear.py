@@ -30,6 +30,33 @@ def gradient_descent(claim: GradientDescent, fault: str) -> Subject:
     return leaf_by_leaf(1, rule, f"gradient descent, {fault or 'right'}")
 
 
+def rarely_wrong(claim: GradientDescent, fault: str) -> Subject:
+    """Gradient descent that is wrong only at certain learning rates, gradients, points or leaves."""
+
+    def rule(g: Tensor, x: Tensor, memory: list[Tensor], lr: Any, t: int) -> Any:
+        if fault == "lr at least 1e-3":
+            lr = max(lr, 1e-3)
+        if fault == "lr at most 1":
+            lr = min(lr, 1.0)
+        if fault == "lr rounded to float32":
+            lr = torch.tensor(lr, dtype=torch.float32).item()
+        if fault == "gradients clipped at 1e8":
+            g = g.clamp(-1e8, 1e8)
+        if fault == "gradients below 1e-8 dropped":
+            g = g * (g.abs() >= 1e-8)
+        if fault == "entries at zero left out":
+            g = g * (x != 0)
+        if fault == "leaves of three dimensions halved" and g.ndim == 3:
+            g = g / 2
+        if fault == "vectors of one entry left out" and g.shape == (1,):
+            g = 0 * g
+        if fault == "lr halved after step 100" and t > 100:
+            lr = lr / 2
+        return x - lr * g, memory
+
+    return leaf_by_leaf(1, rule, f"gradient descent, {fault or 'right'}")
+
+
 def momentum(claim: Momentum, fault: str) -> Subject:
     beta, dampening = claim.momentum, claim.dampening
 
@@ -81,8 +108,8 @@ def displacement(claim: Momentum, fault: str) -> Subject:
         old, last = memory
         d = beta * old - lr * g
         if fault == "displacement scaled by today's lr":
-            d = lr * (beta * old - g)
-            return x + d, [d / lr, x]
+            d = beta * old - g
+            return x + lr * d, [d, x]
         if fault == "gradient and displacement averaged":
             d = beta * old - (1 - beta) * lr * g
         if fault == "displacement added":
@@ -209,6 +236,19 @@ CONTROLS = [
         "lr squared",
         "lr of the first step kept",
         "update rounded to float32",
+    ),
+    *controls(
+        GradientDescent(),
+        rarely_wrong,
+        "lr at least 1e-3",
+        "lr at most 1",
+        "lr rounded to float32",
+        "gradients clipped at 1e8",
+        "gradients below 1e-8 dropped",
+        "entries at zero left out",
+        "leaves of three dimensions halved",
+        "vectors of one entry left out",
+        "lr halved after step 100",
     ),
     *controls(
         Momentum(0.9),

@@ -7,7 +7,7 @@ import torch
 
 from .._claims._base import Claim
 from .._claims._linear import FixedCoefficients
-from .._feeds import LRS, feeds, observe
+from .._feeds import ALL_LRS, LRS, feeds, observe
 from .._law import NotApplicable, law, require_equal
 from .._problems import Quadratic, walk, worst_huber
 from .._subject import Subject, run_linear
@@ -52,7 +52,7 @@ def check_linearity(subject: Subject, claim: Claim) -> None:
         raise NotApplicable("it is about methods whose coefficients are not known")
     for name, grads in feeds(claim).items():
         steps = len(next(iter(grads.values())))
-        points, _ = coefficients(subject, claim, np.resize(LRS, steps))
+        points, _ = coefficients(subject, claim, np.resize(ALL_LRS, steps))
         moves = np.diff(points, axis=0, prepend=0.0)
         seen = observe(subject, grads)
         for g, move, x in zip(seen.grads, seen.moves, seen.points, strict=True):
