@@ -1,6 +1,7 @@
 """Diagnosis: another explanation of the moves of an optimizer that breaks a law."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from typing import Any
 
@@ -54,17 +55,12 @@ def _plain(value: float) -> str:
     return f"{value:.9g}"
 
 
-def _at(ratio: float) -> str:
-    """Return the words for another learning rate, if it is another."""
-    return "" if abs(ratio - 1) <= _AGREE else f", and the effective learning rate is {_plain(ratio)} lr"
-
-
 def diagnose(subject: Subject, claim: Claim) -> str:
     """Say what would explain the moves of a subject on linear losses.
 
-    Tried in order: another learning rate; a negative control of the family, alone or with another learning
-    rate; another value of one hyperparameter; the leaf or the step where the moves first differ. Where
-    linear losses say nothing, a control that walks alike on mini-batches, or on another loss.
+    Tried in order: another learning rate; a negative control of the family; another value of one
+    hyperparameter; one of the two with another learning rate; the leaf or the step where the moves first
+    differ. Where linear losses say nothing, a control that walks alike on mini-batches, or on another loss.
     """
     if isinstance(claim, SumClaim):
         return _on_sums(subject, claim)
@@ -81,16 +77,28 @@ def diagnose(subject: Subject, claim: Claim) -> str:
             found = _on_sums(subject, claim) or _twin(subject, claim)
             return found or "the moves on linear losses agree with the claim to 1e-9"
         return f"the effective learning rate is {_plain(ratio)} lr"
+    other = ""
+    for words, ratio in itertools.chain(_controls(seen, trees, claim), _hyperparameters(seen, claim)):
+        if abs(ratio - 1) <= _AGREE:
+            return words
+        other = other or f"{words}, and the effective learning rate is {_plain(ratio)} lr"
+    return other or _place(seen, expected)
+
+
+def _controls(seen: list[Seen], trees: list[Tree], claim: Claim) -> Iterator[tuple[str, float]]:
+    """Yield the controls of the family whose moves agree up to a factor, and the factor."""
     for control in WRONG.values():
         if type(control.claim) is not type(claim):
             continue
-        built = control.build(claim, control.fault)
+        wrong, right = (control.build(claim, fault) for fault in (control.fault, ""))
         # The first feed alone rules out most controls.
-        if _ratio(seen[:1], [observe(built, trees[0]).moves]) is not None:
-            ratio = _ratio(seen, [feed.moves for feed in _observed(built, trees)])
-            if ratio:
-                return f"agrees with: {control.fault}{_at(ratio)}"
-    return _other_hyperparameter(seen, claim) or _place(seen, expected)
+        if _ratio(seen[:1], [observe(wrong, trees[0]).moves]) is None:
+            continue
+        moves, without = ([feed.moves for feed in _observed(built, trees)] for built in (wrong, right))
+        ratio = _ratio(seen, moves)
+        # With some hyperparameters a fault does nothing.
+        if ratio and _ratio(seen, without) != ratio:
+            yield f"agrees with: {control.fault}", ratio
 
 
 def _waves(params: Tree, batch: Tree) -> Tensor:
@@ -136,32 +144,65 @@ def _alike(subject: Subject, claim: Claim, walk: Callable[[Subject], Arrays]) ->
     return ""
 
 
-def _other_hyperparameter(seen: list[Seen], claim: Claim) -> str:
-    """Find another value of one number of the claim with which the moves agree."""
+def _hyperparameters(seen: list[Seen], claim: Claim) -> Iterator[tuple[str, float]]:
+    """Yield other values of one hyperparameter with which the moves agree up to a factor, and it."""
     for field in fields(claim):
         value = getattr(claim, field.name)
-        places = range(len(value)) if isinstance(value, tuple) else [None]
-        for place in places:
-            number = value if place is None else value[place]
-            if isinstance(number, bool):
-                candidates: list[Any] = [not number]
-            elif isinstance(number, float):
-                other = [v for v in (value if isinstance(value, tuple) else ()) if v != number]
-                candidates = [*other, 1 - number, number**2, number**0.5, number / 2, 2 * number, 0.0]
-                candidates += [0.5, 0.9, 0.95, 0.99, 0.999, 1.0, 1e-3, 1e-6, 1e-8, 1e-10, 1e-16]
-            else:
-                continue
-            for candidate in candidates:
-                changed = candidate if place is None else (*value[:place], candidate, *value[place + 1 :])
+        for place in range(len(value)) if isinstance(value, tuple) else [None]:
+            name = field.name if place is None else f"{field.name}[{place}]"
+
+            def change(to: Any, field: Any = field, value: Any = value, place: int | None = place) -> Claim:
+                whole = to if place is None else (*value[:place], to, *value[place + 1 :])
+                return replace(claim, **{field.name: whole})
+
+            for candidate in _candidates(seen, claim, field.name, value, place, change):
                 try:
-                    ratio = _ratio(seen, _expected(seen, replace(claim, **{field.name: changed})))
+                    ratio = _ratio(seen, _expected(seen, change(candidate)))
                 except Exception:  # the value may be out of range
                     continue
-                if ratio is not None and ratio != 0:
-                    name = field.name if place is None else f"{field.name}[{place}]"
-                    shown = candidate if isinstance(candidate, bool) else _plain(candidate)
-                    return f"agrees with {name} = {shown}{_at(ratio)}"
-    return ""
+                if ratio:
+                    shown = _plain(candidate) if type(candidate) is float else repr(candidate)
+                    yield f"agrees with {name} = {shown}", ratio
+
+
+def _candidates(
+    seen: list[Seen],
+    claim: Claim,
+    field: str,
+    value: Any,
+    place: int | None,
+    change: Callable[[Any], Claim],
+) -> list[Any]:
+    """List the values that a hyperparameter might have instead."""
+    number = value if place is None else value[place]
+    if isinstance(number, bool):
+        return [not number]
+    if field in claim.choices:
+        return [choice for choice in claim.choices[field] if choice != number]
+    if not isinstance(number, float):
+        return []
+    others = [v for v in value if v != number] if isinstance(value, tuple) else []
+    common = [0.0, 0.5, 0.9, 0.95, 0.99, 0.999, 1.0, 1e-3, 1e-6, 1e-8, 1e-10, 1e-16]
+    near = [1 - number, number**2, number**0.5, number / 2, 2 * number]
+    return [*others, *near, *common, *_fitted(seen, change)]
+
+
+def _fitted(seen: list[Seen], change: Callable[[Any], Claim]) -> list[float]:
+    """Return the number between 0 and 1 that fits the first feed best, to six digits."""
+
+    def residual(value: float) -> float:
+        try:
+            moves = _expected(seen[:1], change(value))[0]
+        except Exception:  # the value may be out of range
+            return np.inf
+        return float(sum(np.abs(a - b).sum() for a, b in zip(seen[0].moves, moves, strict=True)))
+
+    low, high = 0.0, 1.0
+    for _ in range(7):
+        grid = np.linspace(low, high, 17)
+        best = int(np.argmin(np.nan_to_num([residual(value) for value in grid], nan=np.inf)))
+        low, high = grid[max(best - 1, 0)], grid[min(best + 1, 16)]
+    return [round(float((low + high) / 2), 6)]
 
 
 def _place(seen: list[Seen], expected: list[Arrays]) -> str:

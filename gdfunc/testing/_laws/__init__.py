@@ -27,6 +27,9 @@ from ._edges import check_clip as check_clip
 from ._edges import check_flip as check_flip
 from ._edges import check_rest as check_rest
 from ._kernel import check_kernel as check_kernel
+from ._limits import check_full_batch as check_full_batch
+from ._limits import check_minimum as check_minimum
+from ._limits import check_noise_floor as check_noise_floor
 from ._linear import check_huber as check_huber
 from ._linear import check_linearity as check_linearity
 from ._linear import check_quadratic as check_quadratic
@@ -38,9 +41,6 @@ from ._privacy import check_quantile as check_quantile
 from ._schedules import check_schedule as check_schedule
 from ._sums import check_batch_variance as check_batch_variance
 from ._sums import check_batches as check_batches
-from ._sums import check_full_batch as check_full_batch
-from ._sums import check_minimum as check_minimum
-from ._sums import check_noise_floor as check_noise_floor
 from ._sums import check_second_moment as check_second_moment
 from ._sums import check_sgd_bound as check_sgd_bound
 from ._sums import check_unbiased as check_unbiased

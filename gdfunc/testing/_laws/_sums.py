@@ -5,18 +5,15 @@ statistical errors.
 """
 
 import itertools
-import math
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from .._claims._base import Claim
-from .._claims._linear import GradientDescent, Momentum
+from .._claims._linear import GradientDescent
 from .._claims._sums import SAG, SAGA, SARAH, SVRG, SumClaim
 from .._law import NotApplicable, law, require_at_most, require_equal
-from .._subject import Subject, run
+from .._subject import Subject
 from .._sums import (
     LRS,
     FiniteSum,
@@ -27,7 +24,6 @@ from .._sums import (
     moves_on_sums,
     path_on,
     sharp_pair,
-    sum_of_arrays,
 )
 
 # The ridge correlates the Hessians and the gradients at the minimum.
@@ -84,7 +80,7 @@ def _require_last(claim: Claim, *others: type[Claim]) -> None:
         raise NotApplicable("it is about the last point of a pass")
 
 
-def _shape(claim: Claim, plan: np.ndarray) -> np.ndarray:
+def shape_plan(claim: Claim, plan: np.ndarray) -> np.ndarray:
     """Return a plan of batches [T, B] as the claim takes it: a pass is one row."""
     return plan.reshape(1, -1) if isinstance(claim, SVRG | SARAH) else plan
 
@@ -113,7 +109,7 @@ def check_unbiased(subject: Subject, claim: Claim, problem: FiniteSum = SMALL, l
     rows = np.random.default_rng(0).integers(n, size=(3, size))
 
     def end(plan: np.ndarray) -> np.ndarray:
-        return path_on(subject, problem, _shape(claim, plan), lr, start)[-1]
+        return path_on(subject, problem, shape_plan(claim, plan), lr, start)[-1]
 
     for count in (2, 3):
         before = rows[:count]
@@ -224,7 +220,8 @@ def _check_moments(
     rates = (lrs[0],) * len(lrs) if is_pass else lrs
     plans = all_plans(n, len(lrs), size, replace=replace).numpy()
     paths = [
-        path_on(subject, problem, _shape(claim, plan), lrs[0] if is_pass else lrs, start) for plan in plans
+        path_on(subject, problem, shape_plan(claim, plan), lrs[0] if is_pass else lrs, start)
+        for plan in plans
     ]
     errors = np.array(paths) - problem.minimizer
     z = _lift(claim, problem, start - problem.minimizer, lrs[0])
@@ -361,109 +358,3 @@ def check_variance_identity(
         f"E|v_t - grad f|^2 = sum E|v_j - v_(j-1)|^2 - sum E|grad f_j - grad f_(j-1)|^2, lr = {lr:.6g}"
     )
     require_equal(squares(v - full)[1:], expected, f"{formula}, lr = {lr:.6g}", scale=squares(v).max())
-
-
-# ---------------------------------------------------------------- limits
-
-
-@law("a batch of all samples has no noise")
-def check_full_batch(subject: Subject, claim: Claim, lr: float = 0.25) -> None:
-    """Check that batches of all samples make gradient descent: x_t − x* = (I − lr·H)ᵗ·(x₀ − x*).
-
-    A pass of m batches is m steps for SVRG, and m + 1 for SARAH. Their average leaves the last point out.
-
-    Args:
-        subject: the subject.
-        claim: `GradientDescent`, or a method for finite sums.
-        lr: a number.
-
-    Example:
-        >>> from gdfunc import testing as gt
-        >>> gt.check_full_batch(gt.from_step(gd.methods.saga, of_rows=True), gt.SAGA(), lr=0.125)
-    """
-    if not isinstance(claim, GradientDescent | SumClaim):
-        raise NotApplicable("it is about gradient descent")
-    n, d = getattr(claim, "batch_size", 3), 2
-    problem = sum_of_arrays(np.resize(SMALL.H, (n, d, d)), np.resize(SMALL.b, (n, d)))
-    plan = _shape(claim, np.tile(np.arange(n), (4, 1)))
-    error = START - problem.minimizer
-    shrink = np.eye(d) - lr * problem.H.mean(0)
-    path = np.array([np.linalg.matrix_power(shrink, t) @ error for t in range(6)])
-    expected = path[1:5]
-    if isinstance(claim, SVRG | SARAH):
-        last = 5 if isinstance(claim, SARAH) else 4
-        expected = path[[last]] if claim.output == "last" else path[:last].mean(0)[None]
-    points = path_on(subject, problem, plan, lr, START)[1:] - problem.minimizer
-    formula = f"x_t - x* = (I - lr H)^t (x_0 - x*), lr = {lr:.6g}, n = B = {n}"
-    require_equal(points, expected, formula, scale=np.abs(error).max())
-
-
-@law("the estimate's variance vanishes at the minimum")
-def check_minimum(subject: Subject, claim: Claim, problem: FiniteSum = SMALL, lr: float = 0.25) -> None:
-    """Check that a method that reduces variance stays at the minimum, which SGD leaves.
-
-    Args:
-        subject: the subject.
-        claim: a method for finite sums.
-        problem: the sum.
-        lr: a number.
-
-    Example:
-        >>> from gdfunc import testing as gt
-        >>> gt.check_minimum(gt.from_step(gd.methods.saga, of_rows=True), gt.SAGA())
-    """
-    if not isinstance(claim, SumClaim):
-        raise NotApplicable("it is about methods that reduce variance")
-    best, size = problem.minimizer, getattr(claim, "batch_size", 2)
-    rows = np.random.default_rng(0).integers(len(problem.b), size=(4, size))
-    moves = np.diff(path_on(subject, problem, _shape(claim, rows), lr, best), axis=0)
-    noise = lr * np.abs(problem.gradients(best)).max()
-    formula = f"x_t = x* from x_0 = x*, lr = {lr:.6g}"
-    require_equal(moves, np.zeros_like(moves), formula, scale=max(noise, np.abs(best).max()))
-
-
-@law("the stationary variance of a linear recursion, by Lyapunov's equation")
-def check_noise_floor(subject: Subject, claim: Claim, curvature: float = 4.0, lr: float = 0.125) -> None:
-    """Check the variance at which momentum with noisy gradients stays.
-
-    Var x = lr·(1 + β)·s² / (λ·(1 − β)·(2·(1 + β) − lr·λ)) on f(x) = ½ λx² with gradient noise of
-    variance s², where β = 0 is gradient descent. For a linear method it is s² times the sum of squares
-    of the answer to one impulse, so that no noise is drawn. For gradient descent the covariance of two
-    coordinates with the same noise is lr·s²/(λ + λ′ − lr·λ·λ′).
-
-    Args:
-        subject: the subject.
-        claim: `GradientDescent`, or `Momentum` without dampening and Nesterov's step.
-        curvature: λ.
-        lr: a number with lr·λ < 2·(1 + β).
-
-    Example:
-        >>> from gdfunc import testing as gt
-        >>> gt.check_noise_floor(gt.from_transform(gd.momentum(0.5)), gt.Momentum(0.5), curvature=2.0)
-    """
-    beta = claim.momentum if isinstance(claim, Momentum) else 0.0
-    if not isinstance(claim, GradientDescent | Momentum) or (claim != Momentum(beta) and beta):
-        raise NotApplicable("it is about gradient descent, and momentum without dampening")
-    roots = np.roots([1.0, lr * curvature - 1 - beta, beta])
-    shrink = float(np.abs(roots).max())
-    if shrink > 0.97:
-        raise NotApplicable("the answer to an impulse takes many hundreds of steps to fade")
-    steps = 8 + math.ceil(math.log(1e-12) / (2 * math.log(max(shrink, 1e-3))))
-
-    impulse = (torch.arange(steps) == 0).double()[:, None]
-
-    def response(curvature: float) -> np.ndarray:
-        def loss_fn(x: Tensor, noise: Tensor) -> Tensor:
-            return 0.5 * curvature * x.square() + (noise * x).mean()
-
-        return run(subject, loss_fn, torch.zeros((), dtype=torch.float64), impulse, lr, steps).points[0]
-
-    x = response(curvature)
-    expected = lr * (1 + beta) / (curvature * (1 - beta) * (2 * (1 + beta) - lr * curvature))
-    formula = f"Var x / s^2 = lr (1+b)/(k (1-b) (2 (1+b) - lr k)), b = {beta:.6g}, k = {curvature:.6g}"
-    require_equal(np.square(x).sum(), expected, f"{formula}, lr = {lr:.6g}")
-    if not beta:
-        other = 1.25 * curvature
-        formula = f"Cov / s^2 = lr/(k + k' - lr k k'), k = {curvature:.6g}, k' = {other:.6g}, lr = {lr:.6g}"
-        expected = lr / (curvature + other - lr * curvature * other)
-        require_equal((x * response(other)).sum(), expected, formula)
