@@ -118,10 +118,24 @@ def test_a_diagnosis_is_made_when_it_is_first_read(monkeypatch):
 
 
 def test_a_diagnosis_places_the_first_wrong_step_beyond_rounding():
-    odd = by_hand(lambda g, b, x, lr: (x - lr * (0.7 * b + g), 0.7 * b + g))  # no constant that is tried
+    odd = by_hand(lambda g, b, x, lr: (x - lr * (BETA * b + g), BETA * b.sin() + g))
     with pytest.raises(gt.LawBroken) as caught:
         gt.check_kernel(odd, gt.Momentum(BETA))
-    assert caught.value.diagnosis == "the first 1 steps are right"
+    assert caught.value.diagnosis == "the first 2 steps are right"
+
+
+@pytest.mark.parametrize("beta", [0.7, 0.43])
+def test_a_diagnosis_finds_any_value_of_a_hyperparameter(beta):
+    with pytest.raises(gt.LawBroken) as caught:
+        gt.check_kernel(gt.from_transform(gd.momentum(beta)), gt.Momentum(BETA))
+    assert caught.value.diagnosis == f"agrees with momentum = {beta}"
+
+
+def test_a_diagnosis_prefers_the_right_lr_and_names_no_fault_that_does_nothing():
+    buffer = gt.from_transform(gd.momentum(0.9))
+    with pytest.raises(gt.LawBroken) as caught:
+        gt.check_kernel(buffer, gt.Momentum(0.9, form="displacement"))
+    assert caught.value.diagnosis == "agrees with: displacement scaled by today's lr"
 
 
 def test_a_kernel_is_judged_in_float64_whatever_its_gradients():

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,7 +40,7 @@ def rarely_wrong(claim: GradientDescent, fault: str) -> Subject:
         if fault == "lr at most 1":
             lr = min(lr, 1.0)
         if fault == "lr rounded to float32":
-            lr = torch.tensor(lr, dtype=torch.float32).item()
+            lr = float(np.float32(lr))
         if fault == "gradients clipped at 1e8":
             g = g.clamp(-1e8, 1e8)
         if fault == "gradients below 1e-8 dropped":
