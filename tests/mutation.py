@@ -44,9 +44,9 @@ TESTS = {
 }
 SECONDS = 240  # of the processor
 
-# Mutants that compute the same as the original, or that no test of the room can be asked to see, each with
-# its reason: (file, original, mutant).
-ARGUED: dict[tuple[str, str, str], str] = {}
+# Mutants that compute the same as the original, or that no test of the file can be asked to see, each with
+# its reason: (file, its line, original, mutant).
+ARGUED: dict[tuple[str, str, str, str], str] = {}
 
 OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult}
 COMPARISONS = {
@@ -64,13 +64,17 @@ class Mutant(NamedTuple):
 
     path: Path
     line: int
+    text: str
     before: str
     after: str
     source: str
 
     @property
-    def key(self) -> tuple[str, str, str]:
-        return str(self.path.relative_to(PACKAGE)), self.before, self.after
+    def key(self) -> tuple[str, str, str, str]:
+        return str(self.path.relative_to(PACKAGE)), self.text, self.before, self.after
+
+    def __str__(self) -> str:
+        return f"{self.key[0]}:{self.line}: {self.before}  ->  {self.after}   in: {self.text}"
 
 
 def mutations(node: ast.AST) -> Iterator[ast.AST]:
@@ -107,6 +111,8 @@ def is_formula(node: ast.AST) -> bool:
         node, ast.Raise | ast.arguments | ast.ClassDef | ast.Import | ast.ImportFrom | ast.Assert
     ):
         return False
+    if isinstance(node, ast.If) and isinstance(node.body[-1], ast.Raise):
+        return False
     name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
     return not name.split(".")[-1].startswith(("check", "_check", "isinstance", "zip", "len", "clone"))
 
@@ -125,8 +131,10 @@ def places(node: ast.AST) -> Iterator[tuple[ast.AST, str, int | None]]:
 
 def mutants_of(path: Path) -> Iterator[Mutant]:
     """All mutants of a file: faults inside functions."""
-    tree = ast.parse(path.read_text())
-    for function in [node for node in tree.body if isinstance(node, ast.FunctionDef)]:
+    text = path.read_text()
+    tree, lines = ast.parse(text), text.splitlines()
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    for function in [node for node in functions if not node.name.startswith(("check", "_check"))]:
         for parent, name, position in list(places(function)):
             value = getattr(parent, name)
             original = value if position is None else value[position]
@@ -137,7 +145,9 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
                 else:
                     value[position] = changed
                 source = ast.unparse(ast.fix_missing_locations(tree))
-                yield Mutant(path, original.lineno, ast.unparse(original), ast.unparse(changed), source)
+                line = original.lineno
+                words = ast.unparse(original), ast.unparse(changed)
+                yield Mutant(path, line, lines[line - 1].strip(), *words, source)
             if position is None:
                 setattr(parent, name, original)
             else:
@@ -201,7 +211,7 @@ def survivors_of(chosen: list[Mutant], workers: int = 2, report: bool = False) -
         if status == 0:
             found.append(mutant)
             if report:
-                print(f"{mutant.key[0]}:{mutant.line}: {mutant.before}  ->  {mutant.after}", flush=True)
+                print(mutant, flush=True)
     return found
 
 

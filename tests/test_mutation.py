@@ -19,5 +19,5 @@ def test_argued_mutants_exist():
 def test_the_suite_finds_mutants():
     chosen = random.Random(0).sample(mutation.all_mutants(), 300)
     survivors = mutation.survivors_of(chosen)
-    listed = "\n".join(f"{m.key[0]}:{m.line}: {m.before}  ->  {m.after}" for m in survivors)
+    listed = "\n".join(map(str, survivors))
     assert len(survivors) <= 0.03 * len(chosen), listed
