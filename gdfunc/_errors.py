@@ -5,12 +5,20 @@ import math
 import os
 import sys
 import warnings
+from collections.abc import Callable
+from functools import wraps
 from numbers import Integral, Real
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
+LR_PLACE = (
+    "lr is an argument of the step, step(carry, batch, lr), and of gd.train(step, init, data, index, lr)"
+)
 
 
 class Copyable(BaseException):
@@ -170,6 +178,19 @@ def _contains(interval: str, value: Any) -> bool:
     above = value > low if interval[0] == "(" else value >= low
     below = value < high if interval[-1] == ")" else value <= high
     return above and below
+
+
+def without_lr(make: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function that makes a transformation or a step: an lr given to it has another place."""
+
+    @wraps(make)
+    def made(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in ("lr", "learning_rate"):
+            if name in kwargs:
+                raise TypeError(f"{make.__name__} takes no {name}: {LR_PLACE}; got {kwargs[name]!r}")
+        return make(*args, **kwargs)
+
+    return made
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import _tree
+from ._errors import without_lr
 from ._gradients import LossFn, check_inputs, check_params, unchecked_grad
 from ._numerics import Scalar, widest
 from ._transforms._base import GradientTransformation, check_transform
@@ -83,6 +84,7 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
+@without_lr
 def make_step(loss_fn: LossFn, transform: GradientTransformation | None = None) -> Step:
     """Make the step of mini-batch gradient descent, plain or with a transformed gradient.
 

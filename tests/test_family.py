@@ -1,5 +1,6 @@
 """Transformations: their contract, the papers' formulas of those that torch.optim lacks, closed forms."""
 
+import inspect
 from typing import NamedTuple
 
 import numpy as np
@@ -329,3 +330,52 @@ def test_the_state_of_another_kind_says_so():
 def test_a_transformation_shows_its_name():
     assert repr(gd.momentum(0.9)) == "GradientTransformation(momentum)"
     assert repr(gd.chain()) == "GradientTransformation(chain)"
+
+
+MAKERS = {
+    "adam": (gd.adam, ()),
+    "momentum": (gd.momentum, (0.9,)),
+    "chain": (gd.chain, (gd.adam(),)),
+    "freeze": (gd.freeze, ({"w": True},)),
+    "make_step": (gd.make_step, (linear_loss, gd.adam())),
+    "sam": (gd.methods.sam, (linear_loss,)),
+    "svrg": (gd.methods.svrg, (linear_loss, torch.ones(3))),
+    "make_private_step": (gd.privacy.make_private_step, (linear_loss,)),
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("word", ["lr", "learning_rate"])
+def test_an_lr_given_to_a_maker_is_sent_to_the_step(name, word):
+    make, args = MAKERS[name]
+    place = r"lr is an argument of the step, .* and of gd\.train"
+    with pytest.raises(TypeError, match=rf"^{name} takes no {word}: {place}.*; got 0.001$"):
+        make(*args, **{word: 1e-3})
+
+
+def test_every_maker_of_transformations_and_steps_refuses_lr():
+    spaces = gd, gd.methods, gd.privacy
+    makers = {
+        value
+        for space in spaces
+        for value in vars(space).values()
+        if inspect.isfunction(value)
+        and value.__annotations__.get("return") in (gd.GradientTransformation, gd.Step)
+    }
+    assert len(makers) > 45
+    for make in makers:
+        with pytest.raises(TypeError, match=r"takes no lr: "):
+            make(lr=0.1)
+
+
+def test_an_lr_in_the_place_of_betas_is_sent_to_the_step():
+    with pytest.raises(
+        TypeError, match=r"betas must be a pair .* got 0\.001; lr is an argument of the step"
+    ):
+        gd.adam(1e-3)
+
+
+def test_makers_keep_their_signatures():
+    assert [*inspect.signature(gd.adam).parameters] == ["betas", "eps", "amsgrad"]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'beta'"):
+        gd.adam(beta=0.9)

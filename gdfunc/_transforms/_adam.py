@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._errors import check_scalar
+from .._errors import check_scalar, without_lr
 from .._numerics import Scalar, precise, safe_sqrt
 from .._torch import _foreach
 from .._tree import Tree
@@ -58,6 +58,7 @@ def _unbiased(t: Tensor, beta1: Scalar, beta2: Scalar, eps: Scalar) -> tuple[Sca
     return bias1 / bias2.sqrt(), bias1 * eps
 
 
+@without_lr
 def adam(
     betas: tuple[Scalar, Scalar] = (0.9, 0.999), *, eps: Scalar = 1e-8, amsgrad: bool = False
 ) -> GradientTransformation:
@@ -117,6 +118,7 @@ def adam(
     )
 
 
+@without_lr
 def adamw(
     betas: tuple[Scalar, Scalar] = (0.9, 0.999),
     *,
@@ -151,6 +153,7 @@ def adamw(
     return chain(adam(betas, eps=eps, amsgrad=amsgrad), add_decay(weight_decay))
 
 
+@without_lr
 def adamax(betas: tuple[Scalar, Scalar] = (0.9, 0.999), *, eps: Scalar = 1e-8) -> GradientTransformation:
     """Divide the running average of gradients by a decaying maximum of their sizes.
 
@@ -182,6 +185,7 @@ def adamax(betas: tuple[Scalar, Scalar] = (0.9, 0.999), *, eps: Scalar = 1e-8) -
     return leafwise(AdamaxState, update, (0.0, 0.0), lambda t: (beta2, eps, 1.0 - beta1**t))
 
 
+@without_lr
 def radam(betas: tuple[Scalar, Scalar] = (0.9, 0.999), *, eps: Scalar = 1e-8) -> GradientTransformation:
     """Rectify `adam` in its first steps, while the variance of its divisor is still unbounded.
 
@@ -226,6 +230,7 @@ def radam(betas: tuple[Scalar, Scalar] = (0.9, 0.999), *, eps: Scalar = 1e-8) ->
     return leafwise(RAdamState, update, (0.0, 0.0), of_step)
 
 
+@without_lr
 def adabelief(
     betas: tuple[Scalar, Scalar] = (0.9, 0.999), *, eps: Scalar = 1e-16
 ) -> GradientTransformation:
@@ -259,6 +264,7 @@ def adabelief(
     return leafwise(AdaBeliefState, update, (0.0, 0.0), lambda t: (eps, *_unbiased(t, beta1, beta2, eps)))
 
 
+@without_lr
 def yogi(
     betas: tuple[Scalar, Scalar] = (0.9, 0.999),
     *,
@@ -306,6 +312,7 @@ class NAdamState(NamedTuple):
     exp_avg_sq: Tree
 
 
+@without_lr
 def nadam(
     betas: tuple[Scalar, Scalar] = (0.9, 0.999), *, eps: Scalar = 1e-8, momentum_decay: Scalar = 4e-3
 ) -> GradientTransformation:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._errors import check_scalar, check_scalars
+from .._errors import check_scalar, check_scalars, without_lr
 from .._numerics import Scalar, like, safe_sqrt
 from .._numerics import sign as sign_of
 from .._tree import Tree
@@ -17,6 +17,7 @@ class MomentumState(NamedTuple):
     momentum_buffer: Tree
 
 
+@without_lr
 def momentum(
     momentum: Scalar = 0.9, *, dampening: Scalar = 0.0, nesterov: bool = False
 ) -> GradientTransformation:
@@ -63,6 +64,7 @@ def momentum(
     return leafwise(MomentumState, update, (0.0,), of_step)
 
 
+@without_lr
 def sign() -> GradientTransformation:
     """Take the sign of every entry of the gradient.
 
@@ -83,6 +85,7 @@ class LionState(NamedTuple):
     exp_avg: Tree
 
 
+@without_lr
 def lion(betas: tuple[Scalar, Scalar] = (0.9, 0.99)) -> GradientTransformation:
     """Take the sign of an average that leans towards the newest gradient.
 
@@ -115,6 +118,7 @@ class RpropState(NamedTuple):
     step_size: Tree
 
 
+@without_lr
 def rprop(
     etas: tuple[Scalar, Scalar] = (0.5, 1.2), step_sizes: tuple[Scalar, Scalar] = (1e-6, 50.0)
 ) -> GradientTransformation:
@@ -160,6 +164,7 @@ def rprop(
     return leafwise(RpropState, update, (0.0, 1.0))
 
 
+@without_lr
 def weight_decay(rate: Scalar) -> GradientTransformation:
     """Add a multiple of the parameters.
 
@@ -190,6 +195,7 @@ class AdagradState(NamedTuple):
     sum: Tree
 
 
+@without_lr
 def adagrad(
     *, lr_decay: Scalar = 0.0, initial_accumulator_value: Scalar = 0.0, eps: Scalar = 1e-10
 ) -> GradientTransformation:
@@ -232,6 +238,7 @@ class AdadeltaState(NamedTuple):
     acc_delta: Tree
 
 
+@without_lr
 def adadelta(*, rho: Scalar = 0.9, eps: Scalar = 1e-6) -> GradientTransformation:
     """Scale by the ratio of the sizes of past updates and past gradients.
 
@@ -268,6 +275,7 @@ class RMSpropState(NamedTuple):
     momentum_buffer: Tree  # () without momentum
 
 
+@without_lr
 def rmsprop(
     *, alpha: Scalar = 0.99, eps: Scalar = 1e-8, momentum: Scalar = 0.0, centered: bool = False
 ) -> GradientTransformation:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import _tree
-from .._errors import check_scalar, check_type
+from .._errors import LR_PLACE, check_scalar, check_type, without_lr
 from .._numerics import Scalar, like, precise, wide
 from .._torch._autograd import is_watched
 from .._tree import Tree
@@ -53,6 +53,7 @@ class GradientTransformation(NamedTuple):
         return f"GradientTransformation({self.update.__qualname__.partition('.')[0]})"
 
 
+@without_lr
 def scale(factor: Scalar) -> GradientTransformation:
     """Multiply the gradient by a constant.
 
@@ -73,6 +74,7 @@ def scale(factor: Scalar) -> GradientTransformation:
     return stateless(lambda g, factor: g * factor, factor)
 
 
+@without_lr
 def chain(*transforms: GradientTransformation) -> GradientTransformation:
     """Apply transformations one after the other, the first one to the gradient.
 
@@ -297,6 +299,7 @@ def check_moments(betas: tuple[Scalar, Scalar], eps: Scalar) -> tuple[Scalar, Sc
 def check_betas(betas: tuple[Scalar, Scalar]) -> tuple[Scalar, Scalar]:
     """Return two decay rates, each in [0, 1)."""
     if isinstance(betas, float | int) or len(betas) != 2:
-        raise TypeError(f"betas must be a pair (β₁, β₂); got {betas!r}")
+        place = f"; {LR_PLACE}" if isinstance(betas, float | int) else ""
+        raise TypeError(f"betas must be a pair (β₁, β₂); got {betas!r}{place}")
     beta1, beta2 = betas
     return check_scalar("betas[0]", beta1, "[0, 1)"), check_scalar("betas[1]", beta2, "[0, 1)")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import _tree
-from .._errors import check_int, check_scalar
+from .._errors import check_int, check_scalar, without_lr
 from .._numerics import Scalar, like, norms, safe_ratio, shrink
 from .._tree import Tree
 from ._adam import adam
@@ -16,6 +16,7 @@ from ._averages import weight_decay as add_decay
 from ._base import GradientTransformation, Leaves, chain, each_leaf, ema, leafwise, stateless
 
 
+@without_lr
 def clip_by_value(limit: Scalar) -> GradientTransformation:
     """Clip every entry.
 
@@ -45,6 +46,7 @@ def clip_by_value(limit: Scalar) -> GradientTransformation:
     return stateless(update)
 
 
+@without_lr
 def clip_by_global_norm(max_norm: Scalar) -> GradientTransformation:
     """Shrink the whole gradient to a norm of at most `max_norm`.
 
@@ -77,6 +79,7 @@ def clip_by_global_norm(max_norm: Scalar) -> GradientTransformation:
     return GradientTransformation(lambda params: (), update)
 
 
+@without_lr
 def adaptive_clip(clipping: Scalar = 0.01, *, eps: Scalar = 1e-3) -> GradientTransformation:
     """Shrink the gradient of each unit to a share of the norm of its weights.
 
@@ -113,6 +116,7 @@ def adaptive_clip(clipping: Scalar = 0.01, *, eps: Scalar = 1e-3) -> GradientTra
     return stateless(update, clipping, with_params=True)
 
 
+@without_lr
 def zero_nans() -> GradientTransformation:
     """Replace NaN by zero; infinities stay.
 
@@ -125,6 +129,7 @@ def zero_nans() -> GradientTransformation:
     return stateless(lambda g: torch.where(g.isnan(), torch.zeros_like(g), g))
 
 
+@without_lr
 def trust_ratio(*, coefficient: Scalar = 1.0) -> GradientTransformation:
     """Give the direction of each leaf a length in proportion to that of its parameters.
 
@@ -147,6 +152,7 @@ def trust_ratio(*, coefficient: Scalar = 1.0) -> GradientTransformation:
     return stateless(lambda g, p, c: g * _trust(_norm(p), _norm(g), c), coefficient, with_params=True)
 
 
+@without_lr
 def lars(
     *, momentum: Scalar = 0.9, weight_decay: Scalar = 0.0, trust_coefficient: Scalar = 1e-3
 ) -> GradientTransformation:
@@ -184,6 +190,7 @@ def lars(
     return chain(stateless(update, decay, trust, with_params=True), accumulate_momentum(momentum))
 
 
+@without_lr
 def lamb(
     betas: tuple[Scalar, Scalar] = (0.9, 0.999), *, eps: Scalar = 1e-6, weight_decay: Scalar = 1e-2
 ) -> GradientTransformation:
@@ -217,6 +224,7 @@ class MuonState(NamedTuple):
     momentum_buffer: Tree
 
 
+@without_lr
 def muon(
     momentum: Scalar = 0.95,
     *,

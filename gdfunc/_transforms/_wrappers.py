@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import _tree
-from .._errors import check_int
+from .._errors import check_int, without_lr
 from .._tree import Tree
 from ._base import (
     PLAIN,
@@ -23,6 +23,7 @@ from ._base import (
 Labels = Tree | Callable[[Tree], Tree]
 
 
+@without_lr
 def masked(transform: GradientTransformation, mask: Labels) -> GradientTransformation:
     """Apply a transformation to some leaves; the gradients of the others pass as they are.
 
@@ -44,6 +45,7 @@ def masked(transform: GradientTransformation, mask: Labels) -> GradientTransform
     return _split({True: transform, False: PLAIN}, mask, "mask")
 
 
+@without_lr
 def freeze(mask: Labels) -> GradientTransformation:
     """Keep some parameters where they are.
 
@@ -66,6 +68,7 @@ def freeze(mask: Labels) -> GradientTransformation:
     return masked(stateless(torch.zeros_like), mask)
 
 
+@without_lr
 def partition(transforms: Mapping[Any, GradientTransformation], labels: Labels) -> GradientTransformation:
     """Give groups of parameters a transformation each, and with `scale` in it a learning-rate factor.
 
@@ -145,6 +148,7 @@ class ApplyIfFiniteState(NamedTuple):
     total: Tensor
 
 
+@without_lr
 def apply_if_finite(transform: GradientTransformation) -> GradientTransformation:
     """Skip a step whose gradient holds NaN or infinity, and count it.
 
@@ -191,6 +195,7 @@ class AccumulateState(NamedTuple):
     accumulated: Tensor
 
 
+@without_lr
 def accumulate(transform: GradientTransformation, steps: int) -> GradientTransformation:
     """Apply a transformation to the mean of every k gradients: a k times larger batch in the same memory.
 

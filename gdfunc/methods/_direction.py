@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _tree
-from .._errors import check_int, check_scalar, check_scalars
+from .._errors import check_int, check_scalar, check_scalars, without_lr
 from .._gradients import LossFn, batch_grad
 from .._numerics import Scalar, safe_ratio, widen
 from .._scan import scan
@@ -24,6 +24,7 @@ from .._transforms._lbfgs import lbfgs as lbfgs_transform
 from .._tree import Tree
 
 
+@without_lr
 def lbfgs(loss_fn: LossFn, history: int = 10, *, eps: Scalar = 1e-10) -> Step:
     """Make the step of L-BFGS without a line search: `make_step(loss_fn, gd.lbfgs(history, eps=eps))`.
 
@@ -57,6 +58,7 @@ def lbfgs(loss_fn: LossFn, history: int = 10, *, eps: Scalar = 1e-10) -> Step:
     return make_step(loss_fn, lbfgs_transform(history, eps=eps))
 
 
+@without_lr
 def sam(
     loss_fn: LossFn,
     transform: GradientTransformation = PLAIN,
@@ -121,6 +123,7 @@ class LineSearchState(NamedTuple):
     step_size: Tensor
 
 
+@without_lr
 def line_search(
     loss_fn: LossFn,
     transform: GradientTransformation = PLAIN,
@@ -200,6 +203,7 @@ class PolyakState(NamedTuple):
     step_size: Tensor
 
 
+@without_lr
 def polyak(loss_fn: LossFn, minimum: Scalar = 0.0, *, max_step: Scalar | None = None) -> Step:
     """Make the step of Polyak's size, which needs no tuning where the minimum of the loss is known.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _tree, random
-from .._errors import check_scalar
+from .._errors import check_scalar, without_lr
 from .._gradients import GradFn, LossFn
 from .._numerics import Scalar, like, norms, shrink, wide
 from .._per_sample import PerSample
@@ -189,6 +189,7 @@ class PrivateState(NamedTuple):
     noise_key: Tensor
 
 
+@without_lr
 def make_private_step(
     loss_fn: LossFn,
     transform: GradientTransformation = PLAIN,
