@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from . import _tree, random
+from ._data import as_data
 from ._errors import check_options
 from ._torch._autograd import copies, gradient, serves, share_storage, written
 from ._torch._modes import lent, versions
@@ -184,7 +185,7 @@ def low_precision(loss_fn: LossFn, dtype: torch.dtype) -> LossFn:
         return leaf.to(dtype) if leaf.is_floating_point() else leaf
 
     def rounded(params: Tree, batch: Tree) -> Tensor:
-        loss = loss_fn(_tree.map(narrow, params), _tree.map(narrow, _tree.as_tensors(batch)))
+        loss = loss_fn(_tree.map(narrow, params), _tree.map(narrow, as_data(batch, "batch")))
         return loss.to(torch.promote_types(loss.dtype, torch.float32)) if isinstance(loss, Tensor) else loss
 
     return rounded
@@ -301,7 +302,7 @@ def check_batch(batch: Tree, param_leaves: list[Tensor], params: Tree, name: str
 
 def check_inputs(params: Tree, batch: Tree) -> tuple[list[Tensor], Tree, int | None]:
     """Check parameters and a batch. Return the leaves of params, the batch as tensors, and its size."""
-    leaves, batch = check_params(params), _tree.as_tensors(batch)
+    leaves, batch = check_params(params), as_data(batch, "batch")
     return leaves, batch, check_batch(batch, leaves, params)
 
 

@@ -116,7 +116,9 @@ def softplus(x: Tensor) -> Tensor:
 def from_numpy(array: np.ndarray) -> Tensor:
     """Turn a NumPy array into a tensor, which shares its memory where torch can."""
     native = array.astype(array.dtype.newbyteorder("="), copy=False)
-    shareable = native.flags.writeable and all(stride >= 0 for stride in native.strides)
+    # The strides of a field of a structured array may be no multiples of its own size.
+    regular = all(stride >= 0 and stride % native.itemsize == 0 for stride in native.strides)
+    shareable = native.flags.writeable and regular
     return torch.as_tensor(native if shareable else native.copy())
 
 

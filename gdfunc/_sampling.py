@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _tree
+from ._data import as_data
 from ._errors import check_choice, check_int
 from ._torch._autograd import is_readable
 from ._torch._modes import is_tracing
@@ -145,14 +146,16 @@ def take(data: Tree, index: Tensor) -> Tree:
     """Pick samples: index every leaf on dim 0.
 
     Args:
-        data: tree of tensors or NumPy arrays [n, ...]; None stands for no data.
+        data: tree of tensors or NumPy arrays [n, ...]; None stands for no data. A `TensorDataset` is the
+            tuple of its tensors.
         index: int64, of any shape [...]; usually a row [B] of a plan.
 
     Returns:
         The same tree of tensors [B, ...]: the batch, in storage of its own.
 
     Raises:
-        TypeError: the index is not int64 (a bool or uint8 tensor would be taken for a mask).
+        TypeError: the index is not int64 (a bool or uint8 tensor would be taken for a mask); a leaf of data
+            is no tensor.
         IndexError: the index is out of bounds.
 
     Example:
@@ -163,9 +166,9 @@ def take(data: Tree, index: Tensor) -> Tree:
         got = index.dtype if isinstance(index, Tensor) else type(index).__name__
         raise TypeError(f"index must be an int64 tensor; got {got}")
     if index.ndim:
-        return _tree.map(lambda leaf: leaf[index], _tree.as_tensors(data))
+        return _tree.map(lambda leaf: leaf[index], as_data(data, "data"))
     # Because torch reads the value of a 0-d index on the host, and returns a view.
-    return _tree.map(lambda leaf: leaf[index[None]][0], _tree.as_tensors(data))
+    return _tree.map(lambda leaf: leaf[index[None]][0], as_data(data, "data"))
 
 
 def _as_range(name: str, value: Any) -> range:

@@ -13,7 +13,7 @@ import gdfunc
 
 PACKAGE = Path(gdfunc.__file__).parent
 RANKS = {
-    0: {"_torch", "_lock", "_tree", "_numerics", "_errors", "_progress", "random"},
+    0: {"_torch", "_lock", "_tree", "_numerics", "_errors", "_progress", "random", "_data"},
     1: {"_sampling", "_gradients", "_transforms", "schedules", "_scan", "losses", "problems", "datasets"}
     | {"_per_sample", "reducers", "_reductions"},
     2: {"_step", "curvature", "adjoints"},
@@ -26,6 +26,8 @@ each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.rel
 # random checks its arguments with _errors, and asks _torch whether it is traced: both import no random.
 SAME_RANK = {
     ("_tree", "_torch"),
+    ("_data", "_tree"),
+    ("_data", "_numerics"),
     ("_torch", "_lock"),
     ("random", "_errors"),
     ("random", "_torch"),

@@ -167,8 +167,9 @@ def test_unshare_copies_what_is_held_twice_only():
         np.arange(3, dtype=">f4"),
         np.broadcast_to(np.arange(3.0), (2, 3)),
         np.array(2.0),
+        np.zeros(2, dtype=[("a", "f4"), ("b", "i8")])["b"],
     ],
-    ids=["negative strides", "foreign byte order", "read-only", "0-d"],
+    ids=["negative strides", "foreign byte order", "read-only", "0-d", "a field"],
 )
 def test_every_numeric_array_becomes_a_tensor(array):
     tensor = _tree.as_tensors({"x": array})["x"]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _tree
+from .._data import as_data
 from .._errors import BackendError, check_choice, check_int
 from .._torch._modes import current_trace_mode, is_tracing, lent, versions
 from .._tree import Tree
@@ -124,7 +125,7 @@ def scan(
         J. Bradbury et al., "JAX: composable transformations of Python+NumPy programs", 2018.
     """
     check_int("unroll", unroll, 1)
-    xs = _tree.as_tensors(xs)
+    xs = as_data(xs, "xs")
     _tree.check_tensors(init, "init")
     length = _length(xs, length)
     check_adjoint(adjoint).check_steps(length)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _tree
+from .._data import as_data
 from .._errors import BackendError, check_choice, check_int, warn
 from .._gradients import check_batch, check_params
 from .._scan._adjoint import Adjoint, Segments, check_adjoint
@@ -122,7 +123,7 @@ def make_plan(
     init = _tree.detach(init)
     params = params_of(init)
     _warn_of_half(params)
-    data = _tree.as_tensors(data)
+    data = as_data(data, "data")
     samples = check_batch(data, leaves, params, "data")
     index = _check_index(index, samples, leaves[0].device)
     steps, batch_size = index.shape

@@ -46,8 +46,8 @@ def train(
         init: the first carry, from `step.init(params)`; for a plain `make_step(loss_fn)` the parameters.
             It is detached from autograd's graph, so differentiate with `torch.func.grad`, not with
             `backward`.
-        data: tree of tensors or NumPy arrays [n, ...]; None for a loss without data. `check_mean_loss`
-            tells whether the loss is a mean over it.
+        data: tree of tensors or NumPy arrays [n, ...]; None for a loss without data. A `TensorDataset` is
+            the tuple of its tensors. `check_mean_loss` tells whether the loss is a mean over the data.
         index: the plan int64 [T, B], from `epoch_batches`, `sample_batches` or `full_batch`.
         lr: a number or 0-d tensor for all steps, or a schedule [T], one value a step. Values are checked
             unless they are on a GPU or under a transformation.
@@ -79,8 +79,8 @@ def train(
         with `loss[i, steps[i] - 1]`.
 
     Raises:
-        TypeError: index is not int64; a leaf of data is no tensor; stop gives no 0-d bool tensor; see
-            `batch_grad`.
+        TypeError: index is not int64; a leaf of data is no tensor (of a `DataLoader`, the message says what
+            to pass); stop gives no 0-d bool tensor; see `batch_grad`.
         ValueError: data, index and lr do not fit; an unknown record; stop= with an adjoint that counts from
             the planned end, `Truncated` or `Implicit`; resume= of another run.
         IndexError: index points outside the data.

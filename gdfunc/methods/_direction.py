@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _tree
+from .._data import as_data
 from .._errors import check_int, check_scalar, check_scalars, without_lr
 from .._gradients import LossFn, batch_grad
 from .._numerics import Scalar, safe_ratio, widen
@@ -175,7 +176,7 @@ def line_search(
         return LineSearchState(params, transform.init(params), scalar(0.0, params))
 
     def advance(state: LineSearchState, batch: Tree, lr: Scalar) -> tuple[LineSearchState, Tensor, Tree]:
-        batch, params = _tree.as_tensors(batch), state.params
+        batch, params = as_data(batch, "batch"), state.params
         grads, loss = gradients(params, batch)
         updates, opt_state = transform.update(grads, state.opt_state, params)
         longest = learning_rate(lr, params)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _tree
+from .._data import as_data
 from .._errors import check_choice, check_int, without_lr
 from .._gradients import LossFn, batch_grad, check_batch, check_params, per_sample_grad
 from .._numerics import Scalar
@@ -105,7 +106,7 @@ def _pass_step(loss_fn: LossFn, data: Tree, batch_size: int, output: str, recurs
     """Make a step of many inner steps, compared with its start, or if recursive each with the last."""
     batch_size = check_int("batch_size", batch_size, 1)
     averaged = check_choice("output", output, ("last", "average")) == "average"
-    data = _tree.as_tensors(data)
+    data = as_data(data, "data")
     gradients = batch_grad(loss_fn)
 
     def advance(params: Tree, rows: Tensor, lr: Scalar) -> tuple[Tree, Tensor, Tree]:
@@ -221,7 +222,7 @@ def saga(loss_fn: LossFn, data: Tree, *, chunk_size: int | None = None) -> Step:
 
 def _table_step(loss_fn: LossFn, data: Tree, chunk_size: int | None, biased: bool) -> Step:
     """Make a step with a table of gradients: along its new mean if biased, else corrected by the old."""
-    data = _tree.as_tensors(data)
+    data = as_data(data, "data")
     gradients = per_sample_grad(loss_fn, chunk_size=chunk_size)
 
     def init(params: Tree) -> SAGState:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _tree, random
+from .._data import as_data
 from .._errors import check_int, check_scalar, check_type
 from .._sampling import _as_range
 from .._torch._autograd import is_readable
@@ -174,7 +175,7 @@ def pad(data: Tree, plan: PoissonPlan | None = None) -> Padded:
     """
     if isinstance(data, Padded):
         raise ValueError("data is padded already: nobody would become a sample; pad the data itself")
-    data = _tree.as_tensors(data)
+    data = as_data(data, "data")
     leaves = _tree.named_leaves(data, "data")
     sizes = {path: len(leaf) if leaf.ndim else 0 for path, leaf in leaves}
     if len(set(sizes.values())) != 1 or 0 in sizes.values():

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _tree, reducers
+from .._data import as_data
 from .._gradients import LossFn, batch_grad
 from .._numerics import Scalar, wide
 from .._reductions._reduce import reduce_per_sample
@@ -124,7 +125,7 @@ def _traced(
     effects: Callable[[Tree, Tree], Tensor], path: Tree, lr: Scalar, data: Tree, index: Tensor | None
 ) -> Tensor:
     """Compute Σₜ lrₜ·effects(θₜ, data), of all samples or of those in the batches."""
-    data = _tree.as_tensors(data)
+    data = as_data(data, "data")
     first = _tree.leaves(path)[0]
     size, steps = len(_tree.leaves(data)[0]), len(first)
     rates = torch.as_tensor(lr, dtype=wide(first.dtype), device=first.device)

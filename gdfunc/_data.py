@@ -1,0 +1,154 @@
+"""The door for data: a user's arrays and data sets become a tree of tensors, or are refused with a remedy.
+
+Nothing here imports a package that the user has not imported.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from numbers import Number
+from typing import Any, TypeGuard
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler, Subset, TensorDataset
+
+from . import _tree
+from ._numerics import from_numpy
+from ._tree import Tree
+
+_COLLATE = "torch.utils.data.default_collate"
+
+
+def as_data(tree: Tree, name: str) -> Tree:
+    """Turn arrays and data sets among the leaves into tensors.
+
+    A `TensorDataset` becomes the tuple of its tensors. What cannot be indexed by a tensor of sample
+    numbers is refused with the line that works.
+
+    Raises:
+        TypeError: a leaf has no form as tensors.
+    """
+    if type(tree) is list:
+        _refuse_list_of_samples(tree, name)
+    leaves, structure = _tree.flatten(tree)
+    for i, leaf in enumerate(leaves):
+        if not isinstance(leaf, Tensor):
+            leaves[i] = _converted(leaf, partial(_path, tree, name, i))
+    return _tree.unflatten(structure, leaves)
+
+
+def _path(tree: Tree, name: str, position: int) -> str:
+    return _tree.named_leaves(tree, name)[position][0]
+
+
+def _converted(leaf: Any, path: Callable[[], str]) -> Tree:
+    """Return a leaf as tensors, or as it is if nothing is known of it."""
+    if isinstance(leaf, np.ndarray):
+        try:
+            return from_numpy(leaf)
+        except TypeError as error:
+            raise _refused(path(), f"an array of dtype {leaf.dtype}", _remedy_for_array(leaf)) from error
+    if _is_plain(leaf):
+        return leaf.tensors
+    remedy = _remedy_for(leaf)
+    if remedy is not None:
+        raise _refused(path(), type(leaf).__name__, remedy)
+    return leaf
+
+
+def _refused(path: str, kind: str, remedy: str) -> TypeError:
+    return TypeError(f"{path} is {kind}, not a Tensor or an array of numbers; {remedy}")
+
+
+def _is_plain(dataset: Any) -> TypeGuard[TensorDataset]:
+    """Tell whether a data set is its tensors alone, and computes nothing where it is indexed."""
+    return isinstance(dataset, TensorDataset) and type(dataset).__getitem__ is TensorDataset.__getitem__
+
+
+def _refuse_list_of_samples(samples: list[Any], name: str) -> None:
+    """Refuse a list with an entry a sample, where a tree has an entry an array."""
+    structures = [_tree.flatten(sample)[1] for sample in samples]
+    single = [not isinstance(leaf, Tensor | np.ndarray) or not leaf.ndim for leaf in _tree.leaves(samples)]
+    if len(samples) < 2 or not any(single) or any(other != structures[0] for other in structures):
+        return
+    if not all(isinstance(leaf, Number | Tensor | np.ndarray) for leaf in _tree.leaves(samples)):
+        return
+    numbers = all(isinstance(leaf, Number) for leaf in _tree.leaves(samples))
+    line = "torch.tensor" if numbers else _COLLATE
+    raise TypeError(
+        f"{name} is a list of {len(samples)} samples, but every leaf must hold all samples on dim 0; "
+        f"stack them with {line}({name})"
+    )
+
+
+def _remedy_for_array(array: np.ndarray) -> str:
+    """Tell how an array that torch cannot hold becomes one that it can."""
+    match array.dtype.kind:
+        case "O":
+            return _remedy_for_objects(array)
+        case "V":
+            if array.dtype.names:
+                return "pass a dict of its fields: {name: x[name] for name in x.dtype.names}"
+        case "U" | "S" | "T":
+            return "number its texts with np.unique(x, return_inverse=True)[1]"
+        case "M" | "m":
+            return "measure it from its minimum: ((x - x.min()) / np.timedelta64(1, 's')).astype('float32')"
+    return "convert it with x.astype('float32')"
+
+
+def _remedy_for_objects(array: np.ndarray) -> str:
+    """Tell how an array of objects becomes one of numbers."""
+    try:
+        array.astype("float64")
+        return "convert it with x.astype('float32')"
+    except (TypeError, ValueError):
+        pass
+    if all(isinstance(entry, str) for entry in array.flat):
+        return "number its texts with np.unique(x.astype(str), return_inverse=True)[1]"
+    try:
+        np.stack(list(array.flat)).astype("float64")
+        return "stack its rows with np.stack(x).astype('float32')"
+    except (TypeError, ValueError):
+        return (
+            "its entries are not numbers of one shape: pad sequences with torch.nn.utils.rnn.pad_sequence"
+            "([torch.as_tensor(row) for row in x], batch_first=True), or leave them out"
+        )
+
+
+def _remedy_for(leaf: Any) -> str | None:
+    """Tell how a data set that is no array becomes tensors; None if it is of no kind that is known here."""
+    package = type(leaf).__module__.partition(".")[0]
+    if isinstance(leaf, DataLoader):
+        return _remedy_for_loader(leaf)
+    if isinstance(leaf, Subset) and _is_plain(leaf.dataset):
+        return "pass gd.take(subset.dataset, torch.as_tensor(subset.indices))"
+    if package == "datasets" and hasattr(leaf, "with_format"):
+        split = "['train']" if isinstance(leaf, dict) else ""
+        return f'pass its columns as tensors: dataset{split}.with_format("torch")[:]'
+    if isinstance(leaf, Dataset):
+        return f"pass all of its samples: {_COLLATE}({_samples_of(leaf, 'dataset')})"
+    if isinstance(leaf, Iterator):
+        return f"because samples are taken by number, collect them first: {_COLLATE}(list(samples))"
+    return None
+
+
+def _remedy_for_loader(loader: DataLoader) -> str:
+    """Tell how the data set of a loader, and a plan in place of its shuffling, give the same run."""
+    dataset, size = loader.dataset, loader.batch_size or "batch_size"
+    if _is_plain(dataset):
+        data, count = "loader.dataset", str(len(dataset))
+    else:
+        data = f"{_COLLATE}({_samples_of(dataset, 'loader.dataset')})"
+        count = "len(loader.dataset)" if hasattr(dataset, "__len__") else "n"
+    order = ", shuffle=False" if isinstance(loader.sampler, SequentialSampler) else ""
+    return (
+        f"pass {data}, and as the index a plan in place of the loader's order: "
+        f"gd.epoch_batches(key, {count}, {size}, epochs{order})"
+    )
+
+
+def _samples_of(dataset: Dataset, name: str) -> str:
+    """Write the list of all samples of a data set."""
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        return f"list({name})"
+    return f"[{name}[i] for i in range(len({name}))]"

@@ -1,0 +1,207 @@
+"""The door for data: what becomes tensors, and what is refused with a line that works."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+
+import gdfunc as gd
+from tests.assertions import assert_same_bits
+
+X, Y = torch.linspace(-1, 1, 6), torch.linspace(0, 3, 6)
+W, KEY = torch.tensor(0.5), gd.random.key(0)
+INDEX = gd.epoch_batches(KEY, 6, 2, 3)
+
+
+def loss_fn(w, batch):
+    x, y = batch
+    return ((x * w - y) ** 2).mean()
+
+
+def _step_of(method):
+    def run(data):
+        step = method(loss_fn, data)
+        return step(step.init(W), torch.tensor([1, 3]), 0.1)
+
+    return run
+
+
+DOORS = {
+    "train": lambda data: gd.train(gd.make_step(loss_fn), W, data, INDEX, 0.1)[0],
+    "sweep": lambda data: gd.sweep(
+        lambda lr: gd.train(gd.make_step(loss_fn), W, data, INDEX, lr), gd.grid(lr=[0.1, 0.2])
+    ).outputs[0],
+    "take": lambda data: gd.take(data, torch.tensor([2, 0])),
+    "scan": lambda data: gd.scan(lambda w, xy: (w + xy[0] * xy[1], None), W, data)[0],
+    "a step": lambda data: gd.make_step(loss_fn)(W, data, 0.1),
+    "line search": lambda data: _taken(gd.methods.line_search(loss_fn), data),
+    "batch_grad": lambda data: gd.batch_grad(loss_fn)(W, data),
+    "per_sample_grad": lambda data: gd.per_sample_grad(loss_fn)(W, data),
+    "low_precision": lambda data: gd.low_precision(loss_fn, torch.bfloat16)(W, data),
+    "svrg": _step_of(gd.methods.svrg),
+    "saga": _step_of(gd.methods.saga),
+    "pad": lambda data: gd.privacy.pad(data).samples,
+}
+
+
+def _taken(step, batch):
+    return step(step.init(W), batch, 0.1)
+
+
+each_door = pytest.mark.parametrize("door", DOORS)
+
+
+@each_door
+def test_a_tensor_dataset_is_the_tuple_of_its_tensors(door):
+    assert_same_bits(DOORS[door](TensorDataset(X, Y)), DOORS[door]((X, Y)))
+
+
+def test_a_tensor_dataset_is_a_leaf_like_others():
+    batch = gd.take({"seen": TensorDataset(X, Y), "z": Y}, torch.tensor([1]))
+    assert_same_bits(batch, {"seen": (X[1:2], Y[1:2]), "z": Y[1:2]})
+
+
+class Doubled(TensorDataset):
+    def __getitem__(self, i):
+        return tuple(2 * tensor for tensor in super().__getitem__(i))
+
+
+class Rows(Dataset):
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, i):
+        return X[i], Y[i]
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(zip(X, Y, strict=True))
+
+
+class HuggingFace:
+    """The part of `datasets.Dataset` that its remedy uses."""
+
+    __module__ = "datasets.arrow_dataset"
+
+    def with_format(self, kind):
+        assert kind == "torch"
+        return self
+
+    def __getitem__(self, rows):
+        return {"x": X[rows], "y": Y[rows]}
+
+
+SETS = {  # data, and the line that the refusal names for it
+    "a data set that computes": (
+        Doubled(X, Y),
+        "torch.utils.data.default_collate([dataset[i] for i in range(len(dataset))])",
+    ),
+    "a data set": (Rows(), "torch.utils.data.default_collate([dataset[i] for i in range(len(dataset))])"),
+    "a stream": (Stream(), "torch.utils.data.default_collate(list(dataset))"),
+    "a subset": (
+        Subset(TensorDataset(X, Y), [4, 1]),
+        "gd.take(subset.dataset, torch.as_tensor(subset.indices))",
+    ),
+    "Hugging Face": (HuggingFace(), 'dataset.with_format("torch")[:]'),
+    "an iterator": (iter([(X[0], 1.0), (X[1], 2.0)]), "torch.utils.data.default_collate(list(samples))"),
+    "a generator": (
+        ((x, y) for x, y in zip(X, Y, strict=True)),
+        "torch.utils.data.default_collate(list(samples))",
+    ),
+    "a list of samples": ([(X[0], 1), (X[1], 2)], "torch.utils.data.default_collate(data)"),
+    "a list of dicts": (
+        [{"x": np.ones(3), "y": 1}, {"x": np.ones(3), "y": 0}],
+        "torch.utils.data.default_collate(data)",
+    ),
+    "a list of numbers": ([1.0, 2.0, 3.0], "torch.tensor(data)"),
+    "a list of rows": ([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], "torch.tensor(data)"),
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_data_set_is_refused_with_the_line_that_works(name):
+    data, line = SETS[name]
+    with pytest.raises(TypeError, match=rf"^data is .*{re.escape(line)}$"):
+        gd.take(data, torch.tensor([1, 0]))
+    names = {"data": data, "dataset": data, "subset": data, "samples": data, "gd": gd, "torch": torch}
+    leaves = gd.take(eval(line, names), torch.tensor([1, 0]))
+    assert all(len(leaf) == 2 for leaf in tree_leaves(leaves))
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("dataset", [TensorDataset(X, Y), Rows()], ids=["tensors", "computed"])
+def test_a_loader_is_refused_with_its_data_set_and_a_plan(dataset, shuffle):
+    loader = DataLoader(dataset, batch_size=2, shuffle=shuffle)
+    with pytest.raises(TypeError, match="data is DataLoader") as refusal:
+        gd.train(gd.make_step(loss_fn), W, loader, INDEX, 0.1)
+    words = re.search(r"pass (.*), and as the index .*: (gd.epoch_batches\(.*\))$", str(refusal.value))
+    names = {"loader": loader, "gd": gd, "torch": torch, "key": KEY, "epochs": 3}
+    data, index = (eval(line, names) for line in words.groups())
+    final, _ = gd.train(gd.make_step(loss_fn), W, data, index, 0.1)
+    if shuffle:
+        assert_same_bits(final, DOORS["train"]((X, Y)))
+        return
+    w = W
+    with torch.random.fork_rng():  # because a loader draws, even one that does not shuffle
+        batches = [batch for _ in range(3) for batch in loader]
+    for batch in batches:
+        w, _ = gd.make_step(loss_fn)(w, batch, 0.1)
+    assert_same_bits(final, w)
+
+
+ROWS = [np.ones(2), np.zeros(2)]
+OBJECTS = np.empty(2, dtype=object)
+OBJECTS[:] = ROWS
+RAGGED = np.empty(2, dtype=object)
+RAGGED[:] = [np.ones(2), np.ones(3)]
+ARRAYS = {
+    "numbers": (np.array([1, 2.5], dtype=object), "x.astype('float32')"),
+    "rows": (OBJECTS, "np.stack(x).astype('float32')"),
+    "ragged": (
+        RAGGED,
+        "torch.nn.utils.rnn.pad_sequence([torch.as_tensor(row) for row in x], batch_first=True)",
+    ),
+    "texts as objects": (
+        np.array(["b", "a"], dtype=object),
+        "np.unique(x.astype(str), return_inverse=True)[1]",
+    ),
+    "texts": (np.array(["b", "a"]), "np.unique(x, return_inverse=True)[1]"),
+    "structured": (
+        np.zeros(2, dtype=[("a", "f4"), ("b", "i8")]),
+        "{name: x[name] for name in x.dtype.names}",
+    ),
+    "dates": (
+        np.array(["2020-01-01", "2020-01-02"], dtype="datetime64[D]"),
+        "((x - x.min()) / np.timedelta64(1, 's')).astype('float32')",
+    ),
+    "durations": (
+        np.array([1, 2], dtype="timedelta64[s]"),
+        "((x - x.min()) / np.timedelta64(1, 's')).astype('float32')",
+    ),
+    "long double": (np.ones(2, dtype=np.longdouble), "x.astype('float32')"),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_an_array_that_torch_cannot_hold_is_refused_with_the_line_that_works(name):
+    array, line = ARRAYS[name]
+    pattern = rf"^data\['x'\] is an array of dtype .*{re.escape(line)}"
+    with pytest.raises(TypeError, match=pattern):
+        gd.take({"x": array, "y": X}, torch.tensor([1, 0]))
+    with pytest.raises(TypeError, match=r"^batch\['x'\] is an array"):
+        gd.batch_grad(loss_fn)(W, {"x": array, "y": X})
+    found = gd.take(eval(line, {"x": array, "np": np, "torch": torch}), torch.tensor([1, 0]))
+    assert all(len(leaf) == 2 for leaf in tree_leaves(found))
+
+
+@each_door
+@pytest.mark.parametrize("data", [DataLoader(TensorDataset(X, Y)), OBJECTS, [(1.0, 2.0), (3.0, 4.0)]])
+def test_every_door_refuses(door, data):
+    with pytest.raises(
+        TypeError, match=r"^(data|batch|xs) is (DataLoader|an array of dtype object|a list)"
+    ):
+        DOORS[door](data)
