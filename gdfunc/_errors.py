@@ -1,8 +1,10 @@
 """The few exceptions of gdfunc's own, and checks of single arguments at the door."""
 
+import inspect
 import linecache
 import math
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -95,6 +97,23 @@ def check_type(name: str, value: Any, kind: type, remedy: str) -> None:
     """Refuse an object of another class."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} is {type(value).__name__}, not {kind.__name__}; {remedy}")
+
+
+def check_function(name: str, f: Any, arguments: tuple[str, ...], kind: str, remedy: str) -> None:
+    """Refuse an object that cannot be called with these arguments, or that has the first two swapped."""
+    if not callable(f):
+        raise TypeError(f"{name} is {type(f).__name__}, not {kind}; {remedy}")
+    try:
+        signature = inspect.signature(f.forward if isinstance(f, torch.nn.Module) else f)
+    except (TypeError, ValueError):  # a function in C may have none
+        return
+    taken, wanted = ", ".join(signature.parameters), ", ".join(arguments)
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        raise TypeError(f"{name} takes ({taken}), not ({wanted}); {remedy}") from None
+    if re.match("(batch|data), (params|carry|state|weights|theta)(,|$)", taken):
+        raise TypeError(f"{name} takes ({taken}), but is called with ({wanted}); swap the first two")
 
 
 class TrainingInterrupted(Copyable, KeyboardInterrupt):

@@ -14,7 +14,7 @@ from torch.func import grad_and_value, vmap
 
 from . import _tree, random
 from ._data import as_data
-from ._errors import check_options
+from ._errors import check_function, check_options
 from ._torch._autograd import copies, gradient, serves, share_storage, written
 from ._torch._modes import lent, versions
 from ._torch._transforms import differentiable_attention, is_transforming
@@ -67,6 +67,7 @@ def unchecked_grad(loss_fn: LossFn) -> GradFn:
     `torch.func.grad_and_value` defines the result. Where no transformation, mode or subclass is involved,
     autograd computes the same in a third of the time.
     """
+    check_loss_fn(loss_fn)
     with_checks = checked(loss_fn)
     by_func = grad_and_value(with_checks)
 
@@ -131,6 +132,7 @@ def per_sample_grad(
         >>> gd.per_sample_grad(loss_fn)({"w": torch.tensor(1.0)}, batch)
         ({'w': tensor([ -4., -16.])}, tensor([ 4., 16.]))
     """
+    check_loss_fn(loss_fn)
     check_options(chunk_size, randomness, memory_limit)
     of_sample = checked(sample_loss(loss_fn))
 
@@ -178,6 +180,7 @@ def low_precision(loss_fn: LossFn, dtype: torch.dtype) -> LossFn:
     References:
         P. Micikevicius et al., "Mixed precision training", 2018.
     """
+    check_loss_fn(loss_fn)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype must be a real floating-point torch.dtype; got {dtype!r}")
 
@@ -277,7 +280,9 @@ def check_batch(batch: Tree, param_leaves: list[Tensor], params: Tree, name: str
             remedy = f"; {_REGISTER.format(kind(leaf))}" if is_dataclass(leaf) else ""
             raise TypeError(f"{path(i)} is {kind(leaf)}, not a Tensor or a NumPy array{remedy}")
         if not leaf.ndim:
-            raise ValueError(f"{path(i)} is 0-d; every leaf of {name} has samples on dim 0")
+            raise ValueError(
+                f"{path(i)} is 0-d; every leaf of {name} has samples on dim 0, and params come first"
+            )
         if leaf.shape[0] != first.shape[0]:
             raise ValueError(
                 f"{name} leaves disagree on the number of samples: "
@@ -372,9 +377,20 @@ def checked(loss_fn: LossFn) -> LossFn:
                 if word in str(error):
                     error.add_note(f"gdfunc: {note}")
             raise
+        except ValueError as error:
+            if "values to unpack" in str(error) and isinstance(batch, Tensor):
+                error.add_note(f"gdfunc: {_ONE_TENSOR}")
+            raise
         return check_dependence(check_loss(loss))
 
     return with_checks
+
+
+def check_loss_fn(loss_fn: Any) -> None:
+    """Refuse what is no loss: a transformation, a step, a module, a function of other arguments."""
+    kind, remedy = "a function (params, batch) -> loss", "as in gd.make_step(loss_fn, gd.adam())"
+    remedy = f"pass a function loss_fn(params, batch) that returns a 0-d mean, {remedy}"
+    check_function("loss_fn", loss_fn, ("params", "batch"), kind, remedy)
 
 
 def check_loss(loss: Any) -> Tensor:
@@ -399,6 +415,7 @@ def check_dependence(loss: Tensor) -> Tensor:
 
 
 _REGISTER = "a dataclass becomes a tree by torch.export.register_dataclass({})"
+_ONE_TENSOR = "the batch is one tensor; a loss that unpacks x, y = batch needs the pair data=(x, y)"
 _NOTES = {
     "in-place": "a loss must not write into params or batch",
     "inplace": "a loss must not write into params or batch",

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from . import _tree
-from ._errors import without_lr
-from ._gradients import LossFn, check_inputs, check_params, unchecked_grad
+from ._errors import check_function, without_lr
+from ._gradients import LossFn, check_inputs, check_loss_fn, check_params, unchecked_grad
 from ._numerics import Scalar, widest
 from ._transforms._base import GradientTransformation, check_transform
 from ._tree import Tree
@@ -116,6 +116,7 @@ def make_step(loss_fn: LossFn, transform: GradientTransformation | None = None) 
         >>> step(step.init({"w": torch.tensor(1.0)}), batch, 0.1)
         (TrainState(params={'w': tensor(1.5000)}, opt_state=()), tensor(10.))
     """
+    check_loss_fn(loss_fn)
     if transform is None:
         return gradient_step(loss_fn, None, lambda params: params, apply_updates)
     check_transform(transform)
@@ -204,14 +205,15 @@ def as_step(step: StepLike) -> Step:
     """Make a step of a plain function `(carry, batch, lr) -> (carry, loss)`."""
     if isinstance(step, Step):
         return step
-    if not callable(step):
-        raise TypeError(
-            f"step is {type(step).__name__}, not a Step or a function (carry, batch, lr) -> (carry, loss); "
-            f"make one with gd.make_step(loss_fn)"
-        )
+    kind = "a Step or a function (carry, batch, lr) -> (carry, loss)"
+    remedy = "make one of a loss with gd.make_step(loss_fn, transform)"
+    check_function("step", step, ("carry", "batch", "lr"), kind, remedy)
 
     def advance(carry: Any, batch: Tree, lr: Scalar) -> tuple[Any, Any, None]:
-        carry, loss = check_pair(step(carry, batch, lr), "step", "carry, loss")
+        result = step(carry, batch, lr)
+        if isinstance(result, Tensor):
+            raise TypeError(f"step must return (carry, loss); got one Tensor, as of a loss; {remedy}")
+        carry, loss = check_pair(result, "step", "carry, loss")
         if carry is None:
             raise TypeError("step returned None as its carry; let it return (carry, loss)")
         return carry, loss, None

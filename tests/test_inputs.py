@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -220,3 +221,107 @@ def test_a_refusal_that_is_raised_again_says_the_same():
         return getattr(refusal.value, "__notes__", [])
 
     assert notes() == notes() != []
+
+
+X = torch.linspace(-1, 1, 12)
+PAIR = X, 3 * X
+WEIGHT = {"w": torch.tensor(0.0)}
+PLAN = gd.full_batch(12, 3)
+
+
+def slope_loss(params, batch):
+    x, y = batch
+    return ((x * params["w"] - y) ** 2).mean()
+
+
+def swapped_loss(batch, params):
+    return slope_loss(params, batch)
+
+
+def swapped_step(batch, carry, lr):
+    return carry, lr
+
+
+NOT_A_STEP = r"; make one of a loss with gd\.make_step\(loss_fn, transform\)$"
+NOT_A_LOSS = r"; pass a function loss_fn\(params, batch\) that returns a 0-d mean, as in gd\.make_step"
+SWAPS = {
+    "a loss for a step": (
+        lambda: gd.train(slope_loss, WEIGHT, PAIR, PLAN, 0.1),
+        r"step takes \(params, batch\), not \(carry, batch, lr\)" + NOT_A_STEP,
+    ),
+    "a loss of three arguments for a step": (
+        lambda: gd.train(lambda p, b, power: slope_loss(p, b) ** power, WEIGHT, PAIR, PLAN, 0.1),
+        r"step must return \(carry, loss\); got one Tensor, as of a loss" + NOT_A_STEP,
+    ),
+    "a transformation for a step": (
+        lambda: gd.train(gd.adam(), WEIGHT, PAIR, PLAN, 0.1),
+        "step is GradientTransformation, not a Step or a function .*" + NOT_A_STEP,
+    ),
+    "an uncalled transformation for a step": (
+        lambda: gd.train(gd.adam, WEIGHT, PAIR, PLAN, 0.1),
+        r"step takes \(betas, eps, amsgrad\), not \(carry, batch, lr\)" + NOT_A_STEP,
+    ),
+    "a loss for the step of ema": (
+        lambda: gd.methods.ema(slope_loss, 0.9),
+        r"step takes \(params, batch\), not \(carry, batch, lr\)" + NOT_A_STEP,
+    ),
+    "a transformation before the loss": (
+        lambda: gd.make_step(gd.adam(), slope_loss),
+        r"loss_fn is GradientTransformation, not a function \(params, batch\) -> loss" + NOT_A_LOSS,
+    ),
+    "a transformation for a loss": (
+        lambda: gd.per_sample_grad(gd.adam()),
+        r"loss_fn is GradientTransformation, not a function .*" + NOT_A_LOSS,
+    ),
+    "data before the loss": (
+        lambda: gd.methods.saga(PAIR, slope_loss),
+        r"loss_fn is tuple, not a function .*" + NOT_A_LOSS,
+    ),
+    "a step for a loss": (
+        lambda: gd.make_step(gd.make_step(slope_loss)),
+        r"loss_fn takes \(carry, batch, lr\), not \(params, batch\)" + NOT_A_LOSS,
+    ),
+    "a module for a loss": (
+        lambda: gd.batch_grad(nn.Flatten()),
+        r"loss_fn takes \(input\), not \(params, batch\)" + NOT_A_LOSS,
+    ),
+    "a loss of swapped arguments": (
+        lambda: gd.make_step(swapped_loss),
+        r"loss_fn takes \(batch, params\), but is called with \(params, batch\); swap the first two$",
+    ),
+    "a step of swapped arguments": (
+        lambda: gd.train(swapped_step, WEIGHT, PAIR, PLAN, 0.1),
+        r"step takes \(batch, carry, lr\), but is called with \(carry, batch, lr\); swap the first two$",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SWAPS)
+def test_a_swapped_argument_is_named_with_the_line_that_works(name):
+    call, message = SWAPS[name]
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+def test_parameters_given_as_data_are_named():
+    with pytest.raises(ValueError, match=r"data\['w'\] is 0-d; .*, and params come first$"):
+        gd.train(gd.make_step(slope_loss), PAIR, WEIGHT, PLAN, 0.1)
+
+
+@pytest.mark.parametrize("steps", [3, 400])
+@pytest.mark.parametrize("backend", ["eager", "auto", "native"])
+def test_one_tensor_for_a_loss_that_unpacks_a_pair_is_named(steps, backend):
+    with pytest.raises(ValueError, match=r"values to unpack") as caught:
+        gd.train(gd.make_step(slope_loss), WEIGHT, X, gd.full_batch(12, steps), 0.1, backend=backend)
+    assert any(note.endswith("needs the pair data=(x, y)") for note in caught.value.__notes__)
+
+
+def test_losses_and_steps_of_any_form_pass_the_door():
+    class Loss:
+        def __call__(self, *args):
+            return slope_loss(*args)
+
+    for loss_fn in (Loss(), Loss().__call__, partial(slope_loss), lambda *args: slope_loss(*args)):
+        assert gd.batch_grad(loss_fn)(WEIGHT, PAIR)[1] > 0
+    final, _ = gd.train(lambda *args: (args[0], args[2]), WEIGHT, PAIR, PLAN, 0.1)
+    assert final == WEIGHT

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import _tree
 from .._errors import check_choice, check_options
-from .._gradients import GradFn, LossFn, apart, available, check_samples, sample_bytes
+from .._gradients import GradFn, LossFn, apart, available, check_loss_fn, check_samples, sample_bytes
 from .._per_sample import PerSample, Reducer
 from .._tree import Tree
 from ._program import Uses, tapped
@@ -74,6 +74,7 @@ def reduce_per_sample(
             raise TypeError(f"{path} is {type(reducer).__name__}, not a Reducer{remedy}")
     if isinstance(chunk_size, str):
         check_choice("chunk_size", chunk_size, ("auto",))
+    check_loss_fn(loss_fn)
     check_options(None if chunk_size == "auto" else chunk_size, randomness, memory_limit)
     entries = any(fold.entries for fold in folds)
 

@@ -119,6 +119,7 @@ def make_plan(
     adjoint: Adjoint,
 ) -> Plan:
     """Check the arguments of `train`."""
+    taken = as_step(step)
     leaves = _check_init(step, init)
     init = _tree.detach(init)
     params = params_of(init)
@@ -131,10 +132,10 @@ def make_plan(
     every = check_int("every", every, 1)
     backend = settle(backend, steps, len(_tree.leaves(init)))
     _check_end(check_finite, stop)
-    batches, step = from_memory(data, index), as_step(step)
+    batches = from_memory(data, index)
     if steps and not index.numel():
-        step.accept(init, batches.batch(index[0]), lrs[0])  # an empty batch, which most steps refuse
-    body = Body(step.advance, batches.batch, _recorders(record), stop, check_finite, backend)
+        taken.accept(init, batches.batch(index[0]), lrs[0])  # an empty batch, which most steps refuse
+    body = Body(taken.advance, batches.batch, _recorders(record), stop, check_finite, backend)
     check_adjoint(adjoint).check_steps(steps)
     if stop is not None and adjoint.counts_from_end:
         raise ValueError(
