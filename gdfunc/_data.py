@@ -3,6 +3,7 @@
 Nothing here imports a package that the user has not imported.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from numbers import Number
@@ -22,8 +23,8 @@ _COLLATE = "torch.utils.data.default_collate"
 def as_data(tree: Tree, name: str) -> Tree:
     """Turn arrays and data sets among the leaves into tensors.
 
-    A `TensorDataset` becomes the tuple of its tensors. What cannot be indexed by a tensor of sample
-    numbers is refused with the line that works.
+    A `TensorDataset` becomes the tuple of its tensors, a DataFrame of pandas the dict of its columns. What
+    cannot be indexed by a tensor of sample numbers is refused with the line that works.
 
     Raises:
         TypeError: a leaf has no form as tensors.
@@ -50,6 +51,11 @@ def _converted(leaf: Any, path: Callable[[], str]) -> Tree:
             raise _refused(path(), f"an array of dtype {leaf.dtype}", _remedy_for_array(leaf)) from error
     if _is_plain(leaf):
         return leaf.tensors
+    pandas = sys.modules.get("pandas")
+    if isinstance(leaf, getattr(pandas, "DataFrame", ())):
+        return _columns(leaf, path)
+    if isinstance(leaf, getattr(pandas, "Series", ())):
+        return _column(leaf, path, _remedy_for_series)
     remedy = _remedy_for(leaf)
     if remedy is not None:
         raise _refused(path(), type(leaf).__name__, remedy)
@@ -58,6 +64,82 @@ def _converted(leaf: Any, path: Callable[[], str]) -> Tree:
 
 def _refused(path: str, kind: str, remedy: str) -> TypeError:
     return TypeError(f"{path} is {kind}, not a Tensor or an array of numbers; {remedy}")
+
+
+def _columns(frame: Any, path: Callable[[], str]) -> dict[Any, Tensor]:
+    """Return the columns of a DataFrame as tensors."""
+    if not frame.columns.is_unique:
+        twice = frame.columns[frame.columns.duplicated()][0]
+        remedy = "keep the first of each with df.loc[:, ~df.columns.duplicated()]"
+        raise _refused(path(), f"a DataFrame with two columns {twice!r}", remedy)
+    return {
+        name: _column(frame[name], partial("{}[{!r}]".format, path(), name), _remedy_for_column)
+        for name in frame
+    }
+
+
+def _column(column: Any, path: Callable[[], str], remedy: Callable[[Any], str]) -> Tensor:
+    """Return a Series of pandas as a tensor."""
+    if isinstance(column.dtype, np.dtype) and column.dtype.kind in "biufc":
+        return from_numpy(column.to_numpy())
+    raise _refused(path(), f"a column of dtype {column.dtype}", remedy(column))
+
+
+def _remedy_for_column(column: Any) -> str:
+    """Tell how a column of the DataFrame `df` becomes one of numbers."""
+    name, kind, values = repr(column.name), _kind(column), f"df[{column.name!r}]"
+    match kind:
+        case "missing":
+            rows = f"df.dropna(subset=[{name}])"
+            return f"leave out the rows that miss it, and convert it: {rows}.astype({{{name}: 'float32'}})"
+        case "dates" | "durations":
+            return f"measure it in seconds: df.assign(**{{{name}: {_seconds(values, kind)}}})"
+        case "texts":
+            line = f"pandas.get_dummies(df, columns=[{name}], dtype='float32')"
+            return f"replace it by columns of zeros and ones: {line}"
+        case "rows":
+            return f"stack its rows: {{**df.drop(columns=[{name}]), {name}: np.stack({values})}}"
+        case "other":
+            return f"leave it out: df.drop(columns=[{name}])"
+    return f"convert it: df.astype({{{name}: {kind!r}}})"
+
+
+def _remedy_for_series(column: Any) -> str:
+    """Tell how a `series` becomes one of numbers."""
+    kind = _kind(column)
+    match kind:
+        case "missing":
+            return "leave out the rows that miss it, and convert it: series.dropna().astype('float32')"
+        case "dates" | "durations":
+            return f"measure it in seconds: {_seconds('series', kind)}"
+        case "texts":
+            return "number its texts: pandas.factorize(series)[0]"
+        case "rows":
+            return "stack its rows: np.stack(series)"
+        case "other":
+            return "leave it out"
+    return f"convert it: series.astype({kind!r})"
+
+
+def _seconds(column: str, kind: str) -> str:
+    since = f"({column} - {column}.min())" if kind == "dates" else column
+    return f"{since}.dt.total_seconds().astype('float32')"
+
+
+def _kind(column: Any) -> str:
+    """Tell what a column of no numeric dtype holds, or the dtype to which it converts."""
+    kind = column.dtype.kind
+    if kind in "Mm":
+        return "dates" if kind == "M" else "durations"
+    if kind in "biuf":
+        return "missing" if column.isna().any() else {"b": "bool", "f": "float32"}.get(kind, "int64")
+    entries = list(column.dropna())
+    if entries and all(isinstance(entry, Number) for entry in entries):
+        return "missing" if len(entries) < len(column) else "float32"
+    if column.dtype.name == "category" or all(isinstance(entry, str) for entry in entries):
+        return "texts"
+    sized = all(isinstance(entry, list | tuple | np.ndarray) for entry in entries)
+    return "rows" if sized and len({np.shape(entry) for entry in entries}) == 1 else "other"
 
 
 def _is_plain(dataset: Any) -> TypeGuard[TensorDataset]:

@@ -299,10 +299,18 @@ def check_batch(batch: Tree, param_leaves: list[Tensor], params: Tree, name: str
             param = _tree.slot_path(params, "params", 0)
             raise ValueError(
                 f"{path(i)} is {kind(leaf)} but {param} is {kind(param_leaves[0])}; "
-                f"convert one with .to({param_leaves[0].dtype}), an array with "
-                f".astype({kind(param_leaves[0])!r})"
+                + _conversion(param_leaves[0].dtype)
             )
     return slots[filled[0]].shape[0] if filled else None
+
+
+def _conversion(dtype: torch.dtype) -> str:
+    """Write how a tensor or an array gets a dtype."""
+    method = _METHODS.get(dtype, f"to({dtype})")
+    of_array = f"x.astype({str(dtype).removeprefix('torch.')!r})"
+    if dtype not in _METHODS or dtype == torch.bfloat16:  # which NumPy lacks
+        of_array = f"torch.as_tensor(x, dtype={dtype})"
+    return f"convert a tensor with x.{method}, an array or a column with {of_array}"
 
 
 def check_inputs(params: Tree, batch: Tree) -> tuple[list[Tensor], Tree, int | None]:
@@ -414,6 +422,12 @@ def check_dependence(loss: Tensor) -> Tensor:
     return loss
 
 
+_METHODS = {
+    torch.float32: "float()",
+    torch.float64: "double()",
+    torch.float16: "half()",
+    torch.bfloat16: "bfloat16()",
+}
 _REGISTER = "a dataclass becomes a tree by torch.export.register_dataclass({})"
 _ONE_TENSOR = "the batch is one tensor; a loss that unpacks x, y = batch needs the pair data=(x, y)"
 _NOTES = {

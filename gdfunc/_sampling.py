@@ -147,7 +147,7 @@ def take(data: Tree, index: Tensor) -> Tree:
 
     Args:
         data: tree of tensors or NumPy arrays [n, ...]; None stands for no data. A `TensorDataset` is the
-            tuple of its tensors.
+            tuple of its tensors, a DataFrame of numbers the dict of its columns.
         index: int64, of any shape [...]; usually a row [B] of a plan.
 
     Returns:

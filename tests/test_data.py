@@ -1,6 +1,8 @@
 """The door for data: what becomes tensors, and what is refused with a line that works."""
 
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 import gdfunc as gd
+from gdfunc import _tree
 from tests.assertions import assert_same_bits
 
 X, Y = torch.linspace(-1, 1, 6), torch.linspace(0, 3, 6)
@@ -22,9 +25,9 @@ def loss_fn(w, batch):
 
 
 def _step_of(method):
-    def run(data):
+    def run(data, w=W):
         step = method(loss_fn, data)
-        return step(step.init(W), torch.tensor([1, 3]), 0.1)
+        return step(step.init(w), torch.tensor([1, 3]), 0.1)
 
     return run
 
@@ -36,10 +39,10 @@ DOORS = {
     ).outputs[0],
     "take": lambda data: gd.take(data, torch.tensor([2, 0])),
     "scan": lambda data: gd.scan(lambda w, xy: (w + xy[0] * xy[1], None), W, data)[0],
-    "a step": lambda data: gd.make_step(loss_fn)(W, data, 0.1),
+    "a step": lambda data, w=W: gd.make_step(loss_fn)(w, data, 0.1),
     "line search": lambda data: _taken(gd.methods.line_search(loss_fn), data),
-    "batch_grad": lambda data: gd.batch_grad(loss_fn)(W, data),
-    "per_sample_grad": lambda data: gd.per_sample_grad(loss_fn)(W, data),
+    "batch_grad": lambda data, w=W: gd.batch_grad(loss_fn)(w, data),
+    "per_sample_grad": lambda data, w=W: gd.per_sample_grad(loss_fn)(w, data),
     "low_precision": lambda data: gd.low_precision(loss_fn, torch.bfloat16)(W, data),
     "svrg": _step_of(gd.methods.svrg),
     "saga": _step_of(gd.methods.saga),
@@ -205,3 +208,115 @@ def test_every_door_refuses(door, data):
         TypeError, match=r"^(data|batch|xs) is (DataLoader|an array of dtype object|a list)"
     ):
         DOORS[door](data)
+
+
+def _frame(pandas):
+    """A column for every kind that pandas has, each with the line that the refusal names."""
+    objects = np.empty(2, dtype=object)
+    objects[:] = [[1.0, 2.0], [3.0, 4.0]]
+    dates = pandas.to_datetime(["2020-01-01", "2020-01-02"])
+    seconds = "(df[{0!r}] - df[{0!r}].min()).dt.total_seconds().astype('float32')"
+    dummies = "pandas.get_dummies(df, columns=[{0!r}], dtype='float32')"
+    return {
+        "text": (["b", "a"], dummies),
+        "text as objects": (np.array(["b", "a"], dtype=object), dummies),
+        "category": (pandas.Categorical(["b", "a"]), dummies),
+        "numbers as objects": (np.array([1, 2.5], dtype=object), "df.astype({{{0!r}: 'float32'}})"),
+        "nullable": (pandas.array([1, 2], dtype="Int64"), "df.astype({{{0!r}: 'int64'}})"),
+        "nullable float": (pandas.array([1, 2], dtype="Float64"), "df.astype({{{0!r}: 'float32'}})"),
+        "nullable bool": (pandas.array([True, False], dtype="boolean"), "df.astype({{{0!r}: 'bool'}})"),
+        "missing": (
+            pandas.array([1, None], dtype="Int64"),
+            "df.dropna(subset=[{0!r}]).astype({{{0!r}: 'float32'}})",
+        ),
+        "date": (dates, "df.assign(**{{{0!r}: " + seconds + "}})"),
+        "zoned": (dates.tz_localize("UTC"), "df.assign(**{{{0!r}: " + seconds + "}})"),
+        "duration": (
+            dates - dates[0],
+            "df.assign(**{{{0!r}: df[{0!r}].dt.total_seconds().astype('float32')}})",
+        ),
+        "rows": (objects, "{{**df.drop(columns=[{0!r}]), {0!r}: np.stack(df[{0!r}])}}"),
+        "period": (dates.to_period("D"), "df.drop(columns=[{0!r}])"),
+    }
+
+
+def test_a_frame_of_numbers_is_the_dict_of_its_columns():
+    pandas = pytest.importorskip("pandas")
+    columns = {
+        "x": X.numpy(),
+        "label": np.arange(6),
+        "seen": np.arange(6) > 2,
+        3: Y.numpy(),
+    }
+    frame = pandas.DataFrame(columns, index=[*"uvwxyz"])
+    wanted = {name: torch.as_tensor(column) for name, column in columns.items()}
+    assert_same_bits(gd.take(frame, INDEX[0]), gd.take(wanted, INDEX[0]))
+    targets = frame["x"], frame[3]
+    for door in DOORS:
+        assert_same_bits(DOORS[door](targets), DOORS[door]((X, Y)))
+
+    def loss(w, batch):
+        return loss_fn(w, (batch["x"], batch[3]))
+
+    final, _ = gd.train(gd.make_step(loss), W, frame, INDEX, 0.1)
+    assert_same_bits(final, DOORS["train"]((X, Y)))
+
+
+def test_a_column_of_no_numbers_is_refused_with_the_line_that_works():
+    pandas = pytest.importorskip("pandas")
+    for name, (values, line) in _frame(pandas).items():
+        frame, line = pandas.DataFrame({"x": [1.0, 2.0], name: values}), line.format(name)
+        with pytest.raises(
+            TypeError, match=rf"^data\['{name}'\] is a column of dtype .*{re.escape(line)}$"
+        ):
+            gd.take(frame, torch.tensor([0]))
+        with pytest.raises(TypeError, match=rf"^batch\[1\]\['{name}'\] is a column of dtype"):
+            gd.batch_grad(loss_fn)(W, (X[:2], frame))
+        taken = gd.take(eval(line, {"df": frame, "pandas": pandas, "np": np}), torch.tensor([0]))
+        assert all(len(leaf) == 1 for leaf in taken.values())
+
+
+def test_a_series_of_no_numbers_is_refused_with_the_line_that_works():
+    pandas = pytest.importorskip("pandas")
+    for name, (values, _) in _frame(pandas).items():
+        series = pandas.Series(values)
+        with pytest.raises(TypeError, match=r"^data\[1\] is a column of dtype") as refusal:
+            gd.take((X, series), torch.tensor([0]))
+        if name != "period":
+            line = re.search(r": ([^:]*)$", str(refusal.value))[1]
+            taken = gd.take(eval(line, {"series": series, "pandas": pandas, "np": np}), torch.tensor([0]))
+            assert len(taken) == 1
+
+
+def test_columns_of_one_name_are_refused():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame([[1.0, 2.0]], columns=["a", "a"])
+    with pytest.raises(
+        TypeError, match=r"^data is a DataFrame with two columns 'a', .*df.columns.duplicated"
+    ):
+        gd.take(frame, torch.tensor([0]))
+    assert gd.take(frame.loc[:, ~frame.columns.duplicated()], torch.tensor([0]))["a"] == 1.0
+
+
+def test_pandas_is_not_imported_for_users_who_have_not():
+    code = """
+import sys, numpy, torch, gdfunc
+gdfunc.take({"x": numpy.ones(3)}, torch.tensor([1]))
+try:
+    gdfunc.take(iter([]), torch.tensor([1]))
+except TypeError:
+    print("pandas" in sys.modules)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_a_dtype_that_does_not_fit_is_refused_with_the_method_that_converts(dtype):
+    array = np.ones(4, dtype="float32" if dtype == torch.float64 else "float64")
+    for door in ("batch_grad", "per_sample_grad", "a step", "svrg"):
+        with pytest.raises(ValueError, match="convert a tensor with") as refusal:
+            DOORS[door]((torch.ones(4, dtype=dtype), array), W.to(dtype))
+        lines = re.search(r"a tensor with (x\S+), an array or a column with (.*)$", str(refusal.value))
+        for line, x in zip(lines.groups(), [torch.from_numpy(array), array], strict=True):
+            assert _tree.as_tensors(eval(line, {"x": x, "torch": torch})).dtype == dtype

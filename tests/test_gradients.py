@@ -213,7 +213,10 @@ def test_bad_parameters_raise_before_anything_is_computed(make, params, message)
         ((X, Y[:4]), r"disagree on the number of samples: batch\[0\] has 5, batch\[1\] has 4"),
         ({"x": X, "n": torch.tensor(1.0)}, r"batch\['n'\] is 0-d; every leaf of batch has samples on"),
         ((X[:0], Y[:0]), r"batch is empty: batch\[0\] has shape \(0, 2\)"),
-        ((X.float(), Y), r"batch\[0\] is float32 but params\['w'\] is float64; convert one with .to"),
+        (
+            (X.float(), Y),
+            r"batch\[0\] is float32 but params\['w'\] is float64; convert a tensor with x.double()",
+        ),
         ((X.float().numpy(), Y), r"batch\[0\] is float32 but params\['w'\] is float64"),
         ((X, Y.to("meta")), r"batch\[1\] is on meta but params\['w'\] is on cpu"),
         ((X, "labels"), r"TypeError: batch\[1\] is str, not a Tensor or a NumPy array"),

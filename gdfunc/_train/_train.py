@@ -47,7 +47,8 @@ def train(
             It is detached from autograd's graph, so differentiate with `torch.func.grad`, not with
             `backward`.
         data: tree of tensors or NumPy arrays [n, ...]; None for a loss without data. A `TensorDataset` is
-            the tuple of its tensors. `check_mean_loss` tells whether the loss is a mean over the data.
+            the tuple of its tensors, a DataFrame of numbers the dict of its columns. `check_mean_loss`
+            tells whether the loss is a mean over the data.
         index: the plan int64 [T, B], from `epoch_batches`, `sample_batches` or `full_batch`.
         lr: a number or 0-d tensor for all steps, or a schedule [T], one value a step. Values are checked
             unless they are on a GPU or under a transformation.
