@@ -195,7 +195,7 @@ def check_lbfgs(subject: Subject, claim: Claim) -> None:
 
     random = feeds(claim)["random"]
     halved = {k: torch.stack([g[0::2], g[0::2] / 2], 1).flatten(0, 1) for k, g in random.items()}
-    seen = observe(subject, halved)
+    seen = observe(subject, halved, np.resize(LRS, len(halved["a"])))
     for move in seen.moves:
         rates = seen.lrs[1::2].reshape(-1, *[1] * (move.ndim - 1))
         formula, scale = "H y = s: u_t = -s_t where g_t = g_(t-1)/2", np.abs(move).max()
