@@ -47,6 +47,8 @@ class NonFiniteError(GdfuncError, ArithmeticError):
         leaf: the path of the first leaf that is not finite.
         state: the carry before that step: the last good one.
         trajectory: what was recorded before that step.
+        data: the path and row of the first sample of that step's batch that is not finite, such as
+            `data['x'][17]`; None if the batch is finite.
 
     Example:
         >>> error = gd.NonFiniteError(step=3, leaf="params['w']", state=None, trajectory=None)
@@ -54,9 +56,12 @@ class NonFiniteError(GdfuncError, ArithmeticError):
         params['w'] is not finite after step 3; .state holds the carry before it
     """
 
-    def __init__(self, *, step: int, leaf: str, state: Any, trajectory: Any) -> None:
-        super().__init__(f"{leaf} is not finite after step {step}; .state holds the carry before it")
-        self.step, self.leaf, self.state, self.trajectory = step, leaf, state, trajectory
+    def __init__(
+        self, *, step: int, leaf: str, state: Any, trajectory: Any, data: str | None = None
+    ) -> None:
+        cause = "" if data is None else f", and neither is {data} in its batch"
+        super().__init__(f"{leaf} is not finite after step {step}{cause}; .state holds the carry before it")
+        self.step, self.leaf, self.state, self.trajectory, self.data = step, leaf, state, trajectory, data
 
 
 class BackendError(GdfuncError, RuntimeError):

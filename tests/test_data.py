@@ -320,3 +320,35 @@ def test_a_dtype_that_does_not_fit_is_refused_with_the_method_that_converts(dtyp
         lines = re.search(r"a tensor with (x\S+), an array or a column with (.*)$", str(refusal.value))
         for line, x in zip(lines.groups(), [torch.from_numpy(array), array], strict=True):
             assert _tree.as_tensors(eval(line, {"x": x, "torch": torch})).dtype == dtype
+
+
+@pytest.mark.parametrize("backend", ["eager", "native"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_sample_that_is_not_finite_is_named_where_the_loss_stops_being_finite(backend, value):
+    x = torch.ones(9, 2, 3)
+    x[7, 1, 2] = value
+    data = {"label": torch.arange(9), "x": x}
+
+    def loss(w, batch):
+        return (w * batch["x"].sum((1, 2)) - batch["label"]).square().mean()
+
+    index = torch.tensor([[0, 1], [2, 8], [3, 7], [7, 4]])
+    with pytest.raises(
+        gd.NonFiniteError, match=r"loss is .* step 2, and neither is data\['x'\]\[7\]"
+    ) as error:
+        gd.train(gd.make_step(loss), W, data, index, 1e-3, check_finite="loss", backend=backend)
+    assert (error.value.step, error.value.data) == (2, "data['x'][7]")
+    with pytest.raises(gd.NonFiniteError, match=r"after step 0; \.state") as error:
+        gd.train(gd.make_step(lambda w, batch: w * torch.inf), W, X, INDEX, 1e-3, check_finite="loss")
+    assert error.value.data is None
+
+
+def test_a_sample_of_a_single_tensor_is_named_by_its_row():
+    x = X.clone()
+    x[4] = torch.nan
+    step = gd.make_step(lambda w, x: (w * x).square().mean())
+    with pytest.raises(gd.NonFiniteError, match=r"neither is data\[4\] in its batch"):
+        gd.train(step, W, x, gd.full_batch(6, 5), 0.1, check_finite="all")
+    with pytest.raises(gd.NonFiniteError) as error:
+        gd.train(gd.make_step(lambda w, _: w / 0), W, None, gd.full_batch(1, 5), 0.1, check_finite="all")
+    assert error.value.data is None

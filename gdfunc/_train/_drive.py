@@ -196,7 +196,8 @@ def _non_finite(plan: Plan, done: Done, finite: Tensor) -> NonFiniteError:
     carry = carry_of(done.state)
     after, loss, _ = plan.step(carry, bad)
     trajectory = done.trajectory(plan.every)
-    return NonFiniteError(step=bad, leaf=_first_non_finite(loss, after), state=carry, trajectory=trajectory)
+    leaf, data = _first_non_finite(loss, after), plan.non_finite_sample(bad)
+    return NonFiniteError(step=bad, leaf=leaf, state=carry, trajectory=trajectory, data=data)
 
 
 def _first_non_finite(loss: Any, carry: Any) -> str:

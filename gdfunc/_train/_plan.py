@@ -98,6 +98,15 @@ class Plan:
         """Take step t alone."""
         return self.body.step(carry, _tree.map(lambda leaf: leaf[0], self.rows(t, t + 1)))
 
+    def non_finite_sample(self, t: int) -> str | None:
+        """Name the first sample of step t that is not finite; None if there is none."""
+        row = _tree.map(lambda leaf: leaf[0], self.batches.rows(t, t + 1))
+        for path, leaf in _tree.named_leaves(self.batches.batch(row), "data"):
+            bad = torch.nonzero(~leaf.isfinite().flatten())
+            if len(bad):
+                return f"{path}[{int(row[bad[0] // leaf[0].numel()])}]"
+        return None
+
     def last_step(self, carry: Any, adjoint: Adjoint) -> Any:
         """Take the last step from a carry, as a loop whose derivative is an adjoint's."""
         rows = self.rows(self.steps - 1, self.steps)

@@ -62,8 +62,9 @@ def train(
         progress: True for a bar (tqdm if installed, else a line on stderr), or a function that is called
             with the finished steps and T after every segment, about ten times a second. If it changes
             what the step reads, a compiled loop does not see the change.
-        check_finite: `"loss"`, or `"all"` for the carry too, stops at the first NaN or infinity;
-            `"off"` lets it spread. Reads values, so not under vmap, grad or jvp.
+        check_finite: `"loss"`, or `"all"` for the carry too, stops at the first NaN or infinity, and names
+            the sample if it came from the data; `"off"` lets it spread. Reads values, so not under vmap,
+            grad or jvp.
         stop: `(carry, loss) -> 0-d bool`, called with the carry after a step and the loss that the step
             returned. The step for which it holds is the last. A loss that is not finite ends the run too,
             with the carry before its step; reverse-mode derivatives of such a run are NaN. Under vmap each
