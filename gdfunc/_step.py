@@ -6,9 +6,10 @@ A step is a scan body, `step(carry, batch, lr) -> (carry, loss)`. It is pure: it
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import wraps
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec
 
 import torch
 from torch import Tensor
@@ -17,11 +18,14 @@ from . import _tree
 from ._errors import check_function, without_lr
 from ._gradients import LossFn, check_inputs, check_loss_fn, check_params, unchecked_grad
 from ._numerics import Scalar, widest
+from ._shown import Call, shown
 from ._transforms._base import GradientTransformation, check_transform
 from ._tree import Tree
 
+P = ParamSpec("P")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Step:
     """One step of descent: how its carry begins, and how it goes on.
 
@@ -39,9 +43,12 @@ class Step:
             the carry is the parameters themselves.
         accept: `(carry, batch, lr) -> batch`, the checks of a call before `advance`, which needs a batch of
             tensors.
+        call: the call that made the step, by which it is printed.
 
     Example:
         >>> step = gd.make_step(lambda w, batch: (batch * w**2).mean())
+        >>> step
+        make_step(loss_fn=<lambda>)
         >>> carry = step.init(torch.tensor(1.0))
         >>> step(carry, torch.tensor([1.0, 3.0]), 0.1)
         (tensor(0.6000), tensor(2.))
@@ -51,6 +58,10 @@ class Step:
     advance: Callable[[Any, Tree, Any], tuple[Any, Any, Tree]]
     state: type | None = None
     accept: Callable[[Any, Tree, Any], Tree] = lambda carry, batch, lr: batch
+    call: Call | None = None
+
+    def __repr__(self) -> str:
+        return repr(self.call) if self.call else f"Step({shown(self.advance)})"
 
     def __call__(self, carry: Any, batch: Tree, lr: Scalar) -> tuple[Any, Any]:
         self.check(carry)
@@ -71,6 +82,17 @@ class Step:
 StepLike = Step | Callable[[Any, Tree, Any], tuple[Any, Any]]
 
 
+def step_maker(make: Callable[P, Step]) -> Callable[P, Step]:
+    """Decorate a function that makes steps: it refuses an lr, and they show how they were made."""
+    checked = without_lr(make)
+
+    @wraps(make)
+    def made(*args: P.args, **kwargs: P.kwargs) -> Step:
+        return replace(checked(*args, **kwargs), call=Call(make, args, kwargs))
+
+    return made
+
+
 class TrainState(NamedTuple):
     """The carry of a step with a transformation: parameters, and the transformation's memory.
 
@@ -84,7 +106,7 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-@without_lr
+@step_maker
 def make_step(loss_fn: LossFn, transform: GradientTransformation | None = None) -> Step:
     """Make the step of mini-batch gradient descent, plain or with a transformed gradient.
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.func import grad, vmap
 
 import gdfunc as gd
+from gdfunc._scan.trace._key import key_of
 
 from .references import linear_loss, normal
 
@@ -327,9 +328,44 @@ def test_the_state_of_another_kind_says_so():
         gd.adam(amsgrad=True).update(zero, gd.adam().init(zero))
 
 
-def test_a_transformation_shows_its_name():
-    assert repr(gd.momentum(0.9)) == "GradientTransformation(momentum)"
-    assert repr(gd.chain()) == "GradientTransformation(chain)"
+REPRS = [
+    (gd.adam(), "adam(betas=(0.9, 0.999), eps=1e-08)"),
+    (gd.adam(amsgrad=True), "adam(betas=(0.9, 0.999), eps=1e-08, amsgrad=True)"),
+    (gd.adamw(weight_decay=0.1), "adamw(betas=(0.9, 0.999), eps=1e-08, weight_decay=0.1)"),
+    (gd.momentum(torch.tensor(0.9)), "momentum(momentum=float32[], dampening=0.0)"),
+    (gd.chain(gd.sign(), gd.chain(gd.scale(2.0))), "chain(sign(), chain(scale(factor=2.0)))"),
+    (gd.masked(gd.sign(), {"w": True}), "masked(transform=sign(), mask={'w': True})"),
+    (gd.partition({"a": gd.sign()}, normal), "partition(transforms={'a': sign()}, labels=normal)"),
+    (gd.make_step(linear_loss), "make_step(loss_fn=linear_loss)"),
+    (gd.make_step(linear_loss, gd.sign()), "make_step(loss_fn=linear_loss, transform=sign())"),
+    (
+        gd.methods.ema(gd.methods.saga(linear_loss, (torch.ones(3, 2), torch.ones(3))), 0.9),
+        "ema(step=saga(loss_fn=linear_loss, data=(float32[3, 2], float32[3])), decay=0.9)",
+    ),
+    (gd.Step(torch.zeros_like, linear_loss), "Step(linear_loss)"),
+    (
+        gd.problems.rosenbrock(),
+        "Problem(loss_fn=loss_fn, params=float64[2], data=None, minimizers=(float64[2],), minimum=0.0, "
+        "L=None, mu=None)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("value", "text"), REPRS, ids=[text[:30] for _, text in REPRS])
+def test_what_is_made_prints_as_the_call_that_made_it(value, text):
+    assert repr(value) == text
+
+
+def test_a_transformation_of_the_users_prints_its_update():
+    def halve(grads, state, params=None):
+        return grads / 2, state
+
+    assert repr(gd.GradientTransformation(halve, halve)).startswith("GradientTransformation(")
+
+
+def test_a_step_with_a_description_keeps_its_key():
+    for transform in (gd.adam(), gd.chain(gd.momentum(torch.tensor(0.9)), gd.freeze({"w": True}))):
+        assert key_of(gd.make_step(linear_loss, transform).advance).key is not None
 
 
 MAKERS = {

@@ -6,6 +6,7 @@ from typing import NoReturn
 from torch import Tensor
 
 from .. import _tree
+from .._shown import shown
 
 
 class Trajectory(SimpleNamespace):
@@ -43,7 +44,7 @@ class _Shape:
     """A leaf's dtype and shape, as text."""
 
     def __init__(self, leaf: Tensor) -> None:
-        self.text = f"{str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}"
+        self.text = shown(leaf)
 
     def __repr__(self) -> str:
         return self.text

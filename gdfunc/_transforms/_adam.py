@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._errors import check_scalar, without_lr
+from .._errors import check_scalar
 from .._numerics import Scalar, precise, safe_sqrt
 from .._torch import _foreach
 from .._tree import Tree
@@ -21,6 +21,7 @@ from ._base import (
     leafwise,
     no_steps,
     stateful,
+    transformation,
     zeros,
 )
 
@@ -58,7 +59,7 @@ def _unbiased(t: Tensor, beta1: Scalar, beta2: Scalar, eps: Scalar) -> tuple[Sca
     return bias1 / bias2.sqrt(), bias1 * eps
 
 
-@without_lr
+@transformation
 def adam(
     betas: tuple[Scalar, Scalar] = (0.9, 0.999), *, eps: Scalar = 1e-8, amsgrad: bool = False
 ) -> GradientTransformation:
@@ -118,7 +119,7 @@ def adam(
     )
 
 
-@without_lr
+@transformation
 def adamw(
     betas: tuple[Scalar, Scalar] = (0.9, 0.999),
     *,
@@ -153,7 +154,7 @@ def adamw(
     return chain(adam(betas, eps=eps, amsgrad=amsgrad), add_decay(weight_decay))
 
 
-@without_lr
+@transformation
 def adamax(betas: tuple[Scalar, Scalar] = (0.9, 0.999), *, eps: Scalar = 1e-8) -> GradientTransformation:
     """Divide the running average of gradients by a decaying maximum of their sizes.
 
@@ -185,7 +186,7 @@ def adamax(betas: tuple[Scalar, Scalar] = (0.9, 0.999), *, eps: Scalar = 1e-8) -
     return leafwise(AdamaxState, update, (0.0, 0.0), lambda t: (beta2, eps, 1.0 - beta1**t))
 
 
-@without_lr
+@transformation
 def radam(betas: tuple[Scalar, Scalar] = (0.9, 0.999), *, eps: Scalar = 1e-8) -> GradientTransformation:
     """Rectify `adam` in its first steps, while the variance of its divisor is still unbounded.
 
@@ -230,7 +231,7 @@ def radam(betas: tuple[Scalar, Scalar] = (0.9, 0.999), *, eps: Scalar = 1e-8) ->
     return leafwise(RAdamState, update, (0.0, 0.0), of_step)
 
 
-@without_lr
+@transformation
 def adabelief(
     betas: tuple[Scalar, Scalar] = (0.9, 0.999), *, eps: Scalar = 1e-16
 ) -> GradientTransformation:
@@ -264,7 +265,7 @@ def adabelief(
     return leafwise(AdaBeliefState, update, (0.0, 0.0), lambda t: (eps, *_unbiased(t, beta1, beta2, eps)))
 
 
-@without_lr
+@transformation
 def yogi(
     betas: tuple[Scalar, Scalar] = (0.9, 0.999),
     *,
@@ -312,7 +313,7 @@ class NAdamState(NamedTuple):
     exp_avg_sq: Tree
 
 
-@without_lr
+@transformation
 def nadam(
     betas: tuple[Scalar, Scalar] = (0.9, 0.999), *, eps: Scalar = 1e-8, momentum_decay: Scalar = 4e-3
 ) -> GradientTransformation:

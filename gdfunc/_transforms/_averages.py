@@ -5,11 +5,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._errors import check_scalar, check_scalars, without_lr
+from .._errors import check_scalar, check_scalars
 from .._numerics import Scalar, like, safe_sqrt
 from .._numerics import sign as sign_of
 from .._tree import Tree
-from ._base import GradientTransformation, Leaves, check_betas, ema, ema_of_squares, leafwise, stateless
+from ._base import (
+    GradientTransformation,
+    Leaves,
+    check_betas,
+    ema,
+    ema_of_squares,
+    leafwise,
+    stateless,
+    transformation,
+)
 
 
 class MomentumState(NamedTuple):
@@ -17,7 +26,7 @@ class MomentumState(NamedTuple):
     momentum_buffer: Tree
 
 
-@without_lr
+@transformation
 def momentum(
     momentum: Scalar = 0.9, *, dampening: Scalar = 0.0, nesterov: bool = False
 ) -> GradientTransformation:
@@ -64,7 +73,7 @@ def momentum(
     return leafwise(MomentumState, update, (0.0,), of_step)
 
 
-@without_lr
+@transformation
 def sign() -> GradientTransformation:
     """Take the sign of every entry of the gradient.
 
@@ -85,7 +94,7 @@ class LionState(NamedTuple):
     exp_avg: Tree
 
 
-@without_lr
+@transformation
 def lion(betas: tuple[Scalar, Scalar] = (0.9, 0.99)) -> GradientTransformation:
     """Take the sign of an average that leans towards the newest gradient.
 
@@ -118,7 +127,7 @@ class RpropState(NamedTuple):
     step_size: Tree
 
 
-@without_lr
+@transformation
 def rprop(
     etas: tuple[Scalar, Scalar] = (0.5, 1.2), step_sizes: tuple[Scalar, Scalar] = (1e-6, 50.0)
 ) -> GradientTransformation:
@@ -164,7 +173,7 @@ def rprop(
     return leafwise(RpropState, update, (0.0, 1.0))
 
 
-@without_lr
+@transformation
 def weight_decay(rate: Scalar) -> GradientTransformation:
     """Add a multiple of the parameters.
 
@@ -195,7 +204,7 @@ class AdagradState(NamedTuple):
     sum: Tree
 
 
-@without_lr
+@transformation
 def adagrad(
     *, lr_decay: Scalar = 0.0, initial_accumulator_value: Scalar = 0.0, eps: Scalar = 1e-10
 ) -> GradientTransformation:
@@ -238,7 +247,7 @@ class AdadeltaState(NamedTuple):
     acc_delta: Tree
 
 
-@without_lr
+@transformation
 def adadelta(*, rho: Scalar = 0.9, eps: Scalar = 1e-6) -> GradientTransformation:
     """Scale by the ratio of the sizes of past updates and past gradients.
 
@@ -275,7 +284,7 @@ class RMSpropState(NamedTuple):
     momentum_buffer: Tree  # () without momentum
 
 
-@without_lr
+@transformation
 def rmsprop(
     *, alpha: Scalar = 0.99, eps: Scalar = 1e-8, momentum: Scalar = 0.0, centered: bool = False
 ) -> GradientTransformation:

@@ -8,8 +8,9 @@ and takes care of trees, dtypes and states that do not fit. Then add its line to
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import wraps
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec
 
 import torch
 from torch import Tensor
@@ -17,9 +18,11 @@ from torch import Tensor
 from .. import _tree
 from .._errors import LR_PLACE, check_scalar, check_type, without_lr
 from .._numerics import Scalar, like, precise, wide
+from .._shown import Call
 from .._torch._autograd import is_watched
 from .._tree import Tree
 
+P = ParamSpec("P")
 Leaves = tuple[Tensor | None, ...]  # an update and the new states, of one leaf
 
 
@@ -44,16 +47,44 @@ class GradientTransformation(NamedTuple):
         ... )
         >>> halve.update(torch.tensor(3.0), halve.init(torch.tensor(1.0)))
         (tensor(1.5000), ())
+        >>> gd.chain(gd.clip_by_global_norm(1.0), gd.adam())
+        chain(clip_by_global_norm(max_norm=1.0), adam(betas=(0.9, 0.999), eps=1e-08))
     """
 
     init: Callable[[Tree], Any]
     update: Callable[..., tuple[Tree, Any]]
 
     def __repr__(self) -> str:
+        if isinstance(self.update, Update):
+            return repr(self.update.call)
         return f"GradientTransformation({self.update.__qualname__.partition('.')[0]})"
 
 
-@without_lr
+@dataclass(frozen=True)
+class Update:
+    """The update of a transformation of gdfunc's own, and the call that made it."""
+
+    function: Callable[..., tuple[Tree, Any]]
+    call: Call
+
+    def __call__(self, grads: Tree, state: Any, params: Tree = None) -> tuple[Tree, Any]:
+        return self.function(grads, state, params)
+
+
+def transformation(make: Callable[P, GradientTransformation]) -> Callable[P, GradientTransformation]:
+    """Decorate a function that makes transformations: it refuses an lr, and they show their parameters."""
+    checked = without_lr(make)
+
+    @wraps(make)
+    def made(*args: P.args, **kwargs: P.kwargs) -> GradientTransformation:
+        init, update = checked(*args, **kwargs)
+        function = update.function if isinstance(update, Update) else update
+        return GradientTransformation(init, Update(function, Call(make, args, kwargs)))
+
+    return made
+
+
+@transformation
 def scale(factor: Scalar) -> GradientTransformation:
     """Multiply the gradient by a constant.
 
@@ -74,7 +105,7 @@ def scale(factor: Scalar) -> GradientTransformation:
     return stateless(lambda g, factor: g * factor, factor)
 
 
-@without_lr
+@transformation
 def chain(*transforms: GradientTransformation) -> GradientTransformation:
     """Apply transformations one after the other, the first one to the gradient.
 

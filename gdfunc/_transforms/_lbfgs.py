@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from .. import _tree
-from .._errors import check_int, check_scalar, without_lr
+from .._errors import check_int, check_scalar
 from .._numerics import Scalar, like
 from .._tree import Tree
-from ._base import GradientTransformation, needed, stateful
+from ._base import GradientTransformation, needed, stateful, transformation
 
 
 class LBFGSState(NamedTuple):
@@ -22,7 +22,7 @@ class LBFGSState(NamedTuple):
     rho: Tensor  # [m], 1/sᵀy; 0 where there is no pair yet
 
 
-@without_lr
+@transformation
 def lbfgs(history: int = 10, *, eps: Scalar = 1e-10) -> GradientTransformation:
     """Multiply the gradient by an inverse Hessian estimated from the last few steps.
 

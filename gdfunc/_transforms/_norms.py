@@ -7,16 +7,25 @@ import torch
 from torch import Tensor
 
 from .. import _tree
-from .._errors import check_int, check_scalar, without_lr
+from .._errors import check_int, check_scalar
 from .._numerics import Scalar, like, norms, safe_ratio, shrink
 from .._tree import Tree
 from ._adam import adam
 from ._averages import momentum as accumulate_momentum
 from ._averages import weight_decay as add_decay
-from ._base import GradientTransformation, Leaves, chain, each_leaf, ema, leafwise, stateless
+from ._base import (
+    GradientTransformation,
+    Leaves,
+    chain,
+    each_leaf,
+    ema,
+    leafwise,
+    stateless,
+    transformation,
+)
 
 
-@without_lr
+@transformation
 def clip_by_value(limit: Scalar) -> GradientTransformation:
     """Clip every entry.
 
@@ -46,7 +55,7 @@ def clip_by_value(limit: Scalar) -> GradientTransformation:
     return stateless(update)
 
 
-@without_lr
+@transformation
 def clip_by_global_norm(max_norm: Scalar) -> GradientTransformation:
     """Shrink the whole gradient to a norm of at most `max_norm`.
 
@@ -79,7 +88,7 @@ def clip_by_global_norm(max_norm: Scalar) -> GradientTransformation:
     return GradientTransformation(lambda params: (), update)
 
 
-@without_lr
+@transformation
 def adaptive_clip(clipping: Scalar = 0.01, *, eps: Scalar = 1e-3) -> GradientTransformation:
     """Shrink the gradient of each unit to a share of the norm of its weights.
 
@@ -116,7 +125,7 @@ def adaptive_clip(clipping: Scalar = 0.01, *, eps: Scalar = 1e-3) -> GradientTra
     return stateless(update, clipping, with_params=True)
 
 
-@without_lr
+@transformation
 def zero_nans() -> GradientTransformation:
     """Replace NaN by zero; infinities stay.
 
@@ -129,7 +138,7 @@ def zero_nans() -> GradientTransformation:
     return stateless(lambda g: torch.where(g.isnan(), torch.zeros_like(g), g))
 
 
-@without_lr
+@transformation
 def trust_ratio(*, coefficient: Scalar = 1.0) -> GradientTransformation:
     """Give the direction of each leaf a length in proportion to that of its parameters.
 
@@ -152,7 +161,7 @@ def trust_ratio(*, coefficient: Scalar = 1.0) -> GradientTransformation:
     return stateless(lambda g, p, c: g * _trust(_norm(p), _norm(g), c), coefficient, with_params=True)
 
 
-@without_lr
+@transformation
 def lars(
     *, momentum: Scalar = 0.9, weight_decay: Scalar = 0.0, trust_coefficient: Scalar = 1e-3
 ) -> GradientTransformation:
@@ -190,7 +199,7 @@ def lars(
     return chain(stateless(update, decay, trust, with_params=True), accumulate_momentum(momentum))
 
 
-@without_lr
+@transformation
 def lamb(
     betas: tuple[Scalar, Scalar] = (0.9, 0.999), *, eps: Scalar = 1e-6, weight_decay: Scalar = 1e-2
 ) -> GradientTransformation:
@@ -224,7 +233,7 @@ class MuonState(NamedTuple):
     momentum_buffer: Tree
 
 
-@without_lr
+@transformation
 def muon(
     momentum: Scalar = 0.95,
     *,

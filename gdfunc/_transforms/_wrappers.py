@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import _tree
-from .._errors import check_int, without_lr
+from .._errors import check_int
 from .._tree import Tree
 from ._base import (
     PLAIN,
@@ -17,13 +17,14 @@ from ._base import (
     no_steps,
     stateful,
     stateless,
+    transformation,
     zeros,
 )
 
 Labels = Tree | Callable[[Tree], Tree]
 
 
-@without_lr
+@transformation
 def masked(transform: GradientTransformation, mask: Labels) -> GradientTransformation:
     """Apply a transformation to some leaves; the gradients of the others pass as they are.
 
@@ -45,7 +46,7 @@ def masked(transform: GradientTransformation, mask: Labels) -> GradientTransform
     return _split({True: transform, False: PLAIN}, mask, "mask")
 
 
-@without_lr
+@transformation
 def freeze(mask: Labels) -> GradientTransformation:
     """Keep some parameters where they are.
 
@@ -68,7 +69,7 @@ def freeze(mask: Labels) -> GradientTransformation:
     return masked(stateless(torch.zeros_like), mask)
 
 
-@without_lr
+@transformation
 def partition(transforms: Mapping[Any, GradientTransformation], labels: Labels) -> GradientTransformation:
     """Give groups of parameters a transformation each, and with `scale` in it a learning-rate factor.
 
@@ -148,7 +149,7 @@ class ApplyIfFiniteState(NamedTuple):
     total: Tensor
 
 
-@without_lr
+@transformation
 def apply_if_finite(transform: GradientTransformation) -> GradientTransformation:
     """Skip a step whose gradient holds NaN or infinity, and count it.
 
@@ -195,7 +196,7 @@ class AccumulateState(NamedTuple):
     accumulated: Tensor
 
 
-@without_lr
+@transformation
 def accumulate(transform: GradientTransformation, steps: int) -> GradientTransformation:
     """Apply a transformation to the mean of every k gradients: a k times larger batch in the same memory.
 

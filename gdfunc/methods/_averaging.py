@@ -7,10 +7,20 @@ import torch
 from torch import Tensor
 
 from .. import _tree
-from .._errors import check_int, check_scalar, check_scalars, without_lr
+from .._errors import check_int, check_scalar, check_scalars
 from .._gradients import LossFn, kind
 from .._numerics import Scalar, like, safe_ratio
-from .._step import Step, StepLike, apply_updates, as_step, gradient_step, learning_rate, params_of, scalar
+from .._step import (
+    Step,
+    StepLike,
+    apply_updates,
+    as_step,
+    gradient_step,
+    learning_rate,
+    params_of,
+    scalar,
+    step_maker,
+)
 from .._transforms._base import PLAIN, GradientTransformation, check_transform, no_steps
 from .._tree import Tree
 
@@ -25,7 +35,7 @@ class ASGDState(NamedTuple):
     count: Tensor  # type: ignore[assignment]  # hides a method that tuples have
 
 
-@without_lr
+@step_maker
 def asgd(
     loss_fn: LossFn,
     lambd: Scalar = 1e-4,
@@ -100,7 +110,7 @@ class ScheduleFreeState(NamedTuple):
     opt_state: Any
 
 
-@without_lr
+@step_maker
 def schedule_free(
     loss_fn: LossFn,
     transform: GradientTransformation = PLAIN,
@@ -174,7 +184,7 @@ class EMAState(NamedTuple):
         return params_of(self.carry)
 
 
-@without_lr
+@step_maker
 def ema(step: StepLike, decay: Scalar, *, debias: bool = False) -> Step:
     """Keep an exponential moving average of the parameters of a step, without changing the step.
 
@@ -232,7 +242,7 @@ class LookaheadState(NamedTuple):
         return params_of(self.carry)
 
 
-@without_lr
+@step_maker
 def lookahead(step: StepLike, k: int, alpha: Scalar = 0.5) -> Step:
     """Let a step run ahead for k steps, then go part of the way and start again from there.
 

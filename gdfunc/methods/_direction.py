@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import _tree
 from .._data import as_data
-from .._errors import check_int, check_scalar, check_scalars, without_lr
+from .._errors import check_int, check_scalar, check_scalars
 from .._gradients import LossFn, batch_grad
 from .._numerics import Scalar, safe_ratio, widen
 from .._scan import scan
@@ -19,13 +19,14 @@ from .._step import (
     learning_rate,
     make_step,
     scalar,
+    step_maker,
 )
 from .._transforms._base import PLAIN, GradientTransformation, check_transform
 from .._transforms._lbfgs import lbfgs as lbfgs_transform
 from .._tree import Tree
 
 
-@without_lr
+@step_maker
 def lbfgs(loss_fn: LossFn, history: int = 10, *, eps: Scalar = 1e-10) -> Step:
     """Make the step of L-BFGS without a line search: `make_step(loss_fn, gd.lbfgs(history, eps=eps))`.
 
@@ -59,7 +60,7 @@ def lbfgs(loss_fn: LossFn, history: int = 10, *, eps: Scalar = 1e-10) -> Step:
     return make_step(loss_fn, lbfgs_transform(history, eps=eps))
 
 
-@without_lr
+@step_maker
 def sam(
     loss_fn: LossFn,
     transform: GradientTransformation = PLAIN,
@@ -124,7 +125,7 @@ class LineSearchState(NamedTuple):
     step_size: Tensor
 
 
-@without_lr
+@step_maker
 def line_search(
     loss_fn: LossFn,
     transform: GradientTransformation = PLAIN,
@@ -204,7 +205,7 @@ class PolyakState(NamedTuple):
     step_size: Tensor
 
 
-@without_lr
+@step_maker
 def polyak(loss_fn: LossFn, minimum: Scalar = 0.0, *, max_step: Scalar | None = None) -> Step:
     """Make the step of Polyak's size, which needs no tuning where the minimum of the loss is known.
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from .. import _tree
-from .._errors import check_int, check_scalar, without_lr
+from .._errors import check_int, check_scalar
 from .._gradients import LossFn
 from .._numerics import Scalar, like
-from .._step import Step, apply_updates, gradient_step, scalar
+from .._step import Step, apply_updates, gradient_step, scalar, step_maker
 from .._transforms._base import no_steps, zeros
 from .._tree import Tree
 
@@ -22,7 +22,7 @@ class HeavyBallState(NamedTuple):
     displacement: Tree  # θₜ − θₜ₋₁
 
 
-@without_lr
+@step_maker
 def heavy_ball(loss_fn: LossFn, momentum: Scalar) -> Step:
     """Make the step of Polyak's heavy ball, which repeats a share of its last displacement.
 
@@ -75,7 +75,7 @@ class NesterovState(NamedTuple):
     count: Tensor  # type: ignore[assignment]  # hides a method that tuples have
 
 
-@without_lr
+@step_maker
 def nesterov(loss_fn: LossFn, momentum: Scalar | Callable[[Tensor], Scalar] | None = None) -> Step:
     """Make the step of Nesterov's accelerated gradient method.
 
@@ -144,7 +144,7 @@ class OGMState(NamedTuple):
     count: Tensor  # type: ignore[assignment]  # hides a method that tuples have
 
 
-@without_lr
+@step_maker
 def ogm(loss_fn: LossFn, steps: int | None = None) -> Step:
     """Make the step of the optimized gradient method, the best that there is for N steps on convex losses.
 
@@ -203,7 +203,7 @@ class TripleMomentumState(NamedTuple):
     displacement: Tree  # ξₜ − ξₜ₋₁
 
 
-@without_lr
+@step_maker
 def triple_momentum(loss_fn: LossFn, condition_number: Scalar) -> Step:
     """Make the step of the triple momentum method, for μ-strongly convex losses.
 

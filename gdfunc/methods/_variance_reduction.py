@@ -11,16 +11,16 @@ from torch import Tensor
 
 from .. import _tree
 from .._data import as_data
-from .._errors import check_choice, check_int, without_lr
+from .._errors import check_choice, check_int
 from .._gradients import LossFn, batch_grad, check_batch, check_params, per_sample_grad
 from .._numerics import Scalar
 from .._sampling import take
 from .._scan import scan
-from .._step import Step, apply_updates, copy_params, scalar
+from .._step import Step, apply_updates, copy_params, scalar, step_maker
 from .._tree import Tree
 
 
-@without_lr
+@step_maker
 def svrg(loss_fn: LossFn, data: Tree, *, batch_size: int = 1, output: str = "last") -> Step:
     """Make the step of SVRG, a pass of mini-batch descent that a full gradient at its start corrects.
 
@@ -63,7 +63,7 @@ def svrg(loss_fn: LossFn, data: Tree, *, batch_size: int = 1, output: str = "las
     return _pass_step(loss_fn, data, batch_size, output, recursive=False)
 
 
-@without_lr
+@step_maker
 def sarah(loss_fn: LossFn, data: Tree, *, batch_size: int = 1, output: str = "last") -> Step:
     """Make the step of SARAH, a pass of mini-batch descent that updates its estimate of the gradient.
 
@@ -141,7 +141,7 @@ class SAGState(NamedTuple):
     mean: Tree  # of the table
 
 
-@without_lr
+@step_maker
 def sag(loss_fn: LossFn, data: Tree, *, chunk_size: int | None = None) -> Step:
     """Make the step of SAG, which goes along the mean of the last gradient of every sample.
 
@@ -182,7 +182,7 @@ def sag(loss_fn: LossFn, data: Tree, *, chunk_size: int | None = None) -> Step:
     return _table_step(loss_fn, data, chunk_size, biased=True)
 
 
-@without_lr
+@step_maker
 def saga(loss_fn: LossFn, data: Tree, *, chunk_size: int | None = None) -> Step:
     """Make the step of SAGA, which corrects a gradient by the last one of its samples.
 

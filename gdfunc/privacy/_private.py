@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from .. import _tree, random
-from .._errors import check_scalar, without_lr
+from .._errors import check_scalar
 from .._gradients import GradFn, LossFn
 from .._numerics import Scalar, like, norms, shrink, wide
 from .._per_sample import PerSample
 from .._reductions._reduce import reduce_per_sample
-from .._step import Step, apply_updates, copy_params
+from .._step import Step, apply_updates, copy_params, step_maker
 from .._transforms._base import PLAIN, GradientTransformation, check_transform, no_steps
 from .._tree import Tree
 from ..reducers import Reducer
@@ -189,7 +189,7 @@ class PrivateState(NamedTuple):
     noise_key: Tensor
 
 
-@without_lr
+@step_maker
 def make_private_step(
     loss_fn: LossFn,
     transform: GradientTransformation = PLAIN,

@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import datasets, random
 from .._errors import check_int
 from .._numerics import finite_tensor
+from .._shown import shown
 from .._tree import Tree
 
 
@@ -31,6 +32,9 @@ class Problem(NamedTuple):
         >>> problem = gd.problems.himmelblau()
         >>> [problem.loss_fn(x, problem.data).item() < 1e-29 for x in problem.minimizers]
         [True, True, True, True]
+        >>> gd.problems.quadratic([1.0, 10.0])
+        Problem(loss_fn=loss_fn, params=float64[2], data=None, minimizers=(float64[2],), minimum=0.0, \
+        L=10.0, mu=1.0)
     """
 
     loss_fn: Callable[..., Tensor]
@@ -40,6 +44,9 @@ class Problem(NamedTuple):
     minimum: float
     L: float | None = None
     mu: float | None = None
+
+    def __repr__(self) -> str:
+        return f"Problem({', '.join(f'{name}={shown(value)}' for name, value in self._asdict().items())})"
 
 
 def quadratic(
