@@ -200,12 +200,13 @@ def check_mean_loss(loss_fn: LossFn, params: Tree, batch: Tree, *, rtol: float =
     L(θ, batch) = 1/B Σᵢ L(θ, {sample i})
 
     It finds the sum in place of the mean, and predictions [B, 1] that silently broadcast against
-    targets [B]. A loss that mixes samples (batch normalisation, contrastive losses) is no such mean.
+    targets [B]. A loss that mixes samples (batch normalisation, contrastive losses) is no such mean. Nor is
+    one that divides by the class weights or the unpadded entries of a batch; see `gd.losses`.
 
     Args:
         loss_fn: as in `batch_grad`.
         params: where to check, and near where: at zero all predictions may be equal, and hide it.
-        batch: at least two samples.
+        batch: at least two samples, which differ in class and length where the loss weighs these.
         rtol: the allowed relative difference.
 
     Raises:
@@ -226,10 +227,17 @@ def check_mean_loss(loss_fn: LossFn, params: Tree, batch: Tree, *, rtol: float =
         loss, average = batch_grad(loss_fn)(point, batch)[1].double(), sample_losses.mean()
         if torch.isclose(loss, average, rtol=rtol, atol=0.0, equal_nan=True):
             continue
+        remedy = "use mean in place of sum"
+        low, high = sample_losses.aminmax()
+        if average.isnan() or low < loss < high:
+            remedy = (
+                "it is a mean over something else than the samples; divide what is weighted by classes or "
+                "padded by the number of samples, as gd.losses.cross_entropy(class_weights=) and "
+                "gd.losses.masked_mean do"
+            )
         raise ValueError(
             f"loss is not a mean over the batch: it is {loss:.6g}, but its {len(sample_losses)} "
-            f"samples alone average {average:.6g}; use mean in place of sum, and give predictions "
-            f"and targets one shape"
+            f"samples alone average {average:.6g}; {remedy}, and give predictions and targets one shape"
         )
 
 

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 
 import gdfunc as gd
 
@@ -128,6 +129,37 @@ def test_requires_grad_parameters_give_plain_gradients_of_the_right_value():
     close(grads["w"].detach(), linear_gradient(PARAMS, BATCH)["w"])
 
 
+LOGITS = torch.linspace(-2, 3, 5 * 4 * 3).reshape(5, 4, 3).sin()
+CLASSES, WEIGHTS = torch.tensor([0, 1, 1, 2, 0]), torch.tensor([0.5, 2.0, 3.0])
+TOKENS = torch.tensor([[0, 1, 2, 1], [2, -1, -1, -1], [1, 1, -1, -1], [0, 2, 2, -1], [1, -1, -1, -1]])
+EMPTY = torch.cat([TOKENS[:4], torch.full((1, 4), -1)])
+
+
+def _token_losses(params, batch):
+    return F.cross_entropy(
+        params["w"] * batch[0].movedim(2, 1), batch[1], ignore_index=-1, reduction="none"
+    )
+
+
+AMBIGUOUS = {  # a loss that is a mean over something else, one over the samples, and a batch
+    "class weights": (
+        lambda p, b: F.cross_entropy(p["w"] * b[0], b[1], WEIGHTS),
+        lambda p, b: gd.losses.cross_entropy(p["w"] * b[0], b[1], WEIGHTS),
+        (LOGITS[:, 0], CLASSES),
+    ),
+    "padding": (
+        lambda p, b: F.cross_entropy(p["w"] * b[0].movedim(2, 1), b[1], ignore_index=-1),
+        lambda p, b: gd.losses.masked_mean(_token_losses(p, b), b[1] >= 0),
+        (LOGITS, TOKENS),
+    ),
+    "a sample of padding": (
+        lambda p, b: F.cross_entropy(p["w"] * b[0].movedim(2, 1), b[1], ignore_index=-1),
+        lambda p, b: gd.losses.masked_mean(_token_losses(p, b), b[1] >= 0, count=2.0),
+        (LOGITS, EMPTY),
+    ),
+}
+
+
 class TestCheckMeanLoss:
     def test_a_mean_passes(self):
         assert gd.check_mean_loss(linear_loss, PARAMS, BATCH) is None
@@ -145,6 +177,16 @@ class TestCheckMeanLoss:
         for params in (PARAMS, at_zero):
             with pytest.raises(ValueError, match="give predictions and targets one shape"):
                 gd.check_mean_loss(loss_fn, params, BATCH)
+
+    @pytest.mark.parametrize("name", AMBIGUOUS)
+    def test_a_mean_over_something_else_is_found_and_its_remedy_passes(self, name):
+        wrong, right, batch = AMBIGUOUS[name]
+        params = {"w": torch.tensor(0.5)}
+        with pytest.raises(
+            ValueError, match=r"something else than the samples.*class_weights=.*masked_mean"
+        ):
+            gd.check_mean_loss(wrong, params, batch)
+        assert gd.check_mean_loss(right, params, batch) is None
 
 
 def scalar(params):

@@ -92,3 +92,58 @@ def test_no_loss_broadcasts(loss, predictions, targets, message):
 )
 def test_cross_entropy_refuses_targets_that_are_no_classes(targets, message):
     assert_refused(lambda: losses.cross_entropy(torch.zeros(5, 3), targets), message)
+
+
+@given(seed=seeds, B=st.integers(1, 6), C=st.integers(1, 4))
+def test_class_weights_average_over_samples_and_agree_with_torch_where_they_sum_to_their_number(seed, B, C):
+    logits, targets = 5 * normal(seed, B, C), normal(seed, B).abs().mul(10).long() % C
+    weights = normal(seed + 1, C).exp()
+    each = vmap(lambda z, t: losses.cross_entropy(z[None], t[None], weights))(logits, targets)
+    torch.testing.assert_close(each.mean(), losses.cross_entropy(logits, targets, weights))
+    balanced = B / (C * targets.bincount(minlength=C).clamp_min(1).double())
+    balanced = balanced * B / balanced[targets].sum()
+    agree(
+        lambda z: losses.cross_entropy(z, targets, balanced),
+        lambda z: F.cross_entropy(z, targets, balanced),
+        logits,
+    )
+
+
+@given(seed=seeds, shape=st.lists(st.integers(1, 4), min_size=1, max_size=3))
+def test_masked_mean_is_a_mean_over_samples_and_with_a_count_torchs_over_entries(seed, shape):
+    x, mask = normal(seed, *shape), normal(seed + 1, *shape) > 0
+    by_hand = [
+        row[kept].mean() if kept.any() else torch.tensor(0.0) for row, kept in zip(x, mask, strict=True)
+    ]
+    torch.testing.assert_close(
+        losses.masked_mean(x, mask), torch.stack([*map(torch.Tensor.double, by_hand)]).mean()
+    )
+    if mask.any():
+        agree(
+            lambda x: losses.masked_mean(x, mask, int(mask.sum()) / len(mask)), lambda x: x[mask].mean(), x
+        )
+        poisoned = torch.where(mask, x, torch.nan)
+        assert torch.equal(losses.masked_mean(poisoned, mask), losses.masked_mean(x, mask))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: losses.masked_mean(torch.zeros(2, 3), torch.ones(2, 3)), "TypeError: mask must be bool"),
+        (
+            lambda: losses.masked_mean(torch.zeros(2, 3), torch.ones(2) > 0),
+            r"one shape; got \(2, 3\) and \(2,\)",
+        ),
+        (lambda: losses.masked_mean(torch.zeros(()), torch.ones(()) > 0), r"must be \[B, ...\]"),
+        (
+            lambda: losses.masked_mean(torch.zeros(2), torch.ones(2) > 0, 0.0),
+            r"count must be .* \(0, inf\)",
+        ),
+        (
+            lambda: losses.cross_entropy(torch.zeros(5, 3), torch.zeros(5).long(), torch.ones(5)),
+            r"class_weights must be \[C\] = \(3,\), one a class; got \(5,\)",
+        ),
+    ],
+)
+def test_weights_and_masks_that_do_not_fit_are_refused(call, message):
+    assert_refused(call, message)
