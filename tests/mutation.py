@@ -34,7 +34,7 @@ TESTS = {
     "_transforms/_base.py": [ADAPTIVE, MOMENTUM, NORMS],
     "_transforms/_lbfgs.py": [CURVED],
     "_transforms/_norms.py": [NORMS],
-    "_transforms/_wrappers.py": [NORMS],
+    "_transforms/_wrappers.py": [NORMS, "tests/test_family.py"],
     "methods/_averaging.py": ["tests/test_kit_averages.py", METHODS],
     "methods/_direction.py": [CURVED, METHODS],
     "methods/_momentum.py": [DESCENT, METHODS],
@@ -46,7 +46,40 @@ SECONDS = 240  # of the processor
 
 # Mutants that compute the same as the original, or that no test of the file can be asked to see, each with
 # its reason: (file, its line, original, mutant).
-ARGUED: dict[tuple[str, str, str, str], str] = {}
+_PATH = "which of two ways to the same numbers is taken"
+_DTYPE = "the dtype, which test_conformance holds"
+ARGUED = {
+    (
+        "_transforms/_base.py",
+        "if leaf is not None and (type(leaf) is not Tensor or leaf.requires_grad):",
+        "type(leaf)",
+        "leaf",
+    ): _PATH,
+    (
+        "_transforms/_adam.py",
+        "update_many if are_numbers and not amsgrad else None,",
+        "update_many if are_numbers and (not amsgrad) else None",
+        "None",
+    ): _PATH,
+    (
+        "_transforms/_averages.py",
+        "minus, plus, least, most = (like(scalar, g) for scalar in (*factors, low, high))",
+        "like(scalar, g)",
+        "scalar",
+    ): _DTYPE,
+    (
+        "methods/_averaging.py",
+        "squared_lr = learning_rate(lr, state.params) ** 2",
+        "learning_rate(lr, state.params)",
+        "lr",
+    ): _DTYPE,
+    (
+        "schedules/_schedule.py",
+        "positive = torch.where(exponent > 0, exponent, 1).to(base)",
+        "0",
+        "1",
+    ): "where the exponent is 1, both branches are 1",
+}
 
 OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult}
 COMPARISONS = {
