@@ -415,3 +415,20 @@ def test_makers_keep_their_signatures():
     assert [*inspect.signature(gd.adam).parameters] == ["betas", "eps", "amsgrad"]
     with pytest.raises(TypeError, match="unexpected keyword argument 'beta'"):
         gd.adam(beta=0.9)
+
+
+def test_a_group_without_leaves_is_warned_of_once_a_run():
+    rules = {"body": gd.momentum(0.9), "head": gd.sign(), "neck": gd.sign()}
+    step = gd.make_step(linear_loss, gd.partition(rules, {"w": "body", "b": "body"}))
+    with pytest.warns(
+        UserWarning, match=r"labelled 'head' or 'neck', .*; the labels met are 'body'$"
+    ) as seen:
+        state = step.init({"w": torch.zeros(3), "b": torch.tensor(0.0)})
+    assert len(seen) == 1
+    assert seen[0].filename == __file__
+    step(state, (torch.ones(2, 3), torch.ones(2)), 0.1)
+
+
+def test_a_mask_of_one_kind_is_not_warned_of():
+    gd.masked(gd.sign(), {"w": True}).init({"w": torch.zeros(3)})
+    gd.freeze({"w": False}).init({"w": torch.zeros(3)})

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import _tree
-from .._errors import check_int
+from .._errors import check_int, warn
 from .._tree import Tree
 from ._base import (
     PLAIN,
@@ -81,6 +81,8 @@ def partition(transforms: Mapping[Any, GradientTransformation], labels: Labels) 
         A transformation whose state is a dict of theirs. Each sees its own leaves alone, so a global norm
         is that of the group.
 
+    A label that no leaf has is warned of in `init`: it is often misspelt.
+
     Raises:
         TypeError: `transforms` is no dict of transformations.
         ValueError: the labels are not like params, or a leaf has a label without a transformation.
@@ -128,6 +130,12 @@ def _split(
     def init(params: Tree) -> dict[Any, Any]:
         listed = labels_of(params)
         used = [label for label in transforms if label in listed]
+        idle = [label for label in transforms if label not in listed]
+        if idle and name == "labels":
+            warn(
+                f"no leaf of params is labelled {' or '.join(map(repr, idle))}, so a transformation of "
+                f"partition does nothing; the labels met are {', '.join(map(repr, used))}"
+            )
         return {label: transforms[label].init(group(params, listed, label)) for label in used}
 
     def update(grads: Tree, state: dict[Any, Any], params: Tree = None) -> tuple[Tree, dict[Any, Any]]:
