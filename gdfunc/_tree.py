@@ -124,7 +124,12 @@ def nodes(structure: Structure) -> list[tuple[Any, ...]]:
 
 
 def leaves(tree: Tree) -> list[Any]:
-    """List the leaves of a tree."""
+    """List the leaves of a tree, in the order in which its containers hold them.
+
+    Example:
+        >>> gd.tree.leaves({"w": torch.tensor(1.0), "b": (torch.tensor(2.0), None)})
+        [tensor(1.), tensor(2.)]
+    """
     found: list[Any] = []
     _gather(tree, found)
     return found
@@ -268,6 +273,11 @@ def map(f: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
 
     Raises:
         ValueError: the trees differ in structure.
+
+    Example:
+        >>> params, grads = {"w": torch.tensor(1.0)}, {"w": torch.tensor(4.0)}
+        >>> gd.tree.map(lambda p, g: p - 0.1 * g, params, grads)
+        {'w': tensor(0.6000)}
     """
     first, structure = flatten(tree)
     if not rest:
@@ -376,7 +386,15 @@ def _places(leaf: Tensor) -> set[int]:
 
 
 def dot(a: Tree, b: Tree) -> Tensor:
-    """Compute the inner product Σ aᵢ bᵢ over all leaves, 0-d."""
+    """Compute the inner product Σ aᵢ bᵢ over all leaves, 0-d.
+
+    Raises:
+        ValueError: the trees differ in structure.
+
+    Example:
+        >>> gd.tree.dot({"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, 4.0])})
+        tensor(11.)
+    """
     products = leaves(map(lambda x, y: (x * y).sum(), a, b))
     return torch.stack(products).sum() if products else torch.zeros(())
 
@@ -384,7 +402,11 @@ def dot(a: Tree, b: Tree) -> Tensor:
 def norm(tree: Tree) -> Tensor:
     """Compute the Euclidean norm √Σ aᵢ² over all leaves, 0-d.
 
-    See `_numerics.norms` for what keeps it within range.
+    It neither overflows nor underflows while the result is within range.
+
+    Example:
+        >>> gd.tree.norm({"w": torch.tensor([3.0]), "b": torch.tensor(4.0)})
+        tensor(5.)
     """
     return _numerics.norm(leaves(tree))
 

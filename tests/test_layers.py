@@ -15,7 +15,7 @@ PACKAGE = Path(gdfunc.__file__).parent
 RANKS = {
     0: {"_torch", "_lock", "_tree", "_numerics", "_errors", "_progress", "_shown", "random", "_data"},
     1: {"_sampling", "_gradients", "_transforms", "schedules", "_scan", "losses", "problems", "datasets"}
-    | {"_per_sample", "reducers", "_reductions"},
+    | {"_per_sample", "reducers", "_reductions", "tree"},
     2: {"_step", "curvature", "adjoints"},
     3: {"_train", "methods", "_sweep", "_hypergradient", "_jit", "modules", "stats", "privacy"},
     4: {"checkpoint", "distributed", "plot", "testing", "interop"},

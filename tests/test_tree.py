@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from torch.func import grad, vmap
 
 import gdfunc as gd
@@ -175,3 +176,46 @@ def test_every_numeric_array_becomes_a_tensor(array):
     tensor = _tree.as_tensors({"x": array})["x"]
     assert tensor.tolist() == array.tolist()
     assert tensor.dtype == getattr(torch, array.dtype.name)
+
+
+def test_random_trees_have_independent_standard_normal_leaves():
+    like = {"a": torch.zeros(4000), "b": (torch.zeros(40, 100, dtype=torch.float64), None)}
+    drawn = gd.tree.random_like(gd.random.key(3), like)
+    a, b = gd.tree.leaves(drawn)
+    assert (a.dtype, b.dtype, b.shape) == (torch.float32, torch.float64, (40, 100))
+    for leaf in (a.double(), b.flatten()):
+        assert abs(leaf.mean()) < 5 / 4000**0.5
+        assert abs(leaf.var() - 1) < 5 * (2 / 4000) ** 0.5
+    assert abs(torch.dot(a.double(), b.flatten())) < 5 * 4000**0.5
+    again = gd.tree.random_like(gd.random.key(3), like)
+    assert all(map(torch.equal, gd.tree.leaves(drawn), gd.tree.leaves(again)))
+
+
+@pytest.mark.parametrize("leaf", [torch.ones(2, dtype=torch.int64), torch.ones(2) * 1j, 1.0])
+def test_random_trees_refuse_leaves_that_are_not_real_floats(leaf):
+    with pytest.raises(TypeError, match=r"tree\['n'\] is .*, not a float tensor; leave it out"):
+        gd.tree.random_like(gd.random.key(0), {"n": leaf})
+
+
+@pytest.mark.parametrize("backend", ["eager", "native"])
+def test_masked_decay_of_matrices_is_adamw_with_two_groups(backend):
+    with torch.random.fork_rng():
+        net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 1)).double()
+    net.load_state_dict({name: normal(i, *p.shape) for i, (name, p) in enumerate(net.named_parameters())})
+    x, y = normal(8, 6, 3), normal(9, 6, 1)
+    apply, params, _ = gd.modules.functional(net)
+    step = gd.make_step(
+        lambda params, batch: (apply(params, batch[0]) - batch[1]).square().mean(),
+        gd.chain(gd.adam(), gd.masked(gd.weight_decay(0.3), gd.tree.matrices)),
+    )
+    final = gd.train(step, step.init(params), (x, y), gd.full_batch(6, 10), 0.05, backend=backend)[0].params
+    matrices = [p for p in net.parameters() if p.ndim > 1]
+    vectors = [p for p in net.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": 0.3}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=0.05)
+    for _ in range(10):
+        optimizer.zero_grad()
+        (net(x) - y).square().mean().backward()
+        optimizer.step()
+    for name, p in net.named_parameters():
+        torch.testing.assert_close(final[name], p.detach(), rtol=1e-10, atol=1e-12)

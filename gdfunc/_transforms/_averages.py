@@ -180,7 +180,8 @@ def weight_decay(rate: Scalar) -> GradientTransformation:
     u = g + λ·θ
 
     First in a chain it is coupled, an L2 penalty that the others transform as part of the gradient (torch's
-    `weight_decay=` of SGD or Adam); last it is decoupled (that of AdamW).
+    `weight_decay=` of SGD or Adam); last it is decoupled (that of AdamW). `masked` with `gd.tree.matrices`
+    leaves biases and the scales of norms out.
 
     Args:
         rate: λ >= 0.
@@ -191,6 +192,11 @@ def weight_decay(rate: Scalar) -> GradientTransformation:
     Example:
         >>> gd.weight_decay(0.1).update(torch.tensor(3.0), (), torch.tensor(10.0))
         (tensor(4.), ())
+        >>> transform = gd.chain(gd.adam(), gd.masked(gd.weight_decay(0.1), gd.tree.matrices))
+        >>> params = {"weight": torch.ones(1, 2), "bias": torch.ones(1)}
+        >>> zeros = {"weight": torch.zeros(1, 2), "bias": torch.zeros(1)}
+        >>> transform.update(zeros, transform.init(params), params)[0]
+        {'weight': tensor([[0.1000, 0.1000]]), 'bias': tensor([0.])}
 
     References:
         I. Loshchilov, F. Hutter, "Decoupled weight decay regularization", 2019.
