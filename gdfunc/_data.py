@@ -5,6 +5,7 @@ Nothing here imports a package that the user has not imported.
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
 from functools import partial
 from numbers import Number
 from typing import Any, TypeGuard
@@ -17,6 +18,7 @@ from . import _tree
 from ._numerics import from_numpy
 from ._tree import Tree
 
+REGISTER = "a dataclass becomes a tree by torch.export.register_dataclass({})"
 _COLLATE = "torch.utils.data.default_collate"
 
 
@@ -43,7 +45,10 @@ def _path(tree: Tree, name: str, position: int) -> str:
 
 
 def _converted(leaf: Any, path: Callable[[], str]) -> Tree:
-    """Return a leaf as tensors, or as it is if nothing is known of it."""
+    """Return a leaf as tensors."""
+    if isinstance(leaf, np.ma.MaskedArray) and leaf.mask.any():
+        remedy = "fill it with x.filled(0), and pass ~x.mask beside it"
+        raise _refused(path(), "an array with masked entries", remedy)
     if isinstance(leaf, np.ndarray):
         try:
             return from_numpy(leaf)
@@ -56,10 +61,7 @@ def _converted(leaf: Any, path: Callable[[], str]) -> Tree:
         return _columns(leaf, path)
     if isinstance(leaf, getattr(pandas, "Series", ())):
         return _column(leaf, path, _remedy_for_series)
-    remedy = _remedy_for(leaf)
-    if remedy is not None:
-        raise _refused(path(), type(leaf).__name__, remedy)
-    return leaf
+    raise _refused(path(), type(leaf).__name__, _remedy_for(leaf))
 
 
 def _refused(path: str, kind: str, remedy: str) -> TypeError:
@@ -197,21 +199,31 @@ def _remedy_for_objects(array: np.ndarray) -> str:
         )
 
 
-def _remedy_for(leaf: Any) -> str | None:
-    """Tell how a data set that is no array becomes tensors; None if it is of no kind that is known here."""
-    package = type(leaf).__module__.partition(".")[0]
+def _remedy_for(leaf: Any) -> str:
+    """Tell how what is no array becomes tensors."""
     if isinstance(leaf, DataLoader):
         return _remedy_for_loader(leaf)
     if isinstance(leaf, Subset) and _is_plain(leaf.dataset):
         return "pass gd.take(subset.dataset, torch.as_tensor(subset.indices))"
-    if package == "datasets" and hasattr(leaf, "with_format"):
-        split = "['train']" if isinstance(leaf, dict) else ""
-        return f'pass its columns as tensors: dataset{split}.with_format("torch")[:]'
+    if type(leaf).__module__.partition(".")[0] == "datasets":
+        return _remedy_for_hugging_face(leaf)
     if isinstance(leaf, Dataset):
         return f"pass all of its samples: {_COLLATE}({_samples_of(leaf, 'dataset')})"
     if isinstance(leaf, Iterator):
         return f"because samples are taken by number, collect them first: {_COLLATE}(list(samples))"
-    return None
+    if is_dataclass(leaf):
+        return REGISTER.format(type(leaf).__name__)
+    return "make it one with torch.as_tensor"
+
+
+def _remedy_for_hugging_face(leaf: Any) -> str:
+    if isinstance(leaf, dict):
+        return "pass one of its splits, dataset['train']"
+    if not hasattr(leaf, "with_format"):
+        return "pass torch.as_tensor(column[:])"
+    if not hasattr(leaf, "__getitem__"):
+        return f"pass all of its samples: {_COLLATE}(list(dataset))"
+    return 'pass its columns as tensors: dataset.with_format("torch")[:]'
 
 
 def _remedy_for_loader(loader: DataLoader) -> str:

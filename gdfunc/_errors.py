@@ -47,7 +47,7 @@ class NonFiniteError(GdfuncError, ArithmeticError):
         leaf: the path of the first leaf that is not finite.
         state: the carry before that step: the last good one.
         trajectory: what was recorded before that step.
-        data: the path and row of the first sample of that step's batch that is not finite, such as
+        sample: the path and row of the first sample of that step's batch that is not finite, such as
             `data['x'][17]`; None if the batch is finite.
 
     Example:
@@ -57,11 +57,12 @@ class NonFiniteError(GdfuncError, ArithmeticError):
     """
 
     def __init__(
-        self, *, step: int, leaf: str, state: Any, trajectory: Any, data: str | None = None
+        self, *, step: int, leaf: str, state: Any, trajectory: Any, sample: str | None = None
     ) -> None:
-        cause = "" if data is None else f", and neither is {data} in its batch"
+        cause = "" if sample is None else f", and neither is {sample} in its batch"
         super().__init__(f"{leaf} is not finite after step {step}{cause}; .state holds the carry before it")
-        self.step, self.leaf, self.state, self.trajectory, self.data = step, leaf, state, trajectory, data
+        self.step, self.leaf, self.sample = step, leaf, sample
+        self.state, self.trajectory = state, trajectory
 
 
 class BackendError(GdfuncError, RuntimeError):

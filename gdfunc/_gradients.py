@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from . import _tree, random
-from ._data import as_data
+from ._data import REGISTER, as_data
 from ._errors import check_function, check_options
 from ._torch._autograd import copies, gradient, serves, share_storage, written
 from ._torch._modes import lent, versions
@@ -252,7 +252,7 @@ def check_params(params: Tree) -> list[Tensor]:
             if isinstance(leaf, torch.nn.Module):
                 remedy = "take the module apart with gd.modules.functional"
             if is_dataclass(leaf):
-                remedy = _REGISTER.format(kind(leaf))
+                remedy = REGISTER.format(kind(leaf))
             raise TypeError(f"{path(i)} is {kind(leaf)}, not a Tensor; {remedy}")
         if not leaf.is_floating_point():
             inside = "; params is a carry: use its .params" if hasattr(params, "params") else ""
@@ -284,9 +284,6 @@ def check_batch(batch: Tree, param_leaves: list[Tensor], params: Tree, name: str
     filled = [i for i, leaf in enumerate(slots) if leaf is not None]
     for i in filled:
         leaf, first = slots[i], slots[filled[0]]
-        if not isinstance(leaf, Tensor):
-            remedy = f"; {_REGISTER.format(kind(leaf))}" if is_dataclass(leaf) else ""
-            raise TypeError(f"{path(i)} is {kind(leaf)}, not a Tensor or a NumPy array{remedy}")
         if not leaf.ndim:
             raise ValueError(
                 f"{path(i)} is 0-d; every leaf of {name} has samples on dim 0, and params come first"
@@ -436,7 +433,6 @@ _METHODS = {
     torch.float16: "half()",
     torch.bfloat16: "bfloat16()",
 }
-_REGISTER = "a dataclass becomes a tree by torch.export.register_dataclass({})"
 _ONE_TENSOR = "the batch is one tensor; a loss that unpacks x, y = batch needs the pair data=(x, y)"
 _NOTES = {
     "in-place": "a loss must not write into params or batch",

@@ -98,6 +98,17 @@ class HuggingFace:
         return {"x": X[rows], "y": Y[rows]}
 
 
+class Column:
+    __module__ = "datasets.arrow_dataset"
+
+    def __getitem__(self, rows):
+        return X.tolist()[rows]
+
+
+class Splits(dict):
+    __module__ = "datasets.dataset_dict"
+
+
 SETS = {  # data, and the line that the refusal names for it
     "a data set that computes": (
         Doubled(X, Y),
@@ -109,8 +120,11 @@ SETS = {  # data, and the line that the refusal names for it
         Subset(TensorDataset(X, Y), [4, 1]),
         "gd.take(subset.dataset, torch.as_tensor(subset.indices))",
     ),
+    "a column of Hugging Face": (Column(), "torch.as_tensor(column[:])"),
+    "splits of Hugging Face": (Splits(train=X), "dataset['train']"),
     "Hugging Face": (HuggingFace(), 'dataset.with_format("torch")[:]'),
     "an iterator": (iter([(X[0], 1.0), (X[1], 2.0)]), "torch.utils.data.default_collate(list(samples))"),
+    "other": (range(3), "torch.as_tensor"),
     "a generator": (
         ((x, y) for x, y in zip(X, Y, strict=True)),
         "torch.utils.data.default_collate(list(samples))",
@@ -130,8 +144,17 @@ def test_a_data_set_is_refused_with_the_line_that_works(name):
     data, line = SETS[name]
     with pytest.raises(TypeError, match=rf"^data is .*{re.escape(line)}$"):
         gd.take(data, torch.tensor([1, 0]))
-    names = {"data": data, "dataset": data, "subset": data, "samples": data, "gd": gd, "torch": torch}
-    leaves = gd.take(eval(line, names), torch.tensor([1, 0]))
+    names = {
+        "data": data,
+        "dataset": data,
+        "subset": data,
+        "samples": data,
+        "column": data,
+        "gd": gd,
+        "torch": torch,
+    }
+    data = eval(line, names)
+    leaves = gd.take(data(SETS[name][0]) if callable(data) else data, torch.tensor([1, 0]))
     assert all(len(leaf) == 2 for leaf in tree_leaves(leaves))
 
 
@@ -199,6 +222,24 @@ def test_an_array_that_torch_cannot_hold_is_refused_with_the_line_that_works(nam
         gd.batch_grad(loss_fn)(W, {"x": array, "y": X})
     found = gd.take(eval(line, {"x": array, "np": np, "torch": torch}), torch.tensor([1, 0]))
     assert all(len(leaf) == 2 for leaf in tree_leaves(found))
+
+
+def test_an_array_with_masked_entries_is_refused_because_a_tensor_would_lose_the_mask():
+    x = np.ma.masked_array(np.arange(3.0), mask=[False, True, False])
+    with pytest.raises(
+        TypeError, match=r"data\['x'\] is an array with masked entries.*x.filled\(0\).*~x.mask"
+    ):
+        gd.take({"x": x}, torch.tensor([1]))
+    assert gd.take({"x": x[[0, 2]]}, torch.tensor([1]))["x"] == 2.0
+    assert gd.take((x.filled(0), ~x.mask), torch.tensor([1])) == (0.0, False)
+
+
+def test_a_list_of_samples_that_is_a_tree_as_well_is_named_where_the_plan_leaves_it():
+    samples = [torch.full((2,), float(i)) for i in range(5)]
+    step = gd.make_step(lambda w, x: (w * x).square().mean())
+    with pytest.raises(IndexError, match=r"0 to 4, but data has samples 0 to 1; the 5 entries of a list"):
+        gd.train(step, W, samples, gd.full_batch(5, 3), 0.1)
+    gd.train(step, W, torch.utils.data.default_collate(samples), gd.full_batch(5, 3), 0.1)
 
 
 @each_door
@@ -337,10 +378,10 @@ def test_a_sample_that_is_not_finite_is_named_where_the_loss_stops_being_finite(
         gd.NonFiniteError, match=r"loss is .* step 2, and neither is data\['x'\]\[7\]"
     ) as error:
         gd.train(gd.make_step(loss), W, data, index, 1e-3, check_finite="loss", backend=backend)
-    assert (error.value.step, error.value.data) == (2, "data['x'][7]")
+    assert (error.value.step, error.value.sample) == (2, "data['x'][7]")
     with pytest.raises(gd.NonFiniteError, match=r"after step 0; \.state") as error:
         gd.train(gd.make_step(lambda w, batch: w * torch.inf), W, X, INDEX, 1e-3, check_finite="loss")
-    assert error.value.data is None
+    assert error.value.sample is None
 
 
 def test_a_sample_of_a_single_tensor_is_named_by_its_row():
@@ -351,4 +392,4 @@ def test_a_sample_of_a_single_tensor_is_named_by_its_row():
         gd.train(step, W, x, gd.full_batch(6, 5), 0.1, check_finite="all")
     with pytest.raises(gd.NonFiniteError) as error:
         gd.train(gd.make_step(lambda w, _: w / 0), W, None, gd.full_batch(1, 5), 0.1, check_finite="all")
-    assert error.value.data is None
+    assert error.value.sample is None

@@ -261,7 +261,7 @@ def test_bad_parameters_raise_before_anything_is_computed(make, params, message)
         ),
         ((X.float().numpy(), Y), r"batch\[0\] is float32 but params\['w'\] is float64"),
         ((X, Y.to("meta")), r"batch\[1\] is on meta but params\['w'\] is on cpu"),
-        ((X, "labels"), r"TypeError: batch\[1\] is str, not a Tensor or a NumPy array"),
+        ((X, "labels"), r"TypeError: batch\[1\] is str, not a Tensor or an array of numbers"),
         ((X, 3), r"TypeError: batch\[1\] is int, not a Tensor"),
     ],
 )

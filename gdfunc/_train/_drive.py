@@ -196,8 +196,8 @@ def _non_finite(plan: Plan, done: Done, finite: Tensor) -> NonFiniteError:
     carry = carry_of(done.state)
     after, loss, _ = plan.step(carry, bad)
     trajectory = done.trajectory(plan.every)
-    leaf, data = _first_non_finite(loss, after), plan.non_finite_sample(bad)
-    return NonFiniteError(step=bad, leaf=leaf, state=carry, trajectory=trajectory, data=data)
+    leaf, sample = _first_non_finite(loss, after), plan.non_finite_sample(bad)
+    return NonFiniteError(step=bad, leaf=leaf, state=carry, trajectory=trajectory, sample=sample)
 
 
 def _first_non_finite(loss: Any, carry: Any) -> str:

@@ -135,7 +135,7 @@ def make_plan(
     _warn_of_half(params)
     data = as_data(data, "data")
     samples = check_batch(data, leaves, params, "data")
-    index = _check_index(index, samples, leaves[0].device)
+    index = _check_index(index, data, samples, leaves[0].device)
     steps, batch_size = index.shape
     lrs = _check_lrs(lr, steps, leaves)
     every = check_int("every", every, 1)
@@ -231,7 +231,7 @@ def _name(entry: Any) -> str:
     return name
 
 
-def _check_index(index: Any, samples: int | None, device: torch.device) -> Tensor:
+def _check_index(index: Any, data: Tree, samples: int | None, device: torch.device) -> Tensor:
     """Return the plan int64 [T, B], on the parameters' device."""
     if not isinstance(index, Tensor) or index.dtype != torch.int64:
         got = index.dtype if isinstance(index, Tensor) else type(index).__name__
@@ -245,8 +245,20 @@ def _check_index(index: Any, samples: int | None, device: torch.device) -> Tenso
     if is_readable(index) and index.numel() and samples is not None:
         low, high = (int(end) for end in torch.aminmax(index))
         if low < 0 or high >= samples:
-            raise IndexError(f"index goes from {low} to {high}, but data has samples 0 to {samples - 1}")
+            raise IndexError(
+                f"index goes from {low} to {high}, but data has samples 0 to {samples - 1}{_if_list(data)}"
+            )
     return index.to(device)
+
+
+def _if_list(data: Tree) -> str:
+    """Tell what a list is taken for, because it may be meant as one of samples."""
+    if type(data) is not list:
+        return ""
+    line = "torch.utils.data.default_collate(data)"
+    return (
+        f"; the {len(data)} entries of a list are arrays with all samples; if they are samples, pass {line}"
+    )
 
 
 def _check_lrs(lr: Any, steps: int, leaves: list[Tensor]) -> Tensor:

@@ -106,8 +106,8 @@ def _pass_step(loss_fn: LossFn, data: Tree, batch_size: int, output: str, recurs
     """Make a step of many inner steps, compared with its start, or if recursive each with the last."""
     batch_size = check_int("batch_size", batch_size, 1)
     averaged = check_choice("output", output, ("last", "average")) == "average"
-    data = as_data(data, "data")
     gradients = batch_grad(loss_fn)
+    data = as_data(data, "data")
 
     def advance(params: Tree, rows: Tensor, lr: Scalar) -> tuple[Tree, Tensor, Tree]:
         _samples(data, params)
@@ -222,8 +222,8 @@ def saga(loss_fn: LossFn, data: Tree, *, chunk_size: int | None = None) -> Step:
 
 def _table_step(loss_fn: LossFn, data: Tree, chunk_size: int | None, biased: bool) -> Step:
     """Make a step with a table of gradients: along its new mean if biased, else corrected by the old."""
-    data = as_data(data, "data")
     gradients = per_sample_grad(loss_fn, chunk_size=chunk_size)
+    data = as_data(data, "data")
 
     def init(params: Tree) -> SAGState:
         params = copy_params(params)
