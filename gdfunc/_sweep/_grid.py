@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from numbers import Integral, Real
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 
 from .. import _tree
+from .._errors import warn
+from .._shown import shown
 from .._torch._transforms import is_transformed
 from .._tree import Tree
 
@@ -317,9 +320,7 @@ class SweepResult:
 
     def __repr__(self) -> str:
         leaves = _tree.named_leaves(self.outputs, "")
-        shapes = [f"{str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}" for _, leaf in leaves]
-        pairs = zip(leaves, shapes, strict=True)
-        named = [f"{dotted(path)} {shape}".lstrip() for (path, _), shape in pairs]
+        named = [f"{dotted(path)} {shown(leaf)}".lstrip() for path, leaf in leaves]
         axes = repr(self.grid).removeprefix("Grid(").removesuffix(")") or "one point"
         count = "?" if is_transformed(self.diverged) else int(self.diverged.sum())
         return f"SweepResult({axes}, {count} of {len(self.grid)} diverged, outputs: {', '.join(named)})"
@@ -383,7 +384,28 @@ class SweepResult:
         return pandas.DataFrame(self.to_records())
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the records to a CSV file."""
+        """Write the records to a CSV file, a row for each member.
+
+        A warning names the outputs that are not scalars, which have no column.
+
+        Raises:
+            ValueError: the path does not end in `.csv`.
+        """
+        if Path(path).suffix.lower() != ".csv":
+            raise ValueError(
+                f"save writes CSV, but {str(path)!r} ends in {Path(path).suffix!r}: end it in .csv, or use "
+                f"to_frame(), whose frame writes other formats"
+            )
+        left_out = [
+            f"{dotted(path)} {shown(leaf)}".lstrip()
+            for path, leaf in _tree.named_leaves(self.outputs, "")
+            if leaf.ndim != 1
+        ]
+        if left_out:
+            warn(
+                f"a CSV has the scalars of each run and leaves out {', '.join(left_out)}: return numbers "
+                f"from run, or keep result.outputs too"
+            )
         records = self.to_records()
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(records[0]))
