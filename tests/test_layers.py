@@ -13,7 +13,8 @@ import gdfunc
 
 PACKAGE = Path(gdfunc.__file__).parent
 RANKS = {
-    0: {"_torch", "_lock", "_tree", "_numerics", "_errors", "_progress", "_shown", "random", "_data"},
+    0: {"_torch", "_lock", "_tree", "_numerics", "_errors", "_progress", "_shown", "_html", "random"}
+    | {"_data"},
     1: {"_sampling", "_gradients", "_transforms", "schedules", "_scan", "losses", "problems", "datasets"}
     | {"_per_sample", "reducers", "_reductions", "tree"},
     2: {"_step", "curvature", "adjoints"},

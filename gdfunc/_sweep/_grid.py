@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import _tree
+from .. import _html, _tree
 from .._errors import warn
 from .._shown import shown
 from .._torch._transforms import is_transformed
 from .._tree import Tree
+
+_ROWS = 20  # of a table in a notebook
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +84,14 @@ class Grid:
     def __repr__(self) -> str:
         sizes = [f"{name} [{len(axis.labels)}]" for name, axis in self.axes.items()]
         return f"Grid({(' = ' if self.zipped else ' × ').join(sizes)})"
+
+    def _repr_html_(self) -> str:
+        """Show the axes in a notebook."""
+        rows = []
+        for name, axis in self.axes.items():
+            values = ", ".join(map(str, axis.labels[:8])) + ", …" * (len(axis.labels) > 8)
+            rows.append((name, len(axis.labels), "vmapped" if axis.vmapped else "looped", values))
+        return _html.table(repr(self), ("axis", "size", "runs", "values"), rows)
 
     def groups(self) -> list[list[int]]:
         """List the members group by group. The looped values of a group are equal."""
@@ -324,6 +334,15 @@ class SweepResult:
         axes = repr(self.grid).removeprefix("Grid(").removesuffix(")") or "one point"
         count = "?" if is_transformed(self.diverged) else int(self.diverged.sum())
         return f"SweepResult({axes}, {count} of {len(self.grid)} diverged, outputs: {', '.join(named)})"
+
+    def _repr_html_(self) -> str:
+        """Show the first records in a notebook."""
+        if is_transformed(self.diverged):
+            return _html.table(repr(self), (), ())
+        records = self.to_records()
+        rows = [tuple(record.values()) for record in records[:_ROWS]]
+        rest = f", the first {_ROWS} of {len(records)} rows" if len(records) > _ROWS else ""
+        return _html.table(repr(self) + rest, tuple(records[0]), rows)
 
     @property
     def axes(self) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from typing import NoReturn
 
 from torch import Tensor
 
-from .. import _tree
+from .. import _html, _tree
 from .._shown import shown
+from .._torch._transforms import is_transformed
 
 
 class Trajectory(SimpleNamespace):
@@ -30,6 +31,19 @@ class Trajectory(SimpleNamespace):
     def __repr__(self) -> str:
         shapes = _tree.map(_Shape, vars(self))
         return f"Trajectory({', '.join(f'{name}={shape}' for name, shape in shapes.items())})"
+
+    def _repr_html_(self) -> str:
+        """Show in a notebook each record, and the curve of those that are one number a step."""
+        dims = self.step.ndim if "step" in vars(self) else 1
+        rows = []
+        for path, leaf in _tree.named_leaves(vars(self), ""):
+            name = path.removeprefix("['").replace("']", "", 1)
+            is_curve = leaf.ndim == dims and leaf.numel() and not leaf.is_complex() and name != "step"
+            drawn = _html.Markup()
+            if is_curve and not is_transformed(leaf):
+                drawn = _html.curves(leaf.detach().cpu().double().reshape(-1, leaf.shape[-1]).numpy())
+            rows.append((name, shown(leaf), drawn))
+        return _html.table("Trajectory", ("record", "shape", "curve"), rows)
 
     def __getattr__(self, name: str) -> NoReturn:
         recorded = ", ".join(vars(self))
