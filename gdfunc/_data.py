@@ -217,12 +217,13 @@ def _remedy_for(leaf: Any) -> str:
 
 
 def _remedy_for_hugging_face(leaf: Any) -> str:
+    """Tell how a data set of the package `datasets`, a part or a dict of them becomes tensors."""
     if isinstance(leaf, dict):
         return "pass one of its splits, dataset['train']"
     if not hasattr(leaf, "with_format"):
         return "pass torch.as_tensor(column[:])"
-    if not hasattr(leaf, "__getitem__"):
-        return f"pass all of its samples: {_COLLATE}(list(dataset))"
+    if isinstance(leaf, IterableDataset):
+        return f'pass all of its samples: {_COLLATE}(list(dataset.with_format("torch")))'
     return 'pass its columns as tensors: dataset.with_format("torch")[:]'
 
 

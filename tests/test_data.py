@@ -98,6 +98,14 @@ class HuggingFace:
         return {"x": X[rows], "y": Y[rows]}
 
 
+class Streamed(Stream):
+    __module__ = "datasets.iterable_dataset"
+
+    def with_format(self, kind):
+        assert kind == "torch"
+        return self
+
+
 class Column:
     __module__ = "datasets.arrow_dataset"
 
@@ -119,6 +127,10 @@ SETS = {  # data, and the line that the refusal names for it
     "a subset": (
         Subset(TensorDataset(X, Y), [4, 1]),
         "gd.take(subset.dataset, torch.as_tensor(subset.indices))",
+    ),
+    "a stream of Hugging Face": (
+        Streamed(),
+        'torch.utils.data.default_collate(list(dataset.with_format("torch")))',
     ),
     "a column of Hugging Face": (Column(), "torch.as_tensor(column[:])"),
     "splits of Hugging Face": (Splits(train=X), "dataset['train']"),
