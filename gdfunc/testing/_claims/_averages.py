@@ -72,7 +72,8 @@ class Lookahead(Claim):
         result = [m.copy() for m in self.inner.moves(grads, points, lrs)]
         for m in result:
             for end in range(self.k, len(m) + 1, self.k):
-                m[end - 1] += (self.alpha - 1.0) * m[end - self.k : end].sum(0)
+                ahead = m[end - self.k : end]
+                m[end - 1] = self.alpha * ahead.sum(0) - ahead[:-1].sum(0)
         return result
 
     def answers(self, grads: Arrays, points: Arrays, lrs: np.ndarray) -> Arrays:
