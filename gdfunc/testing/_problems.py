@@ -125,10 +125,10 @@ class Huber(Problem):
     tau: float = 1.0
 
     def loss(self, x: Tensor) -> Tensor:
-        inside = x.clamp(-self.tau, self.tau)
-        beyond = (x - inside).abs()
-        slope = self.L * self.tau
-        return (0.5 * self.L * inside**2 + slope * beyond + 0.5 * self.mu * beyond**2).sum()
+        # Not by clamp, whose derivative at its bounds is another in another torch.
+        beyond = x.abs() - self.tau
+        outside = self.L * self.tau * (beyond + 0.5 * self.tau) + 0.5 * self.mu * beyond**2
+        return torch.where(beyond <= 0, 0.5 * self.L * x**2, outside).sum()
 
 
 @dataclass(frozen=True)
@@ -157,12 +157,9 @@ class TriangularWave(Problem):
         down = -x
         whole = (down.detach() / g).floor().clamp(0, self.steps)
         rest = down - whole * g
-        early = rest.clamp(0, g / 2)
-        late = rest.clamp(min=0) - early
-        dip = early**2 / 2 + (g * late - late**2) / 2
-        last = rest - self.L * rest.clamp(min=0) ** 2 / 2
-        # Uphill it becomes steeper.
-        fall = torch.where(whole < self.steps, rest - self.L * (dip + rest.clamp(max=0) ** 2 / 2), last)
+        # The slope falls up to the middle of a step, uphill of the start, and after the last step.
+        falls = (rest <= g / 2) | (whole >= self.steps)
+        fall = rest - self.L * torch.where(falls, rest**2 / 2, g**2 / 4 - (g - rest) ** 2 / 2)
         return -(whole * g * (1 - self.h / 4) + fall).sum()
 
 
