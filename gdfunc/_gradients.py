@@ -4,8 +4,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import is_dataclass
-from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -13,8 +11,9 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from . import _tree, random
-from ._data import REGISTER, as_data
+from ._data import as_data
 from ._errors import check_function, check_options
+from ._inputs import check_inputs, check_samples, kind
 from ._torch._autograd import copies, gradient, serves, share_storage, written
 from ._torch._modes import lent, versions
 from ._torch._transforms import differentiable_attention, is_transforming
@@ -241,97 +240,6 @@ def check_mean_loss(loss_fn: LossFn, params: Tree, batch: Tree, *, rtol: float =
         )
 
 
-def check_params(params: Tree) -> list[Tensor]:
-    """Refuse parameters that cannot be differentiated separately, and return their leaves."""
-    slots, path = _tree.slots(params), partial(_tree.slot_path, params, "params")
-    if not slots:
-        raise ValueError("params has no tensor leaves")
-    for i, leaf in enumerate(slots):
-        if not isinstance(leaf, Tensor):
-            remedy = "make it one with torch.as_tensor, or keep it out of params"
-            if isinstance(leaf, torch.nn.Module):
-                remedy = "take the module apart with gd.modules.functional"
-            if is_dataclass(leaf):
-                remedy = REGISTER.format(kind(leaf))
-            raise TypeError(f"{path(i)} is {kind(leaf)}, not a Tensor; {remedy}")
-        if not leaf.is_floating_point():
-            inside = "; params is a carry: use its .params" if hasattr(params, "params") else ""
-            remedy = "keep it out of params (closure or aux)"
-            if leaf.is_complex():
-                remedy = "keep torch.view_as_real of it, and call torch.view_as_complex in the loss"
-            raise TypeError(
-                f"{path(i)} is {kind(leaf)}; parameters must be floating point; {remedy}{inside}"
-            )
-        if not leaf.numel():
-            raise ValueError(f"{path(i)} is empty: shape {tuple(leaf.shape)}; leave it out")
-        if leaf.device != slots[0].device:
-            raise ValueError(
-                f"{path(i)} is on {leaf.device} but {path(0)} is on {slots[0].device}; "
-                f"move one with .to(device)"
-            )
-    shared = _tree.overlap(slots)
-    if shared:
-        first, second = path(shared[0]), path(shared[1])
-        raise ValueError(f"{first} and {second} share storage; pass one and use it twice")
-    return slots
-
-
-def check_batch(batch: Tree, param_leaves: list[Tensor], params: Tree, name: str = "batch") -> int | None:
-    """Refuse a batch that is ragged or does not fit params; return its size, None without data."""
-    device = param_leaves[0].device
-    dtypes = {leaf.dtype for leaf in param_leaves if leaf.is_floating_point()}
-    slots, path = _tree.slots(batch), partial(_tree.slot_path, batch, name)
-    filled = [i for i, leaf in enumerate(slots) if leaf is not None]
-    for i in filled:
-        leaf, first = slots[i], slots[filled[0]]
-        if not leaf.ndim:
-            raise ValueError(
-                f"{path(i)} is 0-d; every leaf of {name} has samples on dim 0, and params come first"
-            )
-        if leaf.shape[0] != first.shape[0]:
-            raise ValueError(
-                f"{name} leaves disagree on the number of samples: "
-                f"{path(filled[0])} has {len(first)}, {path(i)} has {len(leaf)}"
-            )
-        if not leaf.shape[0]:
-            raise ValueError(f"{name} is empty: {path(i)} has shape {tuple(leaf.shape)}")
-        if leaf.device != device:
-            raise ValueError(
-                f"{path(i)} is on {leaf.device} but {_tree.slot_path(params, 'params', 0)} is on {device}; "
-                f"move one with .to({str(device)!r})"
-            )
-        if leaf.is_floating_point() and dtypes and leaf.dtype not in dtypes:
-            param = _tree.slot_path(params, "params", 0)
-            raise ValueError(
-                f"{path(i)} is {kind(leaf)} but {param} is {kind(param_leaves[0])}; "
-                + _conversion(param_leaves[0].dtype)
-            )
-    return slots[filled[0]].shape[0] if filled else None
-
-
-def _conversion(dtype: torch.dtype) -> str:
-    """Write how a tensor or an array gets a dtype."""
-    method = _METHODS.get(dtype, f"to({dtype})")
-    of_array = f"x.astype({str(dtype).removeprefix('torch.')!r})"
-    if dtype not in _METHODS or dtype == torch.bfloat16:  # which NumPy lacks
-        of_array = f"torch.as_tensor(x, dtype={dtype})"
-    return f"convert a tensor with x.{method}, an array or a column with {of_array}"
-
-
-def check_inputs(params: Tree, batch: Tree) -> tuple[list[Tensor], Tree, int | None]:
-    """Check parameters and a batch. Return the leaves of params, the batch as tensors, and its size."""
-    leaves, batch = check_params(params), as_data(batch, "batch")
-    return leaves, batch, check_batch(batch, leaves, params)
-
-
-def check_samples(params: Tree, batch: Tree) -> tuple[list[Tensor], Tree, int]:
-    """Check parameters and a batch as `check_inputs` does, and refuse a batch without samples."""
-    leaves, batch, size = check_inputs(params, batch)
-    if size is None:
-        raise ValueError("batch has no leaves: there are no samples to tell apart")
-    return leaves, batch, size
-
-
 def available(limit: int | None, device: torch.device) -> int:
     """Return the limit in bytes, by default the whole memory of the device if it is known."""
     if limit is not None:
@@ -427,12 +335,6 @@ def check_dependence(loss: Tensor) -> Tensor:
     return loss
 
 
-_METHODS = {
-    torch.float32: "float()",
-    torch.float64: "double()",
-    torch.float16: "half()",
-    torch.bfloat16: "bfloat16()",
-}
 _ONE_TENSOR = "the batch is one tensor; a loss that unpacks x, y = batch needs the pair data=(x, y)"
 _NOTES = {
     "in-place": "a loss must not write into params or batch",
@@ -441,10 +343,3 @@ _NOTES = {
     "written to for each: make the first state of a cell from the batch, as x.new_zeros(...)",
     "randomness": 'per_sample_grad(loss_fn, randomness="different") draws separately for each sample',
 }
-
-
-def kind(leaf: Any) -> str:
-    """Name a leaf in a message by its dtype, or else its type."""
-    if isinstance(leaf, Tensor):
-        return str(leaf.dtype).removeprefix("torch.")
-    return "None" if leaf is None else type(leaf).__name__

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from . import _tree
 from ._errors import check_function, without_lr
-from ._gradients import LossFn, check_inputs, check_loss_fn, check_params, unchecked_grad
+from ._gradients import LossFn, check_loss_fn, unchecked_grad
+from ._inputs import check_inputs, check_params
 from ._numerics import Scalar, widest
 from ._shown import Call, shown
 from ._transforms._base import GradientTransformation, check_transform

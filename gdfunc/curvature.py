@@ -21,7 +21,8 @@ from torch.func import grad, jvp, vmap
 
 from . import _tree, random
 from ._errors import check_choice, check_int, check_options
-from ._gradients import LossFn, apart, batch_grad, check_inputs, check_params, checked, kind
+from ._gradients import LossFn, apart, batch_grad, checked
+from ._inputs import check_inputs, check_params, kind
 from ._numerics import norms, safe_ratio, widest
 from ._scan import scan
 from ._scan._scan import BACKENDS

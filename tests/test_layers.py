@@ -14,7 +14,7 @@ import gdfunc
 PACKAGE = Path(gdfunc.__file__).parent
 RANKS = {
     0: {"_torch", "_lock", "_tree", "_numerics", "_errors", "_progress", "_shown", "_html", "random"}
-    | {"_data"},
+    | {"_data", "_inputs"},
     1: {"_sampling", "_gradients", "_transforms", "schedules", "_scan", "losses", "problems", "datasets"}
     | {"_per_sample", "reducers", "_reductions", "tree"},
     2: {"_step", "curvature", "adjoints"},
@@ -29,6 +29,8 @@ SAME_RANK = {
     ("_tree", "_torch"),
     ("_data", "_tree"),
     ("_data", "_numerics"),
+    ("_inputs", "_tree"),
+    ("_inputs", "_data"),
     ("_torch", "_lock"),
     ("random", "_errors"),
     ("random", "_torch"),

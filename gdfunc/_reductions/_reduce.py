@@ -8,7 +8,8 @@ from torch import Tensor
 
 from .. import _tree
 from .._errors import check_choice, check_options
-from .._gradients import GradFn, LossFn, apart, available, check_loss_fn, check_samples, sample_bytes
+from .._gradients import GradFn, LossFn, apart, available, check_loss_fn, sample_bytes
+from .._inputs import check_samples
 from .._per_sample import PerSample, Reducer
 from .._tree import Tree
 from ._program import Uses, tapped

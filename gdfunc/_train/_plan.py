@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import _tree
 from .._data import as_data
 from .._errors import BackendError, check_choice, check_int, warn
-from .._gradients import check_batch, check_params
+from .._inputs import check_batch, check_params
 from .._scan._adjoint import Adjoint, Segments, check_adjoint
 from .._scan._scan import fold, settle
 from .._step import Step, StepLike, as_step, check_lr, params_of

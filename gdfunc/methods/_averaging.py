@@ -8,7 +8,8 @@ from torch import Tensor
 
 from .. import _tree
 from .._errors import check_int, check_scalar, check_scalars
-from .._gradients import LossFn, kind
+from .._gradients import LossFn
+from .._inputs import kind
 from .._numerics import Scalar, like, safe_ratio
 from .._step import (
     Step,

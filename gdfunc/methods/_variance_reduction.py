@@ -12,7 +12,8 @@ from torch import Tensor
 from .. import _tree
 from .._data import as_data
 from .._errors import check_choice, check_int
-from .._gradients import LossFn, batch_grad, check_batch, check_params, per_sample_grad
+from .._gradients import LossFn, batch_grad, per_sample_grad
+from .._inputs import check_batch, check_params
 from .._numerics import Scalar
 from .._sampling import take
 from .._scan import scan

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import _tree
 from .._errors import check_int
-from .._gradients import kind
+from .._inputs import kind
 from .._numerics import Scalar
 from .._tree import Tree
 from . import _axes
