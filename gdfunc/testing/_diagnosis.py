@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from .. import _tree
 from .._tree import Tree
 from ._claims._base import Arrays, Claim
 from ._claims._sums import SumClaim
 from ._controls import WRONG
 from ._feeds import LRS, Seen, feeds, observe
+from ._problems import Waves
 from ._subject import Subject, run
 from ._sums import moves_on_sums
 
@@ -101,20 +100,15 @@ def _controls(seen: list[Seen], trees: list[Tree], claim: Claim) -> Iterator[tup
             yield f"agrees with: {control.fault}", ratio
 
 
-def _waves(params: Tree, batch: Tree) -> Tensor:
-    """Return a loss that curves upwards here and downwards there, differently in every entry."""
-    x = torch.cat([leaf.reshape(-1) for leaf in _tree.leaves(params)])
-    return (torch.linspace(0.5, 2.0, len(x), dtype=x.dtype) * (1 - x.cos())).sum()
-
-
 def _twin(subject: Subject, claim: Claim) -> str:
     """Name the control whose points and answers on a wavy loss are the subject's."""
     if subject.of_rows:
         return ""
+    waves = Waves((0.5, 0.875, 1.25, 1.625, 2.0))
     start = {"a": torch.tensor(2.0).double(), "b": torch.tensor([[1.0, 0.5], [-2.5, -1.0]]).double()}
 
     def walk(other: Subject) -> Arrays:
-        done = run(other, _waves, start, torch.ones(9, 1).double(), np.resize(LRS, 9), 9)
+        done = run(other, waves.loss_fn, start, torch.ones(9, 1).double(), np.resize(LRS, 9), 9)
         return [*done.points, *done.results]
 
     return _alike(subject, claim, walk)

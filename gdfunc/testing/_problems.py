@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from .. import _tree
 from .._tree import Tree
+from ._claims._base import join
 from ._subject import Subject, run
 
 Numbers = tuple[float, ...]
@@ -30,13 +31,13 @@ class Problem:
 
     @property
     def L(self) -> float:
-        """Return the largest curvature."""
-        raise NotImplementedError
+        """Return the largest curvature; by default no bound."""
+        return float("inf")
 
     @property
     def mu(self) -> float:
-        """Return the smallest curvature."""
-        raise NotImplementedError
+        """Return the smallest curvature; by default no bound."""
+        return -float("inf")
 
     def loss(self, x: Tensor) -> Tensor:
         """Return f(x) for a vector [D]."""
@@ -44,7 +45,7 @@ class Problem:
 
     def loss_fn(self, params: Tree, batch: Any = None) -> Tensor:
         """Return f of a tree of parameters; the batch is ignored."""
-        return self.loss(torch.cat([leaf.reshape(-1) for leaf in _tree.leaves(params)]))
+        return self.loss(_tree.ravel(params))
 
     def values(self, points: Any) -> np.ndarray:
         """Return f at points [..., D]."""
@@ -106,8 +107,12 @@ class Quadratic(Problem):
     @property
     def basis(self) -> np.ndarray:
         """Return the eigenvectors, the columns of [D, D]."""
-        v = np.array(self.mirror)
-        return np.eye(len(self.spectrum)) - (2 * np.outer(v, v) / (v @ v) if v.any() else 0.0)
+        return reflection(np.array(self.mirror)) if any(self.mirror) else np.eye(len(self.spectrum))
+
+    @property
+    def hessian(self) -> np.ndarray:
+        """Return H, [D, D]."""
+        return self.basis * np.array(self.spectrum) @ self.basis.T
 
     def loss(self, x: Tensor) -> Tensor:
         if len(x) != len(self.spectrum):
@@ -243,14 +248,6 @@ class Waves(Problem):
 class Rosenbrock(Problem):
     """f(x, y) = 100·(y − x²)² + (1 − x)²: a curved valley, whose curvature has no bound."""
 
-    @property
-    def L(self) -> float:
-        return float("inf")
-
-    @property
-    def mu(self) -> float:
-        return -float("inf")
-
     def loss(self, x: Tensor) -> Tensor:
         return 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2
 
@@ -264,10 +261,6 @@ class Cone(Problem):
     """
 
     slope: float = 1.0
-
-    @property
-    def L(self) -> float:
-        return float("inf")
 
     @property
     def mu(self) -> float:
@@ -303,15 +296,16 @@ class Maximum(Problem):
     M: float = 1.0
 
     @property
-    def L(self) -> float:
-        return float("inf")
-
-    @property
     def mu(self) -> float:
         return 0.0
 
     def loss(self, x: Tensor) -> Tensor:
         return self.M * x.max(0).values
+
+
+def reflection(v: np.ndarray) -> np.ndarray:
+    """Return the matrix that turns v around, I − 2·vvᵀ/‖v‖², [D, D]."""
+    return np.eye(len(v)) - 2 * np.outer(v, v) / (v @ v)
 
 
 def worst_huber(displacement: float, L: float = 1.0, radius: float = 1.0) -> Huber:
@@ -367,7 +361,4 @@ def walk(subject: Subject, problem: Problem, start: Any, lrs: Any, steps: int) -
     x = torch.as_tensor(np.asarray(start, dtype=np.float64))
     params: Tree = x[0].clone() if len(x) == 1 else {"a": x[0].clone(), "b": x[1:].clone()}
     done = run(subject, problem.loss_fn, params, None, lrs, steps)
-    return tuple(
-        np.concatenate([leaf.reshape(steps + 1, -1) for leaf in leaves], axis=1)
-        for leaves in (done.points, done.results)
-    )
+    return join(done.points), join(done.results)

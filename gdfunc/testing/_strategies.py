@@ -134,6 +134,12 @@ def pl_problems() -> Strategy:
     return _strategies().builds(PLSine, scale=dyadics(0.125, 4))
 
 
+def _rows(n: int, dim: int) -> Strategy:
+    """Draw features, n rows of dim numbers."""
+    st = _strategies()
+    return st.tuples(*[st.tuples(*[dyadics(-2, 2)] * dim)] * n)
+
+
 def logistic_regressions(n: int = 4, dim: int = 2, ridge: float | None = None) -> Strategy:
     """Draw `Logistic` regressions.
 
@@ -149,11 +155,10 @@ def logistic_regressions(n: int = 4, dim: int = 2, ridge: float | None = None) -
         Logistic(features=((0.125,),), labels=(-1.0,), ridge=0.0)
     """
     st = _strategies()
-    rows = st.tuples(*[st.tuples(*[dyadics(-2, 2)] * dim)] * n)
     return st.builds(
         Logistic,
         # With features of zero alone, nothing is to be learned, and L = 0.
-        features=rows.filter(lambda rows: any(any(row) for row in rows)),
+        features=_rows(n, dim).filter(lambda rows: any(any(row) for row in rows)),
         labels=st.tuples(*[st.sampled_from([-1.0, 1.0])] * n),
         ridge=st.one_of(st.just(0.0), dyadics(0, 1)) if ridge is None else st.just(ridge),
     )
@@ -173,8 +178,7 @@ def least_squares_sums(n: int = 3, dim: int = 2) -> Strategy:
         FiniteSum(hessians=(((0.125,),),), offsets=((0.0,),))
     """
     st = _strategies()
-    rows = st.tuples(*[st.tuples(*[dyadics(-2, 2)] * dim)] * n)
-    return st.builds(least_squares, rows, st.tuples(*[dyadics(-2, 2)] * n), dyadics(0.125, 1))
+    return st.builds(least_squares, _rows(n, dim), st.tuples(*[dyadics(-2, 2)] * n), dyadics(0.125, 1))
 
 
 def finite_sums(n: int = 3, dim: int = 2) -> Strategy:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .. import _tree
 from .._tree import Tree
-from ._claims._base import Claim
-from ._claims._sums import SARAH, SVRG, SumClaim
+from ._claims._base import Claim, join, split
+from ._claims._sums import Pass, SumClaim
 from ._subject import Subject, run
 
 Vector = tuple[float, ...]
@@ -92,8 +92,7 @@ class FiniteSum:
     @staticmethod
     def loss_fn(params: Tree, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Return the mean of fᵢ(x) over a batch of samples."""
-        x = torch.cat([leaf.reshape(-1) for leaf in _tree.leaves(params)])
-        hessians, offsets = batch
+        x, (hessians, offsets) = _tree.ravel(params), batch
         return ((0.5 * hessians @ x - offsets) @ x).mean()
 
 
@@ -203,8 +202,7 @@ def path_on(subject: Subject, problem: FiniteSum, plan: Any, lrs: Any, start: An
     """
     plan = torch.as_tensor(plan)
     params = torch.from_numpy(start) if isinstance(start, np.ndarray) else start
-    points = run(subject, problem.loss_fn, params, plan, lrs, len(plan), problem.data).points
-    return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in points], 1)
+    return join(run(subject, problem.loss_fn, params, plan, lrs, len(plan), problem.data).points)
 
 
 def _problem_for(claim: Claim) -> tuple[FiniteSum, dict[str, Tensor]]:
@@ -219,25 +217,13 @@ def _problem_for(claim: Claim) -> tuple[FiniteSum, dict[str, Tensor]]:
 
 def _plans_for(claim: Claim) -> dict[str, np.ndarray]:
     """Return plans for a sum of four, among them batches that hold a sample twice."""
-    if isinstance(claim, SVRG | SARAH):
+    if isinstance(claim, Pass):
         rows = np.random.default_rng(1).integers(4, size=(4, 3 * claim.batch_size))
         return {f"4 passes of 3 batches of {claim.batch_size}": rows}
     return {
         "batches of 1": np.array([[2], [0], [0], [3], [1], [2]]),
         "batches of 3": np.array([[2, 0, 2], [1, 1, 1], [3, 0, 1], [0, 2, 3], [2, 3, 3], [1, 2, 0]]),
     }
-
-
-def _split(vectors: np.ndarray, like: list[np.ndarray]) -> list[np.ndarray]:
-    """Cut vectors [T, d] into leaves, [T, ...] of the shapes of like."""
-    sizes = [math.prod(leaf.shape[1:]) for leaf in like]
-    parts = np.split(vectors, np.cumsum(sizes)[:-1], axis=1)
-    return [part.reshape(-1, *leaf.shape[1:]) for part, leaf in zip(parts, like, strict=True)]
-
-
-def _join(leaves: list[np.ndarray]) -> np.ndarray:
-    """Make vectors [T, d] of leaves [T, ...]."""
-    return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], 1)
 
 
 def moves_on(
@@ -258,14 +244,14 @@ def moves_on(
         start = torch.linspace(-1.0, 2.0, problem.b.shape[1], dtype=torch.float64)
     rates = np.resize(lrs, len(plan))
     done = run(subject, problem.loss_fn, start, torch.from_numpy(plan), rates, len(plan), problem.data)
-    points = _join(done.points)
+    points = join(done.points)
     if isinstance(claim, SumClaim):
         expected = np.diff(claim.path(problem.gradients, points[0], plan, rates), axis=0)
     else:
         gradients = [problem.gradients(x)[rows].mean(0) for x, rows in zip(points, plan, strict=False)]
         before = [leaf[:-1] for leaf in done.points]
         with np.errstate(all="ignore"):
-            expected = _join(claim.moves(_split(np.array(gradients), before), before, rates))
+            expected = join(claim.moves(split(np.array(gradients), before), before, rates))
     return np.diff(points, axis=0), expected
 
 

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ._base import Claim, along, average, bias, powers, quotient, weighted
+from ._base import Choices, Claim, along, average, bias, powers, quotient, weighted
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Adam(Claim):
         "D. Kingma, J. Ba 2015; S. Reddi, S. Kale, S. Kumar 2018; I. Loshchilov, F. Hutter 2019"
     )
 
-    choices: ClassVar[dict[str, tuple[str | None, ...]]] = {"amsgrad": (None, "raw", "corrected")}
+    choices: ClassVar[Choices] = {"amsgrad": (None, "raw", "corrected")}
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -109,7 +109,7 @@ class NAdam(Claim):
     )
     source: ClassVar[str] = "T. Dozat 2016; torch.optim.NAdam"
 
-    choices: ClassVar[dict[str, tuple[str | None, ...]]] = {"product": ("float64", "float32")}
+    choices: ClassVar[Choices] = {"product": ("float64", "float32")}
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8

@@ -17,7 +17,7 @@ class EMA(Claim):
 
     aₜ = dᵗ·θ₀ + (1 − d)·Σⱼ d^(t−j)·θⱼ, or with debias the average of θ₁ … θₜ with weights d^(t−j)
 
-    Args:
+    Attributes:
         inner: the claim about the parameters.
         decay: d.
         debias: whether θ₀ has no weight.
@@ -53,7 +53,7 @@ class Lookahead(Claim):
 
     On linear losses the k-th move is its own plus (α − 1) times the sum of all k.
 
-    Args:
+    Attributes:
         inner: the claim about the steps ahead.
         k: how many.
         alpha: α.
@@ -88,7 +88,7 @@ class ScheduleFree(Claim):
 
     zₜ = θ₀ − Σⱼ lrⱼ·(uⱼ + λ·yⱼ);  xₜ = Σⱼ lrⱼ²·zⱼ / Σⱼ lrⱼ²;  yₜ₊₁ = (1 − β)·zₜ + β·xₜ
 
-    Args:
+    Attributes:
         beta: β.
         weight_decay: λ.
         inner: the claim about the directions u; by default the gradients.
@@ -129,7 +129,7 @@ class ASGD(Claim):
     θₜ = θₜ₋₁ − ηₜ·(gₜ + (λ + wd)·θₜ₋₁);  η₁ = lr₁,  ηₜ₊₁ = lrₜ/(1 + λ·lrₜ·t)^α
     aₜ = Σⱼ wⱼ·θⱼ / Σⱼ wⱼ with wⱼ = j − 1 − t₀, at least 0 and at most 1; aₜ = θₜ while all are 0
 
-    Args:
+    Attributes:
         lambd: λ, the decay of parameters and step size.
         alpha: α, the power of the step size's decay.
         t0: t₀, the step after which to average.

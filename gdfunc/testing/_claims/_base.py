@@ -1,5 +1,6 @@
 """Claims: rules in closed form."""
 
+import math
 from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import ClassVar
@@ -7,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 Arrays = list[np.ndarray]  # one array per leaf of the parameters
+Choices = dict[str, tuple[str | None, ...]]  # all values of a field
 
 
 @dataclass(frozen=True)
@@ -25,13 +27,11 @@ class Claim:
     family: ClassVar[str] = ""
     formula: ClassVar[str] = ""
     source: ClassVar[str] = ""
-    is_linear: ClassVar[bool] = (
-        False  # whether the moves are linear in the gradients, with fixed coefficients
-    )
+    is_linear: ClassVar[bool] = False  # in the gradients, with fixed coefficients
     slack: ClassVar[float] = 1e-9  # of kernels: the tolerance relative to the size of the moves
     shapes: ClassVar[tuple[tuple[int, ...], ...]] = ((), (3,), (2, 3))  # of the leaves that laws try
 
-    choices: ClassVar[dict[str, tuple[str | None, ...]]] = {}  # all values of a field
+    choices: ClassVar[Choices] = {}
     counts: ClassVar[tuple[str, ...]] = ()  # fields that are whole numbers >= 1
 
     def __post_init__(self) -> None:
@@ -93,6 +93,18 @@ class Claim:
     def direction(self, g: np.ndarray, x: np.ndarray) -> np.ndarray:
         """Return uₜ of every step for one leaf, [T, ...]."""
         raise NotImplementedError
+
+
+def join(leaves: Arrays) -> np.ndarray:
+    """Make vectors [T, d] of leaves [T, ...]."""
+    return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], 1)
+
+
+def split(vectors: np.ndarray, like: Arrays) -> Arrays:
+    """Cut vectors [T, d] into leaves, [T, ...] of the shapes of like: the inverse of `join`."""
+    sizes = [math.prod(leaf.shape[1:]) for leaf in like]
+    parts = np.split(vectors, np.cumsum(sizes)[:-1], axis=1)
+    return [part.reshape(-1, *leaf.shape[1:]) for part, leaf in zip(parts, like, strict=True)]
 
 
 def along(values: np.ndarray, like: np.ndarray) -> np.ndarray:

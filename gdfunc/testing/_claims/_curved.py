@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from .._problems import Problem
-from ._base import Arrays, Claim
+from ._base import Arrays, Choices, Claim, join, split
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Polyak(Pointwise):
 
     θ' = θ − lr·a·g with a = (f(θ) − f*)/‖g‖², at least 0 and at most max_step
 
-    Args:
+    Attributes:
         minimum: f*.
         max_step: the bound; None: no bound.
     """
@@ -51,7 +51,7 @@ class LineSearch(Pointwise):
 
     If none of the m + 1 trials is good, the point stays.
 
-    Args:
+    Attributes:
         decrease: c.
         factor: q.
         max_steps: m.
@@ -81,7 +81,7 @@ class SAM(Pointwise):
 
     θ' = θ − lr·∇f(θ + ε) with ε = ρ·g/‖g‖, or with adaptive ε = ρ·θ²g/‖θg‖, entry by entry
 
-    Args:
+    Attributes:
         rho: ρ.
         adaptive: whether distances are in units of each parameter.
     """
@@ -112,7 +112,7 @@ class LBFGS(Claim):
     γ = sᵀy/yᵀy of the newest pair, and pairs with sᵀy <= eps are not kept. Without a pair the direction is
     g·min(1, 1/‖g‖₁).
 
-    Args:
+    Attributes:
         history: m.
         eps: the curvature that a pair must exceed.
         shortens: "until a pair", or as in torch "first step": later steps without a pair go along g.
@@ -123,7 +123,7 @@ class LBFGS(Claim):
         "u = H g, H = gamma I changed by (I - rho s y') H (I - rho y s') + rho s s' for the last m pairs"
     )
     source: ClassVar[str] = "D. C. Liu, J. Nocedal 1989; J. Nocedal, S. J. Wright 2006"
-    choices: ClassVar[dict[str, tuple[str | None, ...]]] = {"shortens": ("until a pair", "first step")}
+    choices: ClassVar[Choices] = {"shortens": ("until a pair", "first step")}
     counts: ClassVar[tuple[str, ...]] = ("history",)
 
     history: int = 10
@@ -131,8 +131,7 @@ class LBFGS(Claim):
     shortens: str = "until a pair"
 
     def directions(self, grads: Arrays, points: Arrays) -> Arrays:
-        both = grads, points
-        g, x = (np.concatenate([leaf.reshape(len(leaf), -1) for leaf in part], 1) for part in both)
+        g, x = join(grads), join(points)
         u, pairs = np.empty_like(g), []
         for t in range(len(g)):
             if t and (x[t] - x[t - 1]) @ (g[t] - g[t - 1]) > self.eps:
@@ -142,9 +141,7 @@ class LBFGS(Claim):
             else:
                 is_short = t == 0 or self.shortens == "until a pair"
                 u[t] = g[t] / max(1.0, np.abs(g[t]).sum()) if is_short else g[t]
-        ends = np.cumsum([leaf[0].size for leaf in grads])[:-1]
-        columns = np.split(u, ends, axis=1)
-        return [column.reshape(leaf.shape) for column, leaf in zip(columns, grads, strict=True)]
+        return split(u, grads)
 
 
 def dense_bfgs(pairs: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ._base import Arrays, Claim, along, powers, products, weighted
+from ._base import Arrays, Choices, Claim, along, powers, products, weighted
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Momentum(Claim):
     )
     source: ClassVar[str] = "B. T. Polyak 1964; I. Sutskever et al. 2013; torch.optim.SGD"
     is_linear: ClassVar[bool] = True
-    choices: ClassVar[dict[str, tuple[str | None, ...]]] = {"form": ("buffer", "displacement")}
+    choices: ClassVar[Choices] = {"form": ("buffer", "displacement")}
 
     momentum: float
     dampening: float = 0.0

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from ._adaptive import Adam
-from ._base import Arrays, Claim, along, average
+from ._base import Arrays, Choices, Claim, along, average, join
 from ._linear import Momentum
 
 
@@ -86,7 +86,7 @@ class LARS(Claim):
 
     d = η·‖θ‖/(‖g‖ + λ·‖θ‖)·(g + λ·θ), or g + λ·θ where a norm is zero;  u = β·b + d
 
-    Args:
+    Attributes:
         momentum, weight_decay, trust_coefficient: β, λ and η.
         norms: "apart" divides by ‖g‖ + λ·‖θ‖, as the paper; "together" by ‖g + λ·θ‖, as Optax.
         form: "buffer" or "displacement", as `Momentum`'s. Optax has the displacement, like the paper.
@@ -97,7 +97,7 @@ class LARS(Claim):
         "d = eta |x|/(|g| + lambda |x|) (g + lambda x) leaf by leaf, u_t = sum_j beta^(t-j) d_j"
     )
     source: ClassVar[str] = "Y. You, I. Gitman, B. Ginsburg 2017"
-    choices: ClassVar[dict[str, tuple[str | None, ...]]] = {
+    choices: ClassVar[Choices] = {
         "norms": ("apart", "together"),
         "form": ("buffer", "displacement"),
     }
@@ -150,7 +150,7 @@ class Muon(Claim):
 
     Newton-Schulz applies the odd polynomial p to each singular value, so the closed form takes an SVD.
 
-    Args:
+    Attributes:
         momentum, nesterov, ns_coefficients, ns_steps, eps: as `gd.muon`.
         slack: the tolerance; about 0.05 for one that iterates in bfloat16, as torch does.
     """
@@ -182,7 +182,7 @@ class Muon(Claim):
 
 def norm_of(leaves: Arrays) -> np.ndarray:
     """Return the norm over all leaves in every step, [T]."""
-    return np.linalg.norm(np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], 1), axis=1)
+    return np.linalg.norm(join(leaves), axis=1)
 
 
 def trust(size: np.ndarray, slope: np.ndarray, coefficient: float) -> np.ndarray:

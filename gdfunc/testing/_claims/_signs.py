@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ._base import Arrays, Claim, average
+from ._base import Arrays, Choices, Claim, average
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Rprop(Claim):
     s' = clip(s·η₊ if g·g₋₁ > 0, s·η₋ if g·g₋₁ < 0, else s);  u = s'·sign(g), or 0 where the sign turned,
     and then g counts as 0 in the next step
 
-    Args:
+    Attributes:
         etas: (η₋, η₊).
         step_sizes: the smallest and the largest.
         unit: "lr": step sizes are multiples of lr and start at 1. "first lr": they are absolute, start at
@@ -59,7 +59,7 @@ class Rprop(Claim):
     family: ClassVar[str] = "rprop"
     formula: ClassVar[str] = "s_t = clip(s_(t-1) eta, step_sizes), u_t = s_t sign(g_t), 0 at a turn"
     source: ClassVar[str] = "M. Riedmiller, H. Braun 1993; torch.optim.Rprop"
-    choices: ClassVar[dict[str, tuple[str | None, ...]]] = {"unit": ("lr", "first lr")}
+    choices: ClassVar[Choices] = {"unit": ("lr", "first lr")}
 
     etas: tuple[float, float] = (0.5, 1.2)
     step_sizes: tuple[float, float] = (1e-6, 50.0)

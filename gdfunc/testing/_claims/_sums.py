@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ._base import Claim
+from ._base import Choices, Claim
 
 Gradients = Callable[[np.ndarray], np.ndarray]  # x [d] -> fᵢ'(x) of every sample, [n, d]
 
@@ -36,7 +36,37 @@ class SumClaim(Claim):
 
 
 @dataclass(frozen=True)
-class SVRG(SumClaim):
+class Pass(SumClaim):
+    """A rule whose step is a pass: a walk over the batches of one row of the plan.
+
+    Attributes:
+        batch_size: B; the rows of a pass are [m·B].
+        output: "last", or "average": θ' is the mean of the w's at which gradients were taken.
+    """
+
+    choices: ClassVar[Choices] = {"output": ("last", "average")}
+    counts: ClassVar[tuple[str, ...]] = ("batch_size",)
+
+    batch_size: int = 1
+    output: str = "last"
+
+    def ends(
+        self, gradients: Gradients, x: np.ndarray, plan: np.ndarray, lrs: np.ndarray
+    ) -> Iterator[np.ndarray]:
+        for rows, lr in zip(plan, lrs, strict=True):
+            points = self.points(gradients, x, rows.reshape(-1, self.batch_size), lr)
+            x = np.mean(points[:-1], 0) if self.output == "average" else points[-1]
+            yield x
+
+    def points(
+        self, gradients: Gradients, x: np.ndarray, batches: np.ndarray, lr: float
+    ) -> list[np.ndarray]:
+        """Return the w's of a pass from x, the start among them."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class SVRG(Pass):
     """w = θ; for every batch b of a pass: w ← w − lr·(f_b'(w) − f_b'(θ) + f'(θ)); θ' = w.
 
     Attributes:
@@ -47,26 +77,19 @@ class SVRG(SumClaim):
     family: ClassVar[str] = "SVRG"
     formula: ClassVar[str] = "w' = w - lr (grad f_b(w) - grad f_b(x) + grad f(x)), x the start of the pass"
     source: ClassVar[str] = "R. Johnson, T. Zhang 2013"
-    choices: ClassVar[dict[str, tuple[str | None, ...]]] = {"output": ("last", "average")}
-    counts: ClassVar[tuple[str, ...]] = ("batch_size",)
 
-    batch_size: int = 1
-    output: str = "last"
-
-    def ends(
-        self, gradients: Gradients, x: np.ndarray, plan: np.ndarray, lrs: np.ndarray
-    ) -> Iterator[np.ndarray]:
-        for rows, lr in zip(plan, lrs, strict=True):
-            at_start, points = gradients(x), [x]
-            for batch in rows.reshape(-1, self.batch_size):
-                change = (gradients(points[-1]) - at_start)[batch].mean(0)
-                points.append(points[-1] - lr * (change + at_start.mean(0)))
-            x = np.mean(points[:-1], 0) if self.output == "average" else points[-1]
-            yield x
+    def points(
+        self, gradients: Gradients, x: np.ndarray, batches: np.ndarray, lr: float
+    ) -> list[np.ndarray]:
+        at_start, points = gradients(x), [x]
+        for batch in batches:
+            change = (gradients(points[-1]) - at_start)[batch].mean(0)
+            points.append(points[-1] - lr * (change + at_start.mean(0)))
+        return points
 
 
 @dataclass(frozen=True)
-class SARAH(SumClaim):
+class SARAH(Pass):
     """v = f'(θ), w = θ − lr·v; for every batch b of a pass: v ← f_b'(w) − f_b'(w₋₁) + v, w ← w − lr·v.
 
     Attributes:
@@ -78,23 +101,16 @@ class SARAH(SumClaim):
         "v' = grad f_b(w) - grad f_b(w_before) + v, w' = w - lr v'; first v = grad f(x)"
     )
     source: ClassVar[str] = "L. M. Nguyen et al. 2017"
-    choices: ClassVar[dict[str, tuple[str | None, ...]]] = {"output": ("last", "average")}
-    counts: ClassVar[tuple[str, ...]] = ("batch_size",)
 
-    batch_size: int = 1
-    output: str = "last"
-
-    def ends(
-        self, gradients: Gradients, x: np.ndarray, plan: np.ndarray, lrs: np.ndarray
-    ) -> Iterator[np.ndarray]:
-        for rows, lr in zip(plan, lrs, strict=True):
-            estimate = gradients(x).mean(0)
-            points = [x, x - lr * estimate]
-            for batch in rows.reshape(-1, self.batch_size):
-                estimate = estimate + (gradients(points[-1]) - gradients(points[-2]))[batch].mean(0)
-                points.append(points[-1] - lr * estimate)
-            x = np.mean(points[:-1], 0) if self.output == "average" else points[-1]
-            yield x
+    def points(
+        self, gradients: Gradients, x: np.ndarray, batches: np.ndarray, lr: float
+    ) -> list[np.ndarray]:
+        estimate = gradients(x).mean(0)
+        points = [x, x - lr * estimate]
+        for batch in batches:
+            estimate = estimate + (gradients(points[-1]) - gradients(points[-2]))[batch].mean(0)
+            points.append(points[-1] - lr * estimate)
+        return points
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ._base import Arrays, Claim
+from ._base import Arrays, Claim, join
 from ._linear import GradientDescent
 
 _PLAIN = GradientDescent()
@@ -15,7 +15,7 @@ _PLAIN = GradientDescent()
 class Chain(Claim):
     """u = uₖ(… u₂(u₁(g))): claims one after the other, the first one of the gradient.
 
-    Args:
+    Attributes:
         claims: any number.
     """
 
@@ -52,7 +52,7 @@ class WeightDecay(Claim):
 
     Decoupled decay, as AdamW's, is `Chain(then, WeightDecay(rate))`.
 
-    Args:
+    Attributes:
         rate: λ.
         then: the claim that follows; by default gradient descent.
     """
@@ -78,7 +78,7 @@ class WeightDecay(Claim):
 class Partition(Claim):
     """Groups of leaves with a claim each. Each claim sees its own leaves alone.
 
-    Args:
+    Attributes:
         claims: one per group.
         labels: the group of each leaf, in the order of the tree. A shorter tree takes the first labels.
     """
@@ -115,7 +115,7 @@ class Partition(Claim):
 class Masked(Claim):
     """A claim for some leaves; the gradients of the others pass as they are.
 
-    Args:
+    Attributes:
         inner: the claim.
         mask: True for its leaves, in the order of the tree. A shorter tree takes the first entries.
     """
@@ -140,7 +140,7 @@ class Masked(Claim):
 class Accumulate(Claim):
     """u = inner((g₁ + … + gₖ)/k) in every k-th step, else 0.
 
-    Args:
+    Attributes:
         inner: the claim about the means.
         steps: k.
     """
@@ -163,7 +163,7 @@ class Accumulate(Claim):
 class ApplyIfFinite(Claim):
     """u = inner(g) if all of g is finite, else 0, and the inner claim never sees that step.
 
-    Args:
+    Attributes:
         inner: the claim about the finite steps.
     """
 
@@ -181,8 +181,7 @@ class ApplyIfFinite(Claim):
         return {"NaN": [a, b], "infinite": list(infinite)}
 
     def directions(self, grads: Arrays, points: Arrays) -> Arrays:
-        finite = np.stack([np.isfinite(g.reshape(len(g), -1)).all(1) for g in grads]).all(0)
-        kept = np.flatnonzero(finite)
+        kept = np.flatnonzero(np.isfinite(join(grads)).all(1))
         return _at(kept, self.inner, [g[kept] for g in grads], grads, points)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .._claims._adaptive import AdaBelief, Adadelta, Adagrad, Adam, Adamax, NAdam, RAdam, RMSprop, Yogi
 from .._subject import Subject
-from ._base import controls, leaf_by_leaf, whole_tree
+from ._base import Leaves, controls, leaf_by_leaf, whole_tree
 
 
 def adam(claim: Adam, fault: str) -> Subject:
@@ -77,7 +77,7 @@ def count_per_leaf(claim: Adam, fault: str) -> Subject:
     """Adam whose one count goes on with every leaf: the fault of a count that all leaves share."""
     beta1, beta2 = claim.betas
 
-    def rule(gs: list[Tensor], xs: list[Tensor], memories: Any, lr: Any, t: int) -> Any:
+    def rule(gs: Leaves, xs: Leaves, memories: Any, lr: Any, t: int) -> Any:
         moved, kept = [], []
         for i, (g, x, (m, v)) in enumerate(zip(gs, xs, memories, strict=True)):
             count = (t - 1) * len(gs) + i + 1 if fault else t

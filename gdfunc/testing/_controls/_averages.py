@@ -5,15 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ... import _tree
 from .._claims._averages import ASGD, EMA, Lookahead, ScheduleFree
 from .._claims._linear import Momentum
 from .._subject import HandState, Subject
-from ._base import controls, counted, follow
-
-Leaves = list[Tensor]
+from ._base import Leaves, controls, counted, follow, stepped
 
 
 def answering(start: Callable[[Leaves], Any], rule: Callable[..., Any], name: str) -> Subject:
@@ -23,15 +20,6 @@ def answering(start: Callable[[Leaves], Any], rule: Callable[..., Any], name: st
         return _tree.unflatten(_tree.flatten(carry.params)[1], carry.state[1][0])
 
     return dataclasses.replace(counted(start, rule, name), result=result)
-
-
-def mixed(a: Leaves, b: Leaves, share: Any) -> Leaves:
-    """Return (1 − share)·a + share·b, leaf by leaf."""
-    return [x + share * (y - x) for x, y in zip(a, b, strict=True)]
-
-
-def stepped(xs: Leaves, us: Leaves, lr: Any) -> Leaves:
-    return [x - lr * u for x, u in zip(xs, us, strict=True)]
 
 
 def ema(claim: EMA, fault: str) -> Subject:
@@ -48,7 +36,7 @@ def ema(claim: EMA, fault: str) -> Subject:
             average = [torch.zeros_like(a) for a in average]
         if fault == "uniform weights":
             share = 1 / t
-        average = mixed(average, xs if fault == "average of the old point" else new, share)
+        average = _tree.lerp(average, xs if fault == "average of the old point" else new, share)
         return average if fault == "parameters moved to the average" else new, (average, history)
 
     return answering(lambda leaves: (leaves, ()), rule, f"EMA, {fault or 'right'}")
@@ -64,7 +52,7 @@ def lookahead(claim: Lookahead, fault: str) -> Subject:
         fast = stepped(xs, us, lr)
         if t % k != (1 % k if fault == "synchronised after the first step" else 0):
             return fast, (slow, history)
-        meet = mixed(slow, fast, alpha)
+        meet = _tree.lerp(slow, fast, alpha)
         if fault == "slow weights moved to the fast ones":
             meet = fast
         if fault == "inner memory cleared":
@@ -89,11 +77,11 @@ def schedule_free(claim: ScheduleFree, fault: str) -> Subject:
         old, z = z, stepped(ys if fault == "step from y" else z, us, lr)
         weight = lr if fault == "weights lr" else 1.0 if fault == "uniform weights" else lr**2
         total = weight + (0.0 if fault == "weights not added up" else total)
-        average = mixed(
+        average = _tree.lerp(
             average, old if fault == "average of the old z" else z, weight / total if total else 0.0
         )
         answer = z if fault == "z in place of the average" else average
-        return mixed(z, average, beta), (answer, average, z, total, history)
+        return _tree.lerp(z, average, beta), (answer, average, z, total, history)
 
     def start(leaves: Leaves) -> Any:
         return leaves, leaves, leaves, 0.0, ()
@@ -113,8 +101,8 @@ def asgd(claim: ASGD, fault: str) -> Subject:
             eta = lr / (1 + lambd * lr * (t - 1)) ** alpha
         decay = claim.weight_decay * (fault != "weight decay left out")
         decay += lambd * (fault != "decay left out")
-        new = [x - eta * (g + decay * x) for x, g in zip(xs, gs, strict=True)]
-        average = mixed(average, xs if fault == "average of the old point" else new, mu)
+        new = stepped(xs, [g + decay * x for x, g in zip(xs, gs, strict=True)], eta)
+        average = _tree.lerp(average, xs if fault == "average of the old point" else new, mu)
         ahead = t - claim.t0 + (fault == "share of the average one step early")
         mu = 1 / max(1.0, t if fault == "average from the first step" else ahead)
         return new, (average, decayed, mu)

@@ -12,6 +12,8 @@ from ... import _tree
 from .._claims._base import Claim
 from .._subject import Subject, subject
 
+Leaves = list[Tensor]
+
 
 @dataclass(frozen=True)
 class Control:
@@ -79,9 +81,9 @@ def whole_tree(slots: int, rule: Callable[..., Any], name: str) -> Subject:
 def by_directions(start: Any, rule: Callable[..., Any], name: str) -> Subject:
     """Make a subject of a rule for directions: `(grads, leaves, state, t) -> (directions, state')`."""
 
-    def move(grads: list[Tensor], leaves: list[Tensor], state: Any, lr: Any, t: int) -> Any:
+    def move(grads: Leaves, leaves: Leaves, state: Any, lr: Any, t: int) -> Any:
         us, state = rule(grads, leaves, state, t)
-        return [x - lr * u for x, u in zip(leaves, us, strict=True)], state
+        return stepped(leaves, us, lr), state
 
     return counted(lambda leaves: start, move, name)
 
@@ -100,7 +102,12 @@ def counted(start: Callable[..., Any], rule: Callable[..., Any], name: str) -> S
     return subject(init, update, name, whole_tree=True)
 
 
-def follow(claim: Claim, history: tuple[Any, ...], grads: list[Tensor], leaves: list[Tensor]) -> Any:
+def stepped(xs: Leaves, us: Leaves, lr: Any) -> Leaves:
+    """Return x − lr·u, leaf by leaf."""
+    return [x - lr * u for x, u in zip(xs, us, strict=True)]
+
+
+def follow(claim: Claim, history: tuple[Any, ...], grads: Leaves, leaves: Leaves) -> Any:
     """Return the newest direction of a claim, and the history of its gradients and points.
 
     The right inner optimizer of a wrapper's control, whatever it claims to be.

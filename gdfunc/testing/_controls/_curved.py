@@ -10,9 +10,7 @@ from torch.func import grad
 from ... import _tree
 from .._claims._curved import LBFGS, SAM, LineSearch, Polyak
 from .._subject import Subject, from_step
-from ._base import controls, counted
-
-Leaves = list[Tensor]
+from ._base import Leaves, controls, counted, stepped
 
 
 def of_loss(rule: Callable[..., Leaves], name: str) -> Subject:
@@ -35,18 +33,10 @@ def of_loss(rule: Callable[..., Leaves], name: str) -> Subject:
     return from_step(make, name)
 
 
-def moved(xs: Leaves, gs: Leaves, size: Any) -> Leaves:
-    return [x - size * g for x, g in zip(xs, gs, strict=True)]
-
-
-def norm_of(gs: Leaves) -> Tensor:
-    return torch.stack([(g**2).sum() for g in gs]).sum().sqrt()
-
-
 def polyak(claim: Polyak, fault: str) -> Subject:
     def rule(loss: Any, xs: Leaves, lr: Any) -> Leaves:
         gs = grad(loss)(xs)
-        norm = norm_of(gs[:1] if fault == "norm of the first leaf" else gs)
+        norm = _tree.norm(gs[:1] if fault == "norm of the first leaf" else gs)
         excess = loss(xs) - (0.0 if fault == "minimum ignored" else claim.minimum)
         if fault != "steps uphill below the minimum":
             excess = excess.clamp(min=0)
@@ -55,10 +45,10 @@ def polyak(claim: Polyak, fault: str) -> Subject:
         if fault == "half the size":
             size = size / 2
         if fault == "bound on the whole step":
-            return moved(xs, gs, (lr * size).clamp(max=claim.max_step))
+            return stepped(xs, gs, (lr * size).clamp(max=claim.max_step))
         if claim.max_step is not None and fault != "bound ignored":
             size = size.clamp(max=claim.max_step)
-        return moved(xs, gs, size if fault == "lr ignored" else lr * size)
+        return stepped(xs, gs, size if fault == "lr ignored" else lr * size)
 
     return of_loss(rule, f"Polyak's step, {fault or 'right'}")
 
@@ -71,15 +61,15 @@ def line_search(claim: LineSearch, fault: str) -> Subject:
 
     def rule(loss: Any, xs: Leaves, lr: Any) -> Leaves:
         gs, before = grad(loss)(xs), loss(xs)
-        slope = norm_of(gs) if fault == "norm in place of its square" else sum((g**2).sum() for g in gs)
+        slope = _tree.norm(gs) if fault == "norm in place of its square" else sum((g**2).sum() for g in gs)
         size = lr * factor if fault == "first trial left out" else lr
         for _ in range(trials):
             length = 1.0 if fault == "slope without the step" else size
-            gain = before - decrease * length * slope - loss(moved(xs, gs, size))
+            gain = before - decrease * length * slope - loss(stepped(xs, gs, size))
             if gain > 0 or (gain == 0 and fault != "equality refused"):
-                return moved(xs, gs, size)
+                return stepped(xs, gs, size)
             size = size * factor
-        return moved(xs, gs, size / factor) if fault == "last trial kept where none is good" else xs
+        return stepped(xs, gs, size / factor) if fault == "last trial kept where none is good" else xs
 
     return of_loss(rule, f"line search, {fault or 'right'}")
 
@@ -93,9 +83,9 @@ def sam(claim: SAM, fault: str) -> Subject:
         is_adaptive = claim.adaptive and fault != "units left out"
         units = [x.abs() if is_adaptive else torch.ones_like(x) for x in xs]
         measured = gs if fault == "norm without units" else [u * g for u, g in zip(units, gs, strict=True)]
-        lengths = [norm_of(measured)] * len(gs)
+        lengths = [_tree.norm(measured)] * len(gs)
         if fault == "norm of each leaf alone":
-            lengths = [norm_of([g]) for g in measured]
+            lengths = [_tree.norm([g]) for g in measured]
         if fault == "gradient not normalised":
             lengths = [torch.ones_like(lengths[0])] * len(gs)
         power = 1 if fault == "units without the square" else 2
@@ -104,7 +94,7 @@ def sam(claim: SAM, fault: str) -> Subject:
             for x, u, g, n in zip(xs, units, gs, lengths, strict=True)
         ]
         found = gs if fault == "gradient of the old point" else grad(loss)(uphill)
-        return moved(uphill if fault == "step from the point uphill" else xs, found, lr)
+        return stepped(uphill if fault == "step from the point uphill" else xs, found, lr)
 
     return of_loss(rule, f"SAM, {fault or 'right'}")
 
@@ -136,7 +126,7 @@ def lbfgs(claim: LBFGS, fault: str) -> Subject:
 
     def rule(gs: Leaves, xs: Leaves, state: Any, lr: Any, t: int) -> Any:
         last, pairs = state
-        g, x = (torch.cat([leaf.reshape(-1) for leaf in leaves]) for leaves in (gs, xs))
+        g, x = _tree.ravel(gs), _tree.ravel(xs)
         s, y = (x - last[0], g - last[1]) if last else (0 * x, g)
         if s @ y > claim.eps or (t > 1 and fault == "pairs without curvature kept" and s @ y != 0):
             pairs = [*pairs, (s, y)][-history:]
@@ -145,9 +135,7 @@ def lbfgs(claim: LBFGS, fault: str) -> Subject:
         if fault == "first step shortened by the norm":
             short = g.norm().clamp(min=1)
         u = two_loops(used, g, fault) if used else g / short
-        pieces = torch.split(u, [leaf.numel() for leaf in xs])
-        us = [piece.reshape(leaf.shape) for piece, leaf in zip(pieces, xs, strict=True)]
-        return moved(xs, us, lr), ((x, g), pairs)
+        return stepped(xs, _tree.unravel(u, xs), lr), ((x, g), pairs)
 
     return counted(lambda leaves: ((), []), rule, f"L-BFGS, {fault or 'right'}")
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ... import _tree
 from .._claims._linear import OGM, FixedCoefficients, GradientDescent, Momentum, Nesterov, TripleMomentum
 from .._subject import Subject
-from ._base import controls, leaf_by_leaf, whole_tree
+from ._base import Leaves, controls, leaf_by_leaf, stepped, whole_tree
 
 
 def gradient_descent(claim: GradientDescent, fault: str) -> Subject:
@@ -89,14 +89,14 @@ def momentum(claim: Momentum, fault: str) -> Subject:
 def one_buffer(claim: Momentum, fault: str) -> Subject:
     """Momentum whose leaves share a buffer, or whose first leaf is left out."""
 
-    def rule(gs: list[Tensor], xs: list[Tensor], memories: Any, lr: Any, t: int) -> Any:
+    def rule(gs: Leaves, xs: Leaves, memories: Any, lr: Any, t: int) -> Any:
         buffers = [b for (b,) in memories]
         if fault == "buffers averaged over leaves":
             buffers = [torch.stack([b.mean() for b in buffers]).mean()] * len(gs)
         new = [claim.momentum * b + g for b, g in zip(buffers, gs, strict=True)]
         if fault == "first leaf left out" and len(gs) > 1:
             new[0] = buffers[0]
-        return [x - lr * b for x, b in zip(xs, new, strict=True)], [[b] for b in new]
+        return stepped(xs, new, lr), [[b] for b in new]
 
     return whole_tree(1, rule, f"momentum, {fault or 'right'}")
 
@@ -125,7 +125,7 @@ def displacement(claim: Momentum, fault: str) -> Subject:
 def fixed_coefficients(claim: FixedCoefficients, fault: str) -> Subject:
     """Momentum, which is linear in the gradients unless something is done to them."""
 
-    def rule(gs: list[Tensor], xs: list[Tensor], memories: Any, lr: Any, t: int) -> Any:
+    def rule(gs: Leaves, xs: Leaves, memories: Any, lr: Any, t: int) -> Any:
         if fault == "gradient normalised":
             size = torch.stack([g.norm() for g in gs]).norm().clamp(min=1e-12)
             gs = [g / size for g in gs]
@@ -136,7 +136,7 @@ def fixed_coefficients(claim: FixedCoefficients, fault: str) -> Subject:
         if fault == "first leaf left out" and len(gs) > 1:
             gs = [0 * gs[0], *gs[1:]]
         new = [0.5 * b + g for (b,), g in zip(memories, gs, strict=True)]
-        return [x - lr * b for x, b in zip(xs, new, strict=True)], [[b] for b in new]
+        return stepped(xs, new, lr), [[b] for b in new]
 
     return whole_tree(1, rule, f"fixed coefficients, {fault or 'right'}")
 

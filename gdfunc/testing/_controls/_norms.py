@@ -6,14 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ... import _tree
 from .._claims._norms import LAMB, LARS, AdaptiveClip, ClipByGlobalNorm, ClipByValue, Muon, TrustRatio
 from .._subject import Subject
-from ._base import by_directions, controls, leaf_by_leaf, whole_tree
-
-
-def _norm(leaves: list[Tensor]) -> Tensor:
-    """Return the norm over all leaves."""
-    return torch.cat([leaf.flatten() for leaf in leaves]).norm()
+from ._base import Leaves, by_directions, controls, leaf_by_leaf, whole_tree
 
 
 def _ratio(size: Tensor, slope: Tensor, coefficient: float = 1.0) -> Tensor:
@@ -46,16 +42,16 @@ def clip_by_value(claim: ClipByValue, fault: str) -> Subject:
 def clip_by_global_norm(claim: ClipByGlobalNorm, fault: str) -> Subject:
     limit = claim.max_norm
 
-    def rule(gs: list[Tensor], xs: list[Tensor], state: Any, t: int) -> Any:
-        norms = [_norm(gs)] * len(gs)
+    def rule(gs: Leaves, xs: Leaves, state: Any, t: int) -> Any:
+        norms = [_tree.norm(gs)] * len(gs)
         if fault == "a norm for each leaf":
-            norms = [_norm([g]) for g in gs]
+            norms = [_tree.norm([g]) for g in gs]
         if fault == "norm of the first leaf":
-            norms = [_norm(gs[:1])] * len(gs)
+            norms = [_tree.norm(gs[:1])] * len(gs)
         if fault == "squared norm":
             norms = [norm**2 for norm in norms]
         if fault == "sum of the leaves' norms":
-            norms = [torch.stack([_norm([g]) for g in gs]).sum()] * len(gs)
+            norms = [torch.stack([_tree.norm([g]) for g in gs]).sum()] * len(gs)
         if fault == "largest entry in place of the norm":
             norms = [torch.cat([g.flatten() for g in gs]).abs().max()] * len(gs)
         if fault == "1e-6 added to the norm":
@@ -95,12 +91,12 @@ def adaptive_clip(claim: AdaptiveClip, fault: str) -> Subject:
 def trust_ratio(claim: TrustRatio, fault: str) -> Subject:
     c = claim.coefficient
 
-    def rule(gs: list[Tensor], xs: list[Tensor], state: Any, t: int) -> Any:
+    def rule(gs: Leaves, xs: Leaves, state: Any, t: int) -> Any:
         us = []
         for g, x in zip(gs, xs, strict=True):
             size, slope = x.norm(), g.norm()
             if fault == "norms over all leaves":
-                size, slope = _norm(xs), _norm(gs)
+                size, slope = _tree.norm(xs), _tree.norm(gs)
             if fault == "root mean square of the parameters":
                 size = size / math.sqrt(x.numel())
             if fault == "ratio upside down":
@@ -124,12 +120,12 @@ def lars(claim: LARS, fault: str) -> Subject:
     beta, decay, eta = claim.momentum, claim.weight_decay, claim.trust_coefficient
     together = (claim.norms == "together") != (fault == "norm of the decayed gradient")
 
-    def rule(gs: list[Tensor], xs: list[Tensor], memories: Any, lr: Any, t: int) -> Any:
+    def rule(gs: Leaves, xs: Leaves, memories: Any, lr: Any, t: int) -> Any:
         moved, new = [], []
         for g, x, (b,) in zip(gs, xs, memories, strict=True):
             size, slope = x.norm(), g.norm()
             if fault == "norms over all leaves":
-                size, slope = _norm(xs), _norm(gs)
+                size, slope = _tree.norm(xs), _tree.norm(gs)
             if fault == "decay left out of the denominator":
                 below = slope
             elif together:
@@ -161,7 +157,7 @@ def lars(claim: LARS, fault: str) -> Subject:
 def lamb(claim: LAMB, fault: str) -> Subject:
     (beta1, beta2), eps, decay = claim.betas, claim.eps, claim.weight_decay
 
-    def rule(gs: list[Tensor], xs: list[Tensor], memories: Any, lr: Any, t: int) -> Any:
+    def rule(gs: Leaves, xs: Leaves, memories: Any, lr: Any, t: int) -> Any:
         moved, new, directions = [], [], []
         for g, x, (m, v) in zip(gs, xs, memories, strict=True):
             m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
@@ -175,7 +171,7 @@ def lamb(claim: LAMB, fault: str) -> Subject:
         for g, x, r in zip(gs, xs, directions, strict=True):
             size, slope = x.norm(), r.norm()
             if fault == "norms over all leaves":
-                size, slope = _norm(xs), _norm(directions)
+                size, slope = _tree.norm(xs), _tree.norm(directions)
             if fault == "ratio of the gradient, not of the direction":
                 slope = g.norm()
             u = r if fault == "trust ratio left out" else r * _ratio(size, slope)

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from .._claims._signs import Lion, Rprop, Sign
 from .._subject import Subject
-from ._base import controls, leaf_by_leaf, whole_tree
+from ._base import Leaves, controls, leaf_by_leaf, stepped, whole_tree
 
 
 def sign(claim: Sign, fault: str) -> Subject:
-    def rule(gs: list[Tensor], xs: list[Tensor], memories: Any, lr: Any, t: int) -> Any:
+    def rule(gs: Leaves, xs: Leaves, memories: Any, lr: Any, t: int) -> Any:
         us = [g.sign() for g in gs]
         if fault == "divided by |g| + 1e-8":
             us = [g / (g.abs() + 1e-8) for g in gs]
@@ -26,8 +26,7 @@ def sign(claim: Sign, fault: str) -> Subject:
             us = [b.sign() for (b,) in memories]
         if fault == "first leaf keeps its gradient":
             us = [gs[0], *us[1:]]
-        rate = 1.0 if fault == "lr left out" else lr
-        return [x - rate * u for x, u in zip(xs, us, strict=True)], memories
+        return stepped(xs, us, 1.0 if fault == "lr left out" else lr), memories
 
     return whole_tree(1, rule, f"sign, {fault or 'right'}")
 
@@ -35,7 +34,7 @@ def sign(claim: Sign, fault: str) -> Subject:
 def lion(claim: Lion, fault: str) -> Subject:
     beta1, beta2 = claim.betas[::-1] if fault == "betas swapped" else claim.betas
 
-    def rule(gs: list[Tensor], xs: list[Tensor], memories: Any, lr: Any, t: int) -> Any:
+    def rule(gs: Leaves, xs: Leaves, memories: Any, lr: Any, t: int) -> Any:
         averages = [m for (m,) in memories]
         if fault == "one average shared by all leaves":
             mean = torch.stack([m.mean() for m in averages]).mean()
@@ -56,7 +55,7 @@ def lion(claim: Lion, fault: str) -> Subject:
         if fault == "average kept with beta1":
             new = [beta1 * m + (1 - beta1) * g for m, g in zip(averages, gs, strict=True)]
         us = cs if fault == "sign left out" else [c.sign() for c in cs]
-        return [x - lr * u for x, u in zip(xs, us, strict=True)], [[m] for m in new]
+        return stepped(xs, us, lr), [[m] for m in new]
 
     return whole_tree(1, rule, f"lion, {fault or 'right'}")
 

@@ -59,30 +59,20 @@ def by_rows(begin: Callable[..., Any], rule: Callable[..., tuple[Tensor, Any]], 
     """
 
     def make(loss_fn: Callable[..., Tensor], data: Tree) -> Step:
-        def vector(params: Tree) -> Tensor:
-            return torch.cat([leaf.reshape(-1) for leaf in _tree.leaves(params)])
-
-        def like(params: Tree, x: Tensor) -> Tree:
-            leaves, structure = _tree.flatten(params)
-            parts = x.split([leaf.numel() for leaf in leaves])
-            return _tree.unflatten(
-                structure, [p.reshape(leaf.shape) for p, leaf in zip(parts, leaves, strict=True)]
-            )
-
         def gradients_for(params: Tree) -> Callable[[Tensor], Tensor]:
             def of_sample(x: Tensor, i: Tensor) -> Tensor:
-                return loss_fn(like(params, x), take(data, i[None]))
+                return loss_fn(_tree.unravel(x, params), take(data, i[None]))
 
             rows = torch.arange(len(_tree.leaves(data)[0]))
             return lambda x: vmap(lambda i: grad(of_sample)(x, i))(rows)
 
         def init(params: Tree) -> Moving:
-            return Moving(params, begin(gradients_for(params)(vector(params))))
+            return Moving(params, begin(gradients_for(params)(_tree.ravel(params))))
 
         def advance(carry: Moving, rows: Tensor, lr: Any) -> tuple[Moving, Tensor, None]:
-            gradients, x = gradients_for(carry.params), vector(carry.params)
+            gradients, x = gradients_for(carry.params), _tree.ravel(carry.params)
             x, memory = rule(gradients, x, carry.memory, rows, lr)
-            return Moving(like(carry.params, x), memory), x.new_zeros(()), None
+            return Moving(_tree.unravel(x, carry.params), memory), x.new_zeros(()), None
 
         return Step(init, advance, Moving)
 

@@ -10,9 +10,7 @@ from .._claims._norms import ClipByGlobalNorm
 from .._claims._signs import Sign
 from .._claims._wrappers import Accumulate, ApplyIfFinite, Chain, Masked, Partition, WeightDecay
 from .._subject import Subject
-from ._base import by_directions, controls, follow
-
-Leaves = list[Tensor]
+from ._base import Leaves, by_directions, controls, follow
 
 
 def weight_decay(claim: WeightDecay, fault: str) -> Subject:

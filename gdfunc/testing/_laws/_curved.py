@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .._claims._base import Claim
+from .._claims._base import Claim, along
 from .._claims._curved import LBFGS, SAM, LineSearch, Pointwise, Polyak
 from .._feeds import LRS, feeds, observe
 from .._law import NotApplicable, law, require_equal
@@ -145,8 +145,7 @@ def check_sam(subject: Subject, claim: Claim) -> None:
         raise NotApplicable("it is about gradients taken uphill")
     rho, lrs = claim.rho, np.resize(LRS, 8)
     points, _ = walk(subject, _BOWL, _START, lrs, 8)
-    hessian = _BOWL.basis * np.array(_BOWL.spectrum) @ _BOWL.basis.T
-    x = points[:-1]
+    hessian, x = _BOWL.hessian, points[:-1]
     g = (x - _BOWL.center) @ hessian
     units = np.abs(x) if claim.adaptive else np.ones_like(x)
     uphill = units**2 * g / np.linalg.norm(units * g, axis=1, keepdims=True)
@@ -197,9 +196,8 @@ def check_lbfgs(subject: Subject, claim: Claim) -> None:
     halved = {k: torch.stack([g[0::2], g[0::2] / 2], 1).flatten(0, 1) for k, g in random.items()}
     seen = observe(subject, halved, np.resize(LRS, len(halved["a"])))
     for move in seen.moves:
-        rates = seen.lrs[1::2].reshape(-1, *[1] * (move.ndim - 1))
         formula, scale = "H y = s: u_t = -s_t where g_t = g_(t-1)/2", np.abs(move).max()
-        require_equal(move[1::2], rates * move[0::2], formula, scale=scale)
+        require_equal(move[1::2], along(seen.lrs[1::2], move) * move[0::2], formula, scale=scale)
 
     points, rates = _conjugate_gradients(claim, _BOWL, np.array(_START))
     walked, _ = walk(subject, _BOWL, _START, rates, len(rates))
@@ -211,8 +209,7 @@ def check_lbfgs(subject: Subject, claim: Claim) -> None:
 
 def _conjugate_gradients(claim: LBFGS, problem: Quadratic, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the points of conjugate gradients, and the learning rates that lead L-BFGS to them."""
-    hessian = problem.basis * np.array(problem.spectrum) @ problem.basis.T
-    g = problem.gradients(x)
+    hessian, g = problem.hessian, problem.gradients(x)
     p, points, grads, rates = g, [x], [g], []
     for _ in x:
         (u,) = claim.directions([np.stack(grads)], [np.stack(points)])

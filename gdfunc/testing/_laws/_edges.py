@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from ... import _tree
-from .._claims._base import Claim
+from .._claims._base import Claim, along, join
 from .._claims._norms import ClipByGlobalNorm, ClipByValue, norm_of
 from .._claims._signs import Lion, flip_step
 from .._claims._wrappers import Accumulate, ApplyIfFinite
@@ -63,7 +63,7 @@ def check_clip(subject: Subject, claim: Claim) -> None:
             sizes, moved, limit = np.abs(g[0]).ravel(), np.abs(u[0]).ravel(), claim.limit
         else:
             sizes, moved, limit = norm_of(g), norm_of(u), claim.max_norm
-            inner = sum((a * b).reshape(len(a), -1).sum(1) for a, b in zip(g, u, strict=True))
+            inner = (join(g) * join(u)).sum(1)
             require_equal(inner, sizes * moved, "<u, g> = |u| |g|: the direction is kept")
         formula = f"|u| = min(|g|, {limit:.6g})"
         require_at_most(moved, np.full_like(moved, limit), formula)
@@ -89,8 +89,7 @@ def check_rest(subject: Subject, claim: Claim) -> None:
         if isinstance(claim, Accumulate):
             rests, formula = steps % claim.steps != 0, f"x_t = x_(t-1) unless {claim.steps} divides t"
         else:
-            flat = np.concatenate([g.reshape(len(g), -1) for g in seen.grads], 1)
-            rests, formula = ~np.isfinite(flat).all(1), "x_t = x_(t-1) where g_t is not finite"
+            rests, formula = ~np.isfinite(join(seen.grads)).all(1), "x_t = x_(t-1) where g_t is not finite"
         for move in seen.moves:
-            still = np.where(rests.reshape(-1, *[1] * (move.ndim - 1)), move, 0.0)
+            still = np.where(along(rests, move), move, 0.0)
             require_equal(still, np.zeros_like(move), f"{formula}, {name} gradients", slack=0.0)

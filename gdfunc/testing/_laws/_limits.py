@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .._claims._base import Claim
 from .._claims._linear import GradientDescent, Momentum
-from .._claims._sums import SARAH, SVRG, SumClaim
+from .._claims._sums import SARAH, Pass, SumClaim
 from .._law import NotApplicable, law, require_equal
 from .._subject import Subject, run
 from .._sums import FiniteSum, path_on, sum_of_arrays
@@ -39,7 +39,7 @@ def check_full_batch(subject: Subject, claim: Claim, lr: float = 0.25) -> None:
     shrink = np.eye(d) - lr * problem.H.mean(0)
     path = np.array([np.linalg.matrix_power(shrink, t) @ error for t in range(6)])
     expected = path[1:5]
-    if isinstance(claim, SVRG | SARAH):
+    if isinstance(claim, Pass):
         last = 5 if isinstance(claim, SARAH) else 4
         expected = path[[last]] if claim.output == "last" else path[:last].mean(0)[None]
     points = path_on(subject, problem, plan, lr, START)[1:] - problem.minimizer

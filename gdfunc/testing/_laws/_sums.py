@@ -11,7 +11,7 @@ import numpy as np
 
 from .._claims._base import Claim
 from .._claims._linear import GradientDescent
-from .._claims._sums import SAG, SAGA, SARAH, SVRG, SumClaim
+from .._claims._sums import SAG, SAGA, SARAH, SVRG, Pass, SumClaim
 from .._law import NotApplicable, law, require_at_most, require_equal
 from .._subject import Subject
 from .._sums import (
@@ -82,7 +82,7 @@ def _require_last(claim: Claim, *others: type[Claim]) -> None:
 
 def shape_plan(claim: Claim, plan: np.ndarray) -> np.ndarray:
     """Return a plan of batches [T, B] as the claim takes it: a pass is one row."""
-    return plan.reshape(1, -1) if isinstance(claim, SVRG | SARAH) else plan
+    return plan.reshape(1, -1) if isinstance(claim, Pass) else plan
 
 
 @law("the definition of each estimate; small sums taken whole")
@@ -216,7 +216,7 @@ def _check_moments(
     subject: Subject, claim: Claim, problem: FiniteSum, lrs: tuple[float, ...], size: int, replace: bool
 ) -> None:
     n, d = problem.b.shape
-    start, is_pass = np.resize(START, d), isinstance(claim, SVRG | SARAH)
+    start, is_pass = np.resize(START, d), isinstance(claim, Pass)
     rates = (lrs[0],) * len(lrs) if is_pass else lrs
     plans = all_plans(n, len(lrs), size, replace=replace).numpy()
     paths = [

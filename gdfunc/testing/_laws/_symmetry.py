@@ -15,6 +15,7 @@ from .._claims._adaptive import Adam
 from .._claims._base import Arrays, Claim
 from .._feeds import LRS, feeds, observe
 from .._law import LawBroken, NotApplicable, law, require_equal
+from .._problems import reflection
 from .._subject import Subject, feed, linear_loss
 
 _STEPS = 6
@@ -226,8 +227,7 @@ def _batch(grads: Tree, t: int) -> Tree:
 
 
 def _closed_form(claim: Claim, g: Arrays, points: Arrays) -> Arrays:
-    with np.errstate(all="ignore"):
-        return claim.moves(g, points, np.resize(LRS, len(g[0])))
+    return claim.moves(g, points, np.resize(LRS, len(g[0])))
 
 
 def _is_close(a: Arrays, b: Iterable[np.ndarray]) -> bool:
@@ -240,14 +240,13 @@ def _is_close(a: Arrays, b: Iterable[np.ndarray]) -> bool:
 def _mix_entries(x: np.ndarray) -> np.ndarray:
     """Reflect the entries of every row of the leading axis: [T, ...] to [T, ...]."""
     flat = x.reshape(len(x), -1)
-    return (flat @ _reflection(flat.shape[1])).reshape(x.shape)
+    return (flat @ _mixing(flat.shape[1])).reshape(x.shape)
 
 
 def _mix_rows(x: np.ndarray) -> np.ndarray:
     """Reflect the rows of matrices, [T, m, n], and the entries of others."""
-    return np.einsum("ij,tj...->ti...", _reflection(x.shape[1]), x) if x.ndim > 2 else _mix_entries(x)
+    return np.einsum("ij,tj...->ti...", _mixing(x.shape[1]), x) if x.ndim > 2 else _mix_entries(x)
 
 
-def _reflection(size: int) -> np.ndarray:
-    v = np.arange(1.0, size + 1)
-    return np.eye(size) - 2 * np.outer(v, v) / (v @ v)
+def _mixing(size: int) -> np.ndarray:
+    return reflection(np.arange(1.0, size + 1))
