@@ -1,4 +1,4 @@
-"""What a notebook shows: tables, and curves as inline SVG, with nothing to import or to download."""
+"""HTML for notebooks: tables, and curves as inline SVG, with nothing to import or to download."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -31,7 +31,7 @@ def _cell(value: Any) -> str:
 def curves(values: np.ndarray[Any, Any]) -> Markup:
     """Draw curves [n, T], the first 24, over each other; logarithmic if they are positive over two decades.
 
-    What is not finite is a gap.
+    A value that is not finite leaves a gap.
     """
     columns = np.unique(np.linspace(0, values.shape[1] - 1, _POINTS).astype(int))
     shown = values[:_LINES, columns].astype(float)

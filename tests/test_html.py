@@ -1,4 +1,4 @@
-"""What notebooks show: well-formed HTML with the numbers in it, and curves of the recorded values."""
+"""HTML for notebooks: it is well-formed, holds the numbers, and draws curves of the recorded values."""
 
 from xml.etree import ElementTree
 
@@ -83,7 +83,7 @@ def test_a_curve_over_decades_is_logarithmic():
 
 
 @pytest.mark.parametrize("gap", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_a_gap(gap):
+def test_a_value_that_is_not_finite_leaves_a_gap(gap):
     first, second = places(_html.curves(np.array([[0.0, 1.0, gap, 1.0]])))
     assert len(first) == 3
     assert len(second) == 2

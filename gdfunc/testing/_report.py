@@ -10,7 +10,7 @@ from ._subject import Subject
 
 @dataclass(frozen=True)
 class Report:
-    """What `check_optimizer` found.
+    """The findings of `check_optimizer`.
 
     Attributes:
         passed: the laws that hold.

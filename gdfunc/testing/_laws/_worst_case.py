@@ -1,4 +1,4 @@
-"""What a method guarantees for N steps: no problem is worse than its bound, and one attains it."""
+"""Guarantees after N steps: no problem is worse than the bound, and one attains it."""
 
 import math
 from collections.abc import Iterator
