@@ -3,6 +3,7 @@
 import copy
 import importlib
 import inspect
+import itertools
 import pickle
 import pkgutil
 import re
@@ -117,3 +118,27 @@ def test_exceptions_survive_copies_with_all_that_they_hold(cls, copied):
             assert value.opt_state == expected.opt_state
         else:
             assert value == expected
+
+
+def test_a_plain_function_is_judged_as_by_its_signature():
+    """A function with an attribute of its own is judged by `inspect.signature`."""
+
+    def verdict(f, wanted):
+        try:
+            return _errors.check_function("f", f, wanted, "a function", "write one")
+        except TypeError as error:
+            return str(error)
+
+    for names, size, defaults, rest, option, wanted in itertools.product(
+        (["batch", "params", "x", "y"], ["data", "weights", "y", "z"], ["w", "batch", "x", "y"]),
+        range(5),
+        range(5),
+        ([], ["*rest"]),
+        ([], ["k"], ["k=1"]),
+        (("params", "batch"), ("carry", "batch", "lr")),
+    ):
+        words = [name + "=0" * (i + defaults >= size) for i, name in enumerate(names[:size])]
+        words += (rest or ["*"]) * bool(rest or option) + option
+        plain, marked = (eval(f"lambda {', '.join(words)}: 0") for _ in range(2))
+        marked.mark = True
+        assert verdict(plain, wanted) == verdict(marked, wanted), words
