@@ -17,7 +17,7 @@ from ._torch._autograd import is_readable
 from ._torch._modes import is_tracing
 from ._torch._transforms import functionalization, is_transformed
 from ._tree import Tree
-from .random import _PART, _integers_below, _orders, fold_in
+from .random import _PART, _check_key, _integers_below, _orders, fold_in
 
 
 def full_batch(n: int, steps: int) -> Tensor:
@@ -81,6 +81,7 @@ def epoch_batches(
                 [4, 1],
                 [5, 3]])
     """
+    _check_key(key)
     n = check_int("n", n, 1)
     batch_size = check_int("batch_size", batch_size, 1, n)
     check_choice("remainder", remainder, ("drop", "carry", "error"))
@@ -131,6 +132,7 @@ def sample_batches(
         tensor([[1, 1, 7],
                 [2, 2, 6]])
     """
+    _check_key(key)
     n = check_int("n", n, 1, 2**32)
     batch_size = check_int("batch_size", batch_size, 1, n)
     steps = _as_range("steps", steps)

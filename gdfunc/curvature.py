@@ -289,6 +289,7 @@ def hutchinson_trace(
     check_options(chunk_size)
 
     def estimate(params: Tree, batch: Tree, key: Tensor) -> TraceEstimate:
+        random._check_key(key)
         matvec = _flat_product(product, params, batch)
 
         def sample(key: Tensor) -> Tensor:
@@ -389,6 +390,7 @@ def _flat_product(product: Product, params: Tree, batch: Tree) -> Callable[[Tens
 
 def _probe(params: Tree, key: Tensor, distribution: str = "normal") -> Tensor:
     """Draw a vector [P] in the dtype and on the device of params."""
+    random._check_key(key)
     leaves = check_params(params)
     shape, dtype = (sum(leaf.numel() for leaf in leaves),), widest(leaves)
     signs = distribution == "rademacher"

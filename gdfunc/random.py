@@ -5,6 +5,9 @@ gives the same bits on every device, under vmap, compiled, and in JAX (its defau
 `jax_threefry_partitionable=True`). Use a key once: `split` it or `fold_in` a count for more. torch's,
 NumPy's and Python's own generators are neither read nor written.
 
+Every function also takes many keys, int64 [..., 2]. Each key then draws its own [*shape], bit for bit as it
+does alone, and the result is [..., *shape]. `dropout` draws a mask from one key, or a row of it from each.
+
 This is a statistical generator, not a cryptographic one.
 
 Example:
@@ -18,6 +21,9 @@ References:
 
 import math
 from collections.abc import Sequence
+from itertools import zip_longest
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,34 +63,47 @@ def split(key: Tensor, num: int = 2) -> Tensor:
     """Derive `num` keys whose streams are independent of one another and of the key's own.
 
     Returns:
-        Keys, int64 [num, 2].
+        Keys, int64 [num, 2]; of keys [..., 2], int64 [..., num, 2].
 
     Example:
         >>> first, second = gd.random.split(gd.random.key(0))
         >>> first
         tensor([1797259609, 2579123966])
     """
-    _check_key(key)
+    _check_keys(key)
     return _split(key, check_int("num", num, 0))
 
 
 def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
-    """Derive the key that belongs to a number, such as an epoch or a step.
+    """Derive the key that belongs to a number, such as an epoch, a step or a row.
 
     Args:
-        key: int64 [2].
-        data: an int in [0, 2³²), or an integer tensor [...], of which the low 32 bits count.
+        key: int64 [2], or keys [..., 2].
+        data: an int in [0, 2³²), or an integer tensor [...], of which the low 32 bits count. Its shape and
+            that of the keys without the last axis are broadcast.
 
     Returns:
-        A key for each number, int64 [..., 2].
+        A key for each number and key, int64 [..., 2]. One key and numbers [n] give keys [n, 2], as do keys
+        [n, 2] and an int. Keys [n, 2] and numbers [n] are matched row by row.
+
+    Raises:
+        ValueError: the shapes of keys and data do not broadcast.
 
     Example:
         >>> gd.random.fold_in(gd.random.key(0), 7)
         tensor([2716826189,  292468403])
+        >>> gd.random.fold_in(gd.random.key(0), torch.arange(7, 9))
+        tensor([[2716826189,  292468403],
+                [2292653872,  931858003]])
     """
-    _check_key(key)
+    _check_keys(key)
     if isinstance(data, Tensor):
         low = data.to(torch.int64)
+        if not _broadcast(key.shape[:-1], low.shape):
+            raise ValueError(
+                f"keys {list(key.shape)} and data {list(low.shape)} do not broadcast: the keys have shape "
+                f"{list(key.shape[:-1])} without the last axis; add axes to them, as in keys[:, None]"
+            )
     else:
         low = torch.full((), check_int("data", data, 0, _WORD), dtype=torch.int64, device=key.device)
     return torch.stack([_unsigned(word) for word in _threefry(key, torch.zeros_like(low), low)], dim=-1)
@@ -93,14 +112,18 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
 def bits(key: Tensor, shape: Sequence[int] = ()) -> Tensor:
     """Draw 32 random bits per entry.
 
+    Args:
+        key: int64 [2], or keys [..., 2].
+        shape: of each key's draw.
+
     Returns:
-        int64 of the given shape, each entry in [0, 2³²).
+        int64 of the given shape, each entry in [0, 2³²); [..., *shape] of keys [..., 2].
 
     Example:
         >>> gd.random.bits(gd.random.key(0), (2,))
         tensor([4070199207, 4202968722])
     """
-    _check_key(key)
+    _check_keys(key)
     return _bits(key, _sizes(shape))
 
 
@@ -117,11 +140,21 @@ def uniform(
     float64, 2⁷ in bfloat16. Scaled to another interval, the largest may round to maxval itself, and a
     float64 draw may differ from JAX's in the last bit. All others have JAX's bits.
 
+    Args:
+        key: int64 [2], or keys [..., 2].
+        shape: of each key's draw.
+        dtype: of the result.
+        minval: the lower end, a number or a tensor that broadcasts to the result.
+        maxval: the upper end, likewise.
+
+    Returns:
+        A tensor of the given shape; [..., *shape] of keys [..., 2].
+
     Example:
         >>> gd.random.uniform(gd.random.key(0), (2,))
         tensor([0.9477, 0.9786])
     """
-    _check_key(key)
+    _check_keys(key)
     unit = _unit_uniform(key, _sizes(shape), dtype)
     low = torch.as_tensor(minval, dtype=dtype, device=key.device)
     high = torch.as_tensor(maxval, dtype=dtype, device=key.device)
@@ -158,15 +191,15 @@ def randint(
     the span 3·2³⁰, the first has half of the draws.
 
     Args:
-        key: int64 [2].
-        shape: of the result.
+        key: int64 [2], or keys [..., 2].
+        shape: of each key's draw.
         minval: the smallest integer drawn.
         maxval: one above the largest; at most 2³² above minval.
         unbiased: draw other bits than JAX, ⌊span · x / 2⁶⁴⌋ for a random x of 64 bits. All integers are
             then equally likely to within 2⁻³², for any span.
 
     Returns:
-        int64 of the given shape.
+        int64 of the given shape; [..., *shape] of keys [..., 2].
 
     Raises:
         ValueError: the range is empty or wider than 2³².
@@ -178,7 +211,7 @@ def randint(
     References:
         D. Lemire, "Fast random integer generation in an interval", 2019 (`unbiased`).
     """
-    _check_key(key)
+    _check_keys(key)
     minval = check_int("minval", minval, -(2**63), 2**63 - 2)
     maxval = check_int("maxval", maxval, minval + 1, min(minval + 2**32, 2**63 - 1))
     span, shape = maxval - minval, _sizes(shape)
@@ -194,15 +227,77 @@ def permutation(key: Tensor, n: int) -> Tensor:
     They are sorted by random 32-bit words, stably, and often enough that ties do not show: all n!
     orders are as good as equally likely.
 
+    Args:
+        key: int64 [2], or keys [..., 2].
+        n: how many integers.
+
     Returns:
-        int64 [n].
+        int64 [n]; [..., n] of keys [..., 2], an order for each.
 
     Example:
         >>> gd.random.permutation(gd.random.key(0), 10)
         tensor([0, 1, 8, 5, 6, 4, 3, 2, 7, 9])
     """
-    _check_key(key)
-    return _orders(key, check_int("n", n, 0))
+    _check_keys(key)
+    return _orders(key, check_int("n", n, 0)).contiguous()  # n of 0 or 1 is not sorted, but expanded
+
+
+def dropout(key: Tensor, x: Tensor, p: float) -> Tensor:
+    """Set entries to zero, each with probability p, and scale up the others: inverted dropout.
+
+    yⱼ = xⱼ / (1 − p) where uⱼ ≥ p, else 0,  uⱼ uniform on [0, 1)
+
+    Because uⱼ = bits / 2³² is compared as an integer, every device and every dtype has the same mask.
+
+    Args:
+        key: int64 [2], or keys [B, 2]: row i of the mask is then drawn from key i alone. In general keys
+            [..., 2], whose shape without the last axis is that of the first axes of x.
+        x: float or complex tensor.
+        p: the probability of zero, in [0, 1].
+
+    Returns:
+        y, of the shape and the dtype of x. E[y] = x, and Var[yⱼ] = xⱼ² p / (1 − p).
+
+    Raises:
+        TypeError: x is no float or complex tensor.
+        ValueError: p is no number in [0, 1], or the keys do not match the first axes of x.
+
+    Example:
+        >>> gd.random.dropout(gd.random.key(0), torch.ones(6), 0.5)
+        tensor([2., 2., 0., 0., 2., 0.])
+        >>> keys = gd.random.split(gd.random.key(0), 3)
+        >>> gd.random.dropout(keys, torch.ones(3, 4), 0.5)
+        tensor([[2., 0., 0., 0.],
+                [0., 0., 2., 0.],
+                [2., 2., 0., 0.]])
+
+    References:
+        N. Srivastava, G. Hinton, A. Krizhevsky, I. Sutskever, R. Salakhutdinov, "Dropout: a simple way to
+        prevent neural networks from overfitting", 2014.
+    """
+    _check_keys(key)
+    if not isinstance(x, Tensor) or not (x.is_floating_point() or x.is_complex()):
+        got = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x must be a float or complex tensor; got {got}")
+    if isinstance(p, bool) or not isinstance(p, Real) or not 0 <= p <= 1:
+        raise ValueError(f"p must be a number in [0, 1]; got {p!r}")
+    rows = key.shape[:-1]
+    if x.shape[: len(rows)] != rows:
+        raise ValueError(
+            f"keys {list(key.shape)} need x [{', '.join(map(str, rows))}, ...], a key for each row; "
+            f"got {list(x.shape)}"
+        )
+    if p == 1:
+        return torch.zeros_like(x)
+    keep = _keep(key, x.shape[len(rows) :], float(p))
+    return torch.where(keep, x * (1 / (1 - p)), torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+def _keep(key: Tensor, shape: Sequence[int], p: float) -> Tensor:
+    """Draw a mask, bool, of which a share 1 − p < 1 is true, by each of the keys [..., 2]."""
+    first, second = _words(key, shape)
+    # Because words are compared with a sign, their highest bit is turned over. p near 1 keeps something.
+    return (first ^ second ^ _SIGN) >= min(round(p * 2**32), _WORD) + _SIGN
 
 
 def _integers_below(span: int, key: Tensor, shape: Sequence[int]) -> Tensor:
@@ -227,10 +322,25 @@ def _orders(key: Tensor, n: int) -> Tensor:
     return order
 
 
+def _check_keys(key: Tensor) -> None:
+    if not isinstance(key, Tensor) or key.dtype != torch.int64 or key.shape[-1:] != (2,):
+        raise TypeError(
+            f"key must be an int64 tensor [2] made by gdfunc.random.key, or keys [..., 2]; got {_form(key)}"
+        )
+
+
 def _check_key(key: Tensor) -> None:
     if not isinstance(key, Tensor) or key.dtype != torch.int64 or key.shape != (2,):
-        got = f"shape {tuple(key.shape)} and dtype {key.dtype}" if isinstance(key, Tensor) else repr(key)
-        raise TypeError(f"key must be an int64 tensor [2] made by gdfunc.random.key; got {got}")
+        raise TypeError(f"key must be an int64 tensor [2] made by gdfunc.random.key; got {_form(key)}")
+
+
+def _form(key: Any) -> str:
+    return f"shape {tuple(key.shape)} and dtype {key.dtype}" if isinstance(key, Tensor) else repr(key)
+
+
+def _broadcast(*shapes: Sequence[int]) -> bool:
+    """Tell whether shapes broadcast."""
+    return all(len({*sizes} - {1}) <= 1 for sizes in zip_longest(*map(reversed, shapes), fillvalue=1))
 
 
 def _sizes(shape: Sequence[int]) -> tuple[int, ...]:
@@ -251,7 +361,8 @@ def _bits(key: Tensor, shape: Sequence[int]) -> Tensor:
 def _words(key: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Encrypt the 64-bit counters 0, 1, 2, … by each of the keys [..., 2]."""
     counters = torch.arange(math.prod(shape), device=key.device)
-    parts = [counters] if is_tracing() else counters.split(_PART)
+    keys = max(1, math.prod(key.shape[:-1]))
+    parts = [counters] if is_tracing() else counters.split(max(1, _PART // keys))
     drawn = [_threefry(key.unsqueeze(-2), part >> 32, part) for part in parts]
     if len(drawn) > 1:
         drawn = [(torch.cat([x for x, _ in drawn], dim=-1), torch.cat([y for _, y in drawn], dim=-1))]

@@ -39,6 +39,7 @@ def random_like(key: Tensor, tree: Tree) -> Tree:
         >>> gd.tree.random_like(gd.random.key(0), {"w": torch.zeros(2), "b": torch.tensor(0.0)})
         {'w': tensor([ 1.0040, -0.9063]), 'b': tensor(-2.4425)}
     """
+    random._check_key(key)
     draws = []
     for i, (path, leaf) in enumerate(_tree.named_leaves(tree, "tree")):
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point():

@@ -1,6 +1,7 @@
 """Threefry against Random123's and JAX's published answers, and the laws of keys."""
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch.func import vmap
 
 import gdfunc as gd
 
-from .assertions import assert_pure, assert_refused
+from .assertions import assert_pure, assert_refused, assert_same_bits
 from .references import COMPILED, ks_statistic
 from .tables import needs_cuda
 
@@ -112,7 +113,9 @@ DRAWS = {
     "uniform": lambda key: gd.random.uniform(key, (4,), torch.float64, -2.0, 3.0),
     "normal": lambda key: gd.random.normal(key, (5,)),
     "randint": lambda key: gd.random.randint(key, (6,), -3, 4),
+    "unbiased": lambda key: gd.random.randint(key, (6,), -3, 4, unbiased=True),
     "permutation": lambda key: gd.random.permutation(key, 17),
+    "dropout": lambda key: gd.random.dropout(key, torch.ones(*np.shape(key)[:-1], 7), 0.25),
 }
 
 
@@ -123,9 +126,99 @@ def test_vmap_over_keys_gives_the_single_draws(name):
     assert torch.equal(together, torch.stack([DRAWS[name](key) for key in keys]))
 
 
+@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize("lead", [(4,), (2, 2), (1,), (0,)])
+def test_many_keys_draw_as_each_does_alone(name, lead):
+    keys = gd.random.split(gd.random.key(1), 4)[: math.prod(lead)].reshape(*lead, 2)
+    together = assert_pure(DRAWS[name], keys)
+    single = [DRAWS[name](key) for key in keys.reshape(-1, 2)]
+    assert together.shape == (*lead, *DRAWS[name](gd.random.key(0)).shape)
+    if single:
+        assert_same_bits(together, torch.stack(single).reshape(together.shape))
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 2**16 + 3])
+def test_many_keys_draw_long_and_short_rows_as_each_does_alone(n):
+    keys = gd.random.split(gd.random.key(2), 3)
+    for draw in (gd.random.permutation, lambda key, n: gd.random.bits(key, (n,))):
+        assert_same_bits(assert_pure(draw, keys, n), torch.stack([draw(key, n) for key in keys]))
+
+
+def test_bounds_are_broadcast_to_the_draws_of_many_keys():
+    keys, low = gd.random.split(gd.random.key(2), 3), torch.tensor([[0.0], [10.0], [20.0]])
+    drawn = gd.random.uniform(keys, (4,), torch.float32, low, low + 1)
+    for row, key, at in zip(drawn, keys, (0.0, 10.0, 20.0), strict=True):
+        assert row.equal(gd.random.uniform(key, (4,), torch.float32, at, at + 1))
+
+
+@pytest.mark.parametrize(
+    ("keys", "numbers"),
+    [((), (3, 2)), ((3,), ()), ((3,), (3,)), ((3, 1), (4,)), ((4,), (3, 1)), ((3,), (1,))],
+)
+def test_keys_and_numbers_are_folded_pair_by_pair(keys, numbers):
+    key = gd.random.split(gd.random.key(4), math.prod(keys)).reshape(*keys, 2)
+    data = torch.arange(math.prod(numbers)).reshape(numbers) + 5
+    folded = gd.random.fold_in(key, data)
+    shape = torch.broadcast_shapes(keys, numbers)
+    pairs = zip(key.expand(*shape, 2).reshape(-1, 2), data.expand(shape).reshape(-1), strict=True)
+    assert folded.shape == (*shape, 2)
+    assert folded.reshape(-1, 2).equal(torch.stack([gd.random.fold_in(k, int(d)) for k, d in pairs]))
+
+
+WIDE, UNIT = (torch.float64, torch.float32, torch.bfloat16), st.floats(0, 1)
+
+
+@given(seeds, UNIT, st.sampled_from(WIDE))
+def test_dropout_keeps_where_the_bits_are_not_below_p(seed, p, dtype):
+    key, x = gd.random.key(seed), torch.arange(1, 13, dtype=dtype).reshape(3, 4)
+    kept = gd.random.bits(key, (3, 4)) >= round(p * 2**32)
+    expected = torch.where(kept, x * (1 / (1 - p)), 0) if p < 1 else torch.zeros_like(x)
+    assert_same_bits(gd.random.dropout(key, x, p), expected.to(dtype))
+
+
+def test_dropout_at_0_is_the_identity_and_near_1_keeps_what_it_must():
+    key, x = gd.random.key(0), torch.ones(100, dtype=torch.float64)
+    assert_same_bits(gd.random.dropout(key, x, 0.0), x)
+    assert_same_bits(gd.random.dropout(key, x, 1), 0 * x)
+    assert gd.random.dropout(key, x, 1 - 2**-53).isfinite().all()
+    spoilt = gd.random.dropout(key, torch.full((100,), torch.nan), 0.5)
+    assert spoilt.isnan().sum() + (spoilt == 0).sum() == 100
+    assert 0 < spoilt.isnan().sum() < 100
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_dropout_keeps_a_share_and_the_mean(p):
+    n = 200_000
+    drawn = gd.random.dropout(gd.random.key(5), torch.ones(n, dtype=torch.float64), p)
+    assert abs((drawn != 0).double().mean() - (1 - p)) < 6 * (p * (1 - p) / n) ** 0.5
+    assert abs(drawn.mean() - 1) < 6 * (p / (1 - p) / n) ** 0.5
+    assert set(drawn.unique().tolist()) == {0, 1 / (1 - p)}
+    neighbours = ((drawn[1:] != 0) & (drawn[:-1] != 0)).double().mean()
+    assert abs(neighbours - (1 - p) ** 2) < 6 / n**0.5
+
+
+def test_row_i_of_a_mask_is_drawn_by_key_i():
+    keys, x = gd.random.split(gd.random.key(6), 5), torch.ones(5, 2, 3)
+    rows = torch.stack([gd.random.dropout(key, row, 0.5) for key, row in zip(keys, x, strict=True)])
+    assert_same_bits(assert_pure(lambda *given: gd.random.dropout(*given, 0.5), keys, x), rows)
+    assert_same_bits(vmap(lambda key, row: gd.random.dropout(key, row, 0.5))(keys, x), rows)
+    both = gd.random.dropout(keys.reshape(5, 1, 2).expand(5, 2, 2), x, 0.5)
+    assert_same_bits(both[:, 0], rows[:, 0])
+
+
+def test_dropout_has_the_slope_of_its_mask():
+    key, x = gd.random.key(7), torch.linspace(-1, 1, 20, dtype=torch.float64)
+    slope = torch.func.grad(lambda x: gd.random.dropout(key, x, 0.25).sum())(x)
+    assert_same_bits(slope, gd.random.dropout(key, torch.ones_like(x), 0.25))
+    assert gd.random.dropout(key, x + 1j * x, 0.25).real.equal(gd.random.dropout(key, x, 0.25))
+
+
 @pytest.mark.parametrize("backend", COMPILED)
 def test_compiled_draws_have_the_same_bits(backend):
-    keys, names = gd.random.split(gd.random.key(1), 4), DRAWS if backend == "native" else ("bits", "normal")
+    keys, names = (
+        gd.random.split(gd.random.key(1), 4),
+        DRAWS if backend == "native" else ("bits", "normal", "dropout"),
+    )
     draws = [DRAWS[name] for name in names]  # few for Inductor, which takes minutes for all
     _, drawn = gd.scan(lambda c, key: (c, [draw(key) for draw in draws]), None, keys, backend=backend)
     for got, draw in zip(drawn, draws, strict=True):
@@ -240,8 +333,29 @@ def test_permutation_of_a_million_takes_under_a_second():
 
 @pytest.mark.parametrize("name", DRAWS)
 def test_what_is_no_key_is_refused(name):
-    for bad in (torch.zeros(2), torch.zeros(3, dtype=torch.int64), 5, np.zeros(2)):
-        assert_refused(lambda key=bad: DRAWS[name](key), r"TypeError: key must be an int64 tensor \[2\]")
+    scalar = torch.tensor(2)
+    for bad in (torch.zeros(2), torch.zeros(2, 3, dtype=torch.int64), scalar, 5, np.zeros(2)):
+        assert_refused(
+            lambda key=bad: DRAWS[name](key), r"TypeError: key must be .* \[2\] .* \[..., 2\]; got"
+        )
+
+
+ONE_KEY = {
+    "epoch_batches": lambda key: gd.epoch_batches(key, n=4, batch_size=2, epochs=1),
+    "sample_batches": lambda key: gd.sample_batches(key, n=4, batch_size=2, steps=1),
+    "poisson_batches": lambda key: gd.privacy.poisson_batches(key, n=4, rate=0.5, steps=1),
+    "random_like": lambda key: gd.tree.random_like(key, torch.ones(2)),
+    "quadratic": lambda key: gd.problems.quadratic([1.0, 2.0], key=key),
+}
+
+
+@pytest.mark.parametrize("name", ONE_KEY)
+def test_functions_of_one_key_refuse_many(name):
+    ONE_KEY[name](gd.random.key(0))
+    keys = gd.random.split(gd.random.key(0), 3)
+    assert_refused(
+        lambda: ONE_KEY[name](keys), r"TypeError: key must be an int64 tensor \[2\] .* shape \(3, 2\)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -255,6 +369,26 @@ def test_what_is_no_key_is_refused(name):
         (lambda key: gd.random.randint(key, (), 3, 3), "maxval must be an int in"),
         (lambda key: gd.random.randint(key, (), 0, 2**33), "maxval must be an int in"),
         (lambda key: gd.random.permutation(key, 2.0), "n must be an int >= 0; got 2.0"),
+        (
+            lambda key: gd.random.fold_in(gd.random.split(key, 3), torch.arange(2)),
+            r"keys \[3, 2\] and data \[2\] do not broadcast: .* keys\[:, None\]",
+        ),
+        (
+            lambda key: gd.random.dropout(gd.random.split(key, 3), torch.ones(2, 3), 0.5),
+            r"keys \[3, 2\] need x \[3, ...\], a key for each row; got \[2, 3\]",
+        ),
+        (
+            lambda key: gd.random.dropout(key, torch.arange(3), 0.5),
+            "TypeError: x must be .*; got torch.int64",
+        ),
+        (lambda key: gd.random.dropout(key, 3.0, 0.5), "TypeError: x must be .*; got float"),
+        *(
+            (
+                lambda key, p=p: gd.random.dropout(key, torch.ones(3), p),
+                r"p must be a number in \[0, 1\]; got",
+            )
+            for p in (-0.1, 1.5, math.nan, True, "0.5", torch.tensor(0.5))
+        ),
     ],
 )
 def test_bad_arguments_are_refused(call, message):

@@ -74,6 +74,7 @@ def poisson_batches(
     References:
         M. Abadi et al., "Deep learning with differential privacy", 2016.
     """
+    random._check_key(key)
     n = check_int("n", n, 1)
     if isinstance(rate, Tensor):
         raise ValueError(f"rate must be a number in (0, 1], for the accountant to know it; got {rate}")

@@ -242,7 +242,7 @@ def make_private_step(
         clipping", 2021.
     """
     check_transform(transform)
-    random.fold_in(key, 0)  # refuses what is no key
+    random._check_key(key)
     sigma = check_scalar("noise_multiplier", noise_multiplier, "[0, inf)")
     divisor = check_scalar("divisor", divisor, "(0, inf)")
     adaptive = _checked_quantile(max_norm, sigma, divisor) if isinstance(max_norm, Quantile) else None

@@ -262,6 +262,7 @@ def _test_function(
 
 def _orthogonal(key: Tensor, dim: int) -> Tensor:
     """Draw a uniformly random orthogonal matrix, float64 [dim, dim]."""
+    random._check_key(key)
     q, r = torch.linalg.qr(random.normal(key, (dim, dim), torch.float64))
     # QR is unique, and Q uniform, only once the diagonal of R is made positive (Mezzadri 2007).
     return q * r.diagonal().sign()
