@@ -278,6 +278,24 @@ def test_right_subjects_keep_a_law_in_many_draws(law):
         check()
 
 
+def test_power_is_printed_as_a_table_of_laws_and_controls(capsys):
+    controls = {name: gt.WRONG[name] for name in ("lion: betas swapped", "sign: lr left out")}
+    controls["right"] = gt.Control("", gt.Sign(), gt.WRONG["sign: lr left out"].build)
+    power = gt.measure_power(controls)
+    assert capsys.readouterr().out == f"{power}\n"
+    assert power.found["right"] == ()
+    for name, control in controls.items():
+        assert power.found[name] == tuple(gt.examine(control.subject, control.claim).failed)
+    laws = list(gt.LAWS)[:12]
+    found = {"a": (laws[1], laws[11]), "second": (*laws,), "none": ()}
+    *counts, tens, ones, first, second, none = str(gt.Power(found)).splitlines()
+    twice = (laws[1], laws[11])
+    assert counts == [f"{i:2} {law} finds {1 + (law in twice)} of 3" for i, law in enumerate(laws, 1)]
+    assert (tens, ones) == (" " * 25 + "1 1 1", " " * 7 + "1 2 3 4 5 6 7 8 9 0 1 2")
+    assert (first, second) == ("a      . x . . . . . . . . . x", "second" + " x" * 12)
+    assert none == "none  " + " ." * 12
+
+
 def test_there_are_controls_of_many_families():
     assert len(gt.WRONG) >= 60
     assert len({control.claim.family for control in gt.WRONG.values()}) >= 10

@@ -198,6 +198,8 @@ def test_lambda_gets_counts_in_float64():
     lrs = S.lambda_(1.0, lambda t: 0.95**t)(COUNTS)
     assert lrs.tolist() == pytest.approx([0.95**t for t in range(STEPS)], rel=1e-14)
     assert (0.95**COUNTS).dtype == torch.float32, "the trap is gone"
+    single = S.lambda_(0.7, lambda t: 0.5 ** t.float())(COUNTS)
+    torch.testing.assert_close(single, 0.7 * 0.5 ** COUNTS.double(), rtol=1e-15, atol=0)
 
 
 # Exact corners.

@@ -25,15 +25,16 @@ Some laws are not about optimizers, and take what they judge as their first argu
 (`check_noise`, `check_indices`), plans (`check_permutation`, `check_epochs`), schedules (`check_schedule`),
 derivatives of runs (`check_hypergradient`) and private steps (`check_private_step`, `check_quantile`).
 
-`WRONG` holds negative controls, optimizers with one planted fault each, and `measure_power` tells which
-laws find them. A diagnosis names the control that moves alike.
+`WRONG` holds negative controls, optimizers with one planted fault each, and `measure_power` prints
+which laws find them. A diagnosis names the control that moves alike.
 
 `LAWS` lists the laws about optimizers, and `vars(gdfunc.testing)` every name. Claims have the names of
 their methods: `Adam`, `RMSprop`, `Momentum`, `EMA` … Other names:
 
 subjects: `subject`, `from_torch`, `from_optax`, `from_transform`, `from_step`
 runs: `feed`, `run` → `Run`, `walk`, `measure_rate` → `Rate`
-verdicts: `check_optimizer`, `examine` → `Report`, `measure_power`, `LawBroken`, `NotApplicable`
+verdicts: `check_optimizer`, `examine` → `Report`, `measure_power` → `Power`, `LawBroken`,
+`NotApplicable`
 problems: `Quadratic`, `Huber`, `worst_huber`, `Logistic`, `PLSine`, `TriangularWave`
 sums: `FiniteSum`, `least_squares`, `sharp_pair`, `all_plans`
 for Hypothesis: `quadratics`, `hubers`, `logistic_regressions`, `pl_problems`, `smooth_nonconvex`, `rates`,
@@ -168,6 +169,7 @@ from ._problems import walk as walk
 from ._problems import worst_huber as worst_huber
 from ._rates import Rate as Rate
 from ._rates import measure_rate as measure_rate
+from ._report import Power as Power
 from ._report import Report as Report
 from ._report import check_optimizer as check_optimizer
 from ._report import examine as examine

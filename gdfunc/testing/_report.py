@@ -92,20 +92,58 @@ def check_optimizer(subject: Subject, claim: Claim) -> Report:
     raise broken
 
 
-def measure_power(controls: dict[str, Control] | None = None) -> dict[str, tuple[str, ...]]:
-    """Return the laws that each negative control breaks, by the name of the control.
+@dataclass(frozen=True)
+class Power:
+    """The laws that find each negative control. It prints as a table, law × control.
 
-    A control that no law finds has an empty tuple.
+    Attributes:
+        found: the laws that a control breaks, by the name of the control; () if no law finds it.
+    """
+
+    found: dict[str, tuple[str, ...]]
+
+    def __str__(self) -> str:
+        laws = [law for law in LAWS if any(law in row for row in self.found.values())]
+        counts = [sum(law in row for row in self.found.values()) for law in laws]
+        lines = [
+            f"{number:2} {law} finds {count} of {len(self.found)}"
+            for number, (law, count) in enumerate(zip(laws, counts, strict=True), 1)
+        ]
+        width = max(map(len, self.found), default=0)
+        numbers = [f"{number:2}" for number in range(1, len(laws) + 1)]
+        heads = (" " * (width + 1) + " ".join(digits) for digits in zip(*numbers, strict=True))
+        lines += [head for head in heads if head.strip()]
+        for name, row in self.found.items():
+            lines.append(f"{name:{width}} {' '.join('x' if law in row else '.' for law in laws)}")
+        return "\n".join(lines)
+
+
+def measure_power(controls: dict[str, Control] | None = None) -> Power:
+    """Print and return the laws that find each negative control.
 
     Args:
         controls: by their names, such as the part of `WRONG` whose `claim.family` is "lion"; None: all of
             `WRONG`, which takes minutes.
 
+    Returns:
+        A `Power`, the table that is printed.
+
     Example:
         >>> from gdfunc import testing as gt
-        >>> one = {name: control for name, control in gt.WRONG.items() if name.endswith("lr squared")}
-        >>> "check_kernel" in gt.measure_power(one)["gradient descent: lr squared"]
-        True
+        >>> name = "lion: betas swapped"
+        >>> power = gt.measure_power({name: gt.WRONG[name]})
+         1 check_flip finds 1 of 1
+         2 check_kernel finds 1 of 1
+         3 check_batches finds 1 of 1
+                            1 2 3
+        lion: betas swapped x x x
+        >>> power.found[name]
+        ('check_flip', 'check_kernel', 'check_batches')
     """
     chosen = WRONG if controls is None else controls
-    return {name: tuple(examine(control.subject, control.claim).failed) for name, control in chosen.items()}
+    found = {
+        name: tuple(examine(control.subject, control.claim).failed) for name, control in chosen.items()
+    }
+    power = Power(found)
+    print(power)
+    return power
