@@ -14,13 +14,14 @@ from . import _tree, random
 from ._data import as_data
 from ._errors import check_function, check_options
 from ._inputs import check_inputs, check_samples, kind
+from ._stateful import Evaluated, Stateful
 from ._torch._autograd import copies, gradient, serves, share_storage, written
 from ._torch._modes import lent, versions
 from ._torch._transforms import differentiable_attention, is_transforming
 from ._tree import Tree
 
 LossFn = Callable[[Tree, Tree], Tensor]
-GradFn = Callable[[Tree, Tree], tuple[Tree, Tensor]]
+GradFn = Callable[[Tree, Tree], tuple[Tree, Any]]
 
 
 def batch_grad(loss_fn: LossFn) -> GradFn:
@@ -67,28 +68,34 @@ def unchecked_grad(loss_fn: LossFn) -> GradFn:
     autograd computes the same in a third of the time.
     """
     check_loss_fn(loss_fn)
-    with_checks = checked(loss_fn)
-    by_func = grad_and_value(with_checks)
+    evaluate = evaluated(loss_fn)
+    by_func = grad_and_value(evaluate, has_aux=True)
 
-    def gradients(params: Tree, batch: Tree) -> tuple[Tree, Tensor]:
+    def gradients(params: Tree, batch: Tree) -> tuple[Tree, Any]:
         leaves, structure = _tree.flatten(params)
         rows, shape = _tree.flatten(batch)
         given = [*leaves, *rows]
         if not serves(given):
-            return apart(by_func, params=params, batch=batch)
+            return _simplified(*apart(by_func, params=params, batch=batch))
         lent_inputs = copies(given)
         inputs, lent_batch = lent_inputs[: len(leaves)], _tree.unflatten(shape, lent_inputs[len(leaves) :])
-        found = gradient(lambda inputs: with_checks(_tree.unflatten(structure, inputs), lent_batch), inputs)
+        found = gradient(lambda inputs: evaluate(_tree.unflatten(structure, inputs), lent_batch), inputs)
         if found is None:
             with differentiable_attention():
-                return apart(by_func, params=params, batch=batch)
+                return _simplified(*apart(by_func, params=params, batch=batch))
         if True in (writes := written(lent_inputs, given)):
             _refuse_writes(writes, params=params, batch=batch)
-        loss, grads = found
-        result = _tree.unflatten(structure, grads), loss
-        return _tree.unshare(result, []) if share_storage([*grads, loss]) else result
+        loss, buffers, grads = found
+        result = _simplified(_tree.unflatten(structure, grads), (loss, buffers))
+        return _tree.unshare(result, []) if share_storage([*grads, loss, *buffers]) else result
 
     return gradients
+
+
+def _simplified(grads: Tree, value: tuple[Tensor, list[Tensor]]) -> tuple[Tree, Any]:
+    """Give the loss alone where no buffers have changed."""
+    loss, buffers = value
+    return grads, Evaluated(loss, buffers) if buffers else loss
 
 
 def per_sample_grad(
@@ -288,11 +295,22 @@ def sample_loss(loss_fn: LossFn) -> LossFn:
 
 
 def checked(loss_fn: LossFn) -> LossFn:
-    """Check what a loss returns, and say more where torch says less."""
+    """Check what a loss returns, where no buffers can be handed on."""
+    evaluate = evaluated(loss_fn)
 
     def with_checks(params: Tree, batch: Tree) -> Tensor:
+        value = evaluate(params, batch)
+        return check_loss(value if value.buffers else value.loss)
+
+    return with_checks
+
+
+def evaluated(loss_fn: LossFn) -> Callable[[Tree, Tree], Evaluated]:
+    """Check what a loss returns, and say more where torch says less."""
+
+    def evaluate(params: Tree, batch: Tree) -> Evaluated:
         try:
-            loss = loss_fn(params, batch)
+            value: Any = loss_fn(params, batch)
         except RuntimeError as error:
             for word, note in _NOTES.items():
                 if word in str(error):
@@ -302,20 +320,31 @@ def checked(loss_fn: LossFn) -> LossFn:
             if "values to unpack" in str(error) and isinstance(batch, Tensor):
                 error.add_note(f"gdfunc: {_ONE_TENSOR}")
             raise
-        return check_dependence(check_loss(loss))
+        result = value if isinstance(value, Evaluated) else Evaluated(value, [])
+        check_dependence(check_loss(result.loss))
+        return result
 
-    return with_checks
+    return evaluate
 
 
 def check_loss_fn(loss_fn: Any) -> None:
     """Refuse what is no loss: a transformation, a step, a module, a function of other arguments."""
     kind, remedy = "a function (params, batch) -> loss", "as in gd.make_step(loss_fn, gd.adam())"
     remedy = f"pass a function loss_fn(params, batch) that returns a 0-d mean, {remedy}"
+    if isinstance(loss_fn, Stateful):
+        remedy = "fix its state: lambda params, batch: loss_fn(params, batch, buffers, key)[0]"
+        raise TypeError(f"loss_fn is made by gd.stateful, which only makers of steps take; {remedy}")
+    remedy += "; mark a loss (params, batch, buffers, key) with gd.stateful"
     check_function("loss_fn", loss_fn, ("params", "batch"), kind, remedy)
 
 
 def check_loss(loss: Any) -> Tensor:
     """Refuse what cannot be differentiated as a loss."""
+    if isinstance(loss, Evaluated):
+        raise ValueError(
+            "the loss changes its buffers, which are lost where samples are differentiated one by one; "
+            "use nn.GroupNorm in place of batch normalisation, or the module in eval mode"
+        )
     if not isinstance(loss, Tensor):
         cut = "; .item() and float() cut the gradient" if isinstance(loss, float) else ""
         raise TypeError(f"loss must return a real floating-point scalar; got {kind(loss)}{cut}")

@@ -20,6 +20,7 @@ from ._gradients import LossFn, check_loss_fn, unchecked_grad
 from ._inputs import check_inputs, check_params
 from ._numerics import Scalar, widest
 from ._shown import Call, shown
+from ._stateful import Bound, Evaluated, Stateful, StatefulState, checked_state, keyed, loss_of, next_key
 from ._transforms._base import GradientTransformation, check_transform
 from ._tree import Tree
 
@@ -37,7 +38,8 @@ class Step:
     as its carry will do.
 
     Attributes:
-        init: `params -> carry`, in storage of its own.
+        init: `params -> carry`, in storage of its own; `(params, buffers, key) -> carry` for a `stateful`
+            loss.
         advance: `(carry, batch, lr) -> (carry, loss, grads)`, without checks. The loss is that of the old
             parameters, grads its gradient, or None where there is none to record.
         state: the class of the carry, whose field `params` is where the next loss is measured; None if
@@ -55,7 +57,7 @@ class Step:
         (tensor(0.6000), tensor(2.))
     """
 
-    init: Callable[[Tree], Any]
+    init: Callable[..., Any]
     advance: Callable[[Any, Tree, Any], tuple[Any, Any, Tree]]
     state: type | None = None
     accept: Callable[[Any, Tree, Any], Tree] = lambda carry, batch, lr: batch
@@ -84,14 +86,52 @@ StepLike = Step | Callable[[Any, Tree, Any], tuple[Any, Any]]
 
 
 def step_maker(make: Callable[P, Step]) -> Callable[P, Step]:
-    """Decorate a function that makes steps: it refuses an lr, and they show how they were made."""
-    checked = without_lr(make)
+    """Decorate a function that makes steps, of losses with state too.
+
+    It refuses an lr, and its steps show how they were made.
+    """
+    checked: Any = without_lr(make)
 
     @wraps(make)
     def made(*args: P.args, **kwargs: P.kwargs) -> Step:
-        return replace(checked(*args, **kwargs), call=Call(make, args, kwargs))
+        call = Call(make, args, kwargs)
+        if args and isinstance(args[0], Stateful):
+            step = _stateful_step(args[0], lambda loss_fn: checked(loss_fn, *args[1:], **kwargs))
+        elif isinstance(loss_fn := kwargs.get("loss_fn"), Stateful):
+            step = _stateful_step(loss_fn, lambda loss_fn: checked(*args, **{**kwargs, "loss_fn": loss_fn}))
+        else:
+            step = checked(*args, **kwargs)
+        return replace(step, call=call)
 
     return made
+
+
+def _stateful_step(loss_fn: Stateful, make: Callable[[LossFn], Step]) -> Step:
+    """Make a step of a loss with state from a maker of steps of plain losses.
+
+    Every step remakes it for a loss that has the buffers of this step, and the keys of its samples.
+    """
+    plain = make(Bound(loss_fn, {}))
+
+    def init(params: Tree, buffers: Tree = {}, key: Tensor | None = None) -> StatefulState:  # noqa: B006
+        carry = plain.init(params)
+        return StatefulState(carry, *checked_state(buffers, key, _tree.leaves(params)[0].device))
+
+    def accept(state: StatefulState, batch: Tree, lr: Scalar) -> Tree:
+        return plain.accept(state.carry, batch, lr)
+
+    def advance(state: StatefulState, batch: Tree, lr: Scalar) -> tuple[StatefulState, Any, Tree]:
+        plain.check(state.carry)
+        step = make(Bound(loss_fn, state.buffers))
+        carry, value, grads = step.advance(state.carry, keyed(batch, state.key), lr)
+        old, structure = _tree.flatten(state.buffers)
+        new = value.buffers if isinstance(value, Evaluated) else old
+        # No output shares storage with an input.
+        new = [b.clone() if b is a else b for a, b in zip(old, new, strict=True)]
+        buffers = _tree.unflatten(structure, new)
+        return StatefulState(carry, buffers, next_key(state.key)), loss_of(value), grads
+
+    return Step(init, advance, StatefulState, accept)
 
 
 class TrainState(NamedTuple):
@@ -115,7 +155,8 @@ def make_step(loss_fn: LossFn, transform: GradientTransformation | None = None) 
     u, s' = update(∇L(θ, batch), s, θ);  θ' = θ − lr·u
 
     Args:
-        loss_fn: `(params, batch) -> loss`, the mean over the batch as a 0-d tensor; see `batch_grad`.
+        loss_fn: `(params, batch) -> loss`, the mean over the batch as a 0-d tensor; see `batch_grad`. With
+            buffers or random numbers: `stateful`.
         transform: what to do with the gradient.
 
     Returns:

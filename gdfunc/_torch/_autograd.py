@@ -48,23 +48,28 @@ def copies(leaves: Sequence[Tensor]) -> list[Tensor]:
 
 
 def gradient(
-    f: Callable[[list[Tensor]], Tensor], leaves: list[Tensor]
-) -> tuple[Tensor, list[Tensor]] | None:
-    """Compute f, and its gradient at leaves that are made for it, or None where only torch.func can.
+    f: Callable[[list[Tensor]], tuple[Tensor, list[Tensor]]], leaves: list[Tensor]
+) -> tuple[Tensor, list[Tensor], list[Tensor]] | None:
+    """Compute f, and the gradient of its value at leaves that are made for it.
 
-    The results have a graph only to tensors that require a gradient and that f closes over.
+    f returns its value and other tensors. The result is `(value, others, slopes)`, or None where only
+    torch.func can compute it. Value and slopes have a graph only to tensors that require a gradient and
+    that f closes over.
     """
     goes_on = torch.is_grad_enabled()
     for leaf in leaves:
         leaf.requires_grad_().__dict__[_MARK] = True
     try:
         with torch.enable_grad():
-            value = f(leaves)
+            value, others = f(leaves)
             ours = set(map(id, leaves))
-            # Leaves of a finished gradient do not count.
-            goes_on = goes_on and _has_end(
-                value, lambda end: id(end) not in ours and getattr(end, _MARK, True)
-            )
+
+            def is_outside(end: Tensor) -> bool:  # leaves of a finished gradient do not count
+                return id(end) not in ours and getattr(end, _MARK, True)
+
+            if goes_on and any(other.requires_grad and _has_end(other, is_outside) for other in others):
+                return None
+            goes_on = goes_on and _has_end(value, is_outside)
             if goes_on and _has_no_second_derivative(value):
                 return None
             start = (torch.ones_like(value),)
@@ -91,10 +96,11 @@ def gradient(
         slopes = [
             torch.zeros_like(x) if slope is None else slope for x, slope in zip(leaves, slopes, strict=True)
         ]
+    others = [other.detach() if other.requires_grad else other for other in others]
     if goes_on:
-        return value, slopes
+        return value, others, slopes
     # Because a Function of the user's may return a leaf as its gradient.
-    return value.detach(), [slope.detach() if slope.requires_grad else slope for slope in slopes]
+    return value.detach(), others, [slope.detach() if slope.requires_grad else slope for slope in slopes]
 
 
 def is_followed(leaf: Tensor) -> bool:

@@ -11,6 +11,7 @@ from .._errors import check_int, check_scalar, check_scalars
 from .._gradients import LossFn
 from .._inputs import kind
 from .._numerics import Scalar, like, safe_ratio
+from .._stateful import StatefulState
 from .._step import (
     Step,
     StepLike,
@@ -295,7 +296,7 @@ def replace_params(carry: Any, params: Tree) -> Any:
     """Replace the parameters in a step's carry, and leave the rest of it."""
     if not hasattr(carry, "params"):
         return params
-    if isinstance(carry, EMAState | LookaheadState):
+    if isinstance(carry, EMAState | LookaheadState | StatefulState):
         return carry._replace(carry=replace_params(carry.carry, params))
     if "params" not in getattr(carry, "_fields", ()):
         raise TypeError(
@@ -312,8 +313,8 @@ def _around(step: StepLike, state: type, follow: Callable[[Any, Any], Any]) -> S
     """
     inner = as_step(step)
 
-    def init(params: Tree) -> Any:
-        carry = inner.init(params)
+    def init(*first: Any) -> Any:
+        carry = inner.init(*first)
         averaged = _averaged(carry)
         return state(carry, _tree.clone(averaged), no_steps(averaged))
 

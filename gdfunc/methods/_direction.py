@@ -11,6 +11,7 @@ from .._errors import check_int, check_scalar, check_scalars
 from .._gradients import LossFn, batch_grad
 from .._numerics import Scalar, safe_ratio, widen
 from .._scan import scan
+from .._stateful import loss_of
 from .._step import (
     Step,
     TrainState,
@@ -178,14 +179,15 @@ def line_search(
 
     def advance(state: LineSearchState, batch: Tree, lr: Scalar) -> tuple[LineSearchState, Tensor, Tree]:
         batch, params = as_data(batch, "batch"), state.params
-        grads, loss = gradients(params, batch)
+        grads, value = gradients(params, batch)
+        loss = loss_of(value)
         updates, opt_state = transform.update(grads, state.opt_state, params)
         longest = learning_rate(lr, params)
         slope = _tree.dot(_tree.map(widen, grads), _tree.map(widen, updates))
 
         def try_one(sizes: tuple[Tensor, Tensor], _: None) -> tuple[tuple[Tensor, Tensor], None]:
             accepted, size = sizes
-            trial = loss_fn(apply_updates(params, updates, size), batch)
+            trial = loss_of(loss_fn(apply_updates(params, updates, size), batch))
             enough = (slope > 0) & (trial <= loss - scalar(decrease, params) * size * slope)
             accepted = torch.where((accepted == 0) & enough, size, accepted)
             return (accepted, size * scalar(factor, params)), None
@@ -193,7 +195,7 @@ def line_search(
         (size, _), _ = scan(try_one, (torch.zeros_like(longest), longest), length=max_steps + 1)
         # A selection, because θ − 0·u is NaN for an infinite u.
         params = _tree.where(size > 0, apply_updates(params, updates, size), params)
-        return LineSearchState(params, opt_state, size), loss, grads
+        return LineSearchState(params, opt_state, size), value, grads
 
     return Step(init, advance, LineSearchState)
 
@@ -248,14 +250,14 @@ def polyak(loss_fn: LossFn, minimum: Scalar = 0.0, *, max_step: Scalar | None = 
 
     def advance(state: PolyakState, batch: Tree, lr: Scalar) -> tuple[PolyakState, Tensor, Tree]:
         params = state.params
-        grads, loss = gradients(params, batch)
+        grads, value = gradients(params, batch)
         norm = scalar(_tree.norm(grads), params)
-        excess = (scalar(loss, params) - scalar(minimum, params)).clamp(min=0)
+        excess = (scalar(loss_of(value), params) - scalar(minimum, params)).clamp(min=0)
         # Two divisions, because the square of a small norm vanishes before the norm does.
         size = safe_ratio(safe_ratio(excess, norm), norm)
         if max_step is not None:
             size = torch.minimum(size, scalar(max_step, params))
         size = learning_rate(lr, params) * size
-        return PolyakState(apply_updates(params, grads, size), size), loss, grads
+        return PolyakState(apply_updates(params, grads, size), size), value, grads
 
     return Step(init, advance, PolyakState)

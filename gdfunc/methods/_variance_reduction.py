@@ -17,6 +17,7 @@ from .._inputs import check_batch, check_params
 from .._numerics import Scalar
 from .._sampling import take
 from .._scan import scan
+from .._stateful import Bound
 from .._step import Step, apply_updates, copy_params, scalar, step_maker
 from .._tree import Tree
 
@@ -107,6 +108,7 @@ def _pass_step(loss_fn: LossFn, data: Tree, batch_size: int, output: str, recurs
     """Make a step of many inner steps, compared with its start, or if recursive each with the last."""
     batch_size = check_int("batch_size", batch_size, 1)
     averaged = check_choice("output", output, ("last", "average")) == "average"
+    _check_sum(loss_fn)
     gradients = batch_grad(loss_fn)
     data = as_data(data, "data")
 
@@ -223,6 +225,7 @@ def saga(loss_fn: LossFn, data: Tree, *, chunk_size: int | None = None) -> Step:
 
 def _table_step(loss_fn: LossFn, data: Tree, chunk_size: int | None, biased: bool) -> Step:
     """Make a step with a table of gradients: along its new mean if biased, else corrected by the old."""
+    _check_sum(loss_fn)
     gradients = per_sample_grad(loss_fn, chunk_size=chunk_size)
     data = as_data(data, "data")
 
@@ -247,6 +250,15 @@ def _table_step(loss_fn: LossFn, data: Tree, chunk_size: int | None, biased: boo
         return SAGState(apply_updates(params, direction, lr), table, new_mean), losses.mean(), _mean(grads)
 
     return Step(init, advance, SAGState)
+
+
+def _check_sum(loss_fn: LossFn) -> None:
+    """Refuse a loss with state."""
+    if isinstance(loss_fn, Bound):
+        raise TypeError(
+            "loss_fn is made by gd.stateful, but this method is for a finite sum, in which the loss of a "
+            "sample depends on params alone; pass a loss (params, batch), or use make_step"
+        )
 
 
 def _mean(tree: Tree) -> Tree:

@@ -7,8 +7,10 @@ vmapped over keys. `stack` stacks modules or parameters that exist already, and 
 `predict` gives a `Prediction`: the results of all members, their mean and their spread.
 
 Batch normalisation in training mode and `nn.RNN`, `nn.GRU`, `nn.LSTM` have no per-sample gradients: use
-`nn.GroupNorm`, and a cell in a `scan`. Dropout draws from torch's own generator: seed it, or two runs
-differ. Running statistics of batch normalisation are dropped unless `apply` gets `return_buffers=True`.
+`nn.GroupNorm`, and a cell in a `scan`.
+
+Running statistics of batch normalisation, and keys for dropout, are state beside the parameters:
+`gd.stateful` marks a loss that carries them, and its step's carry is a `StatefulState`.
 
 Example:
     >>> def make_net():

@@ -1,6 +1,7 @@
 """Poisson batches: every sample has the same chance to be in them, and their shape is static."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -154,6 +155,10 @@ class Padded(NamedTuple):
 
     samples: Tree
     real: Tensor
+
+    def map_samples(self, f: Callable[[Tree], Tree]) -> "Padded":
+        """Apply a function to the samples."""
+        return self._replace(samples=f(self.samples))
 
 
 def pad(data: Tree, plan: PoissonPlan | None = None) -> Padded:

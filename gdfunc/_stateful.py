@@ -1,0 +1,161 @@
+"""Losses with state beside their parameters: buffers that an evaluation changes, and random numbers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _tree, random
+from ._errors import check_function
+from ._shown import shown
+from ._tree import Tree
+
+_NEXT = 2**32 - 1  # folded into the key of a step, for the next step; rows of a batch have smaller numbers
+
+
+class Evaluated(NamedTuple):
+    """The loss of an evaluation that also changed buffers, as a loss may return it within gdfunc.
+
+    A gradient hands it on in the place of the loss, and so does a step.
+    """
+
+    loss: Tensor
+    buffers: list[Tensor]
+
+
+def loss_of(value: Any) -> Any:
+    """Return the loss alone."""
+    return value.loss if isinstance(value, Evaluated) else value
+
+
+@dataclass(frozen=True)
+class Stateful:
+    """A loss with state beside its parameters, made by `stateful`."""
+
+    loss_fn: Callable[[Tree, Tree, Tree, Tensor | None], tuple[Tensor, Tree]]
+
+    def __repr__(self) -> str:
+        return f"stateful({shown(self.loss_fn)})"
+
+    def __call__(self, params: Tree, batch: Tree, buffers: Tree, key: Tensor | None) -> tuple[Tensor, Tree]:
+        result = self.loss_fn(params, batch, buffers, key)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise TypeError(f"a stateful loss must return (loss, buffers); got {type(result).__name__}")
+        return result
+
+
+def stateful(loss_fn: Callable[[Tree, Tree, Tree, Tensor | None], tuple[Tensor, Tree]]) -> Stateful:
+    """Mark a loss that carries buffers from step to step, or that draws random numbers.
+
+    Lₜ, bₜ₊₁ = loss_fn(θₜ, batchₜ, bₜ, keysₜ);  θₜ₊₁ follows from ∇θ Lₜ
+
+    `make_step` and all methods take it where they take a loss, but for those of finite sums (`svrg`,
+    `sarah`, `sag`, `saga`), whose samples must have one loss each. Buffers are constants to the gradient
+    of a step. Where a method evaluates the loss several times in a step, all evaluations see the same
+    buffers and keys, and the new buffers are those of the evaluation at θₜ.
+
+    Args:
+        loss_fn: `(params, batch, buffers, key) -> (loss, buffers)`. The loss is the mean over the batch,
+            as in `batch_grad`. `buffers` is a tree of tensors; give back a tree of the same structure,
+            shapes and dtypes. `key` is int64 [B, 2], a key for each sample of the batch; `gd.random`
+            draws [B, ...] from it. It is None if the run has no key.
+
+    Returns:
+        The loss, to be given to `make_step` or to a method. The step's `init(params, buffers={}, key=None)`
+        makes its carry, a `StatefulState`.
+
+    Raises:
+        TypeError: loss_fn is no function of four arguments; (in the step) it does not return a pair.
+        ValueError: (in the step) the buffers change their structure; per-sample gradients are taken of a
+            loss that changes its buffers.
+
+    Example:
+        >>> apply, params, buffers = gd.modules.functional(torch.nn.BatchNorm1d(1))
+        >>> @gd.stateful
+        ... def loss_fn(params, batch, buffers, key):
+        ...     output, buffers = apply(params, batch, buffers=buffers, return_buffers=True)
+        ...     return (output - 1).square().mean(), buffers
+        >>> step = gd.make_step(loss_fn, gd.adam())
+        >>> state, loss = step(step.init(params, buffers), torch.tensor([[1.0], [3.0]]), 0.1)
+        >>> state.buffers["running_mean"]
+        tensor([0.2000])
+    """
+    kind = "a function (params, batch, buffers, key) -> (loss, buffers)"
+    names = ("params", "batch", "buffers", "key")
+    check_function("loss_fn", loss_fn, names, kind, "see help(gd.stateful)")
+    return Stateful(loss_fn)
+
+
+class StatefulState(NamedTuple):
+    """The carry of a step whose loss has state.
+
+    Attributes:
+        carry: that of the step without state: the parameters, a `TrainState`, …
+        buffers: what the loss carries along.
+        key: int64 [2], of the next step; `()` for a run without a key.
+
+    Example:
+        >>> step = gd.make_step(gd.stateful(lambda w, batch, buffers, key: (w**2, buffers + w)))
+        >>> state, loss = step(step.init(torch.tensor(1.0), torch.tensor(0.0)), None, 0.25)
+        >>> state
+        StatefulState(carry=tensor(0.5000), buffers=tensor(1.), key=())
+    """
+
+    carry: Any
+    buffers: Tree
+    key: Any  # not None, which torch.func.vmap does not return
+
+    @property
+    def params(self) -> Tree:
+        """Return the parameters in the carry."""
+        return getattr(self.carry, "params", self.carry)
+
+
+class Keyed(NamedTuple):
+    """A batch in which every sample has a key of its own."""
+
+    samples: Tree
+    keys: Tensor | None  # int64 [B, 2]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A stateful loss of one step, with the buffers of that step: a loss of params and a `Keyed` batch."""
+
+    loss_fn: Stateful
+    buffers: Tree
+
+    def __call__(self, params: Tree, batch: Keyed) -> Any:
+        loss, buffers = self.loss_fn(params, batch.samples, self.buffers, batch.keys)
+        given = _tree.leaves(self.buffers)
+        found = _tree.check_like(buffers, self.buffers, "buffers", "state.buffers")
+        is_changed = any(new is not old for new, old in zip(found, given, strict=True))
+        return Evaluated(loss, found) if is_changed else loss
+
+
+def keyed(batch: Tree, key: Any) -> Any:
+    """Give sample i of a batch the key `fold_in(key, i)`."""
+    if hasattr(batch, "map_samples"):  # a batch that says which of its samples are real
+        return batch.map_samples(lambda samples: keyed(samples, key))
+    if not isinstance(key, Tensor):
+        return Keyed(batch, None)
+    size = next((len(leaf) for leaf in _tree.leaves(batch)), 1)
+    return Keyed(batch, random.fold_in(key, torch.arange(size, device=key.device)))
+
+
+def next_key(key: Any) -> Any:
+    """Derive the key of the next step."""
+    return random.fold_in(key, _NEXT) if isinstance(key, Tensor) else key
+
+
+def checked_state(buffers: Tree, key: Tensor | None, device: torch.device) -> tuple[Tree, Any]:
+    """Return copies of the state of a first step, which must be on the device of the parameters."""
+    _tree.check_tensors(buffers, "buffers")
+    if key is not None:
+        random.fold_in(key, 0)  # refuses what is no key
+    for path, leaf in [*_tree.named_leaves(buffers, "buffers"), *_tree.named_leaves(key, "key")]:
+        if leaf.device != device:
+            raise ValueError(f"{path} is on {leaf.device} but params is on {device}; use .to(device)")
+    return _tree.clone(_tree.detach((buffers, () if key is None else key)))

@@ -1,0 +1,338 @@
+"""Losses with state: buffers and keys travel beside the parameters through every step and every backend."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.func import vmap
+
+import gdfunc as gd
+from gdfunc import _tree
+from gdfunc._stateful import StatefulState
+
+from .assertions import assert_agrees, assert_pure, assert_same_bits
+from .references import COMPILED, few, linear_data, linear_loss, normal
+from .tables import STEPS
+
+PARAMS = {"w": normal(0, 2), "b": normal(1, 1)[0]}
+DATA = linear_data(2, 12, 2)
+INDEX = gd.epoch_batches(gd.random.key(3), n=12, batch_size=4, epochs=3)
+KEY = gd.random.key(4)
+WITH_STATE = [name for name, row in STEPS.items() if not row.has_data]
+SUMS = [name for name, row in STEPS.items() if row.has_data]
+
+
+def make(name, loss_fn, data=None):
+    row = STEPS[name]
+    return row.make(loss_fn, data, **row.hyperparameters)
+
+
+def state_of(carry):
+    """Find the state in the carries of steps that wrap the step of the loss."""
+    return carry if isinstance(carry, StatefulState) else state_of(carry.carry)
+
+
+@gd.stateful
+def passing(params, batch, buffers, key):
+    return linear_loss(params, batch), buffers
+
+
+@gd.stateful
+def adding(params, batch, buffers, key):
+    """Add up the points at which the loss was measured, and count them."""
+    return linear_loss(params, batch), {
+        "sum": _tree.map(torch.add, buffers["sum"], params),
+        "count": buffers["count"] + 1,
+    }
+
+
+SUM = {"sum": _tree.map(torch.zeros_like, PARAMS), "count": torch.tensor(0)}
+
+
+@pytest.mark.parametrize("name", WITH_STATE)
+def test_state_that_a_loss_does_not_use_changes_no_bit(name):
+    plain, step = make(name, linear_loss), make(name, passing)
+    expected = gd.train(plain, plain.init(PARAMS), DATA, INDEX, 0.1, backend="eager")
+    init = step.init(PARAMS, {"unused": torch.tensor(3)}, KEY)
+    final, trajectory = gd.train(step, init, DATA, INDEX, 0.1, backend="eager")
+    assert_same_bits(trajectory, expected[1])
+    assert state_of(final).buffers["unused"] == 3
+    leaves = _tree.leaves(final)
+    assert all(any(torch.equal(leaf, found) for found in leaves) for leaf in _tree.leaves(expected[0]))
+
+
+@pytest.mark.parametrize("backend", ["eager", *COMPILED])
+@pytest.mark.parametrize("name", [name for name in WITH_STATE if name != "private"])
+def test_buffers_are_those_of_the_evaluation_where_the_loss_is_measured(name, backend):
+    step = make(name, adding)
+    run = {"record": ("params", "loss"), "backend": backend}
+    final, trajectory = gd.train(step, step.init(PARAMS, SUM), DATA, INDEX, 0.1, **run)
+    buffers = state_of(final).buffers
+    assert buffers["count"] == len(INDEX)
+    assert_agrees(buffers["sum"], _tree.map(lambda leaf: leaf.sum(0), trajectory.params), 1e-12)
+    assert trajectory.loss.shape == (len(INDEX),)
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_methods_of_finite_sums_refuse_losses_with_state(name):
+    with pytest.raises(TypeError, match="this method is for a finite sum"):
+        make(name, passing, DATA)
+
+
+@pytest.mark.parametrize("backend", ["eager", "native"])
+def test_sample_i_of_step_t_has_a_key_of_its_own_that_follows_from_the_runs_key(backend):
+    @gd.stateful
+    def noting(params, batch, buffers, key):
+        row = torch.arange(3) == buffers["step"]
+        noted = torch.where(row[:, None, None], key, buffers["keys"])
+        return linear_loss(params, batch), {"keys": noted, "step": buffers["step"] + 1}
+
+    step = gd.make_step(noting)
+    buffers = {"keys": torch.zeros(3, 4, 2, dtype=torch.int64), "step": torch.tensor(0)}
+    final, _ = gd.train(step, step.init(PARAMS, buffers, KEY), DATA, INDEX[:3], 0.1, backend=backend)
+    key, expected = KEY, []
+    for _ in range(3):
+        expected.append(gd.random.fold_in(key, torch.arange(4)))
+        key = gd.random.fold_in(key, 2**32 - 1)
+    assert torch.equal(final.buffers["keys"], torch.stack(expected))
+    assert torch.equal(final.key, key)
+    assert len(torch.stack(expected).flatten(0, 1).unique(dim=0)) == 12
+
+
+def noisy(params, x, keys):
+    """A loss with noise [B, 2] on its features, each sample's from its own key."""
+    noise = vmap(lambda key: gd.random.normal(key, (2,), torch.float64))(keys)
+    return linear_loss(params, (x[0] + noise, x[1]))
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, "auto", None])
+def test_a_sample_draws_the_same_alone_in_chunks_and_in_its_batch(chunk_size):
+    @gd.stateful
+    def loss_fn(params, batch, buffers, key):
+        return noisy(params, batch, key), buffers
+
+    step = gd.make_step(loss_fn)
+    settings = {"max_norm": 1e9, "noise_multiplier": 0.0, "divisor": 4.0, "chunk_size": chunk_size}
+    private = gd.privacy.make_private_step(loss_fn, key=gd.random.key(9), **settings)
+    batch = gd.take(DATA, INDEX[0])
+    expected, loss = step(step.init(PARAMS, {}, KEY), batch, 0.1)
+    got, private_loss = private(private.init(PARAMS, {}, KEY), batch, 0.1)
+    assert_agrees(got.params, expected.params, 1e-12)
+    assert_agrees(private_loss, loss, 1e-12)
+
+
+def test_padded_batches_have_keys():
+    @gd.stateful
+    def loss_fn(params, batch, buffers, key):
+        return noisy(params, batch, key), buffers
+
+    settings = {"max_norm": 1e9, "noise_multiplier": 0.0, "divisor": 4.0}
+    step = gd.privacy.make_private_step(loss_fn, key=gd.random.key(9), **settings)
+    batch = gd.take(DATA, INDEX[0])
+    padded = gd.privacy.Padded(batch, torch.tensor([True] * 4))
+    assert_same_bits(*(step(step.init(PARAMS, {}, KEY), b, 0.1) for b in (batch, padded)))
+
+
+def test_per_sample_gradients_of_a_loss_that_changes_its_buffers_are_refused():
+    settings = {"max_norm": 1.0, "noise_multiplier": 1.0, "divisor": 4.0}
+    step = gd.privacy.make_private_step(adding, key=KEY, **settings)
+    with pytest.raises(ValueError, match="changes its buffers, which are lost where samples"):
+        step(step.init(PARAMS, SUM), gd.take(DATA, INDEX[0]), 0.1)
+
+
+def net(momentum=0.1):
+    with torch.random.fork_rng():
+        first, second = nn.Linear(3, 8, bias=False), nn.Linear(8, 8, bias=False)
+        norms = nn.BatchNorm1d(8), nn.BatchNorm1d(8, momentum=momentum)
+        layers = first, norms[0], nn.ReLU(), second, norms[1], nn.Tanh(), nn.Linear(8, 2)
+        return filled(nn.Sequential(*layers).double())
+
+
+def filled(module):
+    with torch.no_grad():
+        for i, p in enumerate(module.parameters()):
+            p.copy_(0.5 * normal(i, *p.shape))
+    return module
+
+
+X, Y = normal(5, 30, 3), (normal(6, 30) > 0).long()
+ROWS = gd.epoch_batches(gd.random.key(7), n=30, batch_size=10, epochs=4)
+
+
+def loss_of_net(apply):
+    @gd.stateful
+    def loss_fn(params, batch, buffers, key):
+        output, buffers = apply(params, batch[0], buffers=buffers, return_buffers=True)
+        return nn.functional.cross_entropy(output, batch[1]), buffers
+
+    return loss_fn
+
+
+def torch_loop(module, optimizer, rows):
+    losses = []
+    for row in rows:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(module(X[row]), Y[row])
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return torch.stack(losses)
+
+
+OPTIMIZERS = {
+    "sgd": (lambda p: torch.optim.SGD(p, 0.02, 0.9), lambda loss: gd.make_step(loss, gd.momentum(0.9))),
+    "adam": (lambda p: torch.optim.Adam(p, 0.02), lambda loss: gd.make_step(loss, gd.adam())),
+}
+
+
+@pytest.mark.parametrize("backend", ["eager", *COMPILED])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_net_with_batch_normalisation_is_that_of_a_plain_torch_loop(name, backend):
+    make_optimizer, make_step = OPTIMIZERS[name]
+    module, reference = net(), net()
+    apply, params, buffers = gd.modules.functional(module)
+    step = make_step(loss_of_net(apply))
+    final, trajectory = gd.train(step, step.init(params, buffers), (X, Y), ROWS, 0.02, backend=backend)
+    losses = torch_loop(reference, make_optimizer(reference.parameters()), ROWS)
+    # Because Adam divides rounding errors by small gradients, where a compiler rounds otherwise.
+    tolerance = 1e-10 if name == "adam" and backend != "eager" else 1e-12
+    assert_agrees(trajectory.loss, losses, tolerance)
+    tensors = gd.modules.state_dict(module, final.params, final.buffers)
+    start, expected = module.state_dict(), reference.state_dict()
+    assert list(tensors) == list(expected)
+    moved = {name: (expected[name] - start[name]).double().norm() for name in expected}
+    for name in expected:
+        assert (tensors[name] - expected[name]).double().norm() <= tolerance * max(moved.values()), name
+        assert moved[name] > 0
+
+
+@pytest.mark.parametrize("backend", ["native"])
+def test_a_sweep_of_a_net_with_batch_normalisation_is_its_runs_one_by_one(backend):
+    apply, params, buffers = gd.modules.functional(net())
+    step = gd.make_step(loss_of_net(apply), gd.momentum(0.5))
+
+    def run(lr):
+        return gd.train(step, step.init(params, buffers, KEY), (X, Y), ROWS, lr, backend=backend)
+
+    lrs = torch.tensor([0.05, 0.1, 0.4], dtype=torch.float64)
+    swept = vmap(run)(lrs)
+    for i, lr in enumerate(lrs):
+        assert_agrees(_tree.map(lambda leaf, i=i: leaf[i], swept), run(lr), 1e-9)
+
+
+def test_an_ensemble_with_batch_normalisation_trains_under_vmap():
+    apply, params, buffers = gd.modules.init(net, gd.random.split(KEY, 3))
+    step = gd.make_step(loss_of_net(apply))
+
+    def run(params, buffers):
+        return gd.train(step, step.init(params, buffers), (X, Y), ROWS, 0.1)[0]
+
+    final = vmap(run)(params, buffers)
+    for i in range(3):
+        alone = run(*gd.modules.member((params, buffers), i))
+        assert_agrees(gd.modules.member(final, i), alone, 1e-9)
+
+
+@pytest.mark.parametrize("backend", ["eager", "native"])
+def test_derivatives_go_through_the_buffers_of_a_run(backend):
+    @gd.stateful
+    def pulled(params, batch, buffers, key):
+        """Pull towards a moving average of the parameters."""
+        loss = linear_loss(params, batch) + (params["w"] - buffers).square().sum()
+        return loss, 0.5 * buffers + 0.5 * params["w"]
+
+    step = gd.make_step(pulled)
+
+    def run(lr):
+        init = step.init(PARAMS, torch.zeros(2).double())
+        final, _ = gd.train(step, init, DATA, INDEX, lr, backend=backend)
+        return linear_loss(final.params, DATA)
+
+    def by_hand(lr):
+        params, average = PARAMS, torch.zeros(2).double()
+        for row in INDEX:
+            batch = gd.take(DATA, row)
+            grads, _ = torch.func.grad(pulled.loss_fn, has_aux=True)(params, batch, average, None)
+            average = 0.5 * average + 0.5 * params["w"]
+            params = {name: params[name] - lr * grads[name] for name in params}
+        return linear_loss(params, DATA)
+
+    lr = torch.tensor(0.1, dtype=torch.float64)
+    assert_agrees(torch.func.grad_and_value(run)(lr), torch.func.grad_and_value(by_hand)(lr), 1e-10)
+
+
+@few
+@given(seed=st.integers(0, 2**32), stop_at=st.integers(1, 8))
+def test_a_run_goes_on_from_its_carry_to_the_same_bits(seed, stop_at):
+    @gd.stateful
+    def loss_fn(params, batch, buffers, key):
+        return noisy(params, batch, key), {"sum": buffers["sum"] + params["w"]}
+
+    step = gd.make_step(loss_fn, gd.adam())
+    init = step.init(PARAMS, {"sum": torch.zeros(2).double()}, gd.random.key(seed))
+    whole, _ = gd.train(step, init, DATA, INDEX, 0.1, backend="eager")
+    half, _ = gd.train(step, init, DATA, INDEX[:stop_at], 0.1, backend="eager")
+    rest, _ = gd.train(step, half, DATA, INDEX[stop_at:], 0.1, backend="eager")
+    assert_same_bits(tuple(rest), tuple(whole))
+
+
+@pytest.mark.parametrize("name", WITH_STATE)
+def test_a_step_writes_into_no_input_and_shares_no_memory_with_it(name):
+    step = make(name, passing)
+    carry = step.init(PARAMS, {"unused": torch.tensor(3)}, KEY)
+    assert_pure(step, carry, gd.take(DATA, INDEX[0]), torch.tensor(0.1, dtype=torch.float64))
+
+
+def test_a_tensor_that_requires_grad_and_that_the_loss_closes_over_is_followed_into_the_buffers():
+    scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    step = gd.make_step(gd.stateful(lambda w, batch, buffers, key: (w**2, buffers + scale * w)))
+    state, _ = step(step.init(torch.tensor(3.0).double(), torch.tensor(0.0).double()), None, 0.1)
+    (slope,) = torch.autograd.grad(state.buffers, scale)
+    assert slope == 3
+
+
+REFUSED = {
+    "a loss of two arguments": (
+        lambda: gd.stateful(linear_loss),
+        "takes .params, batch., not .*buffers, key",
+    ),
+    "a loss of four arguments that is not marked": (
+        lambda: gd.make_step(lambda params, batch, buffers, key: 0),
+        "mark a loss .params, batch, buffers, key. with gd.stateful",
+    ),
+    "a gradient of it": (lambda: gd.batch_grad(passing), "fix its state: lambda params, batch: loss_fn"),
+    "samples of it": (lambda: gd.per_sample_grad(passing), "fix its state: lambda params, batch: loss_fn"),
+    "no pair": (
+        lambda: call(lambda p, batch, buffers, key: linear_loss(p, batch)),
+        "must return .loss, buffers.",
+    ),
+    "other buffers": (
+        lambda: call(lambda p, batch, buffers, key: (linear_loss(p, batch), {})),
+        r"buffers.*missing state.buffers\['count'\]",
+    ),
+    "no key": (lambda: gd.make_step(passing).init(PARAMS, {}, 3), "key must be an int64 tensor"),
+    "no tensors": (lambda: gd.make_step(passing).init(PARAMS, {"n": 3}), r"buffers\['n'\] is int"),
+    "another device": (
+        lambda: gd.make_step(passing).init(PARAMS, {"n": torch.zeros(1, device="meta")}),
+        r"buffers\['n'\] is on meta but params is on cpu",
+    ),
+    "the carry of another step": (lambda: gd.make_step(passing)(PARAMS, DATA, 0.1), "needs StatefulState"),
+}
+
+
+def call(loss_fn):
+    step = gd.make_step(gd.stateful(loss_fn))
+    return step(step.init(PARAMS, {"count": torch.tensor(0)}), DATA, 0.1)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_misuse_is_refused_with_its_remedy(name):
+    call, message = REFUSED[name]
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()
+
+
+def test_a_loss_and_its_step_print_as_they_were_made():
+    step = gd.make_step(adding, gd.scale(2.0))
+    assert repr(step) == "make_step(loss_fn=stateful(adding), transform=scale(factor=2.0))"
