@@ -18,6 +18,7 @@ from . import random as random
 from . import reducers as reducers
 from . import schedules as schedules
 from . import stats as stats
+from . import stops as stops
 from . import tree as tree
 from ._errors import BackendError as BackendError
 from ._errors import GdfuncError as GdfuncError

@@ -16,7 +16,7 @@ RANKS = {
     0: {"_torch", "_lock", "_tree", "_numerics", "_errors", "_progress", "_shown", "_html", "random"}
     | {"_data", "_inputs"},
     1: {"_sampling", "_gradients", "_transforms", "schedules", "_scan", "losses", "problems", "datasets"}
-    | {"_per_sample", "reducers", "_reductions", "tree", "_stateful"},
+    | {"_per_sample", "reducers", "_reductions", "tree", "_stateful", "stops"},
     2: {"_step", "curvature", "adjoints"},
     3: {"_train", "methods", "_sweep", "_hypergradient", "_jit", "modules", "stats", "privacy"},
     4: {"checkpoint", "distributed", "plot", "testing", "interop"},

@@ -11,9 +11,10 @@ from .. import _tree
 from .._scan._scan import fold, like
 from .._step import params_of
 from .._tree import Tree
+from ..stops import Seen, Stop
 
 Recorder = Callable[[Any, Any, Tensor, Tree], Tree]  # of the carry before a step, its loss, lr and gradient
-Stop = Callable[[Any, Any], Tensor]
+Evaluator = Callable[[Any], Tree]  # of the carry after a step
 
 
 class Stoppable(NamedTuple):
@@ -23,6 +24,7 @@ class Stoppable(NamedTuple):
     steps: Tensor  # 0-d int64, the number of steps taken
     ended: Tensor  # 0-d bool
     diverged: Tensor  # 0-d bool, whether a loss that is not finite ended the run
+    memory: Any  # of the stop
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Body:
         advance: `(carry, batch, lr) -> (carry, loss, grads)`, of the step.
         batch: makes the batch of a step from its row of the plan.
         recorders: the records by name.
+        evaluators: what is evaluated, by name.
         stop: the condition that ends the run, or None.
         check_finite: `"off"`, `"loss"`, or `"all"` for the carry too.
         backend: who runs the loop within a block.
@@ -41,6 +44,7 @@ class Body:
     advance: Callable[[Any, Tree, Tensor], tuple[Any, Any, Tree]]
     batch: Callable[[Tree], Tree]
     recorders: Mapping[str, Recorder]
+    evaluators: Mapping[str, Evaluator]
     stop: Stop | None
     check_finite: str
     backend: str
@@ -56,6 +60,24 @@ class Body:
             state, (_, others) = fold(self._unrecorded, state, rest, len(lrs) - 1, self.backend)
             finite = None if finite is None else torch.cat([finite, others])
         return state, (records, finite)
+
+    def evaluated(self, state: Any, rows: Tree) -> tuple[Any, tuple[tuple[Tree, Tensor | None], Tree]]:
+        """Take the steps of several blocks, [n, every] or [n] if the blocks have one step, and evaluate."""
+        _, lrs = rows
+        take = self if lrs.ndim == 2 else self.single
+        if len(lrs) == 1:  # a loop of one block would double the cost of a small step in Python
+            after, recorded = take(state, _tree.map(lambda leaf: leaf[0], rows))
+            recorded = _tree.map(lambda leaf: leaf[None], recorded)
+        else:
+            after, recorded = fold(take, state, rows, len(lrs), self.backend)
+        values = self.values(carry_of(after))
+        if self.stop is not None:
+            after = _judged(self.stop, after, values, after.steps - state.steps == lrs.numel())
+        return after, (recorded, values)
+
+    def values(self, carry: Any) -> dict[str, Tree]:
+        """Evaluate a carry."""
+        return {name: evaluate(carry) for name, evaluate in self.evaluators.items()}
 
     def single(self, state: Any, row: Tree) -> tuple[Any, tuple[Tree, Tensor | None]]:
         """Take the step of a block of one, whose row has no axis of steps."""
@@ -91,7 +113,7 @@ def first_state(carry: Any, stop: Stop | None) -> Any:
     if stop is None:
         return carry
     steps = torch.zeros((), dtype=torch.int64, device=_tree.leaves(carry)[0].device)
-    return Stoppable(carry, steps, steps.bool(), steps.bool())
+    return Stoppable(carry, steps, steps.bool(), steps.bool(), stop.init(carry))
 
 
 def carry_of(state: Any) -> Any:
@@ -110,16 +132,27 @@ def _stopped(stop: Stop, state: Stoppable, new: Any, loss: Any) -> Stoppable:
     new = like(state.carry)(new)
     finite = is_finite(loss)
     goes_on, diverged = ~state.ended & finite, ~state.ended & ~finite
-    flag = stop(new, loss)
-    if not (isinstance(flag, Tensor) and flag.dtype == torch.bool and not flag.shape):
-        got = f"{flag.dtype} {tuple(flag.shape)}" if isinstance(flag, Tensor) else type(flag).__name__
-        raise TypeError(f"stop must return a 0-d bool tensor, such as loss < 1e-3; got {got}")
+    memory, flag = stop.judge(state.memory, Seen({"loss": loss}, state.carry, state.steps, new))
+    ended = state.ended | diverged
     return Stoppable(
         _tree.where(goes_on, new, state.carry),
         state.steps + goes_on,
-        state.ended | diverged | flag,
+        ended if flag is None else ended | flag,
         state.diverged | diverged,
+        _changed(goes_on, memory, state.memory),
     )
+
+
+def _judged(stop: Stop, state: Stoppable, values: dict[str, Tree], has_all: Tensor) -> Stoppable:
+    """Let the stop see what was evaluated, unless the run had ended before the last step of the block."""
+    memory, flag = stop.judge(state.memory, Seen(values, state.carry, state.steps, state.carry))
+    ended = state.ended if flag is None else state.ended | (has_all & flag)
+    return state._replace(ended=ended, memory=_changed(has_all, memory, state.memory))
+
+
+def _changed(condition: Tensor, new: Any, old: Any) -> Any:
+    """Take the new memory where a condition holds; a leaf that is passed on costs nothing."""
+    return _tree.map(lambda a, b: b if a is b else torch.where(condition, a, b), new, old)
 
 
 def _grad_norm(carry: Any, loss: Any, lr: Tensor, grads: Tree) -> Tensor:

@@ -1,7 +1,7 @@
 """The driver of a run: segments, each of them a scan, with progress and interruption in between."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from .._torch._transforms import is_transforming
 from .._tree import Tree
 from ..adjoints._truncated import Constant
 from ._body import Stoppable, carry_of
-from ._plan import Plan
+from ._plan import Plan, Stage
 from ._trajectory import Trajectory
 
 _SEGMENT_SECONDS = 0.1  # how long segments should take: Ctrl-C, progress and stop wait for their end
@@ -36,6 +36,7 @@ class Done(NamedTuple):
     state: Any
     backend: str
     records: tuple[Tree, ...] = ()  # of each segment
+    values: tuple[Tree, ...] = ()  # of each segment that was evaluated
 
     @property
     def taken(self) -> int:
@@ -47,13 +48,27 @@ class Done(NamedTuple):
         """Whether all members have ended before the last step."""
         return isinstance(self.state, Stoppable) and bool(_tree.unwrap(self.state.ended).all())
 
-    def trajectory(self, every: int) -> Trajectory:
+    def trajectory(self, plan: Plan) -> Trajectory:
+        """Join the records of the segments, and leave out those of steps that no member took."""
         records = _tree.cat(self.records) if self.records else {}
-        step = torch.arange(0, self.taken, every)
-        if not isinstance(self.state, Stoppable):
-            return Trajectory(step=step, **records)
+        step, values = torch.arange(0, self.taken, plan.every), {}
+        if plan.body.evaluators:
+            evaluated = plan.block * torch.arange(1, self.taken // plan.block + 1)
+            values = {"evaluated": evaluated, **self._values(plan)}
+        if plan.body.stop is None:
+            return Trajectory(step=step, **records, **values)
         records = _tree.map(lambda leaf: leaf[: len(step)].clone(), records)
-        return Trajectory(step=step, **records, steps=self.state.steps, diverged=self.state.diverged)
+        values = _tree.map(lambda leaf: leaf[: self.taken // plan.block].clone(), values)
+        best = plan.body.stop.best(self.state.memory)
+        kept = {} if best is None else {"best": best}
+        steps, diverged = self.state.steps, self.state.diverged
+        return Trajectory(step=step, **records, **values, steps=steps, diverged=diverged, **kept)
+
+    def _values(self, plan: Plan) -> dict[str, Tree]:
+        """Join what was evaluated; a run that is too short for that tells the shapes."""
+        if self.values or not self.records:
+            return _tree.cat(self.values) if self.values else {}
+        return _tree.map(lambda leaf: leaf[None][:0], plan.body.values(carry_of(self.state)))
 
 
 def drive(plan: Plan, progress: Progress, resume: TrainingInterrupted | None) -> tuple[Any, Trajectory]:
@@ -64,13 +79,13 @@ def drive(plan: Plan, progress: Progress, resume: TrainingInterrupted | None) ->
             # The loop assigns whole segments, so that Ctrl-C finds each done or not begun.
             for done in segments(plan, first):
                 report(done.taken)
-        return carry_of(done.state), done.trajectory(plan.every)
+        return carry_of(done.state), done.trajectory(plan)
     except KeyboardInterrupt as interrupt:
         # Under vmap the members become rows, because a wrapped tensor would not outlive this call.
         raise TrainingInterrupted(
             step=done.taken,
             state=_tree.clone(_tree.unwrap(carry_of(done.state))),
-            trajectory=_tree.clone(_tree.unwrap(done.trajectory(plan.every))),
+            trajectory=_tree.clone(_tree.unwrap(done.trajectory(plan))),
             done=None if is_transforming() else done,
         ) from interrupt
 
@@ -87,16 +102,26 @@ def _interrupted(plan: Plan, resume: Any) -> Done:
     _tree.check_like(done.state, plan.state, "resume.state", "init")
     kept = [_tree.leaves(records) for records in done.records]
     rows = sum(len(leaves[0]) for leaves in kept if leaves)
-    ends = done.step <= plan.steps and (done.step % plan.every == 0 or done.step == plan.steps)
+    size = plan.stage(max(done.step - 1, 0), plan.steps).size  # of the block before
+    ends = done.step <= plan.steps and (done.step % size == 0 or done.step == plan.steps)
     if not ends or (rows and rows != -(-done.step // plan.every)):
+        blocks = f"every={plan.every}" + f" and evaluate_every={plan.block}" * bool(plan.body.evaluators)
         raise ValueError(
             f"resume is of another run: it was stopped after {done.step} steps with {rows} records, where "
-            f"one of {plan.steps} steps with every={plan.every} has no segment's end"
+            f"one of {plan.steps} steps with {blocks} has no segment's end"
         )
     if plan.backend not in ("auto", done.backend):
         raise ValueError(f"resume is of a run on backend={done.backend!r}; got backend={plan.backend!r}")
     if any({*records} != {*plan.body.recorders} for records in done.records):
         raise ValueError(f"resume has the records {[*done.records[0]]}, but record= names others")
+    evaluators = plan.body.evaluators
+    values = [_tree.leaves(values) for values in done.values]
+    is_whole = sum(len(leaves[0]) for leaves in values if leaves) == done.step // plan.block
+    if any({*each} != {*evaluators} for each in done.values) or (evaluators and not is_whole):
+        raise ValueError(
+            f"resume has {[*done.values[0]] if values else 'nothing'} evaluated, but evaluate= and "
+            f"evaluate_every= of this run are others"
+        )
     return done
 
 
@@ -110,10 +135,10 @@ def segments(plan: Plan, done: Done) -> Iterator[Done]:
     plan = plan.on(done.backend)
     blocks, is_first = first_blocks(plan), True
     while not done.records or (done.step < plan.steps and not done.ended):
-        started = time.perf_counter()
-        last = segment_end(done.step, blocks, plan.every, _goal(plan, done), plan.grain)
+        started, stage = time.perf_counter(), plan.stage(done.step, _goal(plan, done))
+        last = segment_end(done.step, blocks, stage.size, stage.end, plan.grain)
         try:
-            new, finite = _advance(plan, done, last)
+            new, finite = _advance(plan, done, last, stage)
         except BackendError as error:
             if not falls_back(error, plan.backend, plan.steps):
                 raise
@@ -121,7 +146,7 @@ def segments(plan: Plan, done: Done) -> Iterator[Done]:
             return
         if finite is not None and not _is_true(finite.all()):
             raise _non_finite(plan, done, finite)
-        taken = -(-(last - done.step) // plan.every)
+        taken = -(-(last - done.step) // stage.size)
         paced = next_blocks(taken, time.perf_counter() - started, plan.grain)
         blocks = max(blocks, paced) if is_first else paced
         done, is_first = new, False
@@ -138,7 +163,7 @@ def first_blocks(plan: Plan) -> int:
         return max(plan.steps, 1)
     if plan.grain == 1:
         return 1
-    seconds = max(plan.work * _ENTRY_SECONDS, plan.every * _STEP_SECONDS[plan.backend])
+    seconds = max(plan.work * _ENTRY_SECONDS, plan.block * _STEP_SECONDS[plan.backend])
     return max(int(_SEGMENT_SECONDS / seconds) // plan.grain, 4) * plan.grain
 
 
@@ -166,17 +191,22 @@ def _goal(plan: Plan, done: Done) -> int:
     return plan.adjoint.constant if done.step < plan.adjoint.constant else plan.steps
 
 
-def _advance(plan: Plan, done: Done, last: int) -> tuple[Done, Tensor | None]:
+def _advance(plan: Plan, done: Done, last: int, stage: Stage) -> tuple[Done, Tensor | None]:
     """Go on to step `last`, by a scan over its blocks; also tell for each step whether it was finite."""
     steps = last - done.step
-    size = max(1, min(plan.every, steps))
+    size, every = max(1, min(stage.size, steps)), max(1, min(plan.every, steps))
     rows = plan.rows(done.step, last)
+    axes = [steps // size]
+    body: Callable[[Any, Tree], tuple[Any, Any]] = plan.body.single if plan.every == 1 else plan.body
+    if stage.evaluated:
+        body, axes = plan.body.evaluated, [*axes, size // every]
     # Because to slice an axis of one step takes 8% of a small step in Python.
-    without_axis = plan.every == 1
-    if not without_axis:
-        rows = _tree.map(lambda leaf: leaf.reshape(steps // size, size, *leaf.shape[1:]), rows)
-    state, (records, finite) = fold(
-        plan.body.single if without_axis else plan.body,
+    if plan.every > 1:
+        axes = [*axes, every]
+    if len(axes) > 1:
+        rows = _tree.map(lambda leaf: leaf.reshape(*axes, *leaf.shape[1:]), rows)
+    state, told = fold(
+        body,
         done.state,
         rows,
         steps // size,
@@ -185,17 +215,24 @@ def _advance(plan: Plan, done: Done, last: int) -> tuple[Done, Tensor | None]:
         run_steps=plan.steps,
         seen=plan.seen,
     )
-    return Done(last, state, plan.backend, (*done.records, records)), finite
+    values = done.values
+    if stage.evaluated:
+        (records, finite), new = told
+        records, values = _tree.map(lambda leaf: leaf.flatten(0, 1), records), (*values, new)
+    else:
+        records, finite = told
+    return Done(last, state, plan.backend, (*done.records, records), values), finite
 
 
 def _non_finite(plan: Plan, done: Done, finite: Tensor) -> NonFiniteError:
     """Go on to the last good carry, and build the error that holds it."""
     bad = done.step + int(torch.nonzero(~finite.flatten())[0])
     while done.step < bad or not done.records:
-        done, _ = _advance(plan, done, segment_end(done.step, bad, plan.every, bad, 1))
+        stage = plan.stage(done.step, bad)
+        done, _ = _advance(plan, done, segment_end(done.step, bad, stage.size, stage.end, 1), stage)
     carry = carry_of(done.state)
     after, loss, _ = plan.step(carry, bad)
-    trajectory = done.trajectory(plan.every)
+    trajectory = done.trajectory(plan)
     leaf, sample = _first_non_finite(loss, after), plan.non_finite_sample(bad)
     return NonFiniteError(step=bad, leaf=leaf, state=carry, trajectory=trajectory, sample=sample)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import _tree
 from .._data import as_data
-from .._errors import BackendError, check_choice, check_int, warn
+from .._errors import BackendError, check_choice, check_function, check_int, warn
 from .._inputs import check_batch, check_params
 from .._scan._adjoint import Adjoint, Segments, check_adjoint
 from .._scan._scan import fold, settle
@@ -21,7 +21,8 @@ from .._torch._autograd import is_readable
 from .._torch._modes import is_tracing
 from .._torch._transforms import members
 from .._tree import Tree
-from ._body import RECORDERS, Body, Recorder, Stop, first_state
+from ..stops import Stop
+from ._body import RECORDERS, Body, Evaluator, Recorder, first_state
 
 _GRAIN = 4  # blocks: segments of a compiled loop are whole multiples, so that each block always runs alike
 
@@ -51,6 +52,20 @@ def _slice(leaf: Tensor, first: int, last: int) -> Tensor:
     return leaf if last - first == leaf.shape[0] else leaf[first:last]
 
 
+class Stage(NamedTuple):
+    """Blocks of one kind.
+
+    Attributes:
+        size: the number of steps in each, but for a shorter last one.
+        end: the step before which they end.
+        evaluated: whether the carry after each is evaluated.
+    """
+
+    size: int
+    end: int
+    evaluated: bool
+
+
 @dataclass(frozen=True)
 class Plan:
     """A run that has been checked.
@@ -60,7 +75,8 @@ class Plan:
         state: the first state of its scan.
         batches: the source of its batches.
         lrs: the learning rates [T].
-        every: the number of steps in a block, of which the first is recorded.
+        every: of so many steps the first is recorded.
+        block: the number of steps in a block: `evaluate_every`, or without an evaluation `every`.
         grain: segments are whole multiples of so many blocks.
         work: entries of the parameters times entries of the data that a block reads.
         backend: who runs the loop.
@@ -73,6 +89,7 @@ class Plan:
     batches: Batches
     lrs: Tensor
     every: int
+    block: int
     grain: int
     work: int
     backend: str
@@ -82,6 +99,13 @@ class Plan:
     @property
     def steps(self) -> int:
         return int(self.lrs.shape[0])
+
+    def stage(self, first: int, end: int) -> Stage:
+        """Find the blocks that come at a step on the way to an end: those that are evaluated come first."""
+        whole = end - end % self.block
+        if first < whole:
+            return Stage(self.block, whole, bool(self.body.evaluators))
+        return Stage(self.every, end, False)
 
     def on(self, backend: str) -> "Plan":
         """Give the plan of the same run on another backend."""
@@ -122,9 +146,11 @@ def make_plan(
     lr: float | Tensor,
     record: Any,
     every: int,
+    evaluate: Any,
+    evaluate_every: int,
     backend: str,
     check_finite: str,
-    stop: Stop | None,
+    stop: Any,
     adjoint: Adjoint,
 ) -> Plan:
     """Check the arguments of `train`."""
@@ -139,27 +165,30 @@ def make_plan(
     steps, batch_size = index.shape
     lrs = _check_lrs(lr, steps, leaves)
     every = check_int("every", every, 1)
+    recorders, evaluators = _recorders(record), _evaluators(evaluate)
+    block = _block(every, evaluate_every, recorders, evaluators) if evaluators else every
     backend = settle(backend, steps, len(_tree.leaves(init)))
-    _check_end(check_finite, stop)
+    stop = _check_end(check_finite, stop, evaluators)
     batches = from_memory(data, index)
     if steps and not index.numel():
         taken.accept(init, batches.batch(index[0]), lrs[0])  # an empty batch, which most steps refuse
-    body = Body(taken.advance, batches.batch, _recorders(record), stop, check_finite, backend)
+    body = Body(taken.advance, batches.batch, recorders, evaluators, stop, check_finite, backend)
     check_adjoint(adjoint).check_steps(steps)
     if stop is not None and adjoint.counts_from_end:
         raise ValueError(
             f"{adjoint} counts from the planned end of a run, which stop= moves: use Reverse() or "
             f"Checkpoint()"
         )
-    segments = adjoint.segments(steps, every)
+    segments = adjoint.segments(steps, block)
     size = sum([math.prod(leaf.shape[1:]) for leaf in _tree.leaves(data)]) * batch_size
-    work = sum([leaf.numel() for leaf in leaves]) * max(size, 1) * members() * every
+    work = sum([leaf.numel() for leaf in leaves]) * max(size, 1) * members() * block
     return Plan(
         body=body,
         state=first_state(init, stop),
         batches=batches,
         lrs=lrs,
         every=every,
+        block=block,
         grain=_grain(backend, segments),
         work=work,
         backend=backend,
@@ -186,28 +215,48 @@ def _check_init(step: StepLike, init: Any) -> list[Tensor]:
     return leaves
 
 
-def _check_end(check_finite: str, stop: Stop | None) -> None:
-    """Refuse what cannot end a run."""
+def _check_end(check_finite: str, stop: Any, evaluators: Mapping[str, Evaluator]) -> Stop | None:
+    """Refuse what cannot end a run; make a `Stop` of a function."""
     check_choice("check_finite", check_finite, ("off", "loss", "all"))
-    if stop is not None and not callable(stop):
-        raise TypeError(f"stop must be a function (carry, loss) -> 0-d bool; got {stop!r}")
     if is_tracing() and (stop is not None or check_finite != "off"):
         raise BackendError(
             "the values of a run with stop= or check_finite= decide where it ends, so it cannot be traced "
             "as a whole; give the backend to train, which then traces only its loop"
         )
+    if stop is None:
+        return None
+    stop = Stop.of(stop)
+    for name in stop.quantities:
+        if name != "loss" and name not in evaluators:
+            raise ValueError(
+                f"stop judges {name!r}, but the run evaluates {[*evaluators] or 'nothing'}; pass "
+                f"evaluate={{{name!r}: function}}, of the carry"
+            )
+    return stop
+
+
+_RESERVED = ("step", "steps", "diverged", "evaluated", "best")
+
+
+def _named(argument: str, given: Any) -> dict[str, Any]:
+    """Give a name to each of the functions, or names of records, that are to be kept of a run."""
+    if isinstance(given, str) or callable(given):
+        given = (given,)
+    if not isinstance(given, Mapping):
+        given = {entry if isinstance(entry, str) else _name(entry): entry for entry in given}
+    for name in given:
+        if name in _RESERVED or not name.isidentifier():
+            raise ValueError(
+                f"{name!r} cannot name a record: it becomes an attribute beside `step`; pass "
+                f"{argument}={{'name': ...}}"
+            )
+    return dict(given)
 
 
 def _recorders(record: Any) -> dict[str, Recorder]:
     """Give every record a name and a recorder."""
-    if isinstance(record, str) or callable(record):
-        record = (record,)
-    if not isinstance(record, Mapping):
-        record = {entry if isinstance(entry, str) else _name(entry): entry for entry in record}
     recorders: dict[str, Recorder] = {}
-    for name, entry in record.items():
-        if name == "step" or not name.isidentifier():
-            raise ValueError(f"{name!r} cannot name a record: it becomes an attribute beside `step`")
+    for name, entry in _named("record", record).items():
         if callable(entry):
             recorders[name] = _users(entry)
         elif entry in RECORDERS:
@@ -222,6 +271,36 @@ def _recorders(record: Any) -> dict[str, Recorder]:
 
 def _users(record: Callable[[Any, Any], Tree]) -> Recorder:
     return lambda carry, loss, lr, grads: record(carry, loss)
+
+
+def _evaluators(evaluate: Any) -> dict[str, Evaluator]:
+    """Give everything that is evaluated a name."""
+    evaluators = {} if evaluate is None else _named("evaluate", evaluate)
+    for name, entry in evaluators.items():
+        check_function(
+            f"evaluate of {name!r}", entry, ("carry",), "a function (carry) -> tree", _CLOSE_OVER
+        )
+    return evaluators
+
+
+_CLOSE_OVER = "let it close over its data: lambda params: accuracy(params, held_out)"
+
+
+def _block(every: int, evaluate_every: int, recorders: Any, evaluators: Any) -> int:
+    """Refuse evaluations that do not fit the records; return how many steps lie between them."""
+    block = check_int("evaluate_every", evaluate_every, 1)
+    if block % every:
+        raise ValueError(
+            f"evaluate_every must be a multiple of every, because a block of steps begins with a record; "
+            f"got evaluate_every={block} and every={every}; use evaluate_every={-(-block // every) * every}"
+        )
+    for name in evaluators:
+        if name == "loss" or name in recorders:
+            raise ValueError(
+                f"evaluate has the name {name!r}, which is that of "
+                f"{'a record' if name in recorders else 'the loss of a step'}; pass {{'another': function}}"
+            )
+    return block
 
 
 def _name(entry: Any) -> str:

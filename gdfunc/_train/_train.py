@@ -1,5 +1,6 @@
 """A training run: a scan of steps over batches, in segments that can be watched and stopped."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,8 @@ from .._progress import Progress
 from .._scan._adjoint import Adjoint, Reverse
 from .._step import StepLike
 from .._tree import Tree
-from ._body import Stop, carry_of
+from ..stops import Stop
+from ._body import carry_of
 from ._drive import drive
 from ._plan import make_plan
 from ._trajectory import Trajectory
@@ -25,10 +27,12 @@ def train(
     *,
     record: Any = ("loss",),
     every: int = 1,
+    evaluate: Any = None,
+    evaluate_every: int = 1,
     backend: str = "auto",
     progress: Progress = False,
     check_finite: str = "off",
-    stop: Stop | None = None,
+    stop: Stop | Callable[[Any, Any], Tensor] | None = None,
     adjoint: Adjoint = Reverse(),
     resume: TrainingInterrupted | None = None,
 ) -> tuple[Any, Trajectory]:
@@ -57,6 +61,11 @@ def train(
             carry), and functions `(carry, loss) -> tree` of the carry before the step, kept under their
             `__name__`. A dict gives other names.
         every: keep only the steps 0, k, 2k, …
+        evaluate: a function `(carry) -> tree`, several, or a dict of them by name, such as the loss on held
+            out data, which the function closes over. It is called with the carry after the steps k, 2k, …
+            of k = `evaluate_every`, and never in between.
+        evaluate_every: k, a multiple of `every`. Segments are whole multiples of k steps, so that Ctrl-C
+            and progress may wait for one.
         backend: who runs the loop, `"auto"`, `"eager"`, `"native"`, `"inductor"` or `"cudagraph"`;
             see `scan`.
         progress: True for a bar (tqdm if installed, else a line on stderr), or a function that is called
@@ -66,7 +75,8 @@ def train(
             the sample if it came from the data; `"off"` lets it spread. Reads values, so not under vmap,
             grad or jvp.
         stop: `(carry, loss) -> 0-d bool`, called with the carry after a step and the loss that the step
-            returned. The step for which it holds is the last. A loss that is not finite ends the run too,
+            returned, or a stop with memory from `gd.stops`, such as `patience`. The step (or evaluation)
+            for which it holds is the last. A loss that is not finite ends the run too,
             with the carry before its step; reverse-mode derivatives of such a run are NaN. Under vmap each
             member ends on its own. Its later records repeat its last carry, until all have ended.
         adjoint: how derivatives go back through the run, one of `gd.adjoints`: `Reverse()`,
@@ -76,14 +86,16 @@ def train(
 
     Returns:
         `(final, trajectory)`: the carry after the last step, and the records, [⌈T/every⌉, ...] each, of the
-        T steps that were taken. With stop, `trajectory.steps` is how many a run took, and
-        `trajectory.diverged` whether a loss that is not finite ended it. Member i of a vmapped run ended
-        with `loss[i, steps[i] - 1]`.
+        T steps that were taken. With evaluate, what was evaluated, [⌊T/k⌋, ...], and `trajectory.evaluated`
+        [⌊T/k⌋], the numbers of steps taken by then. With stop, `trajectory.steps` is how many a run took,
+        `trajectory.diverged` whether a loss that is not finite ended it, and `trajectory.best` the best
+        carry, if `patience` kept it. Member i of a vmapped run ended with `loss[i, steps[i] - 1]`.
 
     Raises:
         TypeError: index is not int64; a leaf of data is no tensor (of a `DataLoader`, the message says what
             to pass); stop gives no 0-d bool tensor; see `batch_grad`.
-        ValueError: data, index and lr do not fit; an unknown record; stop= with an adjoint that counts from
+        ValueError: data, index and lr do not fit; an unknown record; a name for two; evaluate_every is no
+            multiple of every; stop= judges what is not evaluated; stop= with an adjoint that counts from
             the planned end, `Truncated` or `Implicit`; resume= of another run.
         IndexError: index points outside the data.
         BackendError: (a RuntimeError) the backend cannot run this step; see `scan`.
@@ -107,6 +119,20 @@ def train(
     References:
         H. Robbins, S. Monro, "A stochastic approximation method", 1951.
     """
-    plan = make_plan(step, init, data, index, lr, record, every, backend, check_finite, stop, adjoint)
+    plan = make_plan(
+        step,
+        init,
+        data,
+        index,
+        lr,
+        record,
+        every,
+        evaluate,
+        evaluate_every,
+        backend,
+        check_finite,
+        stop,
+        adjoint,
+    )
     final, trajectory = drive(plan, progress, resume)
     return adjoint.end(partial(plan.last_step, final), carry_of(plan.state), final), trajectory

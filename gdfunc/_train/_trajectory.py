@@ -16,8 +16,10 @@ class Trajectory(SimpleNamespace):
     `step` [T] holds the numbers of the recorded steps. Record t is taken before step t: `params[t]` is
     where `loss[t]` was measured. A drawn path is `params` followed by the run's final parameters.
 
-    A run with `stop=` adds `steps`, the number of steps it took (int64), and `diverged`, whether the loss
-    of the next step was not finite (bool). A Trajectory is a tree, so it goes through `torch.func.vmap`
+    A run with `evaluate=` adds what it evaluated, with leading [T/k], and `evaluated` [T/k], the numbers of
+    steps taken by then. One with `stop=` adds `steps`, the number of steps it took (int64), and `diverged`,
+    whether the loss of the next step was not finite (bool); with `gd.stops.patience` also `best`, its best
+    carry. A Trajectory is a tree, so it goes through `torch.func.vmap`
     and `grad`.
 
     Example:
@@ -38,7 +40,8 @@ class Trajectory(SimpleNamespace):
         rows = []
         for path, leaf in _tree.named_leaves(vars(self), ""):
             name = path.removeprefix("['").replace("']", "", 1)
-            is_curve = leaf.ndim == dims and leaf.numel() and not leaf.is_complex() and name != "step"
+            is_record = name not in ("step", "evaluated") and not name.startswith("best.")
+            is_curve = is_record and leaf.ndim == dims and leaf.numel() and not leaf.is_complex()
             drawn = _html.Markup()
             if is_curve and not is_transformed(leaf):
                 drawn = _html.curves(leaf.detach().cpu().double().reshape(-1, leaf.shape[-1]).numpy())
