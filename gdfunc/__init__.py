@@ -45,8 +45,8 @@ from ._step import Step as Step
 from ._step import TrainState as TrainState
 from ._step import apply_updates as apply_updates
 from ._step import make_step as make_step
-from ._sweep._grid import SweepResult as SweepResult
 from ._sweep._grid import grid as grid
+from ._sweep._result import SweepResult as SweepResult
 from ._sweep._sweep import sweep as sweep
 from ._train import Trajectory as Trajectory
 from ._train import train as train

@@ -684,3 +684,60 @@ def test_a_frame_is_made_of_the_records(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ModuleNotFoundError, match="pip install pandas"):
         result.to_frame()
+
+
+def test_a_dataset_has_the_axes_as_dimensions_and_the_outputs_as_variables():
+    pytest.importorskip("xarray")
+
+    def run(betas, lr, key, size, method):
+        draws = gd.random.uniform(key, (3,)) * lr
+        return {"loss": draws, "end": (draws[0] * size, betas[0].bfloat16()), "lr": lr / 0.0}
+
+    keys = gd.random.split(gd.random.key(0), 2)
+    axes = {"betas": [(0.9, 0.99), (0.8, 0.9)], "lr": [0.1, 0.2, 0.4], "key": keys}
+    result = gd.sweep(run, gd.grid(**axes, size=[2, 3], method=["adam", torch.sin]))
+    data = result.to_xarray()
+    assert dict(data.sizes) == {"betas": 2, "lr": 3, "key": 2, "size": 2, "method": 2, "loss.0": 3}
+    assert list(data.data_vars) == ["loss", "end.0", "end.1", "output.lr", "diverged"]
+    assert {name: data[name].values.tolist() for name in data.coords} == {
+        "betas": ["(0.9, 0.99)", "(0.8, 0.9)"],
+        "lr": [0.1, 0.2, 0.4],
+        "key": [0, 1],
+        "size": [2, 3],
+        "method": ["adam", "sin"],
+    }
+    assert data.attrs == {"grid": repr(result.grid)}
+    for i, positions in enumerate(result.grid.positions):
+        row = data.isel(dict(zip(axes | {"size": 0, "method": 0}, positions, strict=True)))
+        assert row["loss"].values.tolist() == result.outputs["loss"][i].tolist()
+        assert float(row["end.0"]) == float(result.outputs["end"][0][i])
+        assert float(row["end.1"]) == float(result.outputs["end"][1][i])
+        assert np.isinf(row["output.lr"])
+        assert row["diverged"]
+    assert data["end.0"].dtype == np.float32
+    assert float(data["loss"].sel({"lr": 0.2, "method": "sin", "size": 3})[0, 0, 0]) == float(
+        result.select(lr=0.2, method="sin", size=3).outputs["loss"][0, 0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("grid", "shape"),
+    [(gd.grid(zipped=True, lr=[0.1, 0.2], size=[3, 4]), {"point": 2}), (gd.grid(lr=[0.5]), {"lr": 1})],
+)
+def test_a_dataset_of_a_zipped_grid_or_of_one_point(grid, shape):
+    pytest.importorskip("xarray")
+    result = gd.sweep(lambda lr, size=2: lr * size, grid)
+    data = result.to_xarray()
+    assert dict(data.sizes) == shape
+    assert data["output"].values.tolist() == result.outputs.tolist()
+    assert {name: data[name].values.tolist() for name in data.coords} == {
+        name: axis.labels for name, axis in grid.axes.items()
+    }
+    if not grid.zipped:
+        assert float(result.select(lr=0.5).to_xarray()["output"]) == 1.0
+
+
+def test_a_dataset_needs_xarray(monkeypatch):
+    monkeypatch.setitem(sys.modules, "xarray", None)
+    with pytest.raises(ModuleNotFoundError, match=r"^to_xarray needs xarray: pip install xarray$"):
+        gd.sweep(lambda lr: lr, gd.grid(lr=[0.1])).to_xarray()

@@ -1,13 +1,10 @@
-"""The points of a sweep, and the outputs at them. Axes are data, or shape the program."""
+"""The points of a sweep. Axes are data, or shape the program."""
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from numbers import Integral, Real
-from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +12,8 @@ import torch
 from torch import Tensor
 
 from .. import _html, _tree
-from .._errors import warn
-from .._shown import shown
 from .._torch._transforms import is_transformed
 from .._tree import Tree
-
-_ROWS = 20  # of a table in a notebook
 
 
 @dataclass(frozen=True, eq=False)
@@ -296,149 +289,3 @@ def _identity(value: Any) -> Any:
     except TypeError:
         return id(value)
     return type(value), value
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class SweepResult:
-    """The outputs of a sweep's members, with their places on the grid.
-
-    Attributes:
-        outputs: the results of `run`, each leaf with a leading [N]. Row i belongs to the point `grid[i]`.
-        grid: the grid, with its `shape` and `axes`.
-        diverged: bool [N], whether a leaf of the member is not finite or a bool leaf named `diverged` is
-            true, such as that of a `Trajectory`. Padding does not count.
-        lengths: int64 [N] for each leaf with an axis of its own, by its dotted path: the number of a
-            member's entries along the first such axis, before the padding.
-
-    Example:
-        >>> grid = gd.grid(power=[1, 50], lr=[0.5, 1.5, 9.0])
-        >>> result = gd.sweep(lambda power, lr: (1 - lr) ** power, grid)
-        >>> result
-        SweepResult(power [2] × lr [3], 1 of 6 diverged, outputs: float32[6])
-        >>> result.select(power=1).outputs
-        tensor([ 0.5000, -0.5000, -8.0000])
-        >>> result.reshape().shape
-        torch.Size([2, 3])
-        >>> result.to_records()[-1]
-        {'power': 50, 'lr': 9.0, 'output': inf, 'diverged': True}
-    """
-
-    grid: Grid
-    outputs: Tree
-    diverged: Tensor
-    lengths: dict[str, Tensor]
-
-    def __repr__(self) -> str:
-        leaves = _tree.named_leaves(self.outputs, "")
-        named = [f"{dotted(path)} {shown(leaf)}".lstrip() for path, leaf in leaves]
-        axes = repr(self.grid).removeprefix("Grid(").removesuffix(")") or "one point"
-        count = "?" if is_transformed(self.diverged) else int(self.diverged.sum())
-        return f"SweepResult({axes}, {count} of {len(self.grid)} diverged, outputs: {', '.join(named)})"
-
-    def _repr_html_(self) -> str:
-        """Show the first records in a notebook."""
-        if is_transformed(self.diverged):
-            return _html.table(repr(self), (), ())
-        records = self.to_records()
-        rows = [tuple(record.values()) for record in records[:_ROWS]]
-        rest = f", the first {_ROWS} of {len(records)} rows" if len(records) > _ROWS else ""
-        return _html.table(repr(self) + rest, tuple(records[0]), rows)
-
-    @property
-    def axes(self) -> dict[str, Any]:
-        """Return the values of each axis: tensors, trees of tensors, or lists of the objects."""
-        each = self.grid.axes.items()
-        return {name: axis.values if axis.vmapped else list(axis.values) for name, axis in each}
-
-    def select(self, **values: Any) -> "SweepResult":
-        """Keep the members with these values of axes, as in `result.select(lr=0.1, method="adam")`.
-
-        Give a number (right to a millionth) or string itself, a function or its name, and for a key or
-        other tensor its position on the axis. The axes leave the grid, unless it is zipped, and padding
-        that is no longer needed leaves the outputs.
-
-        Raises:
-            ValueError: there is no such axis or value, or (unless zipped) the value stands there twice.
-        """
-        part, members = self.grid.select(**values)
-        lengths = {name: length[members] for name, length in self.lengths.items()}
-        named = _tree.named_leaves(self.outputs, "")
-        leaves = [_trimmed(leaf[members], lengths.get(dotted(path))) for path, leaf in named]
-        outputs = _tree.unflatten(_tree.flatten(self.outputs)[1], leaves)
-        return SweepResult(part, outputs, self.diverged[members], lengths)
-
-    def reshape(self) -> Tree:
-        """View the outputs in the shape of the grid: [N, ...] as [*grid.shape, ...].
-
-        Padding stays in (see `lengths`). Its NaN looks like divergence in a picture, so `select` first.
-        """
-        return _tree.map(lambda leaf: leaf.reshape((*self.grid.shape, *leaf.shape[1:])), self.outputs)
-
-    def to_records(self) -> list[dict[str, Any]]:
-        """List a dict for each member: its point, its scalar outputs, and whether it diverged.
-
-        The key of a scalar is its dotted path (`output` if `run` returns it alone), prefixed with `output.`
-        where an axis has that name. Numbers have the digits of their dtype.
-        """
-        columns: dict[str, list[Any]] = {}
-        for path, leaf in [*_tree.named_leaves(self.outputs, ""), (".diverged", self.diverged)]:
-            if leaf.ndim == 1:
-                name = dotted(path) or "output"
-                columns[f"output.{name}" if name in self.grid.axes else name] = numbers(leaf)
-        rows = zip(*columns.values(), strict=True)
-        return [self.grid.labels(i) | dict(zip(columns, row, strict=True)) for i, row in enumerate(rows)]
-
-    def to_frame(self) -> Any:
-        """Make a pandas DataFrame of the records.
-
-        Raises:
-            ModuleNotFoundError: pandas is not installed.
-        """
-        try:
-            import pandas  # type: ignore[import-untyped]
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "to_frame needs pandas: pip install pandas; to_records and save do without"
-            ) from error
-        return pandas.DataFrame(self.to_records())
-
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write the records to a CSV file, a row for each member.
-
-        A warning names the outputs that are not scalars, which have no column.
-
-        Raises:
-            ValueError: the path does not end in `.csv`.
-        """
-        if Path(path).suffix.lower() != ".csv":
-            raise ValueError(
-                f"save writes CSV, but {str(path)!r} ends in {Path(path).suffix!r}: end it in .csv, or use "
-                f"to_frame(), whose frame writes other formats"
-            )
-        left_out = [
-            f"{dotted(path)} {shown(leaf)}".lstrip()
-            for path, leaf in _tree.named_leaves(self.outputs, "")
-            if leaf.ndim != 1
-        ]
-        if left_out:
-            warn(
-                f"a CSV has the scalars of each run and leaves out {', '.join(left_out)}: return numbers "
-                f"from run, or keep result.outputs too"
-            )
-        records = self.to_records()
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(records[0]))
-            writer.writeheader()
-            writer.writerows(records)
-
-
-def _trimmed(leaf: Tensor, lengths: Tensor | None) -> Tensor:
-    """Cut off the padding that no member needs."""
-    if lengths is None or not len(lengths) or is_transformed(lengths):
-        return leaf
-    return leaf[:, : int(lengths.max())]
-
-
-def dotted(path: str) -> str:
-    """Write a path as the name of a column: `[1].loss` is `1.loss`, `['w']` is `w`."""
-    return path.replace("['", ".").replace("']", "").replace("[", ".").replace("]", "").lstrip(".")

@@ -14,8 +14,9 @@ from .. import _tree
 from .._errors import SweepInterrupted, check_options, check_type
 from .._progress import Progress, reporter
 from .._tree import Tree
-from ._grid import Grid, SweepResult, dotted
+from ._grid import Grid
 from ._memory import Memory
+from ._result import SweepResult, dotted
 
 # Bytes that the members of a chunk may hold: one number, so that chunks, and bits, are the same everywhere.
 AUTO_LIMIT = 2**30

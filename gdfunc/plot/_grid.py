@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .._sweep._grid import SweepResult
+from .._sweep._result import SweepResult
 from . import _axes
 from ._axes import HUGE, Array, Axes
 
