@@ -106,6 +106,17 @@ def test_a_broken_law_says_everything_and_survives_pickle():
     assert isinstance(broken, AssertionError)
 
 
+def test_a_failure_of_a_control_or_a_transformation_is_repeated_by_its_line():
+    lion = gt.from_transform(gd.lion((0.9, 0.5)))
+    for subject, claim in ((gt.WRONG["lion: betas swapped"].subject, gt.Lion()), (lion, gt.Lion())):
+        broken = list(gt.examine(subject, claim).failed.values())
+        assert len(broken) >= 3
+        for law in broken:
+            with pytest.raises(gt.LawBroken) as caught:
+                eval(law.repeat, {**vars(gd), **vars(gt)})
+            assert str(caught.value) == str(law)
+
+
 def test_a_diagnosis_is_made_when_it_is_first_read(monkeypatch):
     made = []
     monkeypatch.setattr("gdfunc.testing._law.diagnose", lambda *args: made.append(args) or "a slip")
@@ -136,6 +147,21 @@ def test_a_diagnosis_prefers_the_right_lr_and_names_no_fault_that_does_nothing()
     with pytest.raises(gt.LawBroken) as caught:
         gt.check_kernel(buffer, gt.Momentum(0.9, form="displacement"))
     assert caught.value.diagnosis == "agrees with: displacement scaled by today's lr"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "adam: eps outside the root",  # a switch of the claim
+        "trust ratio: gradients of norm zero not guarded",  # NaN
+        "lookahead: fast weights not reset",  # the answers alone differ from those of another control
+        "polyak's step: steps uphill below the minimum",
+        "line search: decrease ignored",
+    ],
+)
+def test_a_diagnosis_names_a_fault_that_shows_in_few_places(name):
+    control = gt.WRONG[name]
+    assert diagnose(control.subject, control.claim) == f"agrees with: {control.fault}"
 
 
 def test_a_kernel_is_judged_in_float64_whatever_its_gradients():
@@ -298,7 +324,9 @@ def test_power_is_printed_as_a_table_of_laws_and_controls(capsys):
 
 def test_there_are_controls_of_many_families():
     assert len(gt.WRONG) >= 60
-    assert len({control.claim.family for control in gt.WRONG.values()}) >= 10
+    families = {control.claim.family for control in gt.WRONG.values()}
+    assert len(families) >= 10
+    assert all(family == family.lower() for family in families)
 
 
 # ---------------------------------------------------------------- the kit itself

@@ -198,3 +198,13 @@ def test_the_cubic_iteration_of_muon_ends_at_orthogonal_matrices():
     g = np.random.default_rng(0).standard_normal((1, 3, 3))
     u = gt.Muon(ns_coefficients=(1.5, -0.5, 0.0), ns_steps=60).direction(g, g)[0]
     np.testing.assert_allclose(u @ u.T, np.eye(3), atol=1e-9)
+
+
+def test_muon_has_no_direction_where_a_gradient_is_not_finite():
+    """An optimizer that diverges breaks a law, and not the SVD of its claim."""
+    g = np.ones((2, 3, 2))
+    g[1, 0, 0] = np.nan
+    assert np.isnan(gt.Muon().direction(g, g)).all()
+    control = gt.WRONG["muon: largest entry in place of the norm"]
+    with pytest.raises(gt.LawBroken):
+        gt.check_batches(control.subject, control.claim)

@@ -171,7 +171,7 @@ def test_all_plans_are_all_there_are():
 
 
 def test_a_broken_law_names_the_fault_and_repeats_itself():
-    control = gt.WRONG["SAGA: repeated samples counted twice in the mean"]
+    control = gt.WRONG["saga: repeated samples counted twice in the mean"]
     with pytest.raises(gt.LawBroken) as caught:
         gt.check_optimizer(control.subject, control.claim)
     assert caught.value.diagnosis == f"agrees with: {control.fault}"

@@ -128,7 +128,7 @@ def from_transform(transform: GradientTransformation, name: str = "") -> Subject
         >>> gt.feed(gt.from_transform(gd.momentum(0.5)), torch.ones(3))
         tensor([-1.0000, -1.5000, -1.7500])
     """
-    return Subject(lambda loss_fn: make_step(loss_fn, transform), name or repr(transform))
+    return Subject(lambda loss_fn: make_step(loss_fn, transform), name or f"from_transform({transform!r})")
 
 
 def from_step(

@@ -23,7 +23,7 @@ class EMA(Claim):
         debias: whether θ₀ has no weight.
     """
 
-    family: ClassVar[str] = "EMA"
+    family: ClassVar[str] = "ema"
     formula: ClassVar[str] = (
         "a_t = d^t x_0 + (1 - d) sum_j d^(t-j) x_j, or sum_j d^(t-j) x_j / sum_j d^(t-j) with debias"
     )
@@ -136,7 +136,7 @@ class ASGD(Claim):
         weight_decay: wd.
     """
 
-    family: ClassVar[str] = "ASGD"
+    family: ClassVar[str] = "asgd"
     formula: ClassVar[str] = (
         "x_t - x_(t-1) = -eta_t (g_t + (lambda + wd) x_(t-1)), "
         "eta_(t+1) = lr_t / (1 + lambda lr_t t)^alpha, "

@@ -29,7 +29,7 @@ class Polyak(Pointwise):
         max_step: the bound; None: no bound.
     """
 
-    family: ClassVar[str] = "Polyak's step"
+    family: ClassVar[str] = "polyak's step"
     formula: ClassVar[str] = "x' - x = -lr a g with a = min(max(f(x) - f*, 0) / |g|^2, max_step)"
     source: ClassVar[str] = "B. T. Polyak 1987"
 
@@ -86,7 +86,7 @@ class SAM(Pointwise):
         adaptive: whether distances are in units of each parameter.
     """
 
-    family: ClassVar[str] = "SAM"
+    family: ClassVar[str] = "sam"
     formula: ClassVar[str] = (
         "x' - x = -lr grad f(x + e) with e = rho g/|g|, or rho x^2 g/|x g| if it is adaptive"
     )
@@ -118,7 +118,7 @@ class LBFGS(Claim):
         shortens: "until a pair", or as in torch "first step": later steps without a pair go along g.
     """
 
-    family: ClassVar[str] = "L-BFGS"
+    family: ClassVar[str] = "l-bfgs"
     formula: ClassVar[str] = (
         "u = H g, H = gamma I changed by (I - rho s y') H (I - rho y s') + rho s s' for the last m pairs"
     )

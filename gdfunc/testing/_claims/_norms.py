@@ -172,12 +172,14 @@ class Muon(Claim):
         n = average(beta, g, corrected=False)
         if self.nesterov:
             n = beta * n + (1 - beta) * g
-        left, s, right = np.linalg.svd(n, full_matrices=False)
+        is_finite = np.isfinite(n).all((1, 2))[:, None, None]
+        left, s, right = np.linalg.svd(np.where(is_finite, n, 0.0), full_matrices=False)
         s = s / np.maximum(norm_of([n]), self.eps)[:, None]
         for _ in range(self.ns_steps):
             s = a * s + b * s**3 + c * s**5
         rows, columns = g.shape[1:]
-        return np.sqrt(max(1.0, rows / columns)) * (left * s[:, None]) @ right
+        u = np.sqrt(max(1.0, rows / columns)) * (left * s[:, None]) @ right
+        return np.where(is_finite, u, np.nan)
 
 
 def norm_of(leaves: Arrays) -> np.ndarray:

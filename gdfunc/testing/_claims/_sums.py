@@ -74,7 +74,7 @@ class SVRG(Pass):
         output: "last", or "average": θ' is the mean of the w's at which gradients were taken.
     """
 
-    family: ClassVar[str] = "SVRG"
+    family: ClassVar[str] = "svrg"
     formula: ClassVar[str] = "w' = w - lr (grad f_b(w) - grad f_b(x) + grad f(x)), x the start of the pass"
     source: ClassVar[str] = "R. Johnson, T. Zhang 2013"
 
@@ -96,7 +96,7 @@ class SARAH(Pass):
         batch_size, output: as for `SVRG`.
     """
 
-    family: ClassVar[str] = "SARAH"
+    family: ClassVar[str] = "sarah"
     formula: ClassVar[str] = (
         "v' = grad f_b(w) - grad f_b(w_before) + v, w' = w - lr v'; first v = grad f(x)"
     )
@@ -121,7 +121,7 @@ class SAGA(SumClaim):
     step and once in the table.
     """
 
-    family: ClassVar[str] = "SAGA"
+    family: ClassVar[str] = "saga"
     formula: ClassVar[str] = "x' = x - lr (grad f_b(x) - table_b + mean of the table), then the rows b"
     source: ClassVar[str] = "A. Defazio, F. Bach, S. Lacoste-Julien 2014"
 
@@ -143,7 +143,7 @@ class SAG(SumClaim):
     The table begins with the gradients at the start.
     """
 
-    family: ClassVar[str] = "SAG"
+    family: ClassVar[str] = "sag"
     formula: ClassVar[str] = "the rows b of the table, then x' = x - lr (mean of the table)"
     source: ClassVar[str] = "M. Schmidt, N. Le Roux, F. Bach 2017"
 

@@ -49,7 +49,7 @@ def adam(claim: Adam, fault: str) -> Subject:
             hat = largest = torch.maximum(largest, hat)
         if fault == "largest v forgotten":
             hat = v / bias2
-        inside = claim.eps_inside != (fault in ("eps inside the root", "eps outside the root"))
+        inside = (claim.eps_inside or fault == "eps inside the root") and fault != "eps outside the root"
         root = hat if fault == "root missing" else hat.sqrt()
         divisor = (hat + claim.eps).sqrt() if inside else root + claim.eps
         if fault == "eps before the bias correction":
@@ -218,7 +218,7 @@ def rmsprop(claim: RMSprop, fault: str) -> Subject:
             used = v / (1 - alpha**t)
         if claim.centered and fault != "not centered":
             used = (used - (center.abs() if fault == "center not squared" else center**2)).clamp(min=0)
-        inside = claim.eps_inside != (fault == "eps inside the root")
+        inside = claim.eps_inside or fault == "eps inside the root"
         d = g / ((used + claim.eps).sqrt() if inside else used.sqrt() + claim.eps)
         if fault == "root missing":
             d = g / (used + claim.eps)
@@ -240,7 +240,7 @@ def adagrad(claim: Adagrad, fault: str) -> Subject:
         if fault == "average for the sum":
             s = old + (g**2 - old) / t
         used = old if fault == "old sum used" and t > 1 else s
-        inside = claim.eps_inside != (fault == "eps inside the root")
+        inside = claim.eps_inside or fault == "eps inside the root"
         divisor = (used + claim.eps).sqrt() if inside else used.sqrt() + claim.eps
         if fault == "root missing":
             divisor = used + claim.eps

@@ -39,7 +39,7 @@ def ema(claim: EMA, fault: str) -> Subject:
         average = _tree.lerp(average, xs if fault == "average of the old point" else new, share)
         return average if fault == "parameters moved to the average" else new, (average, history)
 
-    return answering(lambda leaves: (leaves, ()), rule, f"EMA, {fault or 'right'}")
+    return answering(lambda leaves: (leaves, ()), rule, f"ema, {fault or 'right'}")
 
 
 def lookahead(claim: Lookahead, fault: str) -> Subject:
@@ -107,7 +107,7 @@ def asgd(claim: ASGD, fault: str) -> Subject:
         mu = 1 / max(1.0, t if fault == "average from the first step" else ahead)
         return new, (average, decayed, mu)
 
-    return answering(lambda leaves: (leaves, 0.0, 1.0), rule, f"ASGD, {fault or 'right'}")
+    return answering(lambda leaves: (leaves, 0.0, 1.0), rule, f"asgd, {fault or 'right'}")
 
 
 CONTROLS = [

@@ -1,7 +1,7 @@
 """Negative controls: optimizers with one planted fault."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ class Control:
     @property
     def subject(self) -> Subject:
         """Return the optimizer with its fault."""
-        return self.build(self.claim, self.fault)
+        return replace(self.build(self.claim, self.fault), name=f"WRONG[{self.name!r}].subject")
 
     @property
     def name(self) -> str:

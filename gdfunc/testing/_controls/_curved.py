@@ -50,7 +50,7 @@ def polyak(claim: Polyak, fault: str) -> Subject:
             size = size.clamp(max=claim.max_step)
         return stepped(xs, gs, size if fault == "lr ignored" else lr * size)
 
-    return of_loss(rule, f"Polyak's step, {fault or 'right'}")
+    return of_loss(rule, f"polyak's step, {fault or 'right'}")
 
 
 def line_search(claim: LineSearch, fault: str) -> Subject:
@@ -96,7 +96,7 @@ def sam(claim: SAM, fault: str) -> Subject:
         found = gs if fault == "gradient of the old point" else grad(loss)(uphill)
         return stepped(uphill if fault == "step from the point uphill" else xs, found, lr)
 
-    return of_loss(rule, f"SAM, {fault or 'right'}")
+    return of_loss(rule, f"sam, {fault or 'right'}")
 
 
 def two_loops(pairs: list[tuple[Tensor, Tensor]], g: Tensor, fault: str) -> Tensor:
@@ -137,7 +137,7 @@ def lbfgs(claim: LBFGS, fault: str) -> Subject:
         u = two_loops(used, g, fault) if used else g / short
         return stepped(xs, _tree.unravel(u, xs), lr), ((x, g), pairs)
 
-    return counted(lambda leaves: ((), []), rule, f"L-BFGS, {fault or 'right'}")
+    return counted(lambda leaves: ((), []), rule, f"l-bfgs, {fault or 'right'}")
 
 
 CONTROLS = [

@@ -38,7 +38,7 @@ def batches(claim: GradientDescent, fault: str) -> Subject:
 
         return gradient_step(wrong_loss, Moving, lambda params: Moving(params, None), move)
 
-    return Subject(make, f"SGD, {fault or 'right'}")
+    return Subject(make, f"sgd, {fault or 'right'}")
 
 
 class Moving(NamedTuple):
@@ -110,7 +110,7 @@ def svrg(claim: SVRG, fault: str) -> Subject:
                 w = w - lr * (gradients(w)[batch].mean(0) - start[batch].mean(0) + start.mean(0))
         return (torch.stack(points[:-1]).mean(0) if average else w), memory
 
-    return by_rows(lambda table: None, rule, f"SVRG, {fault or 'right'}")
+    return by_rows(lambda table: None, rule, f"svrg, {fault or 'right'}")
 
 
 def sarah(claim: SARAH, fault: str) -> Subject:
@@ -134,7 +134,7 @@ def sarah(claim: SARAH, fault: str) -> Subject:
         average = (claim.output == "average") != (fault == "the other output")
         return (torch.stack(points[:-1]).mean(0) if average else points[-1]), memory
 
-    return by_rows(lambda table: None, rule, f"SARAH, {fault or 'right'}")
+    return by_rows(lambda table: None, rule, f"sarah, {fault or 'right'}")
 
 
 def renewed(table: Tensor, now: Tensor, rows: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ def saga(claim: SAGA, fault: str) -> Subject:
             mean = after.mean(0)
         return x, (after, mean)
 
-    return by_rows(begin, rule, f"SAGA, {fault or 'right'}")
+    return by_rows(begin, rule, f"saga, {fault or 'right'}")
 
 
 def sag(claim: SAG, fault: str) -> Subject:
@@ -201,7 +201,7 @@ def sag(claim: SAG, fault: str) -> Subject:
             after = table
         return x - lr * v, after
 
-    return by_rows(begin, rule, f"SAG, {fault or 'right'}")
+    return by_rows(begin, rule, f"sag, {fault or 'right'}")
 
 
 CONTROLS = [
