@@ -255,12 +255,16 @@ def test_a_control_without_its_fault_keeps_every_law(first):
 
 
 @pytest.mark.parametrize("first", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 24))])
-def test_most_diagnoses_name_the_planted_fault(first):
+def test_a_diagnosis_names_the_planted_fault(first):
     controls = list(gt.WRONG.values())[first::24]
     diagnoses = [diagnose(control.subject, control.claim) for control in controls]
     pairs = zip(controls, diagnoses, strict=True)
-    named = [control.fault in words or "effective learning rate" in words for control, words in pairs]
-    assert sum(named) >= 0.8 * len(named)
+    unnamed = [
+        control.name
+        for control, words in pairs
+        if control.fault not in words and "effective learning rate" not in words
+    ]
+    assert set(unnamed) <= {"line search: equality refused"}  # which shows in exact arithmetic alone
 
 
 @st.composite
