@@ -38,6 +38,7 @@ TESTS = {
     "methods/_averaging.py": ["tests/test_kit_averages.py", METHODS],
     "methods/_direction.py": [CURVED, METHODS],
     "methods/_momentum.py": [DESCENT, METHODS],
+    "methods/_plateau.py": ["tests/test_plateau.py"],
     "methods/_variance_reduction.py": ["tests/test_kit_sums.py", "tests/test_variance_reduction.py"],
     "schedules/_formulas.py": ["tests/test_schedules.py"],
     "schedules/_schedule.py": ["tests/test_schedules.py"],

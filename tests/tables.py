@@ -134,6 +134,13 @@ STEPS = {
     "ema": around(gd.methods.ema, decay=0.8),
     "ema_debiased": around(lambda step, decay: gd.methods.ema(step, decay, debias=True), decay=0.8),
     "lookahead": around(lambda step, alpha: gd.methods.lookahead(step, 3, alpha), alpha=0.4),
+    "reduce_on_plateau": around(
+        lambda step, **h: gd.methods.reduce_on_plateau(step, patience=0, **h),
+        factor=0.5,
+        threshold=0.9,
+        min_lr=0.02,
+        eps=1e-6,
+    ),
     "sam": step_of(gd.methods.sam, rho=0.02),
     "sam_adaptive": step_of(lambda f, rho: gd.methods.sam(f, rho=rho, adaptive=True), rho=0.02),
     "schedule_free": step_of(gd.methods.schedule_free, beta=0.7, weight_decay=0.1),

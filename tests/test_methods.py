@@ -59,7 +59,7 @@ def run(step, state, lrs, batch=None):
 PARAMS = {"w": normal(0, 3), "b": normal(1, 1)[0]}
 BATCH = linear_data(3, 6, 3)
 METHODS = ["heavy_ball", "ema", "ema_debiased", "lookahead", "schedule_free", "asgd"]
-METHODS += ["sam", "sam_adaptive", "line_search", "polyak", "lbfgs"]
+METHODS += ["reduce_on_plateau", "sam", "sam_adaptive", "line_search", "polyak", "lbfgs"]
 each = pytest.mark.parametrize("name", METHODS)
 BARE = gd.make_step(linear_loss)
 
@@ -91,7 +91,7 @@ def test_at_a_stationary_point_nothing_moves_and_derivatives_are_finite(name):
 @each
 def test_it_minimises(name):
     # SAM ends in a cycle ρ·lr wide.
-    neutral = {"weight_decay": 0.0, "lambd": 0.0, "minimum": 0.0, "rho": 1e-3}
+    neutral = {"weight_decay": 0.0, "lambd": 0.0, "minimum": 0.0, "rho": 1e-3, "threshold": 0.0}
     hyper = {key: neutral[key] for key in STEPS[name].hyperparameters if key in neutral}
     loss_fn, optimum = quadratic(11)
     step, start = make(name, lambda params, batch: loss_fn(params, batch) - 0.25, **hyper), normal(20, 4)
@@ -237,7 +237,12 @@ def test_ema_is_torch_averaged_model(decay, lr):
 
 
 each_wrapper = pytest.mark.parametrize(
-    "wrap", [lambda step: gd.methods.ema(step, 0.9), lambda step: gd.methods.lookahead(step, 1000)]
+    "wrap",
+    [
+        lambda step: gd.methods.ema(step, 0.9),
+        lambda step: gd.methods.lookahead(step, 1000),
+        lambda step: gd.methods.reduce_on_plateau(step),
+    ],
 )
 
 
@@ -253,7 +258,9 @@ def test_a_wrapper_leaves_the_step_alone_until_it_acts(wrap, name):
         assert torch.equal(loss, same)
 
 
-@pytest.mark.parametrize("name", ["heavy_ball", "asgd", "ema", "lookahead", "sam", "polyak", "lbfgs"])
+@pytest.mark.parametrize(
+    "name", ["heavy_ball", "asgd", "ema", "lookahead", "reduce_on_plateau", "sam", "polyak", "lbfgs"]
+)
 def test_lookahead_replaces_the_parameters_of_any_carry_and_nothing_else(name):
     inner = make(name)
     outer = gd.methods.lookahead(inner, 2, 0.25)

@@ -7,6 +7,7 @@ Every one is a `Step`. In every state `params` is where the next loss is measure
 |---|---|---|
 | `heavy_ball`, `nesterov`, `ogm`, `triple_momentum` | | |
 | `asgd`, `ema`, `lookahead` | `ASGD`, `swa_utils.AveragedModel` | `ema`, `lookahead` |
+| `reduce_on_plateau` | `lr_scheduler.ReduceLROnPlateau` | `contrib.reduce_on_plateau` |
 | `schedule_free` | | `contrib.schedule_free` |
 | `sam` | | `contrib.sam` |
 | `line_search`, `polyak` | | `scale_by_backtracking_linesearch`, `polyak_sgd` |
@@ -43,6 +44,7 @@ from ._momentum import heavy_ball as heavy_ball
 from ._momentum import nesterov as nesterov
 from ._momentum import ogm as ogm
 from ._momentum import triple_momentum as triple_momentum
+from ._plateau import reduce_on_plateau as reduce_on_plateau
 from ._variance_reduction import sag as sag
 from ._variance_reduction import saga as saga
 from ._variance_reduction import sarah as sarah

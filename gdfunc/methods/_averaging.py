@@ -25,6 +25,7 @@ from .._step import (
 )
 from .._transforms._base import PLAIN, GradientTransformation, check_transform, no_steps
 from .._tree import Tree
+from ._plateau import PlateauState
 
 
 class ASGDState(NamedTuple):
@@ -296,7 +297,7 @@ def replace_params(carry: Any, params: Tree) -> Any:
     """Replace the parameters in a step's carry, and leave the rest of it."""
     if not hasattr(carry, "params"):
         return params
-    if isinstance(carry, EMAState | LookaheadState | StatefulState):
+    if isinstance(carry, EMAState | LookaheadState | PlateauState | StatefulState):
         return carry._replace(carry=replace_params(carry.carry, params))
     if "params" not in getattr(carry, "_fields", ()):
         raise TypeError(
