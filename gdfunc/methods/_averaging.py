@@ -11,7 +11,6 @@ from .._errors import check_int, check_scalar, check_scalars
 from .._gradients import LossFn
 from .._inputs import kind
 from .._numerics import Scalar, like, safe_ratio
-from .._stateful import StatefulState
 from .._step import (
     Step,
     StepLike,
@@ -25,7 +24,6 @@ from .._step import (
 )
 from .._transforms._base import PLAIN, GradientTransformation, check_transform, no_steps
 from .._tree import Tree
-from ._plateau import PlateauState
 
 
 class ASGDState(NamedTuple):
@@ -295,16 +293,17 @@ def lookahead(step: StepLike, k: int, alpha: Scalar = 0.5) -> Step:
 
 def replace_params(carry: Any, params: Tree) -> Any:
     """Replace the parameters in a step's carry, and leave the rest of it."""
+    fields = getattr(carry, "_fields", ())
     if not hasattr(carry, "params"):
         return params
-    if isinstance(carry, EMAState | LookaheadState | PlateauState | StatefulState):
+    if "params" in fields:
+        return carry._replace(params=params)
+    if "carry" in fields:  # of a step inside, whose params these are
         return carry._replace(carry=replace_params(carry.carry, params))
-    if "params" not in getattr(carry, "_fields", ()):
-        raise TypeError(
-            f"the carry is {type(carry).__name__}, whose params cannot be replaced; make it a NamedTuple "
-            f"with a field params"
-        )
-    return carry._replace(params=params)
+    raise TypeError(
+        f"the carry is {type(carry).__name__}, whose params cannot be replaced; make it a NamedTuple "
+        f"with a field params"
+    )
 
 
 def _around(step: StepLike, state: type, follow: Callable[[Any, Any], Any]) -> Step:
