@@ -288,9 +288,8 @@ def dropout(key: Tensor, x: Tensor, p: float) -> Tensor:
             f"got {list(x.shape)}"
         )
     if p == 1:
-        return torch.zeros_like(x)
-    keep = _keep(key, x.shape[len(rows) :], float(p))
-    return torch.where(keep, x * (1 / (1 - p)), torch.zeros((), dtype=x.dtype, device=x.device))
+        return x.masked_fill(torch.ones((), dtype=torch.bool, device=x.device), 0)  # with a slope of 0
+    return (x * (1 / (1 - p))).masked_fill(~_keep(key, x.shape[len(rows) :], float(p)), 0)
 
 
 def _keep(key: Tensor, shape: Sequence[int], p: float) -> Tensor:

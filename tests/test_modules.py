@@ -102,7 +102,7 @@ def test_running_statistics_are_updated_in_a_copy():
     before = fingerprint(list(buffers.values()))
     output, updated = apply(params, x, buffers=buffers, return_buffers=True)
     assert fingerprint(list(buffers.values())) == before
-    assert apply(params, x).equal(output)
+    assert_refused(lambda: apply(params, x, buffers=buffers), "nn.BatchNorm1d '' in training mode writes")
     assert output.equal(module(x).detach())
     for name, buffer in module.named_buffers():
         assert updated[name].equal(buffer)
@@ -144,10 +144,14 @@ def recurrent(kind):
 NORMS = " in training mode .* use nn.GroupNorm, or module.eval"
 
 
+def without_statistics():
+    return nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, track_running_stats=False))
+
+
 @pytest.mark.parametrize(
     ("make", "shape", "message"),
     [
-        (lambda: nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), (4, 3), f"nn.BatchNorm1d '1'{NORMS}"),
+        (without_statistics, (4, 3), f"nn.BatchNorm1d '1'{NORMS}"),
         (lambda: nn.BatchNorm2d(2, track_running_stats=False), (4, 2, 3, 3), f"nn.BatchNorm2d ''{NORMS}"),
         *map(recurrent, [nn.RNN, nn.GRU, nn.LSTM]),
     ],
@@ -406,10 +410,12 @@ def test_initial_values_are_nobody_elses():
     assert not any(leaf.requires_grad for leaf in params.values())
     one = gd.modules.init(Attentive, KEYS[0])
     x = torch.tensor([[1, 2, 3]] * 5)
-    expected = one.apply(one.params, x)
+    expected = one.apply(one.params, x, return_buffers=True)
     for leaf in one.buffers.values():
         leaf.zero_()
-    assert one.apply(one.params, x).equal(expected)
+    for leaf in one.apply(one.params, x, return_buffers=True)[1].values():
+        leaf.zero_()
+    assert_same_bits(one.apply(one.params, x, return_buffers=True), expected)
 
 
 def test_derivatives_go_past_the_initial_values():
@@ -421,7 +427,7 @@ def test_derivatives_go_past_the_initial_values():
     def loss(scale, key):
         apply, params, _ = gd.modules.init(make, key)
         scaled = {name: scale * leaf for name, leaf in params.items()}
-        return apply(scaled, x).square().sum()
+        return apply(scaled, x, return_buffers=True)[0].square().sum()
 
     at = torch.tensor(1.5)
     slope = torch.stack([grad(loss)(at, key) for key in KEYS])
@@ -649,17 +655,18 @@ def test_each_member_predicts_with_its_own_buffers():
     torch.testing.assert_close(gd.modules.predict(shared, params, x).std, torch.zeros_like(x))
 
 
-def test_dropout_in_an_ensemble():
+@pytest.mark.parametrize("chunk_size", [None, 1, 3])
+def test_each_member_drops_out_by_a_key_of_its_own(chunk_size):
     apply, params, _ = gd.modules.init(lambda: nn.Sequential(nn.Linear(3, 50), nn.Dropout()), KEYS)
-    x = normal(0, 2, 3).float()
-    with pytest.raises(RuntimeError, match="randomness"):
-        gd.modules.predict(apply, params, x)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        same = gd.modules.predict(apply, params, x, randomness="same").members
-        different = gd.modules.predict(apply, params, x, randomness="different").members
-    assert (same == 0).equal((same[:1] == 0).expand_as(same))
-    assert not (different == 0).equal((different[:1] == 0).expand_as(different))
+    x, key = normal(0, 2, 3).float(), gd.random.key(9)
+    assert_refused(lambda: gd.modules.predict(apply, params, x), "nn.Dropout '1' in training mode draws")
+    members = gd.modules.predict(apply, params, x, key=key, chunk_size=chunk_size).members
+    for i, own in enumerate(gd.random.split(key, 4)):
+        single = apply(gd.modules.member(params, i), x, key=own)
+        assert (members[i] == 0).equal(single == 0)
+        torch.testing.assert_close(members[i], single)
+    assert len((members == 0).flatten(1).unique(dim=0)) == 4
+    assert not (gd.modules.predict(apply, params, x, training=False).members == 0).any()
 
 
 def test_predictions_have_derivatives():
@@ -691,7 +698,7 @@ ONES = {"w": torch.ones(2)}
         (lambda: predict({"w": 1.0}), r"TypeError: params\['w'\] is float, not a Tensor"),
         (lambda: predict({}), "params has no tensor leaves"),
         (lambda: predict(ONES, chunk_size=0), "chunk_size must be an int >= 1"),
-        (lambda: predict(ONES, randomness="no"), "randomness must be 'error'"),
+        (lambda: predict(ONES, key=KEYS), r"TypeError: key must be an int64 tensor \[2\]"),
         (
             lambda: predict({"w": torch.arange(2)}),
             r"TypeError: output\['w'\] is torch.int64, which has no mean",

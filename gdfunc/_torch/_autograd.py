@@ -123,6 +123,11 @@ def written(copies: Sequence[Tensor], originals: Sequence[Tensor]) -> list[bool]
     ]
 
 
+def is_unwritten(copy: Tensor, original: Tensor) -> bool:
+    """Tell whether a lent copy, which counts no version, still has the bits of the original."""
+    return _C._is_cow_tensor(copy) or same_bytes(copy, original)
+
+
 def share_storage(leaves: Sequence[Tensor]) -> bool:
     """Tell whether two plain tensors share storage."""
     return len({leaf.untyped_storage()._cdata for leaf in leaves}) < len(leaves)

@@ -7,7 +7,14 @@ vmapped over keys. `stack` stacks modules or parameters that exist already, and 
 `predict` gives a `Prediction`: the results of all members, their mean and their spread.
 
 Batch normalisation in training mode and `nn.RNN`, `nn.GRU`, `nn.LSTM` have no per-sample gradients: use
-`nn.GroupNorm`, and a cell in a `scan`.
+`nn.GroupNorm`, and a cell in a `scan`. A module that updates buffers, as batch normalisation does, returns
+them: `apply(params, x, buffers=buffers, return_buffers=True)`.
+
+Dropout draws from a key: `apply(params, x, key=key)`, and `training=False` turns it off. Per-sample
+gradients take a key for each row in the batch, `keys = gd.random.fold_in(key, torch.arange(B))`, and have
+the masks of the whole batch: `gd.per_sample_grad(lambda p, b: loss(apply(p, b[0], key=b[1]), b[2]))`. The
+spread of one network's predictions over many masks is that of
+`torch.func.vmap(lambda key: apply(params, x, key=key))(gd.random.split(key, 100))`.
 
 Running statistics of batch normalisation, and keys for dropout, are state beside the parameters:
 `gd.stateful` marks a loss that carries them, and its step's carry is a `StatefulState`.

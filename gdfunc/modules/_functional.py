@@ -1,28 +1,24 @@
 """Modules as pure functions of their parameters: one taken apart, or many stacked for joint predictions."""
 
-import copy
 from collections.abc import Callable, Sequence
 from math import nan
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
-from .. import _tree
+from .. import _tree, random
 from .._errors import check_int, check_options, check_tensor
-from .._torch._modes import lent
-from .._torch._transforms import is_transformed
 from .._tree import Tree
-
-Params = dict[str, Tensor]
+from ._apply import Params, Parts, check_names, make_apply, named
 
 
 class Functional(NamedTuple):
     """A module taken apart, or N of them; see `functional`, `init` and `stack`.
 
     Attributes:
-        apply: `(params, *args, buffers=None, **kwargs) -> output`, of one member.
+        apply: `(params, *args, buffers=None, key=None, training=True, **kwargs) -> output`, of one member.
         params: the parameters by name, dict of tensors; of N members [N, ...].
         buffers: the buffers by name, dict of tensors; of N members [N, ...].
 
@@ -43,22 +39,40 @@ def functional(module: nn.Module) -> Functional:
 
     The function keeps a copy of the module in its present mode (train or eval), without the numbers, and
     the module itself stays unchanged. Frozen parameters (`requires_grad=False`) count as buffers. Tied
-    parameters appear once, under their first name. Buffers that the module updates while it runs (the
-    running statistics of batch normalisation) are updated in a copy, which `return_buffers=True` returns.
+    parameters appear once, under their first name.
+
+    The signature is `apply(params, *args, buffers=None, return_buffers=False, key=None, training=True,
+    **kwargs)`. These names are apply's own: give the module's arguments of the same name by position.
+
+    - `training=False` evaluates the module in eval mode. True: in the mode that it had.
+    - `buffers`: None takes those of the module. With `return_buffers=True`, apply returns
+      `(output, buffers)`: a buffer that the module wrote while it ran, as batch normalisation does, is a
+      new tensor, and any other is the tensor that was given.
+    - `key`: from `gd.random`, for dropout in training mode: a key [2], or keys [B, 2], one for each row of
+      the batch, whose size B is that of the first tensor argument. A key [2] stands for the rows
+      `fold_in(key, torch.arange(B))`. Call number c of dropout in the forward pass draws row i of its mask
+      from `fold_in(rows[i], c)` alone, as `gd.random.dropout` does. So a batch, its chunks, and its samples
+      one by one (keys [B, 2] in the batch) have the same masks.
+
+    A key replaces the draws of `nn.Dropout`, `nn.AlphaDropout`, their variants for channels, `nn.RReLU`
+    and attention with dropout, as layers or as functions of `torch.nn.functional`. A tensor whose first
+    size is a multiple of B, such as attention weights [B·heads, L, L], has a block of rows for each sample.
+    The mask of any other tensor, as where the sequence comes first, is drawn from one key for the whole
+    batch, and samples alone then have other masks. torch's generators are neither read nor written.
 
     Args:
         module: any module whose parameters exist already.
 
     Returns:
-        `(apply, params, buffers)`. `apply(params, *args, buffers=None, return_buffers=False, **kwargs)`
-        gives the module's output for these parameters, and the new buffers with it if asked. Without
-        `buffers` it uses those of the module.
+        `(apply, params, buffers)`.
 
     Raises:
-        TypeError: no module.
-        ValueError: the module is lazy and has no parameters yet. In apply: names are missing or unexpected,
-            batch normalisation in training mode gets a batch of one, as from per-sample gradients, or a
-            recurrent network runs under vmap.
+        TypeError: no module. In apply: key is no key.
+        ValueError: the module is lazy and has no parameters yet. In apply: names are missing or unexpected.
+            The module draws from torch's generator: dropout without a key, or other numbers. The module
+            writes a buffer, and `return_buffers` is False. Batch normalisation in training mode gets a
+            batch of one, as from per-sample gradients. A recurrent network runs under vmap, or has dropout
+            between its layers in training mode.
 
     Example:
         >>> module = torch.nn.Linear(1, 1)
@@ -68,6 +82,11 @@ def functional(module: nn.Module) -> Functional:
         ...     return torch.nn.functional.mse_loss(apply(params, x), y)
         >>> sorted(gd.batch_grad(loss_fn)(params, (torch.ones(4, 1), torch.ones(4, 1)))[0])
         ['bias', 'weight']
+        >>> apply, params, _ = gd.modules.functional(torch.nn.Dropout(0.5))
+        >>> keys = gd.random.fold_in(gd.random.key(0), torch.arange(3))
+        >>> whole = apply(params, torch.ones(3, 4), key=gd.random.key(0))
+        >>> whole.equal(torch.cat([apply(params, torch.ones(1, 4), key=row[None]) for row in keys]))
+        True
     """
     params, buffers = parts_of(check_module("module", module))
     return Functional(make_apply(module, buffers), params, _tree.clone(buffers))
@@ -96,7 +115,7 @@ def state_dict(module: nn.Module, params: Params, buffers: Params | None = None)
     """
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     given = (tensors if buffers is None else buffers) | params
-    _check_names(given, tensors)
+    check_names(given, tensors)
     by_tensor = {id(tensor): given[name] for name, tensor in tensors.items()}
     return {
         name: by_tensor[id(entry)].detach().clone() if id(entry) in by_tensor else entry
@@ -104,57 +123,9 @@ def state_dict(module: nn.Module, params: Params, buffers: Params | None = None)
     }
 
 
-def make_apply(module: nn.Module, defaults: Params) -> Callable[..., Any]:
-    """Make the pure function of a module, with the buffers that it takes where it is given none."""
-    params, buffers = _named(module)
-    tensors = params | buffers
-    # deepcopy copies nothing that its memo holds, so the tensors stay where they are, tied or not.
-    skeleton = copy.deepcopy(module, {id(tensor): tensor for tensor in tensors.values()})
-
-    def apply(
-        params: Params,
-        *args: Any,
-        buffers: Params | None = None,
-        return_buffers: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        buffers = _tree.clone(defaults if buffers is None else buffers)
-        _check_names(params | buffers, tensors)
-        _check_shapes(params, tensors)
-        _check_batch_norm(skeleton, (args, kwargs))
-        try:
-            output = functional_call(skeleton, _tree.map(lent, params) | buffers, args, kwargs, strict=True)
-        except RuntimeError as error:
-            recurrent = _first(skeleton, nn.RNNBase)
-            if recurrent and any(map(is_transformed, _tree.tensors((params, args, kwargs)))):
-                raise ValueError(
-                    f"{recurrent} cannot run under vmap, which per-sample gradients and sweeps use; "
-                    f"write its loop over time with the cell (nn.GRUCell, nn.LSTMCell, nn.RNNCell), from "
-                    f"a first state made of the input: x.new_zeros(len(x), hidden_size)"
-                ) from error
-            raise
-        return (output, buffers) if return_buffers else output
-
-    return apply
-
-
-class Parts(NamedTuple):
-    """Split the tensors of a module into trained parameters and the rest."""
-
-    params: Params
-    buffers: Params
-
-
-def _named(module: nn.Module) -> Parts:
-    """Return a module's own tensors, tied ones once."""
-    params: Params = {name: tensor for name, tensor in module.named_parameters() if tensor.requires_grad}
-    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
-    return Parts(params, {name: tensors[name] for name in tensors if name not in params})
-
-
 def parts_of(module: nn.Module) -> Parts:
     """Copies of a module's tensors."""
-    parts = _named(module)
+    parts = named(module)
     for name, tensor in (parts.params | parts.buffers).items():
         if nn.parameter.is_lazy(tensor):
             raise ValueError(f"parameter {name!r} is lazy: call the module on a batch once, first")
@@ -165,45 +136,6 @@ def check_module(name: str, module: Any) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise TypeError(f"{name} is {type(module).__name__}, not a torch.nn.Module")
     return module
-
-
-def _check_names(given: Params, expected: Params) -> None:
-    missing = [name for name in expected if name not in given]
-    unexpected = [name for name in given if name not in expected]
-    if missing or unexpected:
-        raise ValueError(
-            f"names do not match the module's: missing {missing}, unexpected {unexpected}; "
-            f"pass the params (and buffers) of functional(module)"
-        )
-
-
-def _check_shapes(params: Params, expected: Params) -> None:
-    """Refuse params that would broadcast silently, such as those of a whole ensemble."""
-    for name, tensor in params.items():
-        shape, own = tuple(tensor.shape), tuple(expected[name].shape)
-        if shape != own:
-            raise ValueError(
-                f"params[{name!r}] has shape {shape}, the module's {own}; "
-                f"map over stacked members with predict or torch.func.vmap, or take one with member"
-            )
-
-
-def _check_batch_norm(module: nn.Module, inputs: Any) -> None:
-    kinds = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
-    normalisation = _first(module, kinds, training=True)
-    if normalisation and any(x.ndim > 1 and len(x) == 1 for x in _tree.tensors(inputs)):
-        raise ValueError(
-            f"{normalisation} in training mode has no statistics in a batch of one, which is what "
-            f"per-sample gradients give it; use nn.GroupNorm, or module.eval() before functional()"
-        )
-
-
-def _first(module: nn.Module, kind: Any, training: bool = False) -> str:
-    """Describe the first submodule of a class or of several classes. Without one, return an empty text."""
-    for name, child in module.named_modules():
-        if isinstance(child, kind) and (child.training or not training):
-            return f"nn.{type(child).__name__} {name!r}"
-    return ""
 
 
 def stack(members: Sequence[Any]) -> Any:
@@ -285,12 +217,12 @@ def predict(
     *args: Any,
     buffers: Tree = None,
     chunk_size: int | None = None,
-    randomness: str = "error",
+    key: Tensor | None = None,
     **kwargs: Any,
 ) -> Prediction:
     """Let every member of an ensemble predict, and average.
 
-    yᵢ = apply(paramsᵢ, *args);  mean = 1/N Σᵢ yᵢ,  std² = 1/(N−1) Σᵢ (yᵢ − mean)²
+    yᵢ = apply(paramsᵢ, *args, key=keyᵢ);  mean = 1/N Σᵢ yᵢ,  std² = 1/(N−1) Σᵢ (yᵢ − mean)²
 
     Outputs are averaged as they are: to average probabilities, give an `apply` that returns them.
 
@@ -301,8 +233,7 @@ def predict(
         buffers: tree of tensors [N, ...], handed on as `buffers=`; None hands on nothing. Buffers that all
             members share go into apply itself: `functools.partial(apply, buffers=shared)`.
         chunk_size: how many members to run at once; None: all.
-        randomness: what dropout and other random operations of torch do: `"error"`, `"different"` for every
-            member, or the `"same"`.
+        key: int64 [2], for dropout: member i gets `split(key, N)[i]` as `key=`. None hands on nothing.
         **kwargs: what all members get alike.
 
     Returns:
@@ -312,7 +243,6 @@ def predict(
     Raises:
         TypeError: an output is not floating-point.
         ValueError: params and buffers disagree on N.
-        RuntimeError: a random operation, while `randomness="error"`.
 
     Example:
         >>> apply, params = lambda params, x: x * params["w"], {"w": torch.tensor([1.0, 3.0])}
@@ -327,7 +257,7 @@ def predict(
         B. Lakshminarayanan, A. Pritzel, C. Blundell, "Simple and scalable predictive uncertainty estimation
         using deep ensembles", 2017.
     """
-    check_options(chunk_size, randomness)
+    check_options(chunk_size)
     count = _check_count(_tree.named_leaves(params, "params") + _tree.named_leaves(buffers, "buffers"))
     if count is None:
         raise ValueError("params has no tensor leaves: there are no members")
@@ -336,7 +266,10 @@ def predict(
         return apply(params, *args, **own, **kwargs)
 
     own = {} if buffers is None else {"buffers": buffers}
-    members = vmap(predict_one, chunk_size=chunk_size, randomness=randomness)(params, own)
+    if key is not None:
+        random._check_key(key)
+        own["key"] = random.split(key, count)
+    members = vmap(predict_one, chunk_size=chunk_size)(params, own)
     for path, leaf in _tree.named_leaves(members, "output"):
         if not (leaf.is_floating_point() or leaf.is_complex()):
             raise TypeError(f"{path} is {leaf.dtype}, which has no mean; return scores or probabilities")

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from .. import _tree, random
 from .._torch._modes import TorchDispatchMode
-from ._functional import Functional, check_module, form, make_apply, stack_modules
+from ._apply import make_apply
+from ._functional import Functional, check_module, form, stack_modules
 
 
 def init(make_module: Callable[[], nn.Module], keys: Tensor) -> Functional:

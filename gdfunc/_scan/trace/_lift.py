@@ -45,7 +45,7 @@ class Lift(TraceMode):
         if func in _OF_THE_ORIGINAL:
             if func in _OF_AUTOGRAD and isinstance(args[0], FakeTensor) and not args[0].requires_grad:
                 # torch's modules ask for the sake of speed.
-                self.asks |= not is_ours(sys._getframe(2).f_code.co_filename)
+                self.asks |= not is_ours(_caller().f_code.co_filename)
             return func(*args, **(kwargs or {}))
         if func in _REFUSED:
             raise untraceable(f"f {_REFUSED[func]}, which a compiled loop cannot")
@@ -103,6 +103,7 @@ def wrote_outside() -> BackendError:
 _OF_AUTOGRAD = {getter("requires_grad"), getter("is_leaf"), getter("grad_fn")}
 # Attributes that a stand-in lacks, or that differ from the original's.
 _OF_THE_ORIGINAL = {*_OF_AUTOGRAD, Tensor.stride, Tensor.is_contiguous}
+_MODES = {"_users_line", Lift._call.__name__, Lift.__torch_function__.__name__}  # functions of calls
 _FORMATS = {Tensor.__format__, Tensor.__repr__}
 _REFUSED = {
     getter("grad"): "reads .grad of a tensor",
@@ -120,9 +121,17 @@ _REFUSED = {
 }
 
 
+def _caller() -> FrameType:
+    """Return the frame that called torch, beyond the modes that the call went through."""
+    frame = sys._getframe(1)
+    while frame.f_back and (
+        frame.f_code.co_name in _MODES or frame.f_code.co_filename.endswith(("_tensor.py", "overrides.py"))
+    ):
+        frame = frame.f_back
+    return frame
+
+
 def _users_line() -> str:
     """Name the user's line that formats a tensor, or nothing where torch does so for a message."""
-    frame: FrameType | None = sys._getframe(3)
-    while frame and frame.f_code.co_filename.endswith(("_tensor.py", "overrides.py")):
-        frame = frame.f_back
-    return line_of(frame) if frame and not is_ours(frame.f_code.co_filename) else ""
+    frame = _caller()
+    return "" if is_ours(frame.f_code.co_filename) else line_of(frame)
