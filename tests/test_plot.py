@@ -1,6 +1,5 @@
 """Plots: what is drawn is what was given, and the legend tells the truth about it."""
 
-import io
 import itertools
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from gdfunc import plot
 from gdfunc.plot import plot_curves, plot_descent, plot_grid
 
 from .assertions import assert_pure, assert_refused
+from .pictures import crosses, drawn, legend, marks, render
 from .references import few, normal
 
 NAN, INF = float("nan"), float("inf")
@@ -47,32 +47,6 @@ def descend(lr, steps, start=(-4.0, 1.0), curvature=(1.0, 10.0), dtype=torch.flo
 
 def quadratic(w):
     return (w[0] ** 2 + 10 * w[1] ** 2) / 2
-
-
-def legend(ax):
-    """The entries; long ones are broken into lines."""
-    return [text.get_text().replace("\n", " ") for text in ax.get_legend().get_texts()]
-
-
-def drawn(ax):
-    """The lines of data, in order: not the marks of starts, ends, crosses and triangles."""
-    return [line for line in ax.lines if line.get_linestyle() != "None" and line.get_linewidth() > 1]
-
-
-def marks(ax, marker):
-    found = [line.get_xydata() for line in ax.lines if line.get_marker() == marker]
-    return np.concatenate([np.empty((0, 2)), *found])
-
-
-def crosses(ax):
-    return marks(ax, "x")
-
-
-def render(ax):
-    """Draw it; any warning is an error here."""
-    page = io.BytesIO()
-    ax.figure.savefig(page, format="png", dpi=50)
-    assert page.getvalue().startswith(b"\x89PNG")
 
 
 # The path of a run.

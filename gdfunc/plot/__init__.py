@@ -2,7 +2,8 @@
 
 Arrays and `ax` go in, artists come out. matplotlib is imported when something is drawn, and nothing global
 is touched: no pyplot, no rcParams, no backend. `plot_curves(...).figure.savefig("run.png")` is a whole
-script.
+script, and `plot_curves(...)` as the last line of a notebook's cell shows itself. Sizes, fonts and
+colours follow matplotlib's rcParams: `with matplotlib.rc_context(gd.plot.style("paper")):`.
 
 Example:
     >>> axes = gd.plot.plot_curves([torch.tensor([3.0, 2.0, 1.0])])
@@ -14,3 +15,4 @@ from ._curves import plot_curves as plot_curves
 from ._descent import path as path
 from ._descent import plot_descent as plot_descent
 from ._grid import plot_grid as plot_grid
+from ._style import style as style

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import math
 import textwrap
 from collections.abc import Sequence
@@ -12,6 +14,8 @@ import torch
 from torch import Tensor
 
 from .._errors import missing_extra
+from ._style import background, faint
+from ._style import line_style as line_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,12 +24,6 @@ else:
 
 
 Array = np.ndarray
-
-# Okabe and Ito's colours, without their yellow: it is lost on white. Seven colours and four dashes have
-# no common divisor, so 28 lines go by before a pair returns, and neighbours differ without any colour.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-
-_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 
 # matplotlib's limits, margins and ticks overflow somewhat above this, where a float64 run still is finite.
 HUGE = 1e200
@@ -97,36 +95,46 @@ def not_finite_note(alive: Array, x: Array, xlabel: str) -> str:
 
 
 def axes_for(ax: Axes | None) -> Axes:
+    """Return the axes, or those of a new figure that shows itself in a notebook, as they do."""
     if ax is not None:
         return ax
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise missing_extra("gdfunc.plot", "matplotlib", "plot") from error
-    return Figure(figsize=(6, 4), layout="constrained").subplots()
+    figure: Any = Figure(layout="constrained")
+    made = figure.subplots()
+    for shown in (figure, made):
+        shown._repr_png_ = functools.partial(_repr_png_, figure)
+    return made
 
 
-def line_style(i: int) -> tuple[str, Any]:
-    return _COLORS[i % len(_COLORS)], _DASHES[i % len(_DASHES)]
+def _repr_png_(figure: Any) -> bytes:
+    """Draw a figure for a notebook, which asks an object for its method of this name."""
+    page = io.BytesIO()
+    figure.savefig(page, format="png", dpi=figure.dpi)
+    return page.getvalue()
 
 
 def hatch_background(ax: Axes, label: str) -> tuple[Any, str]:
     """Hatch the background of the axes, and return its legend entry."""
     from matplotlib.patches import Patch
 
-    blank: dict[str, Any] = {"facecolor": "white", "edgecolor": "0.6", "hatch": "////"}
+    blank: dict[str, Any] = {"facecolor": background(ax), "edgecolor": faint(ax, 0.4), "hatch": "////"}
     ax.patch.set(**blank)
     return Patch(linewidth=0, **blank), label
 
 
 def draw_legend(ax: Axes, entries: list[tuple[Any, str]]) -> None:
     """Put the legend below the axes, or inside them if the figure's layout makes no room below."""
+    from matplotlib import rcParams
+
     handles, labels = zip(*entries, strict=True)
     figure: Any = ax.get_figure()
     place: dict[str, Any] = {"loc": "best"}
     if figure.get_layout_engine() is not None:
-        # Some 17 letters of this size fit an inch, and a handle takes as much as 6.
-        room = max(20, int(17 * ax.bbox.width / figure.dpi))
+        # Some 17 letters of a size of 8.3 points fit an inch, and a handle takes as much as 6.
+        room = max(20, int(170 * ax.bbox.width / figure.dpi / rcParams["font.size"]))
         half = (len(labels) + 1) // 2
         width = sum(6 + max(map(len, column), default=0) for column in (labels[:half], labels[half:]))
         labels = tuple(textwrap.fill(label, room) for label in labels)

@@ -10,6 +10,7 @@ import numpy as np
 from .._numerics import Scalar
 from . import _axes
 from ._axes import HUGE, Array, Axes
+from ._style import faint
 
 
 def plot_curves(
@@ -44,8 +45,9 @@ def plot_curves(
             run, or [N, T] of N runs such as seeds.
         x: where the values belong; None for 0, …, T−1, an array or tensor [T] for all curves, or a list
             or tuple with one [T] for each (samples seen, seconds, …).
-        ax: where to draw; None for a new figure of 6 x 4 inches. The legend stands below the axes if the
-            figure has a layout that makes room for it, such as "constrained", else inside.
+        ax: where to draw; None for a new figure of the size in rcParams. The legend stands
+            below the axes if the figure has a layout that makes room for it, such as "constrained", else
+            inside.
         labels: one for each curve, in their order.
         band: the two quantiles between which the band lies, interpolated linearly between runs.
         minimum: subtract this from every value, and label the axis "loss − minimum".
@@ -87,7 +89,7 @@ def plot_curves(
     ax = _axes.axes_for(ax)
     ax.set(xscale="log" if log_x else "linear", yscale="log" if log_y else "linear")
     ax.set(xlabel=xlabel, ylabel=ylabel, axisbelow=True)
-    ax.grid(color="0.9", linewidth=0.6)
+    ax.grid(color=faint(ax, 0.1), linewidth=0.6)
     ax.spines[["top", "right"]].set_visible(False)
     top = _top(runs, log_y)
     edges = [(_axes.run_quantile(values, low), _axes.run_quantile(values, high)) for values in runs]
@@ -168,18 +170,21 @@ def _curve_notes(x: Array, values: Array, top: float, xlabel: str, log_y: bool) 
 
 def _draw_runs(ax: Axes, x: Array, values: Array, edges: tuple[Array, Array], top: float, i: int) -> Any:
     """Draw a run, or the median of several and the diverged ones, and fit the limits to their view."""
+    from matplotlib import rcParams
     from matplotlib.lines import Line2D
 
-    color, dashes = _axes.line_style(i)
+    color, dashes = _axes.line_style(i, ax)
+    width = rcParams["lines.linewidth"]
     lost = values[_diverged(values)]
     middle = _axes.run_quantile(values, 0.5) if len(values) > 1 else values[0]
-    line = Line2D(x, middle, color=color, linestyle=dashes, linewidth=1.6, zorder=3)
+    line = Line2D(x, middle, color=color, linestyle=dashes, linewidth=width, zorder=3)
     line.set_marker("o" if len(x) == 1 else "")
     ax.add_artist(line)  # unlike add_line, without making room for all of it
     if len(values) > 1 and len(lost):
         # One thin line for all of them: NaN parts the runs.
         parted = np.pad(lost, [(0, 0), (0, 1)], constant_values=np.nan).ravel()
-        ax.add_artist(Line2D(np.tile(np.append(x, np.nan), len(lost)), parted, color=color, linewidth=0.6))
+        places = np.tile(np.append(x, np.nan), len(lost))
+        ax.add_artist(Line2D(places, parted, color=color, linewidth=0.4 * width))
     ax.update_datalim(np.column_stack([x, x]), updatey=False)
     for shown in (middle, *edges, *lost):
         ax.update_datalim(np.column_stack([x, shown])[_axes.in_view(shown, top)])

@@ -41,7 +41,7 @@ def plot_grid(
         y: the same along y.
         values: what to draw, an array or tensor [N] in the order of the grid's members; None for the
             outputs, which are then one number a member.
-        ax: where to draw; None for a new figure of 6 x 4 inches.
+        ax: where to draw; None for a new figure of the size in rcParams.
         label: name of the values, at the colour bar.
         limits: the values at the two ends of the colours; None for the least and the largest drawn: give
             them where runs diverge without reaching infinity, and would take up all colours.
