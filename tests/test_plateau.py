@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.func import grad, vmap
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -45,7 +45,7 @@ def torch_lrs(losses, lr, every=1, **options):
     return found
 
 
-levels = st.sampled_from([0.0, 0.5, 1.0, 1.0, 0.999, 2.0, -1.0, math.nan, math.inf, -math.inf])
+levels = st.just(1.0) | st.sampled_from([0.0, 0.999, 2.0, -1.0, math.nan, math.inf, -math.inf])
 HYPERPARAMETERS = {
     "mode": st.sampled_from(["min", "max"]),
     "factor": st.sampled_from([0.0, 0.1, 0.5]) | st.floats(0.05, 0.95),
@@ -64,6 +64,13 @@ HYPERPARAMETERS = {
     st.fixed_dictionaries({}, optional=HYPERPARAMETERS),
     st.sampled_from([1.0, 0.5, 2.0**-5]),
 )
+@example([1.0] * 12, {"patience": 1, "cooldown": 3}, 1.0)
+@example([1.0] * 12, {"patience": 1, "cooldown": 1, "every": 2}, 0.5)
+@example([1.0] * 6, {"patience": 0, "factor": 0.5, "eps": 0.25}, 1.0)
+@example([1.0, 0.5, 0.25, 0.5], {"patience": 0, "threshold": 0.5}, 1.0)
+@example([1.0, 0.5, 0.25, 0.5], {"patience": 0, "threshold": 0.5, "threshold_mode": "abs"}, 1.0)
+@example([1.0, 1.5, 2.0], {"patience": 0, "threshold": 0.5, "mode": "max"}, 1.0)
+@example([1.0, 1.5, 2.0], {"patience": 0, "threshold": 0.5, "mode": "max", "threshold_mode": "abs"}, 1.0)
 def test_learning_rates_are_those_of_torch(losses, options, lr):
     """With a power of two as lr, to which the scale is exact, they are so to the last bit."""
     assert lrs_of(losses, lr, **options).tolist() == torch_lrs(losses, lr, **options)

@@ -64,7 +64,7 @@ def watch_by_hand(losses, values, early, quantity, k):
     return len(losses)
 
 
-numbers = st.sampled_from([0.0, 0.5, 1.0, 1.0 + 2**-40, 2.0, -1.0, -3.0]) | st.floats(-5, 5)
+numbers = st.sampled_from([0.0, 0.5, 1.0]) | st.sampled_from([1.0 + 2**-40, 2.0, -1.0]) | st.floats(-5, 5)
 series = st.lists(numbers, max_size=25)
 waits = st.none() | st.integers(1, 4)
 deltas = st.sampled_from([0.0, 0.25, 1.0])
@@ -248,6 +248,38 @@ def test_an_error_of_check_finite_and_a_divergence_leave_the_best_so_far():
     assert int(count) == int(trajectory.steps) == 7
     for best in (caught.value.trajectory.best, trajectory.best):
         assert (float(best.value), int(best.step)) == (3.25, 5)
+
+
+@each
+@pytest.mark.parametrize("k", [1, 3, 4])
+def test_a_carry_between_two_evaluations_never_is_the_best(k, backend):
+    """Each member of a sweep ends after other many steps, with its best value there."""
+
+    def member(end):
+        values = torch.where(torch.arange(17) == end, -9.0, VALUES.nan_to_num())
+        stop = gd.stops.any_of(gd.stops.patience("value"), lambda carry, loss: carry[0] == end)
+        return watch(LOSSES, values, stop, k=k, every=1, backend=backend)[1]
+
+    ends = torch.arange(1, 13)
+    trajectory = vmap(member)(ends)
+    assert trajectory.steps.equal(ends)
+    for end, value, step in zip(ends.tolist(), *trajectory.best[1:], strict=True):
+        values = VALUES.nan_to_num().tolist()
+        values[end] = -9.0
+        judged = range(k, end + 1, k)
+        assert float(value) == min([values[t] for t in judged], default=math.inf)
+        assert int(step) == min(judged, key=values.__getitem__, default=0)
+
+
+@pytest.mark.parametrize(("mode", "improves"), [("min", -0.5), ("max", 0.5)])
+def test_an_improvement_by_min_delta_alone_is_none(mode, improves):
+    for quantity in ("loss", "value"):
+        for change in (0.0, improves, 2 * improves):
+            series = tensor([1.0, 1.0, 1.0 + change, 1.0 + change])
+            stop = gd.stops.patience(quantity, mode=mode, min_delta=0.5)
+            best = watch(series, torch.cat([series[:1], series]), stop)[1].best
+            at = 2 if change == 2 * improves else 0
+            assert int(best.step) == at + (quantity == "value")
 
 
 def test_min_delta_is_mapped():

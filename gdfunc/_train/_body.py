@@ -146,7 +146,7 @@ def _stopped(stop: Stop, state: Stoppable, new: Any, loss: Any) -> Stoppable:
 def _judged(stop: Stop, state: Stoppable, values: dict[str, Tree], has_all: Tensor) -> Stoppable:
     """Let the stop see what was evaluated, unless the run had ended before the last step of the block."""
     memory, flag = stop.judge(state.memory, Seen(values, state.carry, state.steps, state.carry))
-    ended = state.ended if flag is None else state.ended | (has_all & flag)
+    ended = state.ended if flag is None else state.ended | flag
     return state._replace(ended=ended, memory=_changed(has_all, memory, state.memory))
 
 
