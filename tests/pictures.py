@@ -1,8 +1,28 @@
-"""What a picture says: its legend, its lines and its marks."""
+"""Losses and paths to draw, and readers of what a picture says: its legend, its lines and its marks."""
 
 import io
 
 import numpy as np
+import torch
+
+
+def bowl(w):
+    """A bowl that is different along its two axes, so that no exchange of them goes unseen."""
+    return w[0] ** 2 + 10 * (w[1] - 0.5) ** 2 + w[0] + 3
+
+
+def rosenbrock(w):
+    return (1 - w[0]) ** 2 + 100 * (w[1] - w[0] ** 2) ** 2
+
+
+def descend(lr, steps, start=(-4.0, 1.0), curvature=(1.0, 10.0), dtype=torch.float64):
+    """Gradient descent on ½ Σ hᵢ wᵢ² in closed form, T+1 points."""
+    factors = 1 - lr * torch.tensor(curvature, dtype=dtype)
+    return torch.tensor(start, dtype=dtype) * factors ** torch.arange(steps + 1)[:, None]
+
+
+def quadratic(w):
+    return (w[0] ** 2 + 10 * w[1] ** 2) / 2
 
 
 def legend(ax):
@@ -22,6 +42,11 @@ def marks(ax, marker):
 
 def crosses(ax):
     return marks(ax, "x")
+
+
+def texts(ax):
+    """The names next to the ends of paths."""
+    return [text.get_text() for text in ax.texts]
 
 
 def render(ax):

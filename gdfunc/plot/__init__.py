@@ -12,7 +12,7 @@ Example:
 """
 
 from ._curves import plot_curves as plot_curves
-from ._descent import path as path
 from ._descent import plot_descent as plot_descent
 from ._grid import plot_grid as plot_grid
+from ._points import path as path
 from ._style import style as style

@@ -1,0 +1,142 @@
+"""Paths as lines on axes: marks of their ends, names beside these, and notes on what is out of view."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import _axes
+from ._axes import Array, Axes
+from ._names import fits, write_names
+from ._points import is_inside
+from ._style import background, foreground, line_style
+
+_FEW = 7  # paths: the colours that there are
+_BEADS = 60  # points: more would hide the line
+
+
+class Fate(NamedTuple):
+    """The last point that is drawn, and how a path goes on beyond the view."""
+
+    last: int
+    ended: bool
+    notes: list[str]
+    crosses: list[Array]
+
+
+def fate_of(points: Array, box: Array) -> Fate:
+    alive = np.isfinite(points).all(axis=1)
+    inside = is_inside(points, box)
+    # A path that never comes into the view has nothing to be cut at.
+    last = int(np.flatnonzero(inside)[-1]) if inside.any() else len(points) - 1
+    notes, crosses = [], []
+    if away := (alive & ~inside)[: last + 1].sum():
+        notes.append(f"{away} of {len(points)} points outside the view")
+    if last + 1 < len(points) and alive[last + 1]:
+        notes.append(f"leaves the view at step {last + 1}")
+        crosses.append(_crossing(points[last], points[last + 1], box))
+    if not alive.all():
+        end = alive.argmin()
+        notes.append(_axes.not_finite_note(alive, np.arange(len(points)), "step"))
+        crosses += [point for point in points[:end][-1:] if inside[end - 1]]
+    return Fate(last, bool(inside[-1]), notes, crosses)
+
+
+def _crossing(inside: Array, outside: Array, box: Array) -> Array:
+    """Return where the segment between two points meets the border, just inside it."""
+    nearly = box + 0.015 * (box[::-1] - box)
+    beyond = np.clip(outside, *nearly) != outside
+    share = (np.clip(outside, *nearly) - inside)[beyond] / (outside - inside)[beyond]
+    return inside + max(0.0, share.min()) * (outside - inside)
+
+
+def draw_paths(
+    ax: Axes, tracks: list[Array], box: Array, names: list[str], labelled: bool, *, on_curve: bool = False
+) -> list[tuple[Any, str]]:
+    """Draw paths on axes that have their limits, and return the legend entries of those that need one.
+
+    Up to seven paths are named at their ends, as far as the names fit. The legend then has only paths
+    of which there is more to tell. More paths that have no labels share one entry. On a curve the points
+    matter, and lines between them are thin.
+    """
+    crowd = len(tracks) > _FEW and not labelled
+    looks = [_look(ax, 0 if crowd else i) for i in range(len(tracks))]
+    fates = [fate_of(track, box) for track in tracks]
+    lines = [
+        _draw_path(ax, track, fate, look, thin=len(tracks) > _FEW, on_curve=on_curve)
+        for track, fate, look in zip(tracks, fates, looks, strict=True)
+    ]
+    if crowd:
+        return [(lines[0], _crowd_label(fates))]
+    anchors = [
+        fate.crosses[:1] or [track[-1]] * fate.ended for track, fate in zip(tracks, fates, strict=True)
+    ]
+    texts = [name if anchor else "" for name, anchor in zip(names, anchors, strict=True)]
+    direct = len(tracks) <= _FEW and (labelled or len(tracks) > 1) and fits(ax, texts)
+    if direct:
+        places = np.array([anchor[0] if anchor else box.mean(axis=0) for anchor in anchors])
+        shown = [track[: fate.last + 2] for track, fate in zip(tracks, fates, strict=True)]
+        write_names(ax, places, texts, [look[0] for look in looks], shown)
+    silent = direct or (len(tracks) == 1 and not labelled)
+    return [
+        (line, _axes.with_notes(name, fate.notes))
+        for line, name, fate, text in zip(lines, names, fates, texts, strict=True)
+        if fate.notes or not silent or (direct and not text)
+    ]
+
+
+def _look(ax: Axes, i: int) -> tuple[Any, Any]:
+    """Return the colour of path i and its dashes: solid, until the colours are used up."""
+    return line_style(i, ax)[0], line_style(i // _FEW)[1]
+
+
+def _draw_path(
+    ax: Axes, points: Array, fate: Fate, look: tuple[Any, Any], *, thin: bool, on_curve: bool
+) -> Any:
+    from matplotlib.patheffects import Normal, Stroke
+
+    color, dashes = look
+    page, width = background(ax), 0.8 if on_curve else 0.9 if thin else 1.5
+    shown = points[: fate.last + 2]
+    (line,) = ax.plot(*shown.T, color=color, linestyle=dashes, linewidth=width, zorder=3, marker="")
+    # The halo is solid also under dashes, because gaps in both look like crossings.
+    halo: dict[str, Any] = {
+        "dashes": {"dash_offset": 0, "dash_list": None},
+        "linewidth": width + 1.6,
+        "foreground": page,
+    }
+    if not on_curve:
+        line.set_path_effects([Stroke(**halo), Normal()])
+    marks: dict[str, Any] = {"linestyle": "", "markeredgecolor": color, "zorder": 4}
+    if len(points) < _BEADS and not thin:
+        bead = 8 if on_curve else 5
+        ax.plot(*shown.T, ".", markersize=bead, markerfacecolor=color, **{**marks, "zorder": 3.1})
+    size = 0.6 if thin else 1.0
+    ax.plot(*points[:1].T, "o", markersize=7 * size, markerfacecolor=page, **marks)
+    if fate.ended:
+        ax.plot(*points[-1:].T, "D", markersize=5 * size, markerfacecolor=color, **marks)
+    if fate.crosses:
+        ax.plot(*np.transpose(fate.crosses), "x", markersize=8 * size, markeredgewidth=2 * size, **marks)
+    return line
+
+
+def _crowd_label(fates: list[Fate]) -> str:
+    """Say how many paths there are, and how many of them leave the view or stop being finite."""
+    said = {
+        "with points outside the view": sum("outside" in " ".join(fate.notes) for fate in fates),
+        "leave the view": sum("leaves" in " ".join(fate.notes) for fate in fates),
+        "not finite": sum("not finite" in " ".join(fate.notes) for fate in fates),
+    }
+    return _axes.with_notes(f"{len(fates)} paths", [f"{n} {note}" for note, n in said.items() if n])
+
+
+def mark_entries(ax: Axes, ended: bool) -> list[tuple[Any, str]]:
+    """Return the legend entries of starts and ends."""
+    from matplotlib.lines import Line2D
+
+    neutral: dict[str, Any] = {"linestyle": "", "color": foreground(ax)}
+    page: dict[str, Any] = {"markerfacecolor": background(ax)}
+    start = Line2D([], [], marker="o", markersize=7, **page, **neutral)
+    end = Line2D([], [], marker="D", markersize=5, **neutral)
+    return [(start, "start"), (end, "end")][: 1 + ended]
