@@ -207,6 +207,23 @@ def test_a_net_with_batch_normalisation_is_that_of_a_plain_torch_loop(name, back
         assert moved[name] > 0
 
 
+def test_batch_normalisation_sees_each_of_the_batches_that_are_accumulated_as_in_torch():
+    module, reference = net(), net()
+    apply, params, buffers = gd.modules.functional(module)
+    step = gd.make_step(loss_of_net(apply), gd.accumulate(gd.chain(), 3))
+    final, _ = gd.train(step, step.init(params, buffers), (X, Y), ROWS, 0.02)
+    optimizer = torch.optim.SGD(reference.parameters(), 0.02)
+    for thrice in ROWS.split(3):
+        optimizer.zero_grad()
+        for row in thrice:
+            (nn.functional.cross_entropy(reference(X[row]), Y[row]) / 3).backward()
+        optimizer.step()
+    got, expected = gd.modules.state_dict(module, final.params, final.buffers), reference.state_dict()
+    for name in expected:
+        torch.testing.assert_close(got[name], expected[name], rtol=1e-11, atol=1e-13)
+    assert expected["1.num_batches_tracked"] == len(ROWS)
+
+
 @pytest.mark.parametrize("backend", ["native"])
 def test_a_sweep_of_a_net_with_batch_normalisation_is_its_runs_one_by_one(backend):
     apply, params, buffers = gd.modules.functional(net())

@@ -210,7 +210,9 @@ def accumulate(transform: GradientTransformation, steps: int) -> GradientTransfo
 
     u = update((g₁ + … + gₖ)/k) in every k-th step, else 0
 
-    Transformations after it in a chain still act in every step, so put the whole chain inside.
+    Transformations after it in a chain still act in every step, so put the whole chain inside. Batch
+    normalisation sees each of the k batches alone, as in a torch loop that accumulates: it normalises by
+    the statistics of one, and updates its running statistics k times.
 
     Args:
         transform: what to apply.
