@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import gdfunc as gd
 
@@ -94,7 +95,8 @@ def test_blocks_of_a_page_run_in_order(page):
             example = parser.get_doctest(block, globs, f"block {index}", None, 0)
             runner.run(example, out=report.append, clear_globs=False)
         else:
-            exec(compile(block, f"{page.name} block {index}", "exec"), globs)
+            with torch.random.fork_rng():  # from which a module of torch.nn draws its first parameters
+                exec(compile(block, f"{page.name} block {index}", "exec"), globs)
         assert not report, "".join(report)
 
 

@@ -224,7 +224,7 @@ def test_batch_normalisation_sees_each_of_the_batches_that_are_accumulated_as_in
     assert expected["1.num_batches_tracked"] == len(ROWS)
 
 
-@pytest.mark.parametrize("backend", ["native"])
+@pytest.mark.parametrize("backend", ["eager", "native"])
 def test_a_sweep_of_a_net_with_batch_normalisation_is_its_runs_one_by_one(backend):
     apply, params, buffers = gd.modules.functional(net())
     step = gd.make_step(loss_of_net(apply), gd.momentum(0.5))

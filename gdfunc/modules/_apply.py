@@ -95,6 +95,7 @@ def make_apply(module: nn.Module, defaults: Params) -> Callable[..., Any]:
         _check_layers(skeleton, key, (args, kwargs))
         # Because a trace sees what is written to its own tensors alone.
         loans = _tree.clone(owned) if is_tracing() else _tree.map(lent, owned)
+        loans |= _mapped(skeleton, loans, (params, args, kwargs))
         counts = versions(list(loans.values()))
         given = _tree.map(lent, params) | loans
         rows = None if key is None else rows_of(key, (args, kwargs), skeleton.may_draw)
@@ -277,12 +278,6 @@ def _cause(error: RuntimeError, skeleton: Skeleton, inputs: Any, has_key: bool) 
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         theirs = [frame for frame in frames if not is_ours(frame.f_code.co_filename)]
         return _of_draw("a random operation", theirs[-1] if theirs else None, has_key)
-    if "updated in place, were not batched" in str(error):
-        return (
-            f"{skeleton.batch_norm or 'batch normalisation'} in training mode writes its statistics, which "
-            f"are not under the vmap that its input is under; map over the buffers too, and take them "
-            f"back: apply(params, x, buffers=buffers, return_buffers=True)"
-        )
     if skeleton.recurrent and any(map(is_transformed, _tree.tensors(inputs))):
         return (
             f"{skeleton.recurrent} cannot run under vmap, which per-sample gradients and sweeps use; "
@@ -290,6 +285,16 @@ def _cause(error: RuntimeError, skeleton: Skeleton, inputs: Any, has_key: bool) 
             f"a first state made of the input: x.new_zeros(len(x), hidden_size)"
         )
     return ""
+
+
+def _mapped(skeleton: Skeleton, loans: Params, inputs: Any) -> Params:
+    """Put running statistics under the vmap that the inputs are under, because torch writes in place."""
+    wrapped = [leaf for leaf in _tree.tensors(inputs) if is_transformed(leaf) and leaf.numel()]
+    names = [name for name in skeleton.counters if name in loans] if wrapped else []
+    if not names:
+        return {}
+    zero = torch.stack([torch.zeros_like(leaf.flatten()[0], dtype=torch.float32) for leaf in wrapped]).sum()
+    return {name: loans[name] + zero.to(loans[name].dtype) for name in names}
 
 
 def _written(

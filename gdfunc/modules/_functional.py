@@ -10,6 +10,7 @@ from torch.func import vmap
 
 from .. import _tree, random
 from .._errors import check_int, check_options, check_tensor
+from .._stateful import Stateful, stateful
 from .._tree import Tree
 from ._apply import Params, Parts, check_names, make_apply, named
 
@@ -30,6 +31,41 @@ class Functional(NamedTuple):
     apply: Callable[..., Any]
     params: Params
     buffers: Params
+
+    def loss(self, criterion: Callable[[Any, Any], Tensor]) -> Stateful:
+        """Make the loss of the module on batches (x, y), which carries its buffers and draws its dropout.
+
+        L = criterion(apply(params, x), y)
+
+        Args:
+            criterion: `(output, y) -> loss`, the mean over the batch as a 0-d tensor, such as
+                `gd.losses.cross_entropy`.
+
+        Returns:
+            A loss as `gd.stateful` makes it: `step.init(model.params, model.buffers, key)` makes the carry
+            of its step.
+
+        Raises:
+            TypeError: (in the step) the batch is no pair.
+
+        Example:
+            >>> model = gd.modules.functional(torch.nn.BatchNorm1d(1))
+            >>> step = gd.make_step(model.loss(gd.losses.mse))
+            >>> batch = torch.tensor([[1.0], [3.0]]), torch.tensor([[0.0], [1.0]])
+            >>> state, loss = step(step.init(model.params, model.buffers), batch, 0.1)
+            >>> state.buffers["running_mean"]
+            tensor([0.2000])
+        """
+
+        @stateful
+        def loss_fn(params: Params, batch: Tree, buffers: Params, key: Any) -> tuple[Tensor, Params]:
+            if not isinstance(batch, tuple | list) or len(batch) != 2:
+                raise TypeError(f"batch must be a pair (x, y); got {type(batch).__name__}")
+            x, y = batch
+            output, buffers = self.apply(params, x, buffers=buffers, return_buffers=True, key=key)
+            return criterion(output, y), buffers
+
+        return loss_fn
 
 
 def functional(module: nn.Module) -> Functional:
