@@ -192,6 +192,28 @@ def test_members_of_a_sweep_keep_the_best_that_they_keep_alone(quantity, backend
     assert len(set(trajectory.steps.tolist())) > 1
 
 
+@pytest.mark.parametrize("backend", ["eager", "native"])
+def test_the_best_carry_has_the_buffers_keys_and_learning_rate_of_its_step(backend):
+    @gd.stateful
+    def loss_fn(params, batch, buffers, key):
+        noise = gd.random.normal(key, (), dtype=torch.float64)
+        loss = linear_loss(params, (batch[0], batch[1] + 0.1 * noise))
+        return loss, {"mean": 0.9 * buffers["mean"] + 0.1 * batch[1].mean()}
+
+    inner = gd.make_step(loss_fn, gd.adam())
+    step = gd.methods.reduce_on_plateau(inner, patience=2, factor=0.5)
+    start, index = step.init(INIT, {"mean": tensor(0.0)}, KEY), gd.sample_batches(KEY, 12, 4, 60)
+
+    def train(steps, **options):
+        return gd.train(step, start, DATA, index[:steps], 0.5, backend=backend, **options)
+
+    options = {"evaluate": {"validation": validation}, "evaluate_every": 2}
+    best = train(60, stop=gd.stops.patience("validation", 5), **options)[1].best
+    assert 0 < int(best.step) < 60
+    assert_agrees(best.carry, train(int(best.step), **options)[0])
+    assert_agrees(best.value, validation(best.carry))
+
+
 @pytest.mark.usefixtures("no_segment_time", "ctrl_c_is_heard")
 @pytest.mark.parametrize("quantity", ["loss", "validation"])
 @pytest.mark.parametrize(
