@@ -642,3 +642,24 @@ def test_buffers_are_carried_through_a_run(backend):
     torch.testing.assert_close(final["0.running_var"], norm.running_var)
     assert final["0.num_batches_tracked"] == 4
     assert 0 < (ys == 0).sum() < ys.numel()
+
+
+@pytest.mark.parametrize("backend", ["eager", "native"])
+def test_a_stateful_loss_hands_its_keys_to_dropout(backend):
+    apply, params, _ = gd.modules.functional(filled_linear())
+    step = gd.make_step(
+        gd.stateful(lambda p, x, buffers, key: (apply(p, x, key=key).square().mean(), buffers)), gd.adam()
+    )
+    start, xs = step.init(params, key=KEY), normal(4, 6, 3)
+    index = gd.full_batch(6, 5)
+    final, trajectory = gd.train(step, start, xs, index, 0.01, backend=backend)
+    assert len(trajectory.loss.unique()) == 5
+    assert not final.key.equal(KEY)
+    first = apply(params, xs, key=ROWS).square().mean()
+    torch.testing.assert_close(trajectory.loss[0], first)
+
+
+def filled_linear():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5)).double()

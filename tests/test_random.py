@@ -141,7 +141,9 @@ def test_many_keys_draw_as_each_does_alone(name, lead):
 def test_many_keys_draw_long_and_short_rows_as_each_does_alone(n):
     keys = gd.random.split(gd.random.key(2), 3)
     for draw in (gd.random.permutation, lambda key, n: gd.random.bits(key, (n,))):
-        assert_same_bits(assert_pure(draw, keys, n), torch.stack([draw(key, n) for key in keys]))
+        together = assert_pure(draw, keys, n)
+        assert_same_bits(together, torch.stack([draw(key, n) for key in keys]))
+        assert together.is_contiguous()  # so that no two entries share memory
 
 
 def test_bounds_are_broadcast_to_the_draws_of_many_keys():
