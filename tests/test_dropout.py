@@ -410,7 +410,6 @@ def in_a_line(x):
 HIDDEN = {
     "dropout": (in_a_line, "aten.bernoulli.* at .*test_dropout.py:.*the line"),
     "rand": (lambda x: x + torch.rand(3), "aten.rand.default at .*test_dropout.py"),
-    "rand after a calm slope": (lambda x: F.rrelu(x) + torch.rand(3), "aten.rand.default at"),
     "pool": (nn.FractionalMaxPool2d(2, output_size=2), r"aten.rand.default at"),
 }
 
@@ -434,6 +433,12 @@ def test_a_hidden_draw_without_a_key_is_refused_by_its_operator(name):
             lambda: vmap(lambda x: apply({}, x[None]))(x), "the forward pass draws .*a random operation at"
         )
         assert torch.get_rng_state().equal(before)
+
+
+def test_an_operator_that_is_turned_off_is_not_blamed():
+    apply, _, _ = gd.modules.functional(Applied(lambda x: F.rrelu(x) + torch.rand(3)))
+    with torch.random.fork_rng():
+        assert_refused(lambda: apply({}, BATCH), r"generator \(aten.rand.default at")
 
 
 @pytest.mark.parametrize("name", ["rand", "pool"])

@@ -27,10 +27,11 @@ def draws(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
     """Tell whether a call of an operator draws from a generator of torch's."""
     if torch.Tag.nondeterministic_seeded not in func.tags:
         return False
-    names = [argument.name for argument in func._schema.arguments]
-    given = dict(zip(names, args, strict=False)) | kwargs
+    arguments = func._schema.arguments
+    given = {each.name: each.default_value for each in arguments}
+    given |= dict(zip((each.name for each in arguments), args, strict=False)) | kwargs
     is_off = given.get("training") is False or given.get("train") is False
-    return not is_off and given.get("dropout_p", 1.0) != 0
+    return not is_off and given.get("dropout_p") != 0
 
 
 def generator_states(device: torch.device) -> list[Tensor]:
