@@ -49,6 +49,7 @@ SECONDS = 240  # of the processor
 # its reason: (file, its line, original, mutant).
 _PATH = "which of two ways to the same numbers is taken"
 _DTYPE = "the dtype, which test_conformance holds"
+_SIGN = "the product is compared with zero alone"
 ARGUED = {
     (
         "_transforms/_base.py",
@@ -68,6 +69,18 @@ ARGUED = {
         "like(scalar, g)",
         "scalar",
     ): _DTYPE,
+    (
+        "_transforms/_averages.py",
+        "turn = sign_of(g) * sign_of(prev)",
+        "sign_of(g)",
+        "g",
+    ): _SIGN,
+    (
+        "_transforms/_averages.py",
+        "turn = sign_of(g) * sign_of(prev)",
+        "sign_of(prev)",
+        "prev",
+    ): _SIGN,
     (
         "methods/_averaging.py",
         "squared_lr = learning_rate(lr, state.params) ** 2",
