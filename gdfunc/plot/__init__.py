@@ -1,5 +1,10 @@
 """Pictures of runs: descent paths over a loss, curves over steps, and maps of a sweep.
 
+`plot_descent` draws paths of one or two parameters on the loss itself, and `plot_landscape` those of any
+number on a plane through them, with the losses that the plane does not show. `plot_samples` draws the loss
+of every sample over one parameter, and how many of them pull it the wrong way. `path` joins the parameters
+of a run for both. `plot_curves` draws losses over steps, and `plot_grid` the map of a sweep.
+
 Arrays and `ax` go in, artists come out. matplotlib is imported when something is drawn, and nothing global
 is touched: no pyplot, no rcParams, no backend. `plot_curves(...).figure.savefig("run.png")` is a whole
 script, and `plot_curves(...)` as the last line of a notebook's cell shows itself. Sizes, fonts and
@@ -14,5 +19,7 @@ Example:
 from ._curves import plot_curves as plot_curves
 from ._descent import plot_descent as plot_descent
 from ._grid import plot_grid as plot_grid
+from ._landscape import plot_landscape as plot_landscape
 from ._points import path as path
+from ._samples import plot_samples as plot_samples
 from ._style import style as style
