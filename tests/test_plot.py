@@ -1,6 +1,5 @@
 """Plots: what is drawn is what was given, and the legend tells the truth about it."""
 
-import itertools
 import subprocess
 import sys
 
@@ -18,8 +17,8 @@ import gdfunc as gd
 from gdfunc.plot import plot_curves, plot_descent, plot_grid
 
 from .assertions import assert_refused
-from .pictures import bowl, crosses, descend, drawn, legend, marks, quadratic, render
-from .references import few, normal
+from .pictures import bowl, crosses, descend, legend, quadratic, render
+from .references import few
 
 NAN, INF = float("nan"), float("inf")
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
@@ -27,156 +26,6 @@ DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 OKABE_ITO = {(0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115)}
 OKABE_ITO |= {(240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167)}
 PATH = torch.zeros(3, 2)
-
-
-# Curves.
-
-
-def test_a_curve_is_drawn_as_it_is():
-    values = [torch.tensor([3.0, 2.0, 2.5, 0.125]), np.array([1.0, 4.0]), [5, 6, 7]]
-    ax = plot_curves(values, labels=["a", "b", 0.1])
-    assert legend(ax) == ["a", "b", "0.1"]
-    for line, value in zip(drawn(ax), values, strict=True):
-        assert np.array_equal(line.get_xydata(), np.column_stack([np.arange(len(value)), value]))
-    assert (ax.get_xscale(), ax.get_yscale()) == ("linear", "log")
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "loss")
-    low, high = ax.get_ylim()
-    assert low < 0.125 < 7 < high
-    assert ax.get_xlim()[0] < 0 < 3 < ax.get_xlim()[1]
-    render(ax)
-
-
-def test_x_may_be_shared_or_one_for_each():
-    curves = [torch.tensor([3.0, 2.0]), torch.tensor([[1.0, 4.0], [2.0, 4.0]])]
-    shared = plot_curves(curves, x=torch.tensor([1, 10]), log_x=True, log_y=False, xlabel="samples")
-    assert [line.get_xdata().tolist() for line in drawn(shared)] == [[1, 10]] * 2
-    assert (shared.get_xscale(), shared.get_yscale(), shared.get_xlabel()) == ("log", "linear", "samples")
-    each = plot_curves(curves, x=[[0, 5], np.array([7.0, 9.0])], ylabel="accuracy")
-    assert [line.get_xdata().tolist() for line in drawn(each)] == [[0, 5], [7, 9]]
-    assert each.get_ylabel() == "accuracy"
-
-
-def test_a_minimum_is_subtracted_and_named():
-    ax = plot_curves([torch.tensor([3.0, 2.0])], minimum=torch.tensor(1.5))
-    assert drawn(ax)[0].get_ydata().tolist() == [1.5, 0.5]
-    assert ax.get_ylabel() == "loss − minimum"
-
-
-@given(st.integers(0, 2**32), st.integers(2, 9), st.integers(1, 6), st.integers(0, 9), st.booleans())
-def test_median_and_band_are_the_quantiles_with_diverged_runs_at_infinity(seed, n, steps, lost, log_y):
-    values = normal(seed, n, steps).exp().numpy()
-    broken = np.random.default_rng(seed).integers(0, n * steps, lost)
-    values.flat[broken] = np.random.default_rng(seed).choice([NAN, INF, -INF], lost)
-    ax = plot_curves([torch.tensor(values)], labels=["SGD"], band=(0.25, 0.9), log_y=log_y)
-    # A number far above all others stands for infinity: whatever it takes part in is far above, too.
-    low, median, high = np.quantile(np.where(np.isfinite(values), values, 1e100), [0.25, 0.5, 0.9], axis=0)
-    infinite = median > 1e90
-    middle = drawn(ax)[0].get_ydata()
-    assert np.array_equal(np.isinf(middle), infinite)
-    assert np.allclose(middle[~infinite], median[~infinite], rtol=1e-12)
-    band = ax.collections[0].get_paths()[0].vertices
-    upper, lower = band[:steps, 1], band[steps : 2 * steps, 1][::-1]
-    bottom, top = ax.get_ylim()
-    far = top + 10 * (top - bottom)
-    for edge, exact in ((upper, high), (lower, low)):
-        assert np.allclose(edge[exact < far], exact[exact < far], rtol=1e-12)
-        assert (edge[exact >= far] >= far).all()
-    diverged = (~np.isfinite(values)).any(axis=1).sum()
-    note = f" ({diverged} of {n} diverged)" if diverged else ""
-    assert legend(ax) == [f"SGD: median of {n}, 25–90 %{note}"]
-
-
-def test_runs_that_diverge_are_drawn_thin_and_crossed_at_their_last_finite_value():
-    runs = torch.tensor(
-        [[4.0, 2.0, 1.0, 0.5], [4.0, 3.0, 2.0, 1.0], [4.0, 20.0, INF, INF], [4.0, NAN, NAN, NAN]]
-    )
-    ax = plot_curves([runs])
-    assert legend(ax) == ["run 0: median of 4, 10–90 % (2 of 4 diverged)"]
-    (thin,) = [line for line in ax.lines if line.get_linewidth() < 1]
-    expected = np.insert(runs[2:].numpy(), 4, NAN, axis=1).ravel()
-    assert np.array_equal(thin.get_ydata(), expected, equal_nan=True)
-    assert crosses(ax).tolist() == [[1, 20], [0, 4]]
-    render(ax)
-
-
-@pytest.mark.parametrize("broken", [NAN, INF, -INF])
-def test_a_run_that_is_not_finite_is_crossed_and_said_and_another_is_shown_whole(broken):
-    curves = [[4.0, 5.0, 6.0, broken, broken], [4.0, broken, 3.0], [1.0, 1e30, 1e-30, 1e30]]
-    ax = plot_curves([torch.tensor(curve) for curve in curves])
-    assert legend(ax) == ["run 0 (not finite from step 3)", "run 1 (not finite at step 1)", "run 2"]
-    assert crosses(ax).tolist() == [[2, 6], [0, 4]]
-    assert ax.get_ylim()[0] < 1e-30 < 1e30 < ax.get_ylim()[1]
-    render(ax)
-
-
-@pytest.mark.parametrize("log_y", [True, False])
-@pytest.mark.parametrize("others", [0, 1])
-@pytest.mark.parametrize("growth", [1.05, 2.0])
-def test_a_run_that_diverges_does_not_flatten_the_others(growth, others, log_y):
-    steps = torch.arange(1024, dtype=torch.float64)
-    bad, good = growth**steps, 0.99**steps
-    bad[1000:] = INF
-    ax = plot_curves([bad, good][: 1 + others], log_y=log_y)
-    top = ax.get_ylim()[1]
-    gone = int((bad > top).int().argmax())
-    note = f"leaves the view at step {gone}, not finite from step 1000"
-    assert legend(ax) == [f"run 0 ({note})", "run 1"][: 1 + others]
-    assert crosses(ax).tolist() == [[gone - 1, bad[gone - 1]]]
-    assert np.array_equal(drawn(ax)[0].get_ydata(), bad.numpy())
-    assert 1 <= top < (1e4 if log_y else 3)
-    render(ax)
-    assert ax.get_ylim()[1] == top
-    assert ax.get_xlim()[1] > 1023
-
-
-def test_what_no_logarithmic_axis_shows_is_counted_and_marked():
-    ax = plot_curves([torch.tensor([3.0, 0.0, -1.0, 2.0]), torch.ones(2, 4)])
-    assert legend(ax) == ["run 0 (2 of 4 values ≤ 0)", "run 1: median of 2, 10–90 %"]
-    assert drawn(ax)[0].get_ydata().tolist() == [3, 0, -1, 2]
-    assert marks(ax, "v")[:, 0].tolist() == [1, 2]
-    assert (marks(ax, "v")[:, 1] < 0.02).all()
-    linear = plot_curves([torch.tensor([3.0, 0.0, -1.0, 2.0])], log_y=False)
-    assert legend(linear) == ["run 0"]
-    assert len(marks(linear, "v")) == 0
-    render(ax)
-
-
-ODD_CURVES = [[0.0, 0.0], [-1.0, -2.0], [NAN, NAN], [INF], [2.0], [[1.0], [2.0]], [[NAN, 1.0]] * 3]
-
-
-@pytest.mark.parametrize("log_y", [True, False])
-@pytest.mark.parametrize("curve", [*ODD_CURVES, [1.0, 1e300, 1.7e308]])
-def test_odd_curves_are_drawn(curve, log_y):
-    ax = plot_curves([torch.tensor(curve, dtype=torch.float64)], log_y=log_y)
-    assert len(drawn(ax)) == 1
-    assert curve != [2.0] or marks(ax, "o").tolist() == [[0, 2]]  # a single value has a marker
-    render(ax)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"curves": torch.ones(3)}, "TypeError: curves must be a list or tuple.*got Tensor"),
-        ({"curves": []}, "curves is empty"),
-        ({"curves": [torch.ones(0)]}, r"curves\[0\] must be \[T\] or \[N, T\].*\(0,\)"),
-        ({"curves": [torch.ones(3), torch.ones(1, 1, 3)]}, r"curves\[1\] must be .*\(1, 1, 3\)"),
-        (
-            {"curves": [torch.ones(3) * 1j]},
-            r"TypeError: curves\[0\] must hold real numbers; got dtype complex64",
-        ),
-        ({"curves": ["abc"]}, r"TypeError: curves\[0\] must hold real numbers"),
-        ({"labels": []}, "labels has 0 entries but curves has 1"),
-        ({"x": torch.arange(4)}, r"x\[0\] must be 3 finite numbers"),
-        ({"x": torch.tensor([0, 1, NAN])}, r"x\[0\] must be 3 finite numbers"),
-        ({"x": [[1, 2, 3], [1, 2, 3]]}, "x has 2 entries but curves has 1"),
-        ({"log_x": True}, r"x\[0\] has the value 0, which no logarithmic"),
-        ({"band": (0.9, 0.1)}, "band must be two quantiles"),
-        ({"band": (NAN, 0.5)}, "band must be a finite number"),
-        ({"minimum": torch.ones(2)}, "minimum must be a finite number"),
-    ],
-)
-def test_curves_names_what_is_wrong(arguments, message):
-    assert_refused(lambda: plot_curves(**{"curves": [torch.ones(3)], **arguments}), message)
 
 
 # What both promise.
@@ -234,16 +83,6 @@ def test_the_legend_never_covers_the_lines_of_a_figure_of_its_own():
     for ax in both():
         render(ax)
         assert ax.get_legend().get_window_extent().y1 < ax.bbox.y0
-
-
-def test_no_two_of_28_lines_look_alike_and_neighbours_differ_without_colour():
-    ax = plot_curves([torch.ones(2)] * 28)
-    looks = [(line.get_color(), line._unscaled_dash_pattern) for line in drawn(ax)]
-    assert len(set(map(str, looks))) == 28
-    assert all(one[1] != two[1] for one, two in itertools.pairwise(looks))
-    colors = {tuple(round(255 * part) for part in matplotlib.colors.to_rgb(color)) for color, _ in looks}
-    assert colors <= OKABE_ITO
-    assert len(colors) == 7
 
 
 def test_without_matplotlib_the_error_names_the_extra(monkeypatch):

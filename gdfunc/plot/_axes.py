@@ -135,10 +135,18 @@ def draw_legend(ax: Axes, entries: list[tuple[Any, str]]) -> None:
     if figure.get_layout_engine() is not None:
         # Some 17 letters of a size of 8.3 points fit an inch, and a handle takes as much as 6.
         room = max(20, int(170 * ax.bbox.width / figure.dpi / rcParams["font.size"]))
-        half = (len(labels) + 1) // 2
-        width = sum(6 + max(map(len, column), default=0) for column in (labels[:half], labels[half:]))
+        most = max(1, -(-len(labels) // 4))
+        fitting = (count for count in range(min(5, max(2, most)), 1, -1) if _width(labels, count) <= room)
+        columns = next(fitting, 1)
         labels = tuple(textwrap.fill(label, room) for label in labels)
         # The padding clears the numbers and the name of the x axis.
         place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "borderaxespad": 4.5, "frameon": False}
-        place["ncols"] = 2 if width <= room else 1
+        place["ncols"] = columns
     ax.legend(handles, labels, fontsize="small", **place)
+
+
+def _width(labels: Sequence[str], columns: int) -> int:
+    """Return the letters that a legend of some columns is wide."""
+    rows = -(-len(labels) // columns)
+    parts = (labels[i : i + rows] for i in range(0, len(labels), rows))
+    return sum(6 + max(map(len, part)) for part in parts)

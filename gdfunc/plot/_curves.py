@@ -1,57 +1,81 @@
-"""Curves over steps."""
+"""Curves over steps, or over a hyperparameter."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from .._errors import check_int
 from .._numerics import Scalar
-from . import _axes
-from ._axes import HUGE, Array, Axes
-from ._style import faint
+from .._train._trajectory import Trajectory
+from . import _axes, _labels, _lines, _style
+from ._axes import Array, Axes
+from ._lines import Curve
+
+_NAMED = 7  # curves: more of them get a bar of colours if their labels are numbers
 
 
 def plot_curves(
-    curves: Sequence[Any],
+    curves: Sequence[Any] | Mapping[Any, Any],
     *,
     x: Any = None,
     ax: Axes | None = None,
     labels: Sequence[Any] | None = None,
-    band: tuple[float, float] = (0.1, 0.9),
+    by: str = "",
+    label_lines: bool | None = None,
+    band: tuple[float, float] | None = (0.1, 0.9),
+    window: int | None = None,
+    over: str | None = None,
     minimum: Scalar | None = None,
-    xlabel: str = "step",
+    xlabel: str | None = None,
     ylabel: str = "loss",
     log_x: bool = False,
     log_y: bool = True,
 ) -> Axes:
-    """Draw curves over steps: a line for one run, median and quantile band for several.
+    """Draw curves over steps or a hyperparameter: a line for one run, median and quantile band for several.
 
         line = median over runs,  band = [q_low, q_high] over runs,  a diverged run counting as +∞
 
     Nothing is smoothed, thinned or left out. A run that becomes NaN or infinite gets a cross at its last
-    finite value. The legend tells its step, or among several runs their number, and these are drawn thin.
-    A band whose upper quantile is infinite continues through the top. On a logarithmic axis the line leaves
-    through the bottom at values ≤ 0. Triangles on the bottom mark these places, and the legend counts them.
+    finite value. The legend tells its step. Among several runs these are drawn thin, a hatched strip at the
+    top begins where the first of them is lost, and tells their number. A band ends where its upper quantile
+    is infinite, and its lower edge goes on. On a logarithmic axis the line leaves through the bottom at
+    values ≤ 0. Triangles on the bottom mark these places, and the legend counts them.
 
     The view shows all of each run that stays finite. It shows a diverging run up to a thousand times the
     largest value of the finite runs and of all starts (on a linear axis, up to one more span). Beyond that
     the line continues through the top, the cross is at the last value in view, and the legend tells the
     step.
 
+    Colours follow the labels: by rank from dark to bright if all of them are numbers, else one for each
+    curve, which differs from its neighbours in its dashes, too.
+
     Args:
-        curves: list or tuple of all curves, also around a single one. Each is an array or tensor [T] of one
-            run, or [N, T] of N runs such as seeds.
-        x: where the values belong; None for 0, …, T−1, an array or tensor [T] for all curves, or a list
-            or tuple with one [T] for each (samples seen, seconds, …).
+        curves: list or tuple of all curves, also around a single one, or a dict of them by label. Each is
+            an array or tensor [T] of one run, or [N, T] of N runs such as seeds.
+        x: where the values belong; None for 0, …, T−1 (with `log_x` for 1, …, T, as the axis says), T
+            numbers for all curves, or a list or tuple with T numbers for each (samples seen, seconds, …).
         ax: where to draw; None for a new figure of the size in rcParams. The legend stands
             below the axes if the figure has a layout that makes room for it, such as "constrained", else
             inside.
         labels: one for each curve, in their order.
-        band: the two quantiles between which the band lies, interpolated linearly between runs.
+        by: name of labels that are numbers, such as "lr": it stands before them. More than seven are named
+            at a bar of colours.
+        label_lines: write the labels at the ends of their lines; the legend then holds only notes. None
+            does so in a new figure, for up to seven labelled curves.
+        band: the two quantiles between which the band lies, interpolated linearly between runs; None for
+            no band.
+        window: pool this many successive steps of all runs of a curve, for losses of mini-batches. Line and
+            band are the median and quantiles of each window, at the mean of its x. The last window may be
+            shorter.
+        over: the name of a hyperparameter, such as "lr", of which `x` are the values. Each value is then a
+            run of its own: there are no crosses, up to twelve values are marked, and a strip at the top
+            begins at the last value whose median is finite. Near it, the view shows medians up to ten
+            times the usual ones.
         minimum: subtract this from every value, and label the axis "loss − minimum".
-        xlabel: name of x, also in the legend.
+        xlabel: name of x, also in the legend; None for `over`, or "step".
         ylabel: name of the values.
         log_x: logarithmic x. Every x must be > 0.
         log_y: logarithmic y.
@@ -61,70 +85,130 @@ def plot_curves(
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
-        TypeError: `curves` is no list or tuple, or a curve is not of real numbers.
-        ValueError: a curve is empty or neither [T] nor [N, T], or `x`, `labels`, `band` or `minimum`
-            is malformed.
+        TypeError: `curves` is no list, tuple or dict, or a curve is not of real numbers.
+        ValueError: a curve is empty or neither [T] nor [N, T], or `x`, `labels`, `band`, `window` or
+            `minimum` is malformed.
 
     Example:
         >>> losses = torch.tensor([[4.0, 2.0, 1.0], [4.0, 3.0, 2.0], [4.0, 40.0, torch.inf]])
-        >>> ax = gd.plot.plot_curves([losses, losses[2]], labels=["SGD", "the third"])
-        >>> for entry in ax.get_legend().get_texts():
+        >>> ax = gd.plot.plot_curves({"SGD": losses, "the third": losses[2]}, label_lines=False)
+        >>> for entry in ax.get_legend().get_texts() + ax.texts:
         ...     print(entry.get_text())
-        SGD: median of 3, 10–90 % (1 of 3 diverged)
+        SGD: median of 3, 10–90 %
         the third (not finite from step 2)
+        SGD: 1 of 3 diverged
 
     References:
         Masataka Okabe and Kei Ito, Color Universal Design, 2008 (the colours).
     """
-    runs = [_curve(f"curves[{i}]", curve) for i, curve in enumerate(_axes.check_list("curves", curves))]
-    names = _axes.check_labels(labels, len(runs), "curves")
-    xs = _abscissae(x, [values.shape[1] for values in runs], log_x)
-    low, high = (_axes.to_number("band", quantile) for quantile in band)
-    if not 0 <= low <= high <= 1:
-        raise ValueError(f"band must be two quantiles with 0 <= low <= high <= 1; got {band!r}")
+    if isinstance(curves, Mapping):
+        if labels is not None:
+            raise ValueError("labels must be None where curves is a dict: its keys are the labels")
+        curves, labels = list(curves.values()), list(curves)
+    runs = [_values(f"curves[{i}]", curve) for i, curve in enumerate(_axes.check_list("curves", curves))]
+    names, numbers = _axes.check_labels(labels, len(runs), "curves"), _labels.as_numbers(labels)
+    if numbers is not None:
+        names = [f"{by} {number:.6g}".strip() for number in numbers]
     if minimum is not None:
         runs = [values - _axes.to_number("minimum", minimum) for values in runs]
         ylabel = f"{ylabel} − minimum"
+    if over is not None and x is None:
+        raise ValueError(f"over={over!r} needs x, the values of {over}")
+    xs, xlabel = _abscissae(x, [values.shape[1] for values in runs], log_x), xlabel or over or "step"
+    band = None if band is None else _quantiles(band)
+    if window is not None:
+        check_int("window", window, 1)
+    drawn = [
+        _lines.summarize(name, places, values, window, band, over is not None)
+        for name, places, values in zip(names, xs, runs, strict=True)
+    ]
 
+    if label_lines is None:
+        label_lines = ax is None and labels is not None and len(drawn) <= _NAMED
     ax = _axes.axes_for(ax)
+    axis = f"{xlabel}, counted from 1" if log_x and x is None else xlabel
     ax.set(xscale="log" if log_x else "linear", yscale="log" if log_y else "linear")
-    ax.set(xlabel=xlabel, ylabel=ylabel, axisbelow=True)
-    ax.grid(color=faint(ax, 0.1), linewidth=0.6)
+    ax.set(xlabel=axis, ylabel=ylabel, axisbelow=True)
+    ax.grid(color=_style.faint(ax, 0.1), linewidth=0.6)
     ax.spines[["top", "right"]].set_visible(False)
-    top = _top(runs, log_y)
-    edges = [(_axes.run_quantile(values, low), _axes.run_quantile(values, high)) for values in runs]
-    lines = [_draw_runs(ax, xs[i], values, edges[i], top, i) for i, values in enumerate(runs)]
-    if log_y and not np.isfinite(ax.dataLim.minposy):
-        # Without a positive value to go by, matplotlib would warn.
-        ax.update_datalim([(xs[0][0], 0.1), (xs[0][0], 1.0)])
-    # Only now are the limits known, and with them what left the view and how far up an infinite band goes.
-    ax.autoscale_view()
-    top = max(ax.get_ylim())
-    entries: list[tuple[Any, str]] = []
-    for steps, values, edge, line, name in zip(xs, runs, edges, lines, names, strict=True):
-        handle: Any = line
-        _draw_ends(ax, steps, values, top, line.get_color())
-        if len(values) > 1:
-            handle = (_draw_band(ax, steps, *edge, line.get_color()), line)
-            name += f": median of {len(values)}, {100 * low:g}–{100 * high:g} %"
-        entries.append((handle, _axes.with_notes(name, _curve_notes(steps, values, top, xlabel, log_y))))
-    _axes.draw_legend(ax, entries)
+    if over is None and not log_x and all((places % 1 == 0).all() for places in xs):
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    looks: list[tuple[Any, Any]] = [_style.line_style(i, ax) for i in range(len(drawn))]
+    if numbers is not None:
+        looks = [(color, "-") for color in _style.ordered_colors(ax, numbers)]
+    handles, notes, top = _draw(ax, drawn, looks, window, over or xlabel, over is not None)
+    abouts = [_about(curve, window, band) for curve in drawn]
+    if label_lines:
+        _labels.label_ends(ax, drawn, [color for color, _ in looks], top)
+    if len(drawn) > _NAMED and not label_lines and (labels is None or numbers is not None):
+        if numbers is not None:
+            _labels.draw_color_bar(ax, numbers, [color for color, _ in looks], by)
+        entries = _labels.summary(ax, drawn, handles, notes, abouts)
+    else:
+        entries = _labels.legend_entries(ax, drawn, handles, notes, abouts, label_lines)
+    if entries:
+        _axes.draw_legend(ax, entries)
     return ax
 
 
-def _curve(name: str, value: Any) -> Array:
+def _about(curve: Curve, window: int | None, band: tuple[float, float] | None) -> str:
+    """Say what the line and the band are."""
+    count = len(curve.values)
+    if count == 1 and window is None:
+        return ""
+    parts = [f"median of {count}" if count > 1 else "median"]
+    parts += [] if band is None else [f"{100 * band[0]:g}–{100 * band[1]:g} %"]
+    return ", ".join(parts) + ("" if window is None else f" in windows of {window}")
+
+
+def _draw(
+    ax: Axes, curves: list[Curve], looks: list[tuple[Any, Any]], window: int | None, name: str, over: bool
+) -> tuple[list[Any], list[list[str]], float]:
+    """Draw the curves, and return a legend's handle and the notes of each, and the top below the strips."""
+    log_y = ax.get_yscale() == "log"
+    top = (_lines.top_of_medians if over else _lines.top_of_runs)(curves, log_y)
+    colors = [color for color, _ in looks]
+    pairs = list(zip(curves, looks, strict=True))
+    handles = [_lines.draw_lines(ax, curve, look, top, over, window) for curve, look in pairs]
+    if log_y and not np.isfinite(ax.dataLim.minposy):
+        # Without a positive value to go by, matplotlib would warn.
+        ax.update_datalim([(curves[0].x[0], 0.1), (curves[0].x[0], 1.0)])
+    # Only now are the limits known, and with them what left the view and how far up an infinite band goes.
+    ax.autoscale_view()
+    top = max(ax.get_ylim())
+    notes = _lines.draw_strips(ax, curves, colors, name if over else None)
+    for i, (curve, color) in enumerate(zip(curves, colors, strict=True)):
+        if not over:
+            _lines.draw_ends(ax, curve, top, color)
+        if curve.band:
+            handles[i] = (_lines.draw_band(ax, curve, color), handles[i])
+        notes[i] += _notes(curve, top, name, log_y, over)
+    return handles, notes, top
+
+
+def _values(name: str, value: Any) -> Array:
     """Return the values [N, T] of a curve's runs."""
+    if isinstance(value, Trajectory):
+        raise TypeError(f"{name} is a Trajectory; pass one of its records, such as trajectory.loss")
     values = _axes.to_array(name, value)
     if values.ndim not in (1, 2) or values.size == 0:
         raise ValueError(f"{name} must be [T] or [N, T] with N, T >= 1; got shape {values.shape}")
     return np.atleast_2d(values)
 
 
+def _quantiles(band: Any) -> tuple[float, float]:
+    low, high = (_axes.to_number("band", quantile) for quantile in band)
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"band must be two quantiles with 0 <= low <= high <= 1; got {band!r}")
+    return low, high
+
+
 def _abscissae(x: Any, lengths: list[int], log_x: bool) -> list[Array]:
     """Return x [T] of each curve."""
-    each = x if isinstance(x, (list, tuple)) else [x] * len(lengths)
+    is_each = isinstance(x, (list, tuple)) and not all(np.ndim(value) == 0 for value in x)
+    each = x if is_each else [x] * len(lengths)
     if x is None:
-        each = [np.arange(length) for length in lengths]
+        each = [np.arange(length) + log_x for length in lengths]
     if len(each) != len(lengths):
         raise ValueError(f"x has {len(each)} entries but curves has {len(lengths)}; give one for each")
     xs = [_axes.to_array(f"x[{i}]", values) for i, values in enumerate(each)]
@@ -139,83 +223,18 @@ def _abscissae(x: Any, lengths: list[int], log_x: bool) -> list[Array]:
     return xs
 
 
-def _top(runs: list[Array], log_y: bool) -> float:
-    """Return the largest value to show: how far a diverging run is followed."""
-    steady = [values[np.isfinite(values).all(axis=1)].ravel() for values in runs]
-    known = np.concatenate([*steady, *(values[:, 0] for values in runs)])
-    known = known[_axes.in_view(known, HUGE) & ((known > 0) | (not log_y))]
-    if len(known) == 0:
-        return HUGE
-    low, high = known.min(), known.max()
-    return min(HUGE, 1e3 * high if log_y else high + (high - low or abs(high) or 1.0))
-
-
-def _diverged(values: Array) -> Any:
-    """Tell which of the runs [N, T] cannot be shown whole."""
-    return ~_axes.in_view(values, HUGE).all(axis=1)
-
-
-def _curve_notes(x: Array, values: Array, top: float, xlabel: str, log_y: bool) -> list[str]:
-    notes, alive, diverged = [], np.isfinite(values), _diverged(values)
-    if len(values) > 1:
-        notes += [f"{diverged.sum()} of {len(values)} diverged"] if diverged.any() else []
-    elif diverged[0]:
+def _notes(curve: Curve, top: float, name: str, log_y: bool, over: bool) -> list[str]:
+    """Say what of a curve is not in the picture, but for what a strip says."""
+    notes, values, x = [], curve.values, curve.x
+    alive, lost = np.isfinite(values), _lines.diverged(values)
+    if over:
+        beyond = np.isfinite(curve.middle) & (curve.middle > top)
+        notes += [f"leaves the view at {name} {curve.places[beyond.argmax()]:.4g}"] if beyond.any() else []
+        if len(values) > 1 and not alive.all():
+            notes.append(f"{(~alive).sum()} of {alive.size} runs diverged")
+    elif len(values) == 1 and lost[0]:
         end = _axes.in_view(values[0], top).argmin()
-        notes += [f"leaves the view at {xlabel} {x[end]:.12g}"] if alive[0, end] else []
-        notes += [] if alive.all() else [_axes.not_finite_note(alive[0], x, xlabel)]
+        notes += [f"leaves the view at {name} {x[end]:.12g}"] if alive[0, end] else []
+        notes += [] if alive.all() else [_axes.not_finite_note(alive[0], x, name)]
     low = (values[alive] <= 0).sum()
-    notes += [f"{low} of {values.size} values ≤ 0"] if log_y and low else []
-    return notes
-
-
-def _draw_runs(ax: Axes, x: Array, values: Array, edges: tuple[Array, Array], top: float, i: int) -> Any:
-    """Draw a run, or the median of several and the diverged ones, and fit the limits to their view."""
-    from matplotlib import rcParams
-    from matplotlib.lines import Line2D
-
-    color, dashes = _axes.line_style(i, ax)
-    width = rcParams["lines.linewidth"]
-    lost = values[_diverged(values)]
-    middle = _axes.run_quantile(values, 0.5) if len(values) > 1 else values[0]
-    line = Line2D(x, middle, color=color, linestyle=dashes, linewidth=width, zorder=3)
-    line.set_marker("o" if len(x) == 1 else "")
-    ax.add_artist(line)  # unlike add_line, without making room for all of it
-    if len(values) > 1 and len(lost):
-        # One thin line for all of them: NaN parts the runs.
-        parted = np.pad(lost, [(0, 0), (0, 1)], constant_values=np.nan).ravel()
-        places = np.tile(np.append(x, np.nan), len(lost))
-        ax.add_artist(Line2D(places, parted, color=color, linewidth=0.4 * width))
-    ax.update_datalim(np.column_stack([x, x]), updatey=False)
-    for shown in (middle, *edges, *lost):
-        ax.update_datalim(np.column_stack([x, shown])[_axes.in_view(shown, top)])
-    if ax.get_yscale() == "log" and (middle <= 0).any():
-        low, bottom = x[middle <= 0], ax.get_xaxis_transform()
-        ax.plot(low, 0 * low + 0.012, "v", color=color, transform=bottom, markersize=3)
-    return line
-
-
-def _draw_ends(ax: Axes, x: Array, values: Array, top: float, color: Any) -> None:
-    """Mark the last value in view of every run that diverges."""
-    from matplotlib.lines import Line2D
-
-    inside = _axes.in_view(values, top)
-    runs = np.flatnonzero(_diverged(values) & inside[:, 0])
-    if len(runs):
-        last = inside[runs].argmin(axis=1) - 1
-        crosses = Line2D(x[last], values[runs, last], linestyle="", marker="x", color=color, zorder=4)
-        crosses.set(markersize=7, markeredgewidth=1.8)
-        ax.add_artist(crosses)
-
-
-def _draw_band(ax: Axes, x: Array, lower: Array, upper: Array, color: Any) -> Any:
-    """Fill between two quantiles without moving the limits."""
-    from matplotlib.collections import PolyCollection
-
-    edge = np.concatenate([np.column_stack([x, upper]), np.column_stack([x, lower])[::-1]])
-    # A renderer fills no infinite polygon. A hundred heights of the axes up, the eye sees no difference.
-    with np.errstate(over="ignore"):
-        sky = (ax.transScale + ax.transLimits).inverted().transform((0.0, 100.0))[1]
-    edge[:, 1] = np.minimum(edge[:, 1], np.nan_to_num(sky))
-    band = PolyCollection([edge], facecolor=color, edgecolor="none", alpha=0.2, zorder=2)
-    ax.add_collection(band, autolim=False)
-    return band
+    return notes + ([f"{low} of {values.size} values ≤ 0"] if log_y and low else [])

@@ -85,7 +85,7 @@ def ordered_colors(ax: Axes, numbers: Sequence[float]) -> list[Any]:
     from matplotlib import colormaps
 
     levels, ranks = np.unique(np.asarray(numbers, dtype=np.float64), return_inverse=True)
-    span = (0.3, 1.0) if is_dark(ax) else (0.0, 0.87)
+    span = (0.4, 1.0) if is_dark(ax) else (0.0, 0.87)
     return list(colormaps["viridis"](np.linspace(*span, max(2, len(levels)))[ranks]))
 
 
