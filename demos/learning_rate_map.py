@@ -198,7 +198,7 @@ def draw_rule(ax: Any, result: gd.SweepResult, rows: list[Best], limit: float) -
         ax=ax,
         label="excess loss, median of the orders",
         limits=(5e-3, 1.0),
-        cmap="viridis_r",
+        best=None,
         log_x=True,
         log_y=True,
         log_color=True,

@@ -45,7 +45,7 @@ def crosses(ax):
 
 
 def texts(ax):
-    """The names next to the ends of paths."""
+    """The texts inside the axes, such as the names next to the ends of lines."""
     return [text.get_text() for text in ax.texts]
 
 

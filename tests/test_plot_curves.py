@@ -15,17 +15,13 @@ from gdfunc.plot import plot_curves
 from gdfunc.plot._labels import spread
 
 from .assertions import assert_refused
-from .pictures import crosses, drawn, legend, marks, render
+from .pictures import crosses, drawn, legend, marks, render, texts
 from .references import few, normal
 
 NAN, INF = float("nan"), float("inf")
 # The eight of Okabe and Ito's poster, as it prints them.
 OKABE_ITO = {(0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115)}
 OKABE_ITO |= {(240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167)}
-
-
-def texts(ax):
-    return [text.get_text() for text in ax.texts]
 
 
 def strips(ax):
@@ -92,7 +88,7 @@ def test_median_and_band_are_the_quantiles_with_diverged_runs_at_infinity(seed, 
             assert min(shown[x]) == pytest.approx(low[x], rel=1e-12) or low[x] > far
             assert max(shown[x]) == pytest.approx(high[x], rel=1e-12) or high[x] > far
     diverged = (~np.isfinite(values)).any(axis=1).sum()
-    assert legend(ax) == [f"run 0: median of {n}, 25–90 %"]
+    assert legend(ax) == [f"SGD: median of {n}, 25–90 %"]
     assert texts(ax) == ([f"{diverged} of {n} diverged"] if diverged else [])
 
 

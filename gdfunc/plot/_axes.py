@@ -139,8 +139,10 @@ def draw_legend(ax: Axes, entries: list[tuple[Any, str]]) -> None:
         fitting = (count for count in range(min(5, max(2, most)), 1, -1) if _width(labels, count) <= room)
         columns = next(fitting, 1)
         labels = tuple(textwrap.fill(label, room) for label in labels)
-        # The padding clears the numbers and the name of the x axis.
-        place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "borderaxespad": 4.5, "frameon": False}
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "frameon": False}
+        # The padding clears the numbers and the name of the x axis. It counts in letters of the legend.
+        below = 72 * (ax.bbox.y0 - ax.xaxis.get_tightbbox().y0) / figure.dpi
+        place["borderaxespad"] = max(4.5, 1.2 * below / rcParams["font.size"] + 0.6)
         place["ncols"] = columns
     ax.legend(handles, labels, fontsize="small", **place)
 

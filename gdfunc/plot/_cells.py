@@ -1,0 +1,96 @@
+"""The cells of a map: two axes of a sweep, numbers or names, and the members that share a cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .._sweep._result import SweepResult
+from ._axes import Array, Axes
+
+_TICKS = 12  # more values of an axis would crowd it
+
+
+class Side(NamedTuple):
+    """An axis of a map."""
+
+    name: str
+    centres: Array  # [n], the places of its values
+    labels: list[str]  # its values, written short
+    is_log: bool
+    has_names: bool  # in place of numbers
+
+    @property
+    def edges(self) -> Array:
+        """The n+1 edges of n cells, halfway between neighbours."""
+        points = np.log(self.centres) if self.is_log else self.centres
+        middles = (points[1:] + points[:-1]) / 2 if len(points) > 1 else points + 0.5
+        edges = np.concatenate([[2 * points[0] - middles[0]], middles, [2 * points[-1] - middles[-1]]])
+        edges = edges if len(points) > 1 else edges[:2]
+        return np.exp(edges) if self.is_log else edges
+
+
+def sides(result: Any, x: str, y: str, log_x: bool, log_y: bool) -> tuple[Side, Side]:
+    """Return the two axes of a map of a sweep."""
+    if not isinstance(result, SweepResult):
+        raise TypeError(f"result is {type(result).__name__}; pass what gd.sweep returns")
+    if result.grid.zipped:
+        raise ValueError("result is of a zipped grid, which has no cells; draw plot_curves")
+    names = list(result.grid.axes)
+    if x == y or x not in names or y not in names:
+        raise ValueError(f"x and y must be two of the grid's axes, {', '.join(names)}; got {x!r} and {y!r}")
+    axes = result.grid.axes
+    return _side(x, axes[x].labels, log_x), _side(y, axes[y].labels, log_y)
+
+
+def _side(name: str, labels: Sequence[Any], log: bool) -> Side:
+    if any(isinstance(label, bool) or not isinstance(label, int | float) for label in labels):
+        if log:
+            raise ValueError(f"axis {name} must have numbers to be logarithmic; got {list(labels)!r}")
+        return Side(name, np.arange(float(len(labels))), [str(label) for label in labels], False, True)
+    numbers = np.asarray(labels, dtype=np.float64)
+    change = np.diff(numbers)
+    if not np.isfinite(numbers).all() or not ((change > 0).all() or (change < 0).all()):
+        raise ValueError(f"axis {name} must be finite and increasing or decreasing; got {list(labels)!r}")
+    if log and (numbers <= 0).any():
+        raise ValueError(f"axis {name} has the value {numbers.min():g}, which no logarithmic axis can show")
+    return Side(name, numbers, _short(numbers), log, False)
+
+
+def _short(numbers: Array) -> list[str]:
+    """Write numbers with two digits if these tell them apart, and whole ones in full."""
+    short = [f"{number:.2g}" if number % 1 else f"{number:.12g}" for number in numbers]
+    return short if len({*short}) == len(numbers) else [f"{number:.6g}" for number in numbers]
+
+
+def by_cell(result: SweepResult, x: str, y: str, members: Array) -> Array:
+    """Lay members [N] out as [others, Y, X]."""
+    names, shape = list(result.grid.axes), result.grid.shape
+    row, column = names.index(y), names.index(x)
+    laid = np.moveaxis(members.reshape(shape), (row, column), (0, 1))
+    return np.moveaxis(laid.reshape(shape[row], shape[column], -1), -1, 0)
+
+
+def prepare_sides(ax: Axes, across: Side, upward: Side) -> None:
+    """Set scales and names of the axes, and ticks at their own values if these have room."""
+    ax.set(xscale="log" if across.is_log else "linear", yscale="log" if upward.is_log else "linear")
+    ax.set(xlabel=across.name, ylabel=upward.name)
+    if _has_room(across):
+        ax.set_xticks([], minor=True)
+        ax.set_xticks(across.centres, across.labels)
+        figure: Any = ax.get_figure()
+        letters = max(map(len, across.labels)) * len(across.labels)
+        if letters > 10 * ax.bbox.width / figure.dpi:
+            ax.tick_params(axis="x", labelrotation=90)
+    if _has_room(upward):
+        ax.set_yticks([], minor=True)
+        ax.set_yticks(upward.centres, upward.labels)
+
+
+def _has_room(side: Side) -> bool:
+    points = np.sort(np.log(side.centres) if side.is_log else side.centres)
+    if side.has_names or len(points) == 1:
+        return True
+    return len(points) <= _TICKS and float(np.diff(points).min() / np.ptp(points)) > 0.04
