@@ -1,14 +1,18 @@
-"""Pictures of runs: descent paths over a loss, curves over steps, and maps of a sweep.
+"""Pictures of runs: descent paths over a loss, curves over steps, maps and ranks of a sweep.
 
 `plot_descent` draws paths of one or two parameters on the loss itself, and `plot_landscape` those of any
 number on a plane through them, with the losses that the plane does not show. `plot_samples` draws the loss
 of every sample over one parameter, and how many of them pull it the wrong way. `path` joins the parameters
-of a run for both. `plot_curves` draws losses over steps, and `plot_grid` the map of a sweep.
+of a run for both.
 
 Arrays and `ax` go in, artists come out. matplotlib is imported when something is drawn, and nothing global
 is touched: no pyplot, no rcParams, no backend. `plot_curves(...).figure.savefig("run.png")` is a whole
 script, and `plot_curves(...)` as the last line of a notebook's cell shows itself. Sizes, fonts and
 colours follow matplotlib's rcParams: `with matplotlib.rc_context(gd.plot.style("paper")):`.
+
+Runs that diverge are in every picture. `plot_curves` draws losses over steps, of many seeds or in windows,
+or over a hyperparameter (`over="lr"`). `plot_grid` maps a sweep over two of its axes, numbers or names.
+`plot_sensitivity` ranks optimizers by the range of learning rates that serve them.
 
 Example:
     >>> axes = gd.plot.plot_curves([torch.tensor([3.0, 2.0, 1.0])])
@@ -22,4 +26,5 @@ from ._grid import plot_grid as plot_grid
 from ._landscape import plot_landscape as plot_landscape
 from ._points import path as path
 from ._samples import plot_samples as plot_samples
+from ._sensitivity import plot_sensitivity as plot_sensitivity
 from ._style import style as style

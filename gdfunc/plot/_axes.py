@@ -85,6 +85,12 @@ def in_view(values: Array, top: float) -> Array:
     return (np.abs(values) <= HUGE) & (values <= top)
 
 
+def stretches(flags: Array) -> list[slice]:
+    """Return the stretches of neighbours for which a flag is true."""
+    steps = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(int)))
+    return [slice(int(a), int(b)) for a, b in zip(steps[::2], steps[1::2], strict=True)]
+
+
 def with_notes(name: str, notes: list[str]) -> str:
     return f"{name} ({', '.join(notes)})" if notes else name
 
@@ -141,7 +147,8 @@ def draw_legend(ax: Axes, entries: list[tuple[Any, str]]) -> None:
         labels = tuple(textwrap.fill(label, room) for label in labels)
         place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "frameon": False}
         # The padding clears the numbers and the name of the x axis. It counts in letters of the legend.
-        below = 72 * (ax.bbox.y0 - ax.xaxis.get_tightbbox().y0) / figure.dpi
+        written: Any = ax.xaxis.get_tightbbox()  # None where the axis is off
+        below = 72 * (ax.bbox.y0 - written.y0) / figure.dpi if written else 0
         place["borderaxespad"] = max(4.5, 1.2 * below / rcParams["font.size"] + 0.6)
         place["ncols"] = columns
     ax.legend(handles, labels, fontsize="small", **place)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from .._sweep._result import SweepResult
-from ._axes import Array, Axes
+from ._axes import Array, Axes, to_array
 
 _TICKS = 12  # more values of an axis would crowd it
 
@@ -63,6 +64,19 @@ def _short(numbers: Array) -> list[str]:
     """Write numbers with two digits if these tell them apart, and whole ones in full."""
     short = [f"{number:.2g}" if number % 1 else f"{number:.12g}" for number in numbers]
     return short if len({*short}) == len(numbers) else [f"{number:.6g}" for number in numbers]
+
+
+def members_of(result: SweepResult, values: Any) -> tuple[Array, Array]:
+    """Return the outputs or values [N] of the members, +∞ where they diverged, and whether they did."""
+    if values is None and not isinstance(result.outputs, Tensor):
+        raise TypeError("the outputs are a tree; pass one of its leaves, values=result.outputs['…']")
+    drawn = to_array("values", result.outputs if values is None else values)
+    if drawn.shape != (len(result.grid),):
+        raise ValueError(
+            f"values must be one number for each of the {len(result.grid)} members; got shape {drawn.shape}"
+        )
+    diverged = result.diverged.cpu().numpy() | ~np.isfinite(drawn)
+    return np.where(diverged, np.inf, drawn), diverged
 
 
 def by_cell(result: SweepResult, x: str, y: str, members: Array) -> Array:

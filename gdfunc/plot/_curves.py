@@ -126,13 +126,16 @@ def plot_curves(
     if label_lines is None:
         label_lines = ax is None and labels is not None and len(drawn) <= _NAMED
     ax = _axes.axes_for(ax)
+
+    from matplotlib.ticker import MaxNLocator
+
     axis = f"{xlabel}, counted from 1" if log_x and x is None else xlabel
     ax.set(xscale="log" if log_x else "linear", yscale="log" if log_y else "linear")
     ax.set(xlabel=axis, ylabel=ylabel, axisbelow=True)
     ax.grid(color=_style.faint(ax, 0.1), linewidth=0.6)
     ax.spines[["top", "right"]].set_visible(False)
     if over is None and not log_x and all((places % 1 == 0).all() for places in xs):
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     looks: list[tuple[Any, Any]] = [_style.line_style(i, ax) for i in range(len(drawn))]
     if numbers is not None:
         looks = [(color, "-") for color in _style.ordered_colors(ax, numbers)]

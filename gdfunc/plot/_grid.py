@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from .._sweep._result import SweepResult
 from . import _axes, _cells
@@ -114,16 +113,9 @@ def plot_grid(
 
 def _heights(result: SweepResult, x: str, y: str, values: Any) -> tuple[Array, Array]:
     """Return the medians [Y, X] over the other axes, and the shares of members that diverged."""
-    if values is None and not isinstance(result.outputs, Tensor):
-        raise TypeError("the outputs are a tree; pass one of its leaves, values=result.outputs['…']")
-    drawn = _axes.to_array("values", result.outputs if values is None else values)
-    if drawn.shape != (len(result.grid),):
-        raise ValueError(
-            f"values must be one number for each of the {len(result.grid)} members; got shape {drawn.shape}"
-        )
-    diverged = result.diverged.cpu().numpy() | ~np.isfinite(drawn)
-    members = _cells.by_cell(result, x, y, np.where(diverged, np.inf, drawn))
-    return _axes.run_quantile(members, 0.5), _cells.by_cell(result, x, y, diverged).mean(axis=0)
+    members, diverged = _cells.members_of(result, values)
+    medians = _axes.run_quantile(_cells.by_cell(result, x, y, members), 0.5)
+    return medians, _cells.by_cell(result, x, y, diverged).mean(axis=0)
 
 
 def _is_wide(known: Array, span: Array | None) -> bool:

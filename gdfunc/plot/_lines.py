@@ -147,7 +147,7 @@ def draw_band(ax: Axes, curve: Curve, color: Any) -> Any:
     closed = np.abs(upper) <= HUGE
     polygons = [
         np.column_stack([np.append(x[part], x[part][::-1]), np.append(upper[part], lower[part][::-1])])
-        for part in _stretches(closed)
+        for part in _axes.stretches(closed)
     ]
     polygons = [np.column_stack([points[:, 0], np.minimum(points[:, 1], sky)]) for points in polygons]
     band = PolyCollection(polygons, facecolor=color, edgecolor="none", alpha=0.2, zorder=2)
@@ -157,12 +157,6 @@ def draw_band(ax: Axes, curve: Curve, color: Any) -> Any:
         rest = np.where(beside & (np.abs(lower) <= HUGE), lower, np.nan)
         ax.add_artist(Line2D(x, rest, color=color, linewidth=0.6, alpha=0.6, zorder=2))
     return band
-
-
-def _stretches(flags: Array) -> list[slice]:
-    """Return the stretches of neighbours for which a flag is true."""
-    steps = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(int)))
-    return [slice(int(a), int(b)) for a, b in zip(steps[::2], steps[1::2], strict=True)]
 
 
 def draw_strips(ax: Axes, curves: list[Curve], colors: list[Any], over: str | None) -> list[list[str]]:
@@ -233,7 +227,7 @@ def _strips_of_runs(curve: Curve, right: float, top: float) -> list[Strip]:
 def _strips_of_medians(curve: Curve, left: float, right: float, name: str) -> list[Strip]:
     """Return the strips between finite medians, or from one to the end of the axes."""
     x, found = curve.places, []
-    for part in _stretches(~(np.abs(curve.middle) <= HUGE)):
+    for part in _axes.stretches(~(np.abs(curve.middle) <= HUGE)):
         start = x[part.start - 1] if part.start else left
         stop = x[part.stop] if part.stop < len(x) else right
         at = "from" if part.stop == len(x) else "at"
@@ -245,7 +239,7 @@ def _make_room(ax: Axes, share: float) -> None:
     """Raise the top so that everything stays below a share of the axes, unless the user has set it."""
     if not ax.get_autoscaley_on():
         return
-    scale, margin = ax.yaxis.get_transform(), ax.margins()[1]
+    scale, margin = ax.yaxis.get_transform(), float(ax.get_ymargin())
     low, high = (float(scale.transform(end)) for end in ax.get_ylim())
     wanted = low + (high - low) / (1 - share)
     data = (wanted + margin * low) / (1 + margin)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 else:
     Axes = Any
 
+Color = tuple[float, float, float]
+
 # Okabe and Ito's colours, without their yellow: it is lost on white. Seven colours and four dashes have
 # no common divisor, so 28 lines go by before a pair returns, and neighbours differ without any colour.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -93,7 +95,7 @@ def foreground(ax: Any) -> Any:
     return ax.xaxis.label.get_color()
 
 
-def background(ax: Any) -> tuple[float, ...]:
+def background(ax: Any) -> Color:
     from matplotlib.colors import to_rgb
 
     faces = (ax.get_facecolor(), ax.get_figure().get_facecolor())
@@ -105,18 +107,19 @@ def is_dark(ax: Any) -> bool:
     return 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
 
 
-def faint(ax: Any, share: float) -> tuple[float, ...]:
+def faint(ax: Any, share: float) -> Color:
     """Return the background with a share of the foreground."""
     return mixed(background(ax), foreground(ax), share)
 
 
-def ink(ax: Any, color: Any) -> tuple[float, ...]:
+def ink(ax: Any, color: Any) -> Color:
     """Return a colour with more contrast, for thin strokes: orange on white cannot be read."""
     return mixed(color, foreground(ax), 0.35)
 
 
-def mixed(one: Any, two: Any, share: float) -> tuple[float, ...]:
+def mixed(one: Any, two: Any, share: float) -> Color:
     from matplotlib.colors import to_rgb
 
     pairs = zip(to_rgb(one), to_rgb(two), strict=True)
-    return tuple((1 - share) * first + share * second for first, second in pairs)
+    red, green, blue = ((1 - share) * first + share * second for first, second in pairs)
+    return red, green, blue
