@@ -67,8 +67,11 @@ def test_each_sample_its_mean_and_its_tangents_are_those_of_per_sample_grad(seed
         assert np.allclose(rise, np.concatenate(grads)[chosen] * run)
     for text, w, loss, mask in zip(shares(ax), places, losses, against, strict=True):
         above = int((loss > ax.get_ylim()[1]).sum())
+        share = 100 * mask.mean()
         note = f" ({above} above the view)" if above else ""
-        assert text == f"params = {w:.4g}: {int(mask.sum())} of {n} samples pull the wrong way{note}"
+        assert (
+            text == f"params = {w:.4g}: {share:.0f} % ({int(mask.sum())} of {n}) pull the wrong way{note}"
+        )
 
 
 def test_the_view_holds_all_places_and_both_sides_of_the_valley():
@@ -127,10 +130,10 @@ def test_samples_of_any_float_are_drawn(dtype):
         (
             [1.0, -1.0],
             [6.0, -4.0],
-            "params = 5: 1 of 2 samples pull up, 1 down",
+            "params = 5: 1 of 2 pull up, 1 down",
         ),
-        ([1.0, 1.0, INF], [6.0, 1.0, 2.0], "params = 5: 1 of 3 samples pull the wrong way (1 not finite)"),
-        ([0.0], [1.0], "params = 5: 0 of 1 samples pull up, 0 down"),
+        ([1.0, 1.0, INF], [6.0, 1.0, 2.0], "params = 5: 33 % (1 of 3) pull the wrong way (1 not finite)"),
+        ([0.0], [1.0], "params = 5: 0 of 1 pull up, 0 down"),
     ],
 )
 def test_places_without_a_mean_pull_and_samples_that_are_not_finite_are_told(x, y, said):

@@ -62,6 +62,7 @@ def write_names(ax: Axes, places: Array, texts: list[str], colors: list[Any], li
         shift, middle = _best(marks, i, size, inked, written, size_of(ax))
         written.append((middle, size))
         far = np.hypot(*shift) > _DISTANCES[0]
+        inked = np.concatenate([inked, _between(marks[i], middle)]) if far else inked
         leader = {"arrowstyle": "-", "color": colors[i], "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4}
         note = ax.annotate(
             texts[i],
@@ -76,6 +77,11 @@ def write_names(ax: Axes, places: Array, texts: list[str], colors: list[Any], li
             zorder=6,
         )
         note.set_path_effects([Stroke(linewidth=2.5, foreground=background(ax)), Normal()])
+
+
+def _between(one: Array, two: Array) -> Array:
+    """Return points from one to the other, along the line that leads to a name."""
+    return one + np.linspace(0.0, 1.0, 20)[:, None] * (two - one)
 
 
 def _along(line: Array) -> Array:
@@ -104,6 +110,8 @@ def _best(
             low, high = middle - 0.5 * size - 1, middle + 0.5 * size + 1
             out = (low < 0).any() or (high > room).any()
             over = sum((abs(middle - at) < 0.5 * (size + other) + 1).all() for at, other in written)
+            leader = _between(marks[i], middle)
+            over += 0.2 * sum((abs(leader - at) < 0.5 * other).all(axis=1).any() for at, other in written)
             cost = _OUT * out + _OVER * over + distance / 4
             cost += ((inked > low) & (inked < high)).all(axis=1).sum()
             cost += _ON_MARK * ((others > low - 3) & (others < high + 3)).all(axis=1).sum()

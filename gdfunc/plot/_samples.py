@@ -74,8 +74,8 @@ def plot_samples(
         >>> ax = gd.plot.plot_samples(loss_fn, torch.tensor(9.0), (x, y), at=[9.0, 5.5])
         >>> for text in filter(None, [text.get_text() for text in ax.texts]):
         ...     print(text)
-        params = 9: 0 of 4 samples pull the wrong way (1 above the view)
-        params = 5.5: 1 of 4 samples pull the wrong way
+        params = 9: 0 % (0 of 4) pull the wrong way (1 above the view)
+        params = 5.5: 25 % (1 of 4) pull the wrong way
     """
     params = _tree.as_tensors(params)
     _, data, size = check_samples(params, data)
@@ -214,10 +214,10 @@ def _draw_share(ax: Axes, place: str, x: float, mean: float, grads: Array, above
     finite = grads[np.isfinite(grads)]
     slope = _slope(grads)
     wrong = int((finite * slope < 0).sum())
-    said = f"{place}: {wrong} of {size} samples pull the wrong way"
+    said = f"{place}: {100 * wrong / size:.0f} % ({wrong} of {size}) pull the wrong way"
     if slope == 0:
         up, down = int((finite < 0).sum()), int((finite > 0).sum())
-        said = f"{place}: {up} of {size} samples pull up, {down} down"
+        said = f"{place}: {up} of {size} pull up, {down} down"
     counts = {"above the view": int(above.sum()), "not finite": size - len(finite)}
     notes = [f"{n} {what}" for what, n in counts.items() if n]
     said = _axes.with_notes(said, notes)
