@@ -68,7 +68,7 @@ def test_each_sample_its_mean_and_its_tangents_are_those_of_per_sample_grad(seed
     for text, w, loss, mask in zip(shares(ax), places, losses, against, strict=True):
         above = int((loss > ax.get_ylim()[1]).sum())
         share = 100 * mask.mean()
-        note = f" ({above} above the view)" if above else ""
+        note = f" ({above} above)" if above else ""
         assert (
             text == f"params = {w:.4g}: {share:.0f} % ({int(mask.sum())} of {n}) pull the wrong way{note}"
         )

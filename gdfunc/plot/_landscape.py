@@ -18,7 +18,8 @@ from .._tree import Tree
 from . import _axes, _contours, _plane, _points
 from ._axes import Array, Axes
 from ._points import Paths, check_paths, evaluate
-from ._style import foreground, line_style
+from ._style import foreground, ink, line_style
+from ._tracks import scaled
 
 _AT_ONCE = 2**23  # numbers in the parameters and the data of all points of a chunk
 _FLAT = 1e-9  # of the first direction: a second one that is rounding
@@ -258,7 +259,7 @@ def _draw_corners(ax: Axes, corners: Array) -> list[tuple[Any, str]]:
     """Mark and name the three points of a plane."""
     if not len(corners):
         return []
-    (marks,) = ax.plot(*corners.T, "s", color=foreground(ax), markersize=6, zorder=4, linestyle="")
+    (marks,) = ax.plot(*corners.T, "s", color=foreground(ax), markersize=scaled(6), zorder=4, linestyle="")
     for name, corner in zip("ABC", corners, strict=True):
         ax.annotate(
             name, corner, (-12, -12), textcoords="offset points", weight="bold", color=foreground(ax)
@@ -273,15 +274,17 @@ def _draw_beside(ax: Axes, side: Axes, true: list[Array], flat: list[Array]) -> 
     many = len(true) > 7
     for i, (own, shown) in enumerate(zip(true, flat, strict=True)):
         color = line_style(0 if many else i, ax)[0]
-        for values, dashes in ((own, "-"), (shown, (0, (4, 2)))):
+        width = scaled(0.9 if many else 1.5)
+        # The plane's losses are often close to the true ones: dark dashes on them can be seen.
+        for values, tint, dashes in ((own, color, "-"), (shown, ink(ax, color), (0, (4, 2)))):
             height = np.where(np.abs(values) <= _axes.HUGE, values, np.nan)
-            side.plot(height, color=color, linestyle=dashes, linewidth=0.9 if many else 1.5)
+            side.plot(height, color=tint, linestyle=dashes, linewidth=width)
     side.set(xlabel="step", ylabel="loss")
     values = np.concatenate([*true, *flat])
     values = values[np.abs(values) <= _axes.HUGE]
     if len(values) and values.min() > 0 and values.max() > 10 * values.min():
         side.set_yscale("log")
-    key: dict[str, Any] = {"color": foreground(ax), "linewidth": 1.5}
+    key: dict[str, Any] = {"color": foreground(ax), "linewidth": scaled(1.5)}
     solid, dashed = Line2D([], [], **key), Line2D([], [], linestyle=(0, (4, 2)), **key)
     return [(solid, "true loss of the points"), (dashed, f"loss of the plane there: {_ratio(true, flat)}")]
 

@@ -11,7 +11,7 @@ from ._axes import Array, Axes
 from ._names import write_names
 from ._points import Losses, box_around
 from ._style import foreground
-from ._tracks import draw_paths, fate_of, mark_entries
+from ._tracks import draw_paths, fate_of, mark_entries, scaled
 
 _TANGENTS = 4  # of each path, at most
 _HALF = 0.09  # length of half a tangent, in widths of the view
@@ -45,8 +45,8 @@ def draw_curve(
     curve = losses(x[:, None])
 
     ax.set(xlim=box[:, 0], ylim=box[:, 1])
-    (line,) = ax.plot(x, np.where(np.isfinite(curve), curve, np.nan), color=foreground(ax), linewidth=1.2)
-    line.set(zorder=2)
+    (line,) = ax.plot(x, np.where(np.isfinite(curve), curve, np.nan), color=foreground(ax), zorder=2)
+    line.set_linewidth(scaled(1.2))
     entries = draw_paths(ax, lifted, box, names, labelled, on_curve=True)
     ended = [fate_of(track, box).ended for track in lifted]
     touched = [_draw_tangents(ax, slopes, track, box, i) for i, track in enumerate(lifted[:7])]
@@ -123,7 +123,7 @@ def _draw_tangents(ax: Axes, slopes: Losses, track: Array, box: Array, i: int) -
     finite = np.isfinite(steps).all(axis=1)
     color = _axes.line_style(i, ax)[0]
     ends = np.stack([points - steps, points + steps], axis=1)[finite]
-    tangents = LineCollection(list(ends), colors=[color], linewidths=1.8, zorder=2.5)
+    tangents = LineCollection(list(ends), colors=[color], linewidths=scaled(1.8), zorder=2.5)
     return ax.add_collection(tangents, autolim=False)
 
 

@@ -11,7 +11,7 @@ from . import _contours
 from ._axes import Array, Axes
 from ._names import size_of
 from ._points import Losses, box_around, is_inside
-from ._tracks import draw_paths, fate_of, mark_entries
+from ._tracks import draw_paths, fate_of, mark_entries, scaled
 
 _YELLOW = "#F0E442"
 _PADDING = 0.1  # of the view around what it must show
@@ -91,6 +91,6 @@ def set_aspect(ax: Axes, box: Array) -> None:
 
 
 def draw_stars(ax: Axes, points: Array) -> tuple[Any, str]:
-    (star,) = ax.plot(*points.T, "*", color=_YELLOW, markersize=12, zorder=2.5)
+    (star,) = ax.plot(*points.T, "*", color=_YELLOW, markersize=scaled(12), zorder=2.5)
     star.set(linestyle="", markeredgecolor="black")
     return star, "minimizer"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from . import _axes, _points
 from ._axes import Array, Axes
 from ._names import size_of, text_sizes
 from ._style import background, faint, foreground, line_style
+from ._tracks import scaled
 
 _REACH = 0.022  # of half a tangent, in widths of the view
 _AT_ONCE = 2**20  # losses and gradients
@@ -42,8 +44,8 @@ def plot_samples(
 
     A step of gradient descent on sample i alone moves w by −lr·gᵢ. At each place of `at`, tangents show
     all gᵢ, the arrow shows the way of the mean gradient, and the text counts the samples that pull against
-    it. Far from the minimum they are few, and at the minimum about half of all. The ticks below are the
-    lowest points of the single samples.
+    it, which are few far from the minimum and about half of all at the minimum. It also counts those whose
+    tangents are above the view. The ticks below are the lowest points of the single samples.
 
     Args:
         loss_fn: (params, batch) -> 0-d real tensor, the mean over the batch, as for `per_sample_grad`,
@@ -74,7 +76,7 @@ def plot_samples(
         >>> ax = gd.plot.plot_samples(loss_fn, torch.tensor(9.0), (x, y), at=[9.0, 5.5])
         >>> for text in filter(None, [text.get_text() for text in ax.texts]):
         ...     print(text)
-        params = 9: 0 % (0 of 4) pull the wrong way (1 above the view)
+        params = 9: 0 % (0 of 4) pull the wrong way (1 above)
         params = 5.5: 25 % (1 of 4) pull the wrong way
     """
     params = _tree.as_tensors(params)
@@ -101,8 +103,9 @@ def plot_samples(
     chosen = [int(np.flatnonzero(x == place)[0]) for place in places]
     entries += _draw_pulls(ax, x[chosen], losses[chosen], grads[chosen], box)
     above = np.isfinite(losses) & (losses > box[1, 1])
-    for k, i in enumerate(chosen):
-        _draw_share(ax, f"{name} = {x[i]:.4g}", x[i], mean[i], grads[i], above[i], k)
+    lines = 0
+    for i in chosen:
+        lines += _draw_share(ax, f"{name} = {x[i]:.4g}", x[i], mean[i], grads[i], above[i], lines)
     ax.set(xlim=box[:, 0], ylim=box[:, 1], xlabel=name, ylabel="loss")
     _axes.draw_legend(ax, entries)
     return ax
@@ -157,11 +160,12 @@ def _draw_curves(ax: Axes, x: Array, losses: Array, mean: Array) -> list[tuple[A
 
     size = losses.shape[1]
     curves = [np.column_stack([x, np.where(np.isfinite(curve), curve, np.nan)]) for curve in losses.T]
-    thin = LineCollection(curves, colors=[faint(ax, 0.4)], linewidths=0.7, zorder=1)
+    thin = LineCollection(curves, colors=[faint(ax, 0.4)], linewidths=scaled(0.7), zorder=1)
     thin.set_rasterized(size > 200)
     ax.add_collection(thin, autolim=False)
     color = line_style(0, ax)[0]
-    (thick,) = ax.plot(x, np.where(np.isfinite(mean), mean, np.nan), color=color, linewidth=3, zorder=2)
+    (thick,) = ax.plot(x, np.where(np.isfinite(mean), mean, np.nan), color=color, zorder=2)
+    thick.set_linewidth(scaled(3))
     lowest = np.where(np.isfinite(losses), losses, np.inf).argmin(axis=0)
     # At the border of the view it is not a minimum.
     inner = x[lowest[(lowest > 0) & (lowest < len(x) - 1)]]
@@ -186,8 +190,8 @@ def _draw_pulls(ax: Axes, x: Array, losses: Array, grads: Array, box: Array) -> 
     ends = np.stack([points - steps, points + steps], axis=-2)
     wrong = grads * np.array([[_slope(row)] for row in grads]) < 0
     looks = [
-        (~wrong, foreground(ax), 1.0, "pulls as the mean does"),
-        (wrong, line_style(1, ax)[0], 2.0, "pulls the wrong way"),
+        (~wrong, foreground(ax), scaled(1), "pulls as the mean does"),
+        (wrong, line_style(1, ax)[0], scaled(2), "pulls the wrong way"),
     ]
     entries = []
     for mask, color, width, label in looks:
@@ -204,8 +208,8 @@ def _slope(grads: Array) -> float:
     return float(finite.mean()) if len(finite) else 0.0
 
 
-def _draw_share(ax: Axes, place: str, x: float, mean: float, grads: Array, above: Array, k: int) -> None:
-    """Mark a place, draw the way of the mean gradient there, and count the samples that pull against it."""
+def _draw_share(ax: Axes, place: str, x: float, mean: float, grads: Array, above: Array, lines: int) -> int:
+    """Mark a place, the way of the mean and how many pull against it. Return how many lines that takes."""
     from matplotlib.patheffects import Normal, Stroke
 
     halo = [Stroke(linewidth=3, foreground=background(ax)), Normal()]
@@ -218,18 +222,20 @@ def _draw_share(ax: Axes, place: str, x: float, mean: float, grads: Array, above
     if slope == 0:
         up, down = int((finite < 0).sum()), int((finite > 0).sum())
         said = f"{place}: {up} of {size} pull up, {down} down"
-    counts = {"above the view": int(above.sum()), "not finite": size - len(finite)}
+    counts = {"above": int(above.sum()), "not finite": size - len(finite)}
     notes = [f"{n} {what}" for what, n in counts.items() if n]
     said = _axes.with_notes(said, notes)
     # On the right of the line if there is room, else on its left, but within the axes.
-    room, width = size_of(ax)[0], text_sizes([said])[0, 0] + 4
+    room, (width, height) = size_of(ax)[0], text_sizes([said])[0]
+    said = textwrap.fill(said, max(20, int(len(said) * (room - 8) / width)))
+    width = text_sizes(said.split("\n"))[:, 0].max() + 4
     spot = (x - low) / (high - low) * room
     begin = spot + 4 if spot + width < room else spot - width
     begin = min(max(begin, 4.0), max(4.0, room - width))
     text = ax.annotate(
         said,
         (x, 1.0),
-        (begin - spot, -8 - 12 * k),
+        (begin - spot, -0.5 * height - 1.2 * height * lines),
         xycoords=("data", "axes fraction"),
         textcoords="offset points",
         va="top",
@@ -240,6 +246,7 @@ def _draw_share(ax: Axes, place: str, x: float, mean: float, grads: Array, above
     text.set_path_effects(halo)
     if slope and np.isfinite(mean):
         # The head is at the end of the text, which is empty and tells the distance.
-        arrow = {"arrowstyle": "<|-", "color": line_style(0, ax)[0], "linewidth": 2}
+        arrow = {"arrowstyle": "<|-", "color": line_style(0, ax)[0], "linewidth": scaled(2)}
         way = (-34 * float(np.sign(slope)), 0)
         ax.annotate("", (x, mean), way, textcoords="offset points", arrowprops=arrow, zorder=5)
+    return 1 + said.count("\n")

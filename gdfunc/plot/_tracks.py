@@ -97,7 +97,7 @@ def _draw_path(
     from matplotlib.patheffects import Normal, Stroke
 
     color, dashes = look
-    page, width = background(ax), 0.8 if on_curve else 0.9 if thin else 1.5
+    page, width = background(ax), scaled(0.8 if on_curve else 0.9 if thin else 1.5)
     shown = points[: fate.last + 2]
     (line,) = ax.plot(*shown.T, color=color, linestyle=dashes, linewidth=width, zorder=3, marker="")
     # The halo is solid also under dashes, because gaps in both look like crossings.
@@ -110,9 +110,9 @@ def _draw_path(
         line.set_path_effects([Stroke(**halo), Normal()])
     marks: dict[str, Any] = {"linestyle": "", "markeredgecolor": color, "zorder": 4}
     if len(points) < _BEADS and not thin:
-        bead = 8 if on_curve else 5
+        bead = scaled(8 if on_curve else 5)
         ax.plot(*shown.T, ".", markersize=bead, markerfacecolor=color, **{**marks, "zorder": 3.1})
-    size = 0.6 if thin else 1.0
+    size = scaled(0.6 if thin else 1.0)
     ax.plot(*points[:1].T, "o", markersize=7 * size, markerfacecolor=page, **marks)
     if fate.ended:
         ax.plot(*points[-1:].T, "D", markersize=5 * size, markerfacecolor=color, **marks)
@@ -131,12 +131,19 @@ def _crowd_label(fates: list[Fate]) -> str:
     return _axes.with_notes(f"{len(fates)} paths", [f"{n} {note}" for note, n in said.items() if n])
 
 
+def scaled(size: float) -> float:
+    """Return a size for lines or marks that is meant for lines of matplotlib's usual width."""
+    from matplotlib import rcParams
+
+    return size * rcParams["lines.linewidth"] / 1.5
+
+
 def mark_entries(ax: Axes, ended: bool) -> list[tuple[Any, str]]:
     """Return the legend entries of starts and ends."""
     from matplotlib.lines import Line2D
 
     neutral: dict[str, Any] = {"linestyle": "", "color": foreground(ax)}
     page: dict[str, Any] = {"markerfacecolor": background(ax)}
-    start = Line2D([], [], marker="o", markersize=7, **page, **neutral)
-    end = Line2D([], [], marker="D", markersize=5, **neutral)
+    start = Line2D([], [], marker="o", markersize=scaled(7), **page, **neutral)
+    end = Line2D([], [], marker="D", markersize=scaled(5), **neutral)
     return [(start, "start"), (end, "end")][: 1 + ended]
