@@ -12,7 +12,9 @@ colours follow matplotlib's rcParams: `with matplotlib.rc_context(gd.plot.style(
 
 Runs that diverge are in every picture. `plot_curves` draws losses over steps, of many seeds or in windows,
 or over a hyperparameter (`over="lr"`). `plot_grid` maps a sweep over two of its axes, numbers or names.
-`plot_sensitivity` ranks optimizers by the range of learning rates that serve them.
+`plot_phase` maps the outcome of its runs: converged, falling, stalled, oscillating or diverged.
+`plot_sensitivity` ranks optimizers by the range of learning rates that serve them. `plot_rate` draws a
+measured rate of convergence beside its theorem.
 
 Example:
     >>> axes = gd.plot.plot_curves([torch.tensor([3.0, 2.0, 1.0])])
@@ -24,7 +26,9 @@ from ._curves import plot_curves as plot_curves
 from ._descent import plot_descent as plot_descent
 from ._grid import plot_grid as plot_grid
 from ._landscape import plot_landscape as plot_landscape
+from ._phase import plot_phase as plot_phase
 from ._points import path as path
+from ._rate import plot_rate as plot_rate
 from ._samples import plot_samples as plot_samples
 from ._sensitivity import plot_sensitivity as plot_sensitivity
 from ._style import style as style

@@ -91,20 +91,35 @@ def prepare_sides(ax: Axes, across: Side, upward: Side) -> None:
     """Set scales and names of the axes, and ticks at their own values if these have room."""
     ax.set(xscale="log" if across.is_log else "linear", yscale="log" if upward.is_log else "linear")
     ax.set(xlabel=across.name, ylabel=upward.name)
-    if _has_room(across):
+    figure: Any = ax.get_figure()
+    width, height = (72 * length / figure.dpi for length in ax.bbox.size)
+    if _has_room(across, width):
         ax.set_xticks([], minor=True)
         ax.set_xticks(across.centres, across.labels)
-        figure: Any = ax.get_figure()
         letters = max(map(len, across.labels)) * len(across.labels)
-        if letters > 10 * ax.bbox.width / figure.dpi:
+        if letters > width / 7:
             ax.tick_params(axis="x", labelrotation=90)
-    if _has_room(upward):
+    # A legend may take a third of the height.
+    if _has_room(upward, height / 1.5):
         ax.set_yticks([], minor=True)
         ax.set_yticks(upward.centres, upward.labels)
 
 
-def _has_room(side: Side) -> bool:
+def draw_marks(ax: Axes, x: Array, y: Array) -> Any:
+    """Draw small black crosses on white, which both dark and bright cells show."""
+    from matplotlib.patheffects import Normal, Stroke
+
+    (mark,) = ax.plot(x, y, "x", color="black", markersize=3, linestyle="")
+    mark.set_path_effects([Stroke(linewidth=3, foreground="white"), Normal()])
+    return mark
+
+
+def _has_room(side: Side, length: float) -> bool:
+    """Tell whether a side of a length in points has room for a tick at each of its values."""
+    from matplotlib import rcParams
+
     points = np.sort(np.log(side.centres) if side.is_log else side.centres)
     if side.has_names or len(points) == 1:
         return True
-    return len(points) <= _TICKS and float(np.diff(points).min() / np.ptp(points)) > 0.04
+    nearest = float(np.diff(points).min() / np.ptp(points)) * length
+    return len(points) <= _TICKS and nearest > 1.1 * rcParams["font.size"]

@@ -103,7 +103,7 @@ def plot_grid(
     figure: Any = ax.get_figure()
     figure.colorbar(mesh, ax=ax, label=label, extend=extend)
     name = "diverged" if start is None else f"diverged or above the start, {bound:.4g}"
-    entries = draw_lost(ax, across, upward, lost, share, name)
+    entries = _draw_lost(ax, across, upward, lost, share, name)
     if best is not None:
         entries += _draw_best(ax, across, upward, np.where(lost, np.nan, heights), best)
     if entries:
@@ -136,7 +136,7 @@ def _span(known: Array, log: bool) -> tuple[float, float]:
     return low, high if low < high else (10 * low if log else low + (abs(low) or 1.0))
 
 
-def draw_lost(
+def _draw_lost(
     ax: Axes, across: Side, upward: Side, lost: Array, share: Array, name: str
 ) -> list[tuple[Any, str]]:
     """Hatch the lost cells [Y, X], mark the cells with some diverged members, and return legend entries."""
@@ -146,18 +146,9 @@ def draw_lost(
     some = (share > 0) & ~lost
     if some.any():
         rows, columns = np.nonzero(some)
-        mark = draw_marks(ax, across.centres[columns], upward.centres[rows], "x")
+        mark = _cells.draw_marks(ax, across.centres[columns], upward.centres[rows])
         entries.append((mark, f"{some.sum()} of {lost.size} cells: some of the runs diverged"))
     return entries
-
-
-def draw_marks(ax: Axes, x: Array, y: Array, marker: str) -> Any:
-    """Draw small black marks on white, which both dark and bright cells show."""
-    from matplotlib.patheffects import Normal, Stroke
-
-    (mark,) = ax.plot(x, y, marker, color="black", markersize=3, linestyle="")
-    mark.set_path_effects([Stroke(linewidth=3, foreground="white"), Normal()])
-    return mark
 
 
 def _draw_best(ax: Axes, across: Side, upward: Side, heights: Array, best: str) -> list[tuple[Any, str]]:
