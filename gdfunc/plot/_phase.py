@@ -75,9 +75,9 @@ def plot_phase(
         >>> ax = gd.plot.plot_phase(result, "lr", "curvature", log_x=True, log_y=True)
         >>> for entry in ax.get_legend().get_texts():
         ...     print(entry.get_text())
-        converged (stays below 0.001 of its start): 4 of 10 cells
-        still falling: 4 of 10 cells
-        stalled: 1 of 10 cells
+        converged (stays below 0.001 of its start): 5 of 10 cells
+        still falling: 2 of 10 cells
+        stalled: 2 of 10 cells
         diverged: 1 of 10 cells
     """
     across, upward = _cells.sides(result, x, y, log_x, log_y)
