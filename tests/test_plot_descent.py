@@ -426,6 +426,16 @@ def test_forty_paths_share_one_entry_that_counts_those_that_leave():
         assert np.array_equal(line.get_xydata(), path[: len(line.get_xydata())])
 
 
+def test_lines_and_marks_follow_the_line_width_of_the_style():
+    with matplotlib.rc_context({"lines.linewidth": 3.0}):
+        thick = plot_descent(quadratic, [descend(0.05, 9)])
+    thin = plot_descent(quadratic, [descend(0.05, 9)])
+    for one, two in zip(thick.lines, thin.lines, strict=True):
+        if one.get_linestyle() == "None":
+            assert one.get_markersize() == 2 * two.get_markersize()
+    assert drawn(thick)[0].get_linewidth() == 2 * drawn(thin)[0].get_linewidth() == 3
+
+
 def test_points_are_marked_on_short_paths_only():
     for steps, beads in [(58, 59), (59, 0)]:
         assert len(marks(plot_descent(quadratic, [descend(0.01, steps)]), ".")) == beads
@@ -437,9 +447,14 @@ def test_the_view_extends_to_a_minimum_that_no_path_reached():
     assert abs(mark - [-0.5, 0.5]).max() < 0.02  # the grid is as fine as that
     assert legend(ax)[-1] == f"lowest point of the grid, {bowl(mark):.3g}"
     assert ax.get_xlim()[1] > -0.5
-    for path in (descend(0.1, 1, start=(50.0, 0.1)), torch.tensor([[0.0, 0.0], [1.0, 0.0]])):
-        ax = plot_descent(lambda w: w[0] + 0 * w[1], [path])  # falls for ever
-        assert len(marks(ax, "P")) == 0
+    path = torch.tensor([[1.0, 0.3], [0.0, 0.2]], dtype=torch.float64)
+    for a, b in ((1, 0), (0, -1), (-1, 1)):  # a loss that falls for ever is lowest on the border
+        for bent in (0.0, 1.0):  # straight, or in a valley
+
+            def falls(w, a=a, b=b, bent=bent):
+                return a * w[0] + b * w[1] + bent * (b * w[0] - a * w[1]) ** 2
+
+            assert len(marks(plot_descent(falls, [path]), "P")) == 0
     limits = ((-3.5, -1.0), (0, 1))
     assert plot_descent(bowl, [path], limits=limits).get_xlim() == limits[0]
     assert len(marks(plot_descent(bowl, [path], minimizers=[torch.tensor([-0.5, 0.5])]), "P")) == 0
@@ -451,6 +466,11 @@ def test_linear_levels_are_round_and_one_runs_through_a_saddle():
     levels = np.asarray(ax.collections[0].levels)
     assert abs(levels).min() < 1e-12
     assert len(levels) > 8
+    heights = np.subtract.outer(
+        np.linspace(*ax.get_xlim(), 200) ** 2, np.linspace(*ax.get_ylim(), 200) ** 2
+    )
+    assert levels[0] <= heights.min() < levels[1]
+    assert levels[-2] < np.quantile(heights, 0.99) <= levels[-1]
     assert np.allclose(np.diff(levels), levels[1] - levels[0])
     assert len(plot_descent(quadratic, [path], levels="log").collections[0].levels) == 20
 
@@ -522,6 +542,14 @@ def test_tangents_have_the_slope_of_the_loss():
     rise = (segments[:, 1] - segments[:, 0]).T
     slopes = torch.func.vmap(torch.func.grad(valley))(middle[:, 0])
     assert np.allclose(rise[1] / rise[0], slopes)
+
+
+def test_forty_runs_of_one_scalar_have_one_colour_and_no_tangents():
+    ax = plot_descent(valley, [iterate(0.01 * i, 9, start=4 - 0.01 * i) for i in range(40)])
+    assert legend(ax) == ["40 paths", "start", "end", "loss"]
+    assert not ax.collections
+    assert len({line.get_color() for line in ax.lines if line.get_marker() == ""}) == 1
+    render(ax)
 
 
 def test_a_diverging_run_of_one_scalar_leaves_through_the_top():

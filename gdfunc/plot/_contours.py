@@ -10,6 +10,7 @@ from .._errors import check_int
 from . import _axes
 from ._axes import Array, Axes
 from ._style import background, faint, foreground, line_style
+from ._tracks import scaled
 
 COUNT = 20
 _CONTRAST = 2.0  # at least, of every colour of a path against every grey
@@ -109,6 +110,6 @@ def draw_lowest(ax: Axes, lowest: Array | None) -> list[tuple[Any, str]]:
     """Mark the lowest point of the grid, and return its legend entry."""
     if lowest is None:
         return []
-    (mark,) = ax.plot(*lowest[:2], "P", markersize=8, zorder=2.5, color=foreground(ax))
+    (mark,) = ax.plot(*lowest[:2], "P", markersize=scaled(8), zorder=2.5, color=foreground(ax))
     mark.set(linestyle="", markeredgecolor=background(ax))
     return [(mark, f"lowest point of the grid, {lowest[2]:.3g}")]

@@ -19,7 +19,7 @@ from . import _axes, _contours, _plane, _points
 from ._axes import Array, Axes
 from ._points import Paths, check_paths, evaluate
 from ._style import foreground, ink, line_style
-from ._tracks import scaled
+from ._tracks import FEW, scaled
 
 _AT_ONCE = 2**23  # numbers in the parameters and the data of all points of a chunk
 _FLAT = 1e-9  # of the first direction: a second one that is rounding
@@ -271,7 +271,7 @@ def _draw_beside(ax: Axes, side: Axes, true: list[Array], flat: list[Array]) -> 
     """Draw the losses of the points and those of the plane below them over the steps."""
     from matplotlib.lines import Line2D
 
-    many = len(true) > 7
+    many = len(true) > FEW
     for i, (own, shown) in enumerate(zip(true, flat, strict=True)):
         color = line_style(0 if many else i, ax)[0]
         width = scaled(0.9 if many else 1.5)

@@ -11,7 +11,7 @@ from ._axes import Array, Axes
 from ._names import write_names
 from ._points import Losses, box_around
 from ._style import foreground
-from ._tracks import draw_paths, fate_of, mark_entries, scaled
+from ._tracks import FEW, draw_paths, fate_of, mark_entries, scaled
 
 _TANGENTS = 4  # of each path, at most
 _HALF = 0.09  # length of half a tangent, in widths of the view
@@ -49,7 +49,8 @@ def draw_curve(
     line.set_linewidth(scaled(1.2))
     entries = draw_paths(ax, lifted, box, names, labelled, on_curve=True)
     ended = [fate_of(track, box).ended for track in lifted]
-    touched = [_draw_tangents(ax, slopes, track, box, i) for i, track in enumerate(lifted[:7])]
+    few = lifted if len(lifted) <= FEW else []
+    touched = [_draw_tangents(ax, slopes, track, box, i) for i, track in enumerate(few)]
     if any(touched):
         entries.append((next(filter(None, touched)), "tangents: slopes of the loss"))
     if len(tracks) == 1:

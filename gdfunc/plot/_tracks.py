@@ -12,7 +12,7 @@ from ._names import fits, write_names
 from ._points import is_inside
 from ._style import background, foreground, line_style
 
-_FEW = 7  # paths: the colours that there are
+FEW = 7  # paths: the colours that there are
 _BEADS = 60  # points: more would hide the line
 
 
@@ -60,11 +60,11 @@ def draw_paths(
     of which there is more to tell. More paths that have no labels share one entry. On a curve the points
     matter, and lines between them are thin.
     """
-    crowd = len(tracks) > _FEW and not labelled
+    crowd = len(tracks) > FEW and not labelled
     looks = [_look(ax, 0 if crowd else i) for i in range(len(tracks))]
     fates = [fate_of(track, box) for track in tracks]
     lines = [
-        _draw_path(ax, track, fate, look, thin=len(tracks) > _FEW, on_curve=on_curve)
+        _draw_path(ax, track, fate, look, thin=len(tracks) > FEW, on_curve=on_curve)
         for track, fate, look in zip(tracks, fates, looks, strict=True)
     ]
     if crowd:
@@ -73,7 +73,7 @@ def draw_paths(
         fate.crosses[:1] or [track[-1]] * fate.ended for track, fate in zip(tracks, fates, strict=True)
     ]
     texts = [name if anchor else "" for name, anchor in zip(names, anchors, strict=True)]
-    direct = len(tracks) <= _FEW and (labelled or len(tracks) > 1) and fits(ax, texts)
+    direct = len(tracks) <= FEW and (labelled or len(tracks) > 1) and fits(ax, texts)
     if direct:
         places = np.array([anchor[0] if anchor else box.mean(axis=0) for anchor in anchors])
         shown = [track[: fate.last + 2] for track, fate in zip(tracks, fates, strict=True)]
@@ -88,7 +88,7 @@ def draw_paths(
 
 def _look(ax: Axes, i: int) -> tuple[Any, Any]:
     """Return the colour of path i and its dashes: solid, until the colours are used up."""
-    return line_style(i, ax)[0], line_style(i // _FEW)[1]
+    return line_style(i, ax)[0], line_style(i // FEW)[1]
 
 
 def _draw_path(
