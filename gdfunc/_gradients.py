@@ -14,7 +14,7 @@ from . import _tree, random
 from ._data import as_data
 from ._errors import check_function, check_options
 from ._inputs import check_inputs, check_samples, kind
-from ._stateful import Evaluated, Stateful
+from ._stateful import Bound, Evaluated, Stateful
 from ._torch._autograd import copies, gradient, serves, share_storage, written
 from ._torch._modes import lent, versions
 from ._torch._transforms import differentiable_attention, is_transforming
@@ -69,7 +69,9 @@ def unchecked_grad(loss_fn: LossFn) -> GradFn:
     """
     check_loss_fn(loss_fn)
     evaluate = evaluated(loss_fn)
-    by_func = grad_and_value(evaluate, has_aux=True)
+
+    def by_func(params: Tree, batch: Tree) -> Any:
+        return grad_and_value(evaluate, has_aux=True)(params, batch)
 
     def gradients(params: Tree, batch: Tree) -> tuple[Tree, Any]:
         leaves, structure = _tree.flatten(params)
@@ -329,6 +331,8 @@ def evaluated(loss_fn: LossFn) -> Callable[[Tree, Tree], Evaluated]:
 
 def check_loss_fn(loss_fn: Any) -> None:
     """Refuse what is no loss: a transformation, a step, a module, a function of other arguments."""
+    if isinstance(loss_fn, Bound):  # made in every step
+        return
     kind, remedy = "a function (params, batch) -> loss", "as in gd.make_step(loss_fn, gd.adam())"
     remedy = f"pass a function loss_fn(params, batch) that returns a 0-d mean, {remedy}"
     if isinstance(loss_fn, Stateful):

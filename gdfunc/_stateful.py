@@ -12,7 +12,7 @@ from ._errors import check_function
 from ._shown import shown
 from ._tree import Tree
 
-_NEXT = 2**32 - 1  # folded into the key of a step, for the next step; rows of a batch have smaller numbers
+_NEXT = 2**32 - 1  # folded into the key of a step, for the next step: −1 in 32 bits
 
 
 class Evaluated(NamedTuple):
@@ -135,19 +135,18 @@ class Bound:
         return Evaluated(loss, found) if is_changed else loss
 
 
-def keyed(batch: Tree, key: Any) -> Any:
-    """Give sample i of a batch the key `fold_in(key, i)`."""
-    if hasattr(batch, "map_samples"):  # a batch that says which of its samples are real
-        return batch.map_samples(lambda samples: keyed(samples, key))
+def keyed(batch: Tree, key: Any) -> tuple[Any, Any]:
+    """Give sample i of a batch the key `fold_in(key, i)`; also derive the key of the next step."""
     if not isinstance(key, Tensor):
-        return Keyed(batch, None)
+        return _over_samples(batch, lambda samples: Keyed(samples, None)), key
     size = next((len(leaf) for leaf in _tree.leaves(batch)), 1)
-    return Keyed(batch, random.fold_in(key, torch.arange(size, device=key.device)))
+    keys = random.fold_in(key, (torch.arange(size + 1, device=key.device) - 1) & _NEXT)
+    return _over_samples(batch, lambda samples: Keyed(samples, keys[1:])), keys[0].clone()
 
 
-def next_key(key: Any) -> Any:
-    """Derive the key of the next step."""
-    return random.fold_in(key, _NEXT) if isinstance(key, Tensor) else key
+def _over_samples(batch: Tree, f: Callable[[Tree], Tree]) -> Any:
+    """Apply a function to a batch, or to the samples of one that says which of them are real."""
+    return batch.map_samples(f) if hasattr(batch, "map_samples") else f(batch)
 
 
 def checked_state(buffers: Tree, key: Tensor | None, device: torch.device) -> tuple[Tree, Any]:

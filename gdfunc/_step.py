@@ -20,7 +20,7 @@ from ._gradients import LossFn, check_loss_fn, unchecked_grad
 from ._inputs import check_inputs, check_params
 from ._numerics import Scalar, widest
 from ._shown import Call, shown
-from ._stateful import Bound, Evaluated, Stateful, StatefulState, checked_state, keyed, loss_of, next_key
+from ._stateful import Bound, Evaluated, Stateful, StatefulState, checked_state, keyed, loss_of
 from ._transforms._base import GradientTransformation, check_transform
 from ._tree import Tree
 
@@ -123,13 +123,14 @@ def _stateful_step(loss_fn: Stateful, make: Callable[[LossFn], Step]) -> Step:
     def advance(state: StatefulState, batch: Tree, lr: Scalar) -> tuple[StatefulState, Any, Tree]:
         plain.check(state.carry)
         step = make(Bound(loss_fn, state.buffers))
-        carry, value, grads = step.advance(state.carry, keyed(batch, state.key), lr)
+        samples, key = keyed(batch, state.key)
+        carry, value, grads = step.advance(state.carry, samples, lr)
         old, structure = _tree.flatten(state.buffers)
         new = value.buffers if isinstance(value, Evaluated) else old
         # No output shares storage with an input.
         new = [b.clone() if b is a else b for a, b in zip(old, new, strict=True)]
         buffers = _tree.unflatten(structure, new)
-        return StatefulState(carry, buffers, next_key(state.key)), loss_of(value), grads
+        return StatefulState(carry, buffers, key), loss_of(value), grads
 
     return Step(init, advance, StatefulState, accept)
 

@@ -25,10 +25,12 @@ from itertools import zip_longest
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ._errors import check_int
+from ._torch._autograd import serves
 from ._torch._modes import is_tracing
 
 _PART = 2**16  # numbers drawn at once, so that their words stay in the cache, which halves the time
@@ -396,6 +398,8 @@ def _threefry(key: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tenso
 
     Words are int32: they take half the time of int64, and sums of them are modulo 2³².
     """
+    if key.is_cpu and serves((key, first, second)):
+        return _threefry_of_arrays(key, first, second)
     k0, k1 = key.to(torch.int32).unbind(-1)
     schedule = (k0, k1, k0 ^ k1 ^ _PARITY)
     x, y = first.to(torch.int32) + k0, second.to(torch.int32) + k1
@@ -407,3 +411,24 @@ def _threefry(key: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tenso
         x = x + schedule[(group + 1) % 3]
         y = y + (schedule[(group + 2) % 3] + (group + 1))
     return x, y
+
+
+def _threefry_of_arrays(key: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Encrypt plain tensors in a third of the time: NumPy has unsigned words, and writes in place."""
+    shape = torch.broadcast_shapes(key.shape[:-1], first.shape)
+    x, y, carried = np.empty((3, *(shape or (1,))), np.uint32)
+    k0, k1 = (np.atleast_1d(word).astype(np.uint32) for word in np.moveaxis(key.numpy(), -1, 0))
+    schedule = (k0, k1, k0 ^ k1 ^ np.uint32(_PARITY))
+    np.add(first.numpy().astype(np.uint32), k0, out=x)
+    np.add(second.numpy().astype(np.uint32), k1, out=y)
+    for group in range(5):
+        for rotation in _ROTATIONS[group % 2]:
+            x += y
+            np.right_shift(y, 32 - rotation, out=carried)
+            y <<= rotation
+            y |= carried
+            y ^= x
+        x += schedule[(group + 1) % 3]
+        y += schedule[(group + 2) % 3] + np.uint32(group + 1)
+    first, second = (torch.from_numpy(word.view(np.int32)).view(shape) for word in (x, y))
+    return first, second
