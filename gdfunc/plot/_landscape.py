@@ -196,7 +196,7 @@ def _principal(points: Array, way: Array) -> tuple[Array, Array]:
             'use directions="random", a pair of params trees or three points'
         )
     basis = rows[:2].T
-    # An eigenvector has no sign of its own: this one lets the first path run to the right and upward.
+    # An eigenvector has no sign of its own. This sign lets the first path run to the right and upward.
     return basis * np.where(np.nan_to_num(way) @ basis < 0, -1.0, 1.0), scales**2 / (scales**2).sum()
 
 

@@ -33,7 +33,7 @@ def text_sizes(texts: list[str]) -> Array:
     from matplotlib.textpath import TextPath
 
     size = FontProperties(size="small").get_size_in_points()
-    # Without letters there is no outline.
+    # A text without letters has no outline.
     widths = [
         TextPath((0, 0), text, size=size).vertices[:, 0].max() if text.strip() else 0.0 for text in texts
     ]

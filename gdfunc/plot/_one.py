@@ -97,7 +97,7 @@ def _view(losses: Losses, lifted: list[Array], raised: list[Array], floor: float
         return box
     deepest = valley.argmin()
     if deepest in (0, len(wide) - 1):
-        # It is still far, so the lowest point between the iterates has to do.
+        # The minimum is still far, so the lowest point between the iterates has to do.
         deepest = 100 + valley[100:301].argmin()
     sides = wide[deepest] + _SIDE * width * np.array([-1, 1])
     low = min(box[0, 1], valley[deepest] - 0.08 * (box[1, 1] - valley[deepest]))

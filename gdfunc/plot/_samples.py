@@ -167,7 +167,7 @@ def _draw_curves(ax: Axes, x: Array, losses: Array, mean: Array) -> list[tuple[A
     (thick,) = ax.plot(x, np.where(np.isfinite(mean), mean, np.nan), color=color, zorder=2)
     thick.set_linewidth(scaled(3))
     lowest = np.where(np.isfinite(losses), losses, np.inf).argmin(axis=0)
-    # At the border of the view it is not a minimum.
+    # A lowest point at the border of the view is not a minimum.
     inner = x[lowest[(lowest > 0) & (lowest < len(x) - 1)]]
     (ticks,) = ax.plot(inner, np.full(len(inner), 0.025), "|", transform=ax.get_xaxis_transform(), zorder=3)
     ticks.set(color=foreground(ax), markersize=10, linestyle="")
@@ -225,7 +225,7 @@ def _draw_share(ax: Axes, place: str, x: float, mean: float, grads: Array, above
     counts = {"above": int(above.sum()), "not finite": size - len(finite)}
     notes = [f"{n} {what}" for what, n in counts.items() if n]
     said = _axes.with_notes(said, notes)
-    # On the right of the line if there is room, else on its left, but within the axes.
+    # The text stands on the right of the line if there is room, else on its left, but within the axes.
     room, (width, height) = size_of(ax)[0], text_sizes([said])[0]
     said = textwrap.fill(said, max(20, int(len(said) * (room - 8) / width)))
     width = text_sizes(said.split("\n"))[:, 0].max() + 4
