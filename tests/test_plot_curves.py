@@ -259,6 +259,25 @@ def test_the_name_of_a_run_that_diverges_stands_at_its_last_value_in_view():
     assert legend(ax) == ["lost (not finite from step 2)"]
 
 
+def test_names_stay_inside_the_view():
+    ends = [1e-3, 1.1e-3, 1.2e-3, 0.9, 1.0]
+    ax = plot_curves({f"run {i}": torch.tensor([0.1, end]) for i, end in enumerate(ends)})
+    render(ax)
+    for box in (text.get_window_extent() for text in ax.texts):
+        assert ax.bbox.y0 - 2 < box.y0 < box.y1 < ax.bbox.y1 + 2
+
+
+def test_the_note_of_a_strip_stays_inside_the_axes():
+    curves = {f"a rather long name {i}": lose(1) for i in range(3)}
+    for width in (3.4, 6.4, 12):
+        ax = Figure(figsize=(width, 3), layout="constrained").subplots()
+        plot_curves(curves, ax=ax)
+        render(ax)
+        for text in ax.texts:
+            assert text.get_window_extent().x0 > ax.bbox.x0 - 0.02 * ax.bbox.width
+            assert text.get_window_extent().x1 <= ax.bbox.x1
+
+
 def test_what_all_curves_share_is_said_once():
     ax = plot_curves({"SGD": seeds(), "Adam": seeds(rate=0.2), "exact": torch.ones(50)}, label_lines=False)
     assert legend(ax) == ["SGD", "Adam", "exact", "median of 9, 10–90 %"]
@@ -340,6 +359,12 @@ def test_whole_numbers_have_whole_ticks(xlabel):
     assert all(tick % 1 == 0 for tick in ax.get_xticks())
     fractions = plot_curves([torch.ones(3)], x=[[0, 0.5, 1]], xlabel="seconds")
     assert any(tick % 1 for tick in fractions.get_xticks())
+
+
+def test_a_single_step_has_a_single_tick():
+    ax = plot_curves([torch.tensor([2.0], dtype=torch.float16)])
+    render(ax)
+    assert ax.get_xticks().tolist() == [0]
 
 
 # Windows.

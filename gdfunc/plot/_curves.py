@@ -127,7 +127,7 @@ def plot_curves(
         label_lines = ax is None and labels is not None and len(drawn) <= _NAMED
     ax = _axes.axes_for(ax)
 
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FixedLocator, MaxNLocator
 
     axis = f"{xlabel}, counted from 1" if log_x and x is None else xlabel
     ax.set(xscale="log" if log_x else "linear", yscale="log" if log_y else "linear")
@@ -135,7 +135,9 @@ def plot_curves(
     ax.grid(color=_style.faint(ax, 0.1), linewidth=0.6)
     ax.spines[["top", "right"]].set_visible(False)
     if over is None and not log_x and all((places % 1 == 0).all() for places in xs):
-        ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
+        places = np.unique(np.concatenate(xs))
+        several = MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10])
+        ax.xaxis.set_major_locator(several if len(places) > 1 else FixedLocator(places.tolist()))
     looks: list[tuple[Any, Any]] = [_style.line_style(i, ax) for i in range(len(drawn))]
     if numbers is not None:
         looks = [(color, "-") for color in _style.ordered_colors(ax, numbers)]

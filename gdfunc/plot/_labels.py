@@ -36,11 +36,15 @@ def label_ends(ax: Axes, curves: list[Curve], colors: list[Any], top: float) -> 
     ends = [_end(curve, min(ax.get_ylim()), top) for curve in curves]
     places = ax.transData.transform(ends)
     gap = 1.15 * rcParams["font.size"] * pixels
-    highest = ax.transData.transform((ends[0][0], top))[1] - 0.6 * gap
+    # Names stay inside the view, in whichever direction the axis goes.
+    border = ax.transData.transform([(ends[0][0], end) for end in (min(ax.get_ylim()), top)])[:, 1]
+    low, high = min(border) + 0.6 * gap, max(border) - 0.6 * gap
     shifts = np.zeros(len(ends))
     for column in _columns(places[:, 0], 6 * rcParams["font.size"] * pixels):
         heights = places[column, 1]
-        shifts[column] = spread(np.minimum(heights, highest), gap) - heights
+        moved = spread(np.clip(heights, low, high), gap)
+        moved -= max(0.0, moved.max() - high)
+        shifts[column] = moved + max(0.0, low - moved.min()) - heights
     for curve, end, shift, color in zip(curves, ends, shifts / pixels, colors, strict=True):
         place: dict[str, Any] = {"xytext": (6, shift), "textcoords": "offset points", "va": "center"}
         text = ax.annotate(curve.name, end, **place, color=ink(ax, color), fontsize="small", zorder=5)
