@@ -462,14 +462,15 @@ def test_a_hole_between_finite_medians_is_hatched():
 
 def lose(count):
     """Four runs, of which some are lost in the last step."""
-    runs = torch.ones(4, 5)
+    runs = torch.tensor([10.0, 1.0, 9.0, 2.0, 9.99]).repeat(4, 1)
     runs[:count, -1] = INF
     return runs
 
 
+@pytest.mark.parametrize("log_y", [True, False])
 @pytest.mark.parametrize("lost", [1, 2, 3, 4, 7, 8])
-def test_strips_stand_below_one_another_and_above_the_data(lost):
-    ax = plot_curves({f"c{i}": lose(1) for i in range(lost)}, label_lines=False)
+def test_strips_stand_below_one_another_and_above_the_data(lost, log_y):
+    ax = plot_curves({f"c{i}": lose(1) for i in range(lost)}, label_lines=False, log_y=log_y)
     boxes = [box for box in ax.patches if box.get_hatch()]
     notes = texts(ax) if lost <= 3 else [note for note in legend(ax) if "diverged" in note]
     assert len(notes) == lost
@@ -478,7 +479,7 @@ def test_strips_stand_below_one_another_and_above_the_data(lost):
     heights = [box.get_y() for box in boxes]
     assert heights == sorted(heights, reverse=True)
     if boxes:
-        top = ax.transAxes.inverted().transform(ax.transData.transform((0, 1.0)))[1]
+        top = ax.transAxes.inverted().transform(ax.transData.transform((0, 10.0)))[1]
         assert top < heights[-1]
         assert heights[0] + boxes[0].get_height() <= 1
     render(ax)
