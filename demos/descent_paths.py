@@ -2,8 +2,8 @@
 
 Tutorials draw by hand how the path of batch descent is smooth, that of mini-batches shakes a little and
 that of single samples a lot. Here all three are run, on the regression of the S&P 500's monthly return
-on those of two of its shares. Beside the paths stands what the shaking buys and what it costs: the loss
-over the samples seen, for several orders of the data.
+on those of two of its shares, and each goes through the data equally often. Their losses over the samples
+seen, for several orders of the data, tell what the shaking buys and what it costs.
 
 Started from the contour sketch in nearly every tutorial on mini-batch descent; the data are
 matplotlib's `Stocks.csv`.
@@ -11,10 +11,13 @@ matplotlib's `Stocks.csv`.
 
 import argparse
 import csv
+import itertools
 import math
+import textwrap
 from pathlib import Path
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.func import vmap
@@ -24,10 +27,15 @@ import gdfunc as gd
 MONTHS = 389
 SHARES = ("IBM", "XRX")
 START = (-0.3, 0.7)
-METHODS = {  # name: batch size, lr (full batches diverge above 2/L = 1.24), steps to draw of its path
-    "single sample": (1, 0.03, 250),
-    "mini-batch": (16, 0.15, 60),
-    "full batch": (MONTHS, 0.6, 20),
+METHODS = {  # name: batch size, lr (full batches diverge above 2/L = 1.24)
+    "full batch": (MONTHS, 0.6),
+    "mini-batch": (16, 0.15),
+    "single sample": (1, 0.03),
+}
+LOOKS = {  # colours as of the curves, and widths of the paths
+    "full batch": ("#0072B2", 1.5),
+    "mini-batch": ("#D55E00", 0.8),
+    "single sample": ("#009E73", 0.3),
 }
 CLOSE = 0.1  # the table tells when the gap first is smaller
 COLUMNS = (
@@ -36,7 +44,7 @@ COLUMNS = (
     "lr",
     "steps",
     f"samples to gap {CLOSE}",
-    "gap to the exact optimum",
+    "gap in the last pass",
     "largest of orders",
 )
 
@@ -72,52 +80,101 @@ def descend(
     return vmap(run)(gd.random.split(gd.random.key(0), orders))
 
 
-def summarize(name: str, gap: Tensor) -> tuple:
+def summarize(name: str, gap: Tensor, epochs: int) -> tuple:
     """Make a method's row of the table: medians over the orders, and the worst of them in the end."""
-    batch_size, lr, _ = METHODS[name]
+    batch_size, lr = METHODS[name]
     median = gap.median(dim=0).values
     close = torch.nonzero(median < CLOSE).flatten().tolist()
-    samples = batch_size * close[0] if close else "never"
-    return name, batch_size, lr, len(median) - 1, samples, median[-1].item(), gap[:, -1].max().item()
+    samples = batch_size * close[0] if close else math.inf
+    steps = gap.shape[1] - 1
+    last = gap[:, -(steps // epochs) :].median().item()
+    return name, batch_size, lr, steps, samples, last, gap[:, -1].max().item()
 
 
-def draw(problem: gd.problems.Problem, runs: dict[str, tuple[Tensor, Tensor]], file: Path) -> None:
-    """Draw the first path of every method on the contours, and every method's gap over the samples."""
-    figure = Figure(figsize=(12, 6.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    drawn = {name: paths[0, : METHODS[name][2] + 1] for name, (paths, _) in runs.items()}
-    gd.plot.plot_descent(
-        lambda params: problem.loss_fn(params, problem.data),
-        [{"w": path} for path in drawn.values()],
-        ax=left,
-        labels=[f"{name}, lr {METHODS[name][1]:g}: {len(path) - 1} steps" for name, path in drawn.items()],
-        minimum=problem.minimum,
-        minimizers=problem.minimizers,
+def conclusion(samples: dict[int, float], ends: dict[int, float]) -> str:
+    """Compare batch sizes: samples until the gap is below CLOSE (inf: never), and the gap in the end."""
+    sizes = sorted(samples)
+    needed, above = [samples[size] for size in sizes], [ends[size] for size in sizes]
+    # A method that never arrives needs more than any number of samples.
+    sooner = all(a < b for a, b in itertools.pairwise(needed))
+    higher = all(a > b for a, b in itertools.pairwise(above))
+    verb = "come down sooner" if sooner else "do not come down sooner"
+    end = ("and" if sooner == higher else "but") + (" end higher" if higher else " do not end higher")
+    counts = in_words(["never" if math.isinf(n) else f"{n:,.0f}" for n in needed])
+    gaps = in_words([f"{100 * gap:.1g}" for gap in above])
+    return f"Smaller batches {verb} (samples to {CLOSE:.0%} above the minimum: {counts}) {end} ({gaps} %)"
+
+
+def in_words(parts: list[str]) -> str:
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def draw_paths(
+    problem: gd.problems.Problem, runs: dict[str, tuple[Tensor, Tensor]], epochs: int, said: str, file: Path
+) -> None:
+    """Draw the path of every method on one order of the data, all on the same contours."""
+    drawn = {name: paths[0] for name, (paths, _) in runs.items()}
+    seen = torch.cat([*drawn.values(), problem.minimizers[0]["w"][None]])
+    low, high = seen.amin(dim=0), seen.amax(dim=0)
+    margin = 0.08 * (high - low)
+    limits = tuple(zip((low - margin).tolist(), (high + margin).tolist(), strict=True))
+    figure = Figure(figsize=(7.2, 4.8), layout="constrained")
+    figure.suptitle(textwrap.fill(said, 84), x=0.01, ha="left", fontweight="bold", fontsize=10)
+    axes = figure.subplots(1, len(runs), sharey=True)
+    for ax, (name, path) in zip(axes, drawn.items(), strict=True):
+        gd.plot.plot_descent(
+            lambda params: problem.loss_fn(params, problem.data),
+            [{"w": path}],
+            ax=ax,
+            minimum=problem.minimum,
+            minimizers=problem.minimizers,
+            limits=limits,
+        )
+        restyle(ax, *LOOKS[name])
+        batch_size, lr = METHODS[name]
+        title = f"{name}\n{len(path) - 1:,} steps of {batch_size}, lr {lr:g}"
+        ax.set_title(title, loc="left", fontsize=9, color=LOOKS[name][0])
+        ax.set(xlabel=f"weight of {SHARES[0]}", ylabel=f"weight of {SHARES[1]}")
+        ax.label_outer()
+    orders = len(runs["full batch"][0])
+    note = (
+        f"{epochs} passes over {MONTHS} months each; one of {orders} orders drawn, the numbers are medians"
     )
-    left.set(
-        title="The first steps on one order of the data",
-        xlabel=f"weight of {SHARES[0]}",
-        ylabel=f"weight of {SHARES[1]}",
-    )
+    figure.supxlabel(f"○ start    ★ minimizer    {note}", fontsize=8, color="0.35")
+    figure.savefig(file, dpi=150, pil_kwargs={"optimize": True})
 
-    right.set(ylim=(1e-5, 1e1))
+
+def restyle(ax: Axes, color: str, width: float) -> None:
+    """Give a path a colour and a width, and put the minimizer on top of it, without the path's end."""
+    ax.get_legend().remove()
+    for line in ax.lines:
+        if line.get_marker() in ("*", "D"):
+            line.set(zorder=5, visible=line.get_marker() == "*")
+            continue
+        line.set(color=color, markeredgecolor=color)
+        if line.get_linestyle() != "None":
+            line.set(linewidth=width, path_effects=[])
+        elif line.get_marker() == ".":
+            line.set_markerfacecolor(color)
+
+
+def draw_gaps(runs: dict[str, tuple[Tensor, Tensor]], said: str, file: Path) -> None:
+    """Draw every method's gap over the samples, with its band over the orders of the data."""
     # On a logarithmic axis, points as far apart as the eye can tell, out of thousands of steps.
     steps = {
         name: torch.logspace(0, math.log10(gap.shape[1] - 1), 100).round().long().unique()
         for name, (_, gap) in runs.items()
     }
-    gd.plot.plot_curves(
-        [gap[:, steps[name]] for name, (_, gap) in runs.items()],
+    ax = gd.plot.plot_curves(
+        {name: gap[:, steps[name]] for name, (_, gap) in runs.items()},
         x=[METHODS[name][0] * steps[name] for name in runs],
-        ax=right,
-        labels=list(runs),
-        xlabel="samples seen, in up to 100 logarithmic steps",
+        xlabel="samples seen",
         ylabel="loss / minimum − 1",
         log_x=True,
     )
-    orders = len(runs["full batch"][1])
-    right.set(title=f"The whole runs on {orders} orders of the data")
-    figure.savefig(file, dpi=150)
+    ax.set(ylim=(1e-5, 1e1))
+    ax.figure.suptitle(textwrap.fill(said, 72), x=0.01, ha="left", fontweight="bold", fontsize=10)
+    ax.figure.savefig(file, dpi=200)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -136,21 +193,24 @@ def main(argv: list[str] | None = None) -> int:
     print(f"S&P 500 ≈ {' + '.join(weights)}: least squares on {MONTHS} months; {orders} orders of them\n")
     runs, rows = {}, []
     print(f"{COLUMNS[0]:13}  " + "  ".join(f"{name:>6}" for name in COLUMNS[1:]))
-    for name, (batch_size, lr, _) in METHODS.items():
+    for name, (batch_size, lr) in METHODS.items():
         runs[name] = descend(problem, batch_size, lr, epochs, orders)
-        rows.append(summarize(name, runs[name][1]))
+        rows.append(summarize(name, runs[name][1], epochs))
         *row, median, worst = rows[-1]
         cells = [*row[1:], f"{median:.2e}", f"{worst:.2e}"]
         widths = [max(6, len(column)) for column in COLUMNS[1:]]
         print(
             f"{name:13}  " + "  ".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True)), flush=True
         )
-    print(f"gap = loss / minimum − 1 over all of the data, after {epochs} epochs\n")
+    print(f"gap = loss / minimum − 1 over all of the data; {epochs} passes over them\n")
 
     with (args.out / "methods.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([COLUMNS, *rows])
-    draw(problem, runs, args.out / "descent_paths.png")
-    print(f"Written: methods.csv and descent_paths.png in {args.out}")
+    said = conclusion({row[1]: row[4] for row in rows}, {row[1]: row[5] for row in rows})
+    print(said)
+    draw_paths(problem, runs, epochs, said, args.out / "descent_paths.png")
+    draw_gaps(runs, said, args.out / "gaps.png")
+    print(f"Written: methods.csv, descent_paths.png and gaps.png in {args.out}")
     return 0
 
 

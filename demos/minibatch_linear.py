@@ -1,19 +1,23 @@
-"""A linear regression by mini-batches: a tutorial's loop and gdfunc on the same batches, side by side.
+"""A linear regression by mini-batches: a tutorial's loop and gdfunc on the same batches, and its drawing.
 
 Source: "Pytorch 梯度下降算法【3/9】小批量梯度下降(Mini-Batch Gradient Descent)" (gradient descent in
 PyTorch, part 3 of 9: mini-batch gradient descent), Huawei Cloud community, 2023. It fits y = 2x + 1 to 100
 noisy rows with nn.Linear, nn.MSELoss and torch.optim.SGD (lr 0.01, batches of ten, 100 epochs), and prints
-the loss of the last batch of every tenth epoch, and the weights at the end.
+the loss of the last batch of every tenth epoch, and the weights at the end. Its drawing, by hand, has the
+smooth path of full batches beside the shaking one of mini-batches, "not strictly towards the minimum, but
+the trend is". Here both paths are those of its own two weights, on the contours of its own loss, and the
+steps that go uphill are counted.
 
 Its rows come from numpy.random.seed(42); RandomState(42) draws the same and leaves the global generator
 alone. Its first weights and its order come from torch's global generator, without a seed; here they come
-from keys, and both loops get the same. The logged losses and the final weights of the two loops must agree
-to 1e-6 in float32 and to 1e-12 in float64; otherwise the exit status is 1.
+from keys, and both loops get the same. The logged losses, and the weights after every update, of the two
+loops must agree to 1e-6 in float32 and to 1e-12 in float64; otherwise the exit status is 1.
 
     python demos/minibatch_linear.py [--out DIR] [--fast]
 """
 
 import argparse
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,12 +26,17 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch.func import vmap
 
 import gdfunc as gd
 
 ROWS, BATCH, EPOCHS, LR = 100, 10, 100, 0.01
 LOG_EVERY = 10  # epochs
+ZOOM = 100  # the last steps, which are drawn once more
+VIEW = ((0.8, 2.2), (0.8, 1.6))  # of weight and bias
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
+# On the meta device a module has shapes but no numbers: the weights are passed in.
+APPLY, _, _ = gd.modules.functional(nn.Linear(1, 1, device="meta"))
 
 Data = tuple[Tensor, Tensor]
 Params = dict[str, Tensor]
@@ -56,10 +65,14 @@ def make_model(params: Params) -> nn.Linear:
 
 
 class Run(NamedTuple):
-    """What a loop leaves: the loss of every batch [T], and the weights after the last."""
+    """What a loop leaves: the loss of every batch [T], and the weights along the way, [T + 1, …] each."""
 
     losses: Tensor
-    params: Params
+    path: Params
+
+    @property
+    def params(self) -> Params:
+        return {name: values[-1] for name, values in self.path.items()}
 
 
 def tutorial_loop(data: Data, index: Tensor, init: Params) -> Run:
@@ -67,32 +80,32 @@ def tutorial_loop(data: Data, index: Tensor, init: Params) -> Run:
     model = make_model(init)
     criterion = nn.MSELoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-    losses = []
+    losses, path = [], [init]
     for batch_indices in index:
         optimizer.zero_grad()
         loss = criterion(model(x[batch_indices]), y[batch_indices])
         loss.backward()
         optimizer.step()
         losses.append(loss.detach())
-    return Run(torch.stack(losses), model.state_dict())
+        path.append({name: value.clone() for name, value in model.state_dict().items()})
+    return Run(torch.stack(losses), {name: torch.stack([point[name] for point in path]) for name in init})
+
+
+def loss_fn(params: Params, batch: Data) -> Tensor:
+    x, y = batch
+    return gd.losses.mse(APPLY(params, x), y)
 
 
 def gdfunc_loop(data: Data, index: Tensor, init: Params) -> Run:
-    apply, params, _ = gd.modules.functional(make_model(init))
-
-    def loss_fn(params: Params, batch: Data) -> Tensor:
-        x, y = batch
-        return gd.losses.mse(apply(params, x), y)
-
-    final, trajectory = gd.train(gd.make_step(loss_fn), params, data, index, LR)
-    return Run(trajectory.loss, final)
+    final, trajectory = gd.train(gd.make_step(loss_fn), init, data, index, LR, record=("loss", "params"))
+    return Run(trajectory.loss, gd.plot.path(trajectory.params, final))
 
 
 class Comparison(NamedTuple):
     tutorial: Run
     gdfunc: Run
     loss_difference: float  # the largest of the logged losses
-    param_difference: float  # the largest of the final weights
+    param_difference: float  # the largest of the weights after any update
     agree: bool
 
 
@@ -106,7 +119,7 @@ def compare(dtype: torch.dtype) -> Comparison:
     index = gd.epoch_batches(gd.random.key(1), ROWS, BATCH, EPOCHS)
     theirs, ours = tutorial_loop(data, index, init), gdfunc_loop(data, index, init)
     loss_difference = float((logged(ours.losses) - logged(theirs.losses)).abs().max())
-    param_difference = max(float((ours.params[name] - theirs.params[name]).abs().max()) for name in init)
+    param_difference = max(float((ours.path[name] - theirs.path[name]).abs().max()) for name in init)
     agree = max(loss_difference, param_difference) <= TOLERANCE[dtype]
     return Comparison(theirs, ours, loss_difference, param_difference, agree)
 
@@ -120,40 +133,75 @@ def show(dtype: torch.dtype, result: Comparison) -> None:
     print(f"Trained parameters, the tutorial: {dict(result.tutorial.params)}")
     print(f"Trained parameters, gdfunc:       {result.gdfunc.params}")
     print(f"Largest difference of the logged losses: {result.loss_difference:.1e}")
-    print(f"Largest difference of the parameters:    {result.param_difference:.1e}")
+    exact = "" if result.param_difference else ", after every update: bit for bit torch.optim's"
+    print(f"Largest difference of the parameters:    {result.param_difference:.1e}{exact}")
     print(f"Allowed: {TOLERANCE[dtype]:.0e}. They {'agree' if result.agree else 'DIFFER'}.\n")
 
 
-def draw(path: Path, results: dict[torch.dtype, Comparison]) -> None:
-    def by_epoch(losses: Tensor) -> Tensor:
-        return losses.reshape(EPOCHS, -1)
+class Descent(NamedTuple):
+    """A path, the loss of all rows along it [T + 1], and how many of its steps raise that loss."""
 
-    figure = Figure((11, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    epochs = torch.arange(1, EPOCHS + 1)
-    tutorial, ours, *_ = results[torch.float32]
-    gd.plot.plot_curves(
-        [by_epoch(run.losses).mean(dim=1) for run in (tutorial, ours)],
-        x=epochs,
-        ax=left,
-        labels=["the tutorial, torch.optim.SGD", "gdfunc"],
-        xlabel="epoch",
-        ylabel="loss in float32, mean over the epoch",
-    )
-    gd.plot.plot_curves(
-        [
-            by_epoch(ours.losses - tutorial.losses).abs().amax(dim=1) / torch.finfo(dtype).eps
-            for dtype, (tutorial, ours, *_) in results.items()
-        ],
-        x=epochs,
-        ax=right,
-        labels=[f"{name_of(dtype)}, ε = {torch.finfo(dtype).eps:.1e}" for dtype in results],
-        xlabel="epoch",
-        ylabel="largest difference of a loss, in ε",
-        log_y=False,
-    )
-    figure.savefig(path, dpi=150)
-    print(f"saved {path}")
+    path: Params
+    losses: Tensor
+    uphill: int
+
+
+def descend(index: Tensor) -> Descent:
+    """Run the tutorial's model on some batches [T, B], in float64."""
+    data, init = tutorial_data(torch.float64), initial_params(torch.float64)
+    path = gdfunc_loop(data, index, init).path
+    losses = vmap(lambda params: loss_fn(params, data))(path)
+    return Descent(path, losses, int((losses.diff() > 0).sum()))
+
+
+def least_squares() -> tuple[Params, Tensor]:
+    """The minimizer of the loss of all rows, and its minimum."""
+    x, y = tutorial_data(torch.float64)
+    weight, bias = torch.linalg.lstsq(torch.cat([x, torch.ones_like(x)], dim=1), y).solution
+    params = {"weight": weight[None], "bias": bias}
+    return params, loss_fn(params, (x, y))
+
+
+def conclusion(steps: int, full: int, mini: int, full_above: float, mini_above: float) -> str:
+    """Say how many steps raise the full loss, and how far above its minimum they end, relatively."""
+    word = "often" if mini > steps / 20 else "rarely"
+    opening = f"Mini-batches {word} go uphill" if mini > full else "Mini-batches go uphill no more often"
+    counts = f"{mini:,} of {steps:,} steps raise the full loss, {full:,} of full batches"
+    alike = abs(mini_above - full_above) < 0.1 * full_above
+    apart = f"mini-batches end {mini_above:.0%} above the minimum, full batches {full_above:.0%}"
+    return f"{opening}: {counts}; {f'both end {mini_above:.0%} above the minimum' if alike else apart}"
+
+
+def draw(file: Path) -> None:
+    """Draw the tutorial's picture: both paths of its two weights on the contours of the loss."""
+    mini = descend(gd.epoch_batches(gd.random.key(1), ROWS, BATCH, EPOCHS))
+    steps = len(mini.losses) - 1
+    full = descend(torch.arange(ROWS).expand(steps, ROWS))
+    minimizer, minimum = least_squares()
+    above = [float(run.losses[-1] / minimum - 1) for run in (full, mini)]
+    said = conclusion(steps, full.uphill, mini.uphill, *above)
+    print(said)
+
+    figure = Figure((7.2, 3.3), layout="constrained")
+    figure.suptitle(textwrap.fill(said, 84), x=0.01, ha="left", fontweight="bold", fontsize=10)
+    for ax, first in zip(figure.subplots(1, 2), (0, steps - ZOOM), strict=True):
+        runs = {"full batch": full.path, f"batches of {BATCH}": mini.path}
+        gd.plot.plot_descent(
+            lambda params: loss_fn(params, tutorial_data(torch.float64)),
+            {name: {key: values[first:] for key, values in path.items()} for name, path in runs.items()},
+            ax=ax,
+            minimum=minimum,
+            minimizers=[minimizer] if first == 0 else [],
+            limits=VIEW if first == 0 else None,
+        )
+        ax.get_legend().remove()
+        smooth, shaking = (line for line in ax.lines if line.get_linestyle() != "None")
+        smooth.set(linewidth=0.9, zorder=3.5, path_effects=[])
+        shaking.set(linewidth=2.2, path_effects=[])
+        ax.set_title(f"steps {first:,} to {steps:,}", loc="left", fontsize=9, color="0.35")
+    figure.supxlabel("○ first    ◆ last    ★ minimizer", fontsize=9)
+    figure.savefig(file, dpi=200)
+    print(f"saved {file}")
 
 
 def save_losses(path: Path, results: dict[torch.dtype, Comparison]) -> None:
@@ -182,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = {dtype: compare(dtype) for dtype in TOLERANCE}
     for dtype, result in results.items():
         show(dtype, result)
-    draw(args.out / "losses.png", results)
+    draw(args.out / "paths.png")
     save_losses(args.out / "losses.csv", results)
     return 0 if all(result.agree for result in results.values()) else 1
 

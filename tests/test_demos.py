@@ -1,6 +1,7 @@
 """The demos run small, write what they promise, and their numbers hold."""
 
 import importlib.util
+import itertools
 import re
 from pathlib import Path
 
@@ -230,3 +231,55 @@ def test_planted_labels_are_found():
     scores = demo.score(task, demo.learn(task.data, 20))
     for rows in scores:
         assert demo.found(rows[-1], task.wrong)[60] > 0.8
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ((1000, 0, 8, 0.43, 0.431), ["rarely go uphill", "8 of 1,000", "0 of full", "both end 43% above"]),
+        ((1000, 0, 480, 0.0, 0.02), ["often go uphill", "480 of 1,000", "end 2% above", "full batches 0%"]),
+        ((1000, 9, 8, 0.1, 0.1), ["go uphill no more often", "8 of 1,000", "9 of full"]),
+    ],
+)
+def test_the_linear_demo_concludes_from_its_numbers(numbers, said):
+    sentence = load("minibatch_linear").conclusion(*numbers)
+    assert all(part in sentence for part in said)
+    assert ("both end" in sentence) == (numbers[3] > 0)
+
+
+def test_the_linear_demo_counts_the_steps_that_raise_the_full_loss():
+    demo = load("minibatch_linear")
+    params, minimum = demo.least_squares()
+    data = demo.tutorial_data(torch.float64)
+    grads = torch.func.grad(demo.loss_fn)(params, data)
+    assert all(grad.abs().max() < 1e-14 for grad in grads.values())
+    run = demo.descend(gd.epoch_batches(gd.random.key(1), demo.ROWS, demo.BATCH, 3))
+    x, y = (column.squeeze() for column in data)
+    weight, bias = run.path["weight"].flatten(), run.path["bias"].flatten()
+    losses = ((weight[:, None] * x + bias[:, None] - y) ** 2).mean(dim=1)
+    torch.testing.assert_close(run.losses, losses)
+    assert run.uphill == sum(b > a for a, b in itertools.pairwise(losses))
+    assert losses.min() > minimum
+
+
+@pytest.mark.parametrize(
+    ("samples", "ends", "said"),
+    [
+        ((139.0, 416.0, 2334.0), (0.05, 0.01, 4e-5), "come down sooner .* and end higher .*0.004 %"),
+        (
+            (139.0, 416.0, float("inf")),
+            (0.01, 0.02, 0.5),
+            "come down sooner .*never.* but do not end higher",
+        ),
+        ((900.0, 416.0, 2334.0), (0.05, 0.01, 4e-5), "do not come down sooner .* but end higher"),
+        ((900.0, 416.0, 2334.0), (0.01, 0.02, 0.5), "do not come down sooner .* and do not end higher"),
+    ],
+)
+def test_the_paths_conclude_from_their_numbers(samples, ends, said):
+    sizes = (1, 16, 389)
+    conclude = load("descent_paths").conclusion
+    sentence = conclude(dict(zip(sizes, samples, strict=True)), dict(zip(sizes, ends, strict=True)))
+    assert re.search(said, sentence)
+    assert sentence == conclude(
+        dict(zip(sizes[::-1], samples[::-1], strict=True)), dict(zip(sizes, ends, strict=True))
+    )
