@@ -147,8 +147,10 @@ def test_a_loss_that_falls_for_ever_is_drawn():
     render(plot_samples(lambda w, b: (0 * w * b).mean(), torch.tensor(1.0), torch.ones(3)))
 
 
-def test_texts_stay_within_the_axes():
-    ax = plot_samples(loss_fn, torch.tensor(9.0).double(), data(3, 24), at=[9, 5.5, 5.0, 1.0])
+@pytest.mark.parametrize("style", ["paper", "slide"])
+def test_texts_stay_within_the_axes(style):
+    with matplotlib.rc_context(gd.plot.style(style)):
+        ax = plot_samples(loss_fn, torch.tensor(9.0).double(), data(3, 24), at=[9, 5.5, 5.0, 1.0])
     ax.figure.draw_without_rendering()
     for text in ax.texts:
         if text.get_text():
