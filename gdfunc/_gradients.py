@@ -339,6 +339,8 @@ def check_loss_fn(loss_fn: Any) -> None:
         remedy = "fix its state: lambda params, batch: loss_fn(params, batch, buffers, key)[0]"
         raise TypeError(f"loss_fn is made by gd.stateful, which only makers of steps take; {remedy}")
     remedy += "; mark a loss (params, batch, buffers, key) with gd.stateful"
+    if isinstance(loss_fn, torch.nn.Module | tuple):
+        remedy = "the loss of a module is gd.modules.functional(module).loss(gd.losses.cross_entropy)"
     check_function("loss_fn", loss_fn, ("params", "batch"), kind, remedy)
 
 
@@ -350,8 +352,12 @@ def check_loss(loss: Any) -> Tensor:
             "use nn.GroupNorm in place of batch normalisation, or the module in eval mode"
         )
     if not isinstance(loss, Tensor):
-        cut = "; .item() and float() cut the gradient" if isinstance(loss, float) else ""
-        raise TypeError(f"loss must return a real floating-point scalar; got {kind(loss)}{cut}")
+        hints = {
+            float: "; .item() and float() cut the gradient",
+            tuple: "; mark a loss that returns buffers too with gd.stateful",
+        }
+        hint = hints.get(type(loss), "")
+        raise TypeError(f"loss must return a real floating-point scalar; got {kind(loss)}{hint}")
     if loss.shape or not loss.is_floating_point():
         got = f"shape {tuple(loss.shape)}" if loss.shape else kind(loss)
         raise ValueError(f"loss must return a real floating-point scalar; got {got}")

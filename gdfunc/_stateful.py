@@ -59,8 +59,10 @@ def stateful(loss_fn: Callable[[Tree, Tree, Tree, Tensor | None], tuple[Tensor, 
     Args:
         loss_fn: `(params, batch, buffers, key) -> (loss, buffers)`. The loss is the mean over the batch,
             as in `batch_grad`. `buffers` is a tree of tensors; give back a tree of the same structure,
-            shapes and dtypes. `key` is int64 [B, 2], a key for each sample of the batch; `gd.random`
-            draws [B, ...] from it. It is None if the run has no key.
+            shapes and dtypes. `key` is int64 [B, 2], a key for each sample of the batch, to be used once;
+            `gd.random.normal(key, x.shape[1:])` draws [B, ...] from it, and
+            `first, second = gd.random.split(key).unbind(-2)` makes two of it. It is None if the run has no
+            key.
 
     Returns:
         The loss, to be given to `make_step` or to a method. The step's `init(params, buffers={}, key=None)`
@@ -151,6 +153,9 @@ def _over_samples(batch: Tree, f: Callable[[Tree], Tree]) -> Any:
 
 def checked_state(buffers: Tree, key: Tensor | None, device: torch.device) -> tuple[Tree, Any]:
     """Return copies of the state of a first step, which must be on the device of the parameters."""
+    is_key = isinstance(buffers, Tensor) and buffers.dtype == torch.int64 and buffers.shape == (2,)
+    if is_key and key is None:
+        raise TypeError("buffers is a key; pass step.init(params, buffers, key), with {} for no buffers")
     _tree.check_tensors(buffers, "buffers")
     if key is not None:
         random.fold_in(key, 0)  # refuses what is no key

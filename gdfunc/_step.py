@@ -76,9 +76,10 @@ class Step:
         fits = isinstance(carry, self.state) if self.state else not hasattr(carry, "params")
         if not fits:
             wanted = self.state.__name__ if self.state else "the parameters alone"
+            arguments = "params, buffers, key" if self.state is StatefulState else "params"
             raise TypeError(
                 f"carry is {type(carry).__name__}, but this step needs {wanted}; "
-                f"make the carry with step.init(params)"
+                f"make the carry with step.init({arguments})"
             )
 
 

@@ -159,7 +159,8 @@ def patience(
     A quantity of `evaluate` is judged at every evaluation.
 
     Args:
-        quantity: `"loss"`, or the name of a 0-d quantity of `train(..., evaluate=)`.
+        quantity: `"loss"`, or the name of a 0-d quantity of `train(..., evaluate=)`: the `__name__` of its
+            function, or its key in a dict.
         patience: after how many judgements without an improvement to end, an int >= 1. None: the run never
             ends because of it, and only keeps the best carry.
         mode: `"min"` if less is better, `"max"` if more is.

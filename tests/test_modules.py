@@ -107,6 +107,8 @@ def test_running_statistics_are_updated_in_a_copy():
     for name, buffer in module.named_buffers():
         assert updated[name].equal(buffer)
     assert not updated["running_mean"].equal(buffers["running_mean"])
+    assert_refused(lambda: gd.modules.state_dict(module, params), "has running statistics.*state.buffers")
+    module.eval()
     state = gd.modules.state_dict(module, params)  # without buffers: the module's own
     assert state["running_mean"].equal(module.running_mean)
     assert state["running_mean"].data_ptr() != module.running_mean.data_ptr()

@@ -429,3 +429,65 @@ def test_a_transformer_with_dropout_draws_alike_on_every_backend(backend):
     assert_agrees(run(backend, init), expected, 1e-9)
     other = run("eager", init._replace(key=gd.random.key(5)))
     assert relative_error(other[1].loss, expected[1].loss) > 0.01
+
+
+NET = gd.modules.functional(net())
+STEP = gd.make_step(NET.loss(nn.functional.cross_entropy))
+STATE = STEP.init(NET.params, NET.buffers)
+MISUSED = {
+    "a key in the place of buffers": (
+        lambda: STEP.init(NET.params, KEY),
+        "buffers is a key; pass step.init",
+    ),
+    "no buffers": (
+        lambda: STEP(STEP.init(NET.params), (X, Y), 0.1),
+        r"step.init\(model.params, model.buffers",
+    ),
+    "params as the carry": (
+        lambda: gd.train(STEP, NET.params, (X, Y), ROWS, 0.1),
+        r"step.init\(params, buffers, key\)",
+    ),
+    "a carry as params": (lambda: NET.apply(STATE, X), "params is StatefulState.*pass its .params"),
+    "a carry into a module": (lambda: gd.modules.state_dict(net(), STATE), "params is StatefulState"),
+    "statistics of before": (
+        lambda: NET.apply(STATE.params, X, training=False),
+        r"'1' has running statistics.*buffers=state.buffers",
+    ),
+    "statistics of before in a module": (
+        lambda: gd.modules.state_dict(net(), STATE.params),
+        "'1' has running statistics.*state.buffers",
+    ),
+    "columns": (lambda: STEP(STATE, ({"a": X[:, 0]}, Y), 0.1), "x is a dict of columns.*to_numpy"),
+    "a triple": (lambda: STEP(STATE, (X, Y, Y), 0.1), "got tuple of 3.*gd.stateful"),
+    "a class of criteria": (
+        lambda: NET.loss(nn.CrossEntropyLoss),
+        "is the class CrossEntropyLoss; call it",
+    ),
+    "no criterion": (lambda: NET.loss(3), "criterion is int, not a function"),
+    "a module": (lambda: gd.make_step(net()), r"gd.modules.functional\(module\).loss"),
+    "a module taken apart": (lambda: gd.make_step(NET), r"gd.modules.functional\(module\).loss"),
+    "a pair that is not marked": (
+        lambda: gd.make_step(lambda w, batch: (w, w))(torch.tensor(1.0), None, 0.1),
+        "got tuple; mark a loss that returns buffers too with gd.stateful",
+    ),
+    "an evaluation that never comes": (
+        lambda: gd.train(
+            STEP,
+            STATE,
+            (X, Y),
+            ROWS,
+            0.1,
+            evaluate={"zero": lambda state: torch.tensor(0.0)},
+            evaluate_every=700,
+            stop=gd.stops.patience("zero", 3),
+        ),
+        "every 700 steps, but the run has 12",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISUSED)
+def test_misuse_of_a_module_is_refused_with_its_remedy(name):
+    call, message = MISUSED[name]
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()

@@ -741,3 +741,26 @@ def test_a_dataset_needs_xarray(monkeypatch):
     monkeypatch.setitem(sys.modules, "xarray", None)
     with pytest.raises(ModuleNotFoundError, match=r"^to_xarray needs xarray: pip install xarray$"):
         gd.sweep(lambda lr: lr, gd.grid(lr=[0.1])).to_xarray()
+
+
+def test_what_is_evaluated_after_a_member_has_ended_is_padding():
+    x = torch.linspace(-1, 1, 40)
+    step, plan = gd.make_step(lambda w, b: ((b[0] * w - b[1]) ** 2).mean()), gd.full_batch(40, 60)
+
+    def run(lr):
+        stop = gd.stops.any_of(gd.stops.patience("error"), lambda w, loss: loss < 1e-2)
+        watched = {"evaluate": {"error": lambda w: (w - 3).abs().mean()}, "evaluate_every": 5, "every": 5}
+        start = torch.zeros(12)  # as many as there are records: the best carry is none of them
+        return gd.train(step, start, (x[:, None], 3 * x[:, None]), plan, lr, stop=stop, **watched)[1]
+
+    result = gd.sweep(run, gd.grid(lr=[0.1, 0.3, 1.0]))
+    for i, lr in enumerate([0.1, 0.3, 1.0]):
+        alone = run(torch.tensor(lr))
+        for name in ("step", "loss", "evaluated", "error"):
+            length = len(getattr(alone, name))
+            assert result.lengths[name][i] == length
+            row = getattr(result.outputs, name)[i]
+            torch.testing.assert_close(row[:length], getattr(alone, name))
+            assert (row[length:].isnan() if row.is_floating_point() else row[length:] == -1).all()
+        assert torch.equal(result.outputs.steps[i], alone.steps)
+        torch.testing.assert_close(result.outputs.best.carry[i], alone.best.carry)

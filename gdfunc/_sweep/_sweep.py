@@ -208,17 +208,30 @@ def _member(result: Tree) -> tuple[Tree, dict[str, Tensor], Tensor]:
     # Under vmap, a run that has ended records its last state until the other runs end.
     for path, steps in named:
         start = path.removesuffix("steps")
-        step = table.get(f"{start}step")
-        if not path.endswith(".steps") or step is None:
-            continue
-        taken = step.to(steps.device) < steps
-        for inner, leaf in named:
-            if inner.startswith(start) and leaf.ndim and len(leaf) == len(taken):
+        if path.endswith(".steps") and f"{start}step" in table:
+            for inner, taken in _taken(table, start, steps).items():
+                leaf = table[inner]
                 keeps = taken.to(leaf.device).reshape(-1, *[1] * (leaf.ndim - 1))
                 table[inner] = torch.where(keeps, leaf, leaf.new_tensor(_padding(leaf.dtype)))
                 lengths[inner] = taken.sum()
     tree = _tree.unflatten(_tree.flatten(result)[1], list(table.values()))
     return tree, {dotted(path): length for path, length in lengths.items()}, diverged
+
+
+def _taken(table: dict[str, Tensor], start: str, steps: Tensor) -> dict[str, Tensor]:
+    """Tell of each record in a Trajectory at which of its entries the run had not ended."""
+    masks: dict[str, Tensor] = {}
+    taken = None
+    for path, leaf in table.items():
+        if path == f"{start}step":  # then come the records of steps
+            taken = leaf.to(steps.device) < steps
+        elif path == f"{start}evaluated":  # then come the evaluations
+            taken = leaf.to(steps.device) <= steps
+        elif path == f"{start}steps":  # then comes what a run has once
+            taken = None
+        if taken is not None and path.startswith(start):
+            masks[path] = taken
+    return masks
 
 
 def _as_tensor(path: str, leaf: Any) -> Tensor:

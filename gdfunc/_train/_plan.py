@@ -169,6 +169,11 @@ def make_plan(
     block = _block(every, evaluate_every, recorders, evaluators) if evaluators else every
     backend = settle(backend, steps, len(_tree.leaves(init)))
     stop = _check_end(check_finite, stop, evaluators)
+    if stop is not None and 0 < steps < block and any(name in evaluators for name in stop.quantities):
+        raise ValueError(
+            f"stop judges what is evaluated every {block} steps, but the run has {steps}; use a smaller "
+            f"evaluate_every"
+        )
     batches = from_memory(data, index)
     if steps and not index.numel():
         taken.accept(init, batches.batch(index[0]), lrs[0])  # an empty batch, which most steps refuse

@@ -19,8 +19,7 @@ class Trajectory(SimpleNamespace):
     A run with `evaluate=` adds what it evaluated, with leading [T/k], and `evaluated` [T/k], the numbers of
     steps taken by then. One with `stop=` adds `steps`, the number of steps it took (int64), and `diverged`,
     whether the loss of the next step was not finite (bool); with `gd.stops.patience` also `best`, its best
-    carry. A Trajectory is a tree, so it goes through `torch.func.vmap`
-    and `grad`.
+    carry. A Trajectory is a tree, so it goes through `torch.func.vmap` and `grad`.
 
     Example:
         >>> trajectory = gd.Trajectory(step=torch.arange(2), loss=torch.tensor([4.0, 1.0]))

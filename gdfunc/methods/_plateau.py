@@ -62,6 +62,7 @@ def reduce_on_plateau(
 
     A loss is bad if it is not below best·(1 − threshold), or with threshold_mode="abs" best − threshold
     (mode="max": not above best·(1 + threshold), or best + threshold). A schedule is multiplied too.
+    The loss is that of the step: what `train` evaluates on the way is not seen.
 
     Args:
         step: a `Step`, or a function `(carry, batch, lr) -> (carry, loss)` with a 0-d loss.

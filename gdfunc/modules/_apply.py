@@ -3,7 +3,7 @@
 import copy
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from types import FrameType
 from typing import Any, NamedTuple
@@ -90,6 +90,9 @@ def make_apply(module: nn.Module, defaults: Params) -> Callable[..., Any]:
         **kwargs: Any,
     ) -> Any:
         skeleton, owned = (trained if training else evaluated), (defaults if buffers is None else buffers)
+        check_dicts(params, owned)
+        if buffers is None and not training:
+            check_statistics(trained.module, "apply(params, x, buffers=state.buffers, training=False)")
         check_names(params | owned, tensors)
         _check_shapes(params, tensors)
         _check_layers(skeleton, key, (args, kwargs))
@@ -128,13 +131,32 @@ def named(module: nn.Module) -> Parts:
     return Parts(params, {name: tensors[name] for name in tensors if name not in params})
 
 
+def check_dicts(params: Any, buffers: Any) -> None:
+    """Refuse a carry in place of its tensors, and other things that are no dict of names."""
+    for name, given in (("params", params), ("buffers", buffers)):
+        if not isinstance(given, Mapping):
+            inside = "pass its .params, and its .buffers as buffers=" if hasattr(given, "params") else ""
+            inside = inside or "pass the params and the buffers of functional(module), dicts by name"
+            raise TypeError(f"{name} is {type(given).__name__}, not a dict of tensors; {inside}")
+
+
+def check_statistics(module: nn.Module, call: str) -> None:
+    """Refuse to take the running statistics of a module that were there before the training."""
+    for name, child in module.named_modules():
+        if isinstance(child, _NORMS) and child.training and child.track_running_stats:
+            raise ValueError(
+                f"{_described(child, name)} has running statistics, which training changes in the carry, "
+                f"not in the module; pass them, as in {call}, or model.buffers for those of before"
+            )
+
+
 def check_names(given: Params, expected: Params) -> None:
     missing = [name for name in expected if name not in given]
     unexpected = [name for name in given if name not in expected]
     if missing or unexpected:
         raise ValueError(
-            f"names do not match the module's: missing {missing}, unexpected {unexpected}; "
-            f"pass the params (and buffers) of functional(module)"
+            f"names do not match the module's: missing {missing}, unexpected {unexpected}; pass the params "
+            f"(and buffers) of model = functional(module): step.init(model.params, model.buffers, key)"
         )
 
 
@@ -165,7 +187,8 @@ def _check_layers(skeleton: Skeleton, key: Any, inputs: Any) -> None:
     if skeleton.dropout and key is None:
         raise ValueError(
             f"{skeleton.dropout} in training mode draws from torch's generator, which a pure function "
-            f"does not know; give apply a key, as in apply(params, x, key=key), or {_OFF}"
+            f"does not know; give a key to the run, as in step.init(params, buffers, key), or to apply, as "
+            f"in apply(params, x, key=key), or {_OFF}"
         )
     if skeleton.script and key is not None:
         raise ValueError(

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from .. import _tree, random
-from .._errors import check_int, check_options, check_tensor
+from .._errors import check_function, check_int, check_options, check_tensor
 from .._stateful import Stateful, stateful
 from .._tree import Tree
-from ._apply import Params, Parts, check_names, make_apply, named
+from ._apply import Params, Parts, check_dicts, check_names, check_statistics, make_apply, named
 
 
 class Functional(NamedTuple):
@@ -37,6 +37,9 @@ class Functional(NamedTuple):
 
         L = criterion(apply(params, x), y)
 
+        The module works in the mode in which it was taken apart: one in eval mode trains without dropout
+        and with fixed statistics.
+
         Args:
             criterion: `(output, y) -> loss`, the mean over the batch as a 0-d tensor, such as
                 `gd.losses.cross_entropy`.
@@ -46,7 +49,7 @@ class Functional(NamedTuple):
             of its step.
 
         Raises:
-            TypeError: (in the step) the batch is no pair.
+            TypeError: criterion is a class, or no function; (in the step) the batch is no pair of tensors.
 
         Example:
             >>> model = gd.modules.functional(torch.nn.BatchNorm1d(1))
@@ -57,11 +60,26 @@ class Functional(NamedTuple):
             tensor([0.2000])
         """
 
+        if isinstance(criterion, type):
+            name = criterion.__name__
+            raise TypeError(f"criterion is the class {name}; call it: model.loss({name}())")
+        kind, remedy = "a function (output, y) -> loss", "pass one of gd.losses or torch.nn.functional"
+        check_function("criterion", criterion, ("output", "y"), kind, remedy)
+
         @stateful
         def loss_fn(params: Params, batch: Tree, buffers: Params, key: Any) -> tuple[Tensor, Params]:
             if not isinstance(batch, tuple | list) or len(batch) != 2:
-                raise TypeError(f"batch must be a pair (x, y); got {type(batch).__name__}")
+                size = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
+                raise TypeError(
+                    f"batch must be a pair (x, y); got {type(batch).__name__}{size}; for other batches, "
+                    f"mark a loss of your own with gd.stateful"
+                )
             x, y = batch
+            if isinstance(x, dict):
+                raise TypeError(
+                    f"x is a dict of columns, {[*x][:3]}; make one tensor of them: "
+                    f"torch.as_tensor(frame.to_numpy('float32'))"
+                )
             output, buffers = self.apply(params, x, buffers=buffers, return_buffers=True, key=key)
             return criterion(output, y), buffers
 
@@ -81,9 +99,9 @@ def functional(module: nn.Module) -> Functional:
     **kwargs)`. These names are apply's own: give the module's arguments of the same name by position.
 
     - `training=False` evaluates the module in eval mode. True: in the mode that it had.
-    - `buffers`: None takes those of the module. With `return_buffers=True`, apply returns
-      `(output, buffers)`: a buffer that the module wrote while it ran, as batch normalisation does, is a
-      new tensor, and any other is the tensor that was given.
+    - `buffers`: None takes those of the module, if training leaves them as they are. With
+      `return_buffers=True`, apply returns `(output, buffers)`: a buffer that the module wrote while it ran,
+      as batch normalisation does, is a new tensor, and any other is the tensor that was given.
     - `key`: from `gd.random`, for dropout in training mode: a key [2], or keys [B, 2], one for each row of
       the batch, whose size B is that of the first tensor argument. A key [2] stands for the rows
       `fold_in(key, torch.arange(B))`. Call number c of dropout in the forward pass draws row i of its mask
@@ -134,7 +152,7 @@ def state_dict(module: nn.Module, params: Params, buffers: Params | None = None)
     Args:
         module: the module that `functional` took apart. Only its names and ties are read.
         params: the parameters by name.
-        buffers: the buffers by name; None: the module's own.
+        buffers: the buffers by name; None: the module's own, if training leaves them as they are.
 
     Returns:
         A dict of tensors, copies, with the keys of `module.state_dict()`: tied parameters under each of
@@ -150,6 +168,9 @@ def state_dict(module: nn.Module, params: Params, buffers: Params | None = None)
         <All keys matched successfully>
     """
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    check_dicts(params, {} if buffers is None else buffers)
+    if buffers is None:
+        check_statistics(module, "state_dict(module, state.params, state.buffers)")
     given = (tensors if buffers is None else buffers) | params
     check_names(given, tensors)
     by_tensor = {id(tensor): given[name] for name, tensor in tensors.items()}
