@@ -59,6 +59,12 @@ def test_a_bar_does_not_reach_towards_a_run_that_diverged():
     render(ax)
 
 
+@pytest.mark.parametrize("losses", [[1.0, 1.5, 9.0, 9.0], [9.0, 9.0, 1.5, 1.0]])
+def test_a_range_that_reaches_either_end_of_the_values_tried_may_go_on(losses):
+    (note,) = texts(plot_sensitivity({"a": ([1, 2, 4, 8], losses)}))
+    assert note.startswith("≥ × ")
+
+
 def test_good_values_apart_from_the_best_have_a_bar_but_do_not_count():
     ax = plot_sensitivity({"a": ([1, 10, 100, 1000], [1.5, INF, 1.0, 9.0])})
     assert len(bars(ax)[0]) == 2

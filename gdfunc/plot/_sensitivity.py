@@ -195,8 +195,9 @@ def _row(name: str, tried: Array, runs: Array, factor: float) -> Row:
 
 def _crossing(tried: Array, losses: Array, good: int, bad: int, bound: float) -> float:
     """Return where the loss passes the bound between two neighbours, on a straight line in logarithms."""
-    if not 0 <= bad < len(tried) or np.isinf(losses[bad]):
+    if not 0 <= bad < len(tried):
         return float(tried[good])
+    # Towards a loss of +∞ the share is 0, so that the range ends at the good neighbour.
     share = np.log(bound / losses[good]) / np.log(losses[bad] / losses[good])
     return float(tried[good] * (tried[bad] / tried[good]) ** share)
 
