@@ -283,3 +283,42 @@ def test_the_paths_conclude_from_their_numbers(samples, ends, said):
     assert sentence == conclude(
         dict(zip(sizes[::-1], samples[::-1], strict=True)), dict(zip(sizes, ends, strict=True))
     )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ((1, 9), "agree far from the optimum, not near it: 1 of 24 .* w = 10, 9 at w = 5"),
+        ((9, 1), "agree near the optimum, not far from it: 9 of 24"),
+        ((0, 0), "agree far from the optimum and near it"),
+        ((9, 9), "agree neither far from the optimum nor near it"),
+    ],
+)
+def test_the_parabolas_conclude_from_their_numbers(wrong, said):
+    assert re.search(said, load("minibatch_1d").conclusion(24, *wrong))
+
+
+def test_the_claim_of_similar_gradients_is_judged_by_its_numbers():
+    conclude = load("minibatch_1d").claim_conclusion
+    assert "trusted 4.5 × nearer" in conclude(0.99, 0.22)
+    assert "no surer than single samples" in conclude(0.3, 0.3)
+
+
+def test_the_tutorials_printed_values_are_followed():
+    demo = load("minibatch_1d")
+    assert len(demo.PRINTED) == demo.ROWS // demo.BATCH
+    ours = demo.one_weight(shuffle=False)
+    assert (ours - torch.tensor(demo.PRINTED)).abs().max() < 1
+    assert (ours - torch.tensor(demo.PRINTED)).abs()[-10:].max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("compared", "said"),
+    [
+        ({"a": (0.3, -7.0), "b": (1.05, 4.6)}, "is not clearly less accurate, but for 5% with b$"),
+        ({"a": (0.3, -7.0), "b": (1.05, 1.0)}, "is not clearly less accurate$"),
+        ({"a": (1.3, 7.0), "b": (1.05, 4.6)}, "is less accurate: by 30% with a, 5% with b$"),
+    ],
+)
+def test_fewer_updates_conclude_from_their_numbers(compared, said):
+    assert re.search(said, load("fewer_updates").conclusion(compared))
