@@ -129,7 +129,7 @@ def draw(trajectory: gd.Trajectory, net: nn.Module, test: Data, path: Path) -> N
     for place in axes:
         place.set_axis_off()
     for place, i in zip(axes, wrong, strict=False):
-        place.imshow(images[i, 0], cmap="gray_r")
+        place.imshow(images[i, 0].numpy(), cmap="gray_r")
         place.set_title(f"{int(digits[i])} read as {int(read[i])}", fontsize=9)
     right.suptitle(f"All {len(wrong)} of {len(digits)} test digits that are read wrong")
     figure.savefig(path, dpi=150)

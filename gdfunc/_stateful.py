@@ -10,6 +10,7 @@ from torch import Tensor
 from . import _tree, random
 from ._errors import check_function
 from ._shown import shown
+from ._torch._modes import lent, versions
 from ._tree import Tree
 
 _NEXT = 2**32 - 1  # folded into the key of a step, for the next step: −1 in 32 bits
@@ -130,11 +131,17 @@ class Bound:
     buffers: Tree
 
     def __call__(self, params: Tree, batch: Keyed) -> Any:
-        loss, buffers = self.loss_fn(params, batch.samples, self.buffers, batch.keys)
-        given = _tree.leaves(self.buffers)
+        given, structure = _tree.flatten(self.buffers)
+        loans = [lent(leaf) for leaf in given]
+        before = versions(loans)
+        lent_buffers = _tree.unflatten(structure, loans)
+        loss, buffers = self.loss_fn(params, batch.samples, lent_buffers, batch.keys)
+        if versions(loans) != before:
+            raise ValueError("the loss wrote into its buffers; it must return new tensors instead")
         found = _tree.check_like(buffers, self.buffers, "buffers", "state.buffers")
-        is_changed = any(new is not old for new, old in zip(found, given, strict=True))
-        return Evaluated(loss, found) if is_changed else loss
+        is_changed = any(new is not old for new, old in zip(found, loans, strict=True))
+        originals = dict(zip(map(id, loans), given, strict=True))  # what is handed on, in any place
+        return Evaluated(loss, [originals.get(id(leaf), leaf) for leaf in found]) if is_changed else loss
 
 
 def keyed(batch: Tree, key: Any) -> tuple[Any, Any]:

@@ -129,8 +129,9 @@ def _stateful_step(loss_fn: Stateful, make: Callable[[LossFn], Step]) -> Step:
         old, structure = _tree.flatten(state.buffers)
         new = value.buffers if isinstance(value, Evaluated) else old
         # No output shares storage with an input.
-        new = [b.clone() if b is a else b for a, b in zip(old, new, strict=True)]
-        buffers = _tree.unflatten(structure, new)
+        ids = set(map(id, old))  # by identity too, because the storage behind a transformation is unknown
+        new = [b.clone() if id(b) in ids else b for b in new]
+        buffers = _tree.unflatten(structure, _tree.unshare(new, old))
         return StatefulState(carry, buffers, key), loss_of(value), grads
 
     return Step(init, advance, StatefulState, accept)

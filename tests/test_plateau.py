@@ -179,3 +179,17 @@ STEP = gd.make_step(linear_loss)
 )
 def test_bad_calls_raise(call, message):
     assert_refused(call, message)
+
+
+@pytest.mark.parametrize("wrap", [gd.methods.reduce_on_plateau, lambda step: gd.methods.ema(step, 0.9)])
+def test_a_wrapped_step_takes_the_state_of_its_loss_by_name(wrap):
+    step = wrap(gd.make_step(gd.stateful(lambda w, batch, buffers, key: (w**2, buffers + 1))))
+    state = step.init(torch.tensor(1.0), buffers=torch.tensor(0.0), key=gd.random.key(0))
+    assert step(state, None, 0.1)[0].carry.buffers == 1
+
+
+def test_a_mean_over_steps_can_be_checked_for_finite_values():
+    step = gd.methods.reduce_on_plateau(gd.make_step(lambda w, batch: w**2), every=2)
+    state = step.init(torch.tensor(1.0))
+    final, _ = gd.train(step, state, None, gd.full_batch(1, 3), 0.1, check_finite="all")
+    assert final.params.isfinite()

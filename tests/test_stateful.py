@@ -491,3 +491,80 @@ def test_misuse_of_a_module_is_refused_with_its_remedy(name):
     call, message = MISUSED[name]
     with pytest.raises((TypeError, ValueError), match=message):
         call()
+
+
+@pytest.mark.parametrize("backend", ["eager", "native"])
+@pytest.mark.parametrize("adjoint", [gd.adjoints.Reverse(), gd.adjoints.Checkpoint("sqrt")], ids=str)
+def test_derivatives_go_through_a_run_with_batch_normalisation(backend, adjoint):
+    def make_net():
+        return nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 1)).double()
+
+    model = gd.modules.init(make_net, gd.random.key(0))
+    data = torch.arange(36.0, dtype=torch.float64).sin().reshape(12, 3), torch.ones(12, 1).double()
+    step, plan = gd.make_step(model.loss(gd.losses.mse)), gd.sample_batches(gd.random.key(1), 12, 6, 4)
+
+    def run(lr):
+        state = step.init(model.params, model.buffers)
+        state, _ = gd.train(step, state, data, plan, lr, backend=backend, adjoint=adjoint)
+        in_eval = model.apply(state.params, data[0], buffers=state.buffers, training=False)
+        return model.loss(gd.losses.mse)(state.params, data, state.buffers, None)[0], in_eval
+
+    lr = torch.tensor(0.1, dtype=torch.float64)
+    for i in range(2):
+        slope = torch.func.grad(lambda lr, i=i: run(lr)[i].sum())(lr)
+        differences = (run(lr + 1e-5)[i] - run(lr - 1e-5)[i]).sum() / 2e-5
+        assert torch.isclose(slope, differences, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", [gd.make_step, gd.methods.sam, gd.methods.line_search])
+def test_a_loss_that_writes_into_its_buffers_is_refused_and_leaves_them(make):
+    @gd.stateful
+    def loss_fn(w, batch, buffers, key):
+        buffers += 1
+        return w**2, buffers
+
+    state = (step := make(loss_fn)).init(torch.tensor(1.0), torch.tensor(0.0))
+    with pytest.raises(ValueError, match="wrote into its buffers"):
+        step(state, None, 0.1)
+    assert state.buffers == 0
+
+
+def test_buffers_that_change_places_have_storage_of_their_own():
+    step = gd.make_step(
+        gd.stateful(lambda w, batch, buffers, key: (w**2, (buffers[1], buffers[0].view(2))))
+    )
+    first = step.init(torch.tensor(1.0), (torch.zeros(2), torch.ones(2)))
+    second, _ = step(first, None, 0.1)
+    storages = {leaf.untyped_storage().data_ptr() for leaf in (*first.buffers, *second.buffers)}
+    assert len(storages) == 4
+    assert_same_bits(second.buffers, first.buffers[::-1])
+
+
+class Keeping(nn.Module):
+    def __init__(self, first):
+        super().__init__()
+        self.register_buffer("late", None)
+        self.kept, self.what = first, first
+
+    def forward(self, x):
+        self.seen = x  # for a look at it later, which changes nothing
+        if isinstance(self.what, str):
+            self.late = x
+        elif self.what is not None:
+            self.kept = self.kept + 1
+        return x
+
+
+@pytest.mark.parametrize("first", [None, "late", 1, 0.5, torch.tensor(2.0)], ids=str)
+@pytest.mark.parametrize("transform", [lambda f: f, vmap, torch.func.jacrev], ids=["", "vmap", "jacrev"])
+def test_a_module_keeps_nothing_between_the_calls_of_its_function(first, transform):
+    module = Keeping(first)
+    apply, params, buffers = gd.modules.functional(module)
+    for _ in range(2):
+        if first is None:
+            assert transform(lambda x: apply(params, x, buffers=buffers))(X) is not None
+            continue
+        message = "makes its buffer 'late'" if first == "late" else "changes its attribute 'kept'"
+        with pytest.raises(ValueError, match=f"Keeping '' {message}"):
+            transform(lambda x: apply(params, x, buffers=buffers))(X)
+    assert module.kept is first

@@ -313,8 +313,8 @@ def _around(step: StepLike, state: type, follow: Callable[[Any, Any], Any]) -> S
     """
     inner = as_step(step)
 
-    def init(*first: Any) -> Any:
-        carry = inner.init(*first)
+    def init(*first: Any, **state_of_loss: Any) -> Any:
+        carry = inner.init(*first, **state_of_loss)
         averaged = _averaged(carry)
         return state(carry, _tree.clone(averaged), no_steps(averaged))
 

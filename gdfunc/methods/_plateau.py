@@ -108,14 +108,17 @@ def reduce_on_plateau(
     every, sign = check_int("every", every, 1), 1.0 if is_least else -1.0
     inner = as_step(step)
 
-    def init(*first: Any) -> PlateauState:
-        carry = inner.init(*first)
+    def init(*first: Any, **state_of_loss: Any) -> PlateauState:
+        carry = inner.init(*first, **state_of_loss)
         params = params_of(carry)
-        one, worst, none = scalar(1.0, params), scalar(sign * math.inf, params), scalar(0.0, params)
+        one, none = scalar(1.0, params), scalar(0.0, params)
+        worst = scalar(sign * torch.finfo(one.dtype).max, params)  # finite, as check_finite="all" wants it
         counts = no_steps(params), no_steps(params)
         return PlateauState(carry, one, worst, *counts, none, no_steps(params))
 
     def is_better(loss: Tensor, best: Tensor) -> Tensor:
+        worst = sign * torch.finfo(best.dtype).max  # stands for an infinity, with which torch compares
+        best = torch.where(best == worst, sign * math.inf, best)
         bound = scalar(threshold, loss)
         bound = best * (1 - sign * bound) if is_relative else best - sign * bound
         return loss < bound if is_least else loss > bound

@@ -3,8 +3,8 @@
 import copy
 import sys
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -17,8 +17,9 @@ from .._errors import is_ours, line_of
 from .._torch._autograd import is_unwritten
 from .._torch._draws import differ, draws, generator_states, has_torchs_code_alone, put_back
 from .._torch._modes import TorchDispatchMode, is_tracing, lent, versions
-from .._torch._transforms import is_transformed, layers
+from .._torch._transforms import is_transformed, is_transforming, layers
 from ._dropout import KeyedDropout, rows_of
+from ._norms import FollowedNorms
 
 Params = dict[str, Tensor]
 _BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
@@ -98,21 +99,28 @@ def make_apply(module: nn.Module, defaults: Params) -> Callable[..., Any]:
         _check_layers(skeleton, key, (args, kwargs))
         # Because a trace sees what is written to its own tensors alone.
         loans = _tree.clone(owned) if is_tracing() else _tree.map(lent, owned)
-        loans |= _mapped(skeleton, loans, (params, args, kwargs))
         counts = versions(list(loans.values()))
         given = _tree.map(lent, params) | loans
         rows = None if key is None else rows_of(key, (args, kwargs), skeleton.may_draw)
+        norms = FollowedNorms() if loans and (is_tracing() or is_transforming()) else None
 
         def call(given: Params) -> Any:
-            with nullcontext() if rows is None else KeyedDropout(rows, skeleton.calls):
+            dropout = nullcontext() if rows is None else KeyedDropout(rows, skeleton.calls)
+            with dropout, norms or nullcontext():
                 return functional_call(skeleton.module, given, args, kwargs, strict=True)
 
         try:
-            output = call(given) if skeleton.is_plain else _watched(call, given, key is not None)
+            if skeleton.is_plain:
+                output = call(given)
+            else:
+                with _restored(skeleton.module):
+                    output = _watched(call, given, key is not None)
         except RuntimeError as error:
             if cause := _cause(error, skeleton, (params, args, kwargs), key is not None):
                 raise ValueError(cause) from error
             raise
+        if norms:
+            given |= {name: norms.updates.get(id(loan), given[name]) for name, loan in loans.items()}
         names = _written(skeleton, given, loans, counts, owned) if loans else []
         if return_buffers:
             kept = _tree.clone(owned) if buffers is None else owned
@@ -245,6 +253,54 @@ def _described(layer: nn.Module, name: str) -> str:
     return f"{room}{type(layer).__name__} {name!r}"
 
 
+@contextmanager
+def _restored(module: nn.Module) -> Iterator[None]:
+    """Put back the attributes that a forward pass sets, and refuse those that the next call would read."""
+    layers = {name: child for name, child in module.named_modules() if not _is_torchs(child)}
+    before = {name: (dict(vars(child)), _own_buffers(child)) for name, child in layers.items()}
+    refused = []
+    try:
+        yield
+    finally:
+        for name, child in layers.items():
+            attributes, buffers = before[name]
+            late = [key for key in _own_buffers(child) if key not in buffers]
+            changed = [key for key, value in vars(child).items() if attributes.get(key) is not value]
+            numbers = [key for key in changed if isinstance(attributes.get(key), Tensor | int | float)]
+            refused += [_of_late_buffer(_described(child, name), key) for key in late]
+            refused += [_of_kept_attribute(_described(child, name), key) for key in numbers]
+            for key in late:
+                child.register_buffer(key, None)
+            if changed:
+                vars(child).clear()
+                vars(child).update(attributes)
+    if refused:
+        raise ValueError(refused[0])
+
+
+def _of_kept_attribute(layer: str, name: str) -> str:
+    return (
+        f"{layer} changes its attribute {name!r} in its forward pass, which a pure function cannot keep; "
+        f"make it a buffer with self.register_buffer, and carry it: gd.stateful"
+    )
+
+
+def _of_late_buffer(layer: str, name: str) -> str:
+    return (
+        f"{layer} makes its buffer {name!r} in its first forward pass; call it on a batch once, before "
+        f"functional()"
+    )
+
+
+def _own_buffers(layer: nn.Module) -> list[str]:
+    """Name the buffers of a layer that hold a tensor."""
+    return [name for name, _ in layer.named_buffers(recurse=False)]
+
+
+def _is_torchs(layer: nn.Module) -> bool:
+    return type(layer).__module__.startswith("torch.")
+
+
 class _NoDraws(TorchDispatchMode):
     """Refuse operators that draw from torch's generator."""
 
@@ -308,16 +364,6 @@ def _cause(error: RuntimeError, skeleton: Skeleton, inputs: Any, has_key: bool) 
             f"a first state made of the input: x.new_zeros(len(x), hidden_size)"
         )
     return ""
-
-
-def _mapped(skeleton: Skeleton, loans: Params, inputs: Any) -> Params:
-    """Put running statistics under the vmap that the inputs are under, because torch writes in place."""
-    wrapped = [leaf for leaf in _tree.tensors(inputs) if is_transformed(leaf) and leaf.numel()]
-    names = [name for name in skeleton.counters if name in loans] if wrapped else []
-    if not names:
-        return {}
-    zero = torch.stack([torch.zeros_like(leaf.flatten()[0], dtype=torch.float32) for leaf in wrapped]).sum()
-    return {name: loans[name] + zero.to(loans[name].dtype) for name in names}
 
 
 def _written(
