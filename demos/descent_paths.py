@@ -101,7 +101,7 @@ def conclusion(samples: dict[int, float], ends: dict[int, float]) -> str:
     verb = "come down sooner" if sooner else "do not come down sooner"
     end = ("and" if sooner == higher else "but") + (" end higher" if higher else " do not end higher")
     counts = in_words(["never" if math.isinf(n) else f"{n:,.0f}" for n in needed])
-    gaps = in_words([f"{100 * gap:.1g}" for gap in above])
+    gaps = in_words([f"{float(f'{100 * gap:.2g}'):g}" for gap in above])
     return f"Smaller batches {verb} (samples to {CLOSE:.0%} above the minimum: {counts}) {end} ({gaps} %)"
 
 
@@ -197,7 +197,7 @@ def main(argv: list[str] | None = None) -> int:
         runs[name] = descend(problem, batch_size, lr, epochs, orders)
         rows.append(summarize(name, runs[name][1], epochs))
         *row, median, worst = rows[-1]
-        cells = [*row[1:], f"{median:.2e}", f"{worst:.2e}"]
+        cells = [*row[1:-1], "never" if math.isinf(row[-1]) else row[-1], f"{median:.2e}", f"{worst:.2e}"]
         widths = [max(6, len(column)) for column in COLUMNS[1:]]
         print(
             f"{name:13}  " + "  ".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True)), flush=True
