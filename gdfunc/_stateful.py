@@ -139,6 +139,11 @@ class Bound:
         if versions(loans) != before:
             raise ValueError("the loss wrote into its buffers; it must return new tensors instead")
         found = _tree.check_like(buffers, self.buffers, "buffers", "state.buffers")
+        if [leaf.dtype for leaf in found] != [leaf.dtype for leaf in given]:
+            paths = _tree.named_leaves(self.buffers, "buffers")
+            changed = [(path, old.dtype, new.dtype) for (path, old), new in zip(paths, found, strict=True)]
+            path, old, new = next(each for each in changed if each[1] != each[2])
+            raise ValueError(f"{path} was {old} and became {new}; it must keep its dtype")
         is_changed = any(new is not old for new, old in zip(found, loans, strict=True))
         originals = dict(zip(map(id, loans), given, strict=True))  # what is handed on, in any place
         return Evaluated(loss, [originals.get(id(leaf), leaf) for leaf in found]) if is_changed else loss

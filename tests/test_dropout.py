@@ -670,3 +670,16 @@ def filled_linear():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5)).double()
+
+
+def test_a_batch_without_samples_draws_nothing_that_is_seen():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(3))
+
+        def forward(self, x):
+            return x * nn.functional.dropout(self.scale, 0.5)
+
+    apply, params, _ = gd.modules.functional(Scaled())
+    assert apply(params, torch.ones(0, 3), key=KEY).shape == (0, 3)

@@ -164,7 +164,8 @@ def apply_if_finite(transform: GradientTransformation) -> GradientTransformation
     u = update(g) if all of g is finite, else 0 and the state of the transformation stays
 
     Parameters and state keep their bits in a skipped step; only the counts change: `consecutive`, how many
-    steps in a row were skipped up to now, and `total`.
+    steps in a row were skipped up to now, and `total`. Buffers of a `stateful` loss belong to no
+    transformation: a batch with NaN spoils the running statistics of batch normalisation, as in torch.
 
     Args:
         transform: what to apply.

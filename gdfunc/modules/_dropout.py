@@ -52,7 +52,9 @@ class KeyedDropout(TorchFunctionMode):
             )
         call, self.calls = self.calls, self.calls + 1
         keys = self.keys[call] if call < len(self.keys) else random.fold_in(self.rows, call)
-        if not shape or not len(keys) or shape[0] % len(keys):
+        if not len(keys):  # a batch without samples
+            return draw(keys.new_zeros(2), shape)
+        if not shape or shape[0] % len(keys):
             return draw(keys[0], shape)  # rows that belong to no sample
         return draw(keys, (shape[0] // len(keys), *shape[1:])).reshape(shape)
 
