@@ -269,8 +269,8 @@ def test_the_linear_demo_counts_the_steps_that_raise_the_full_loss():
         ((139.0, 416.0, 2334.0), (0.05, 0.01, 4e-5), "come down sooner .* and end higher .*0.004 %"),
         (
             (139.0, 416.0, float("inf")),
-            (0.01, 0.02, 0.5),
-            "come down sooner .*never.* but do not end higher",
+            (0.01, 0.02, 1.23),
+            "come down sooner .*never.* but do not end higher .1, 2 and 120 %",
         ),
         ((900.0, 416.0, 2334.0), (0.05, 0.01, 4e-5), "do not come down sooner .* but end higher"),
         ((900.0, 416.0, 2334.0), (0.01, 0.02, 0.5), "do not come down sooner .* and do not end higher"),
