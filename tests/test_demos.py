@@ -68,6 +68,12 @@ def test_a_demo_prints_the_same_numbers_traced_and_in_eager(name, tmp_path, caps
         assert traced == eager
 
 
+def test_quickstarts_conclusion_follows_its_numbers():
+    conclusion = load("quickstart").conclusion
+    assert "mini-batches stop at 1e-03" in conclusion("constant", [1e-2, 1e-3, 1e-8])
+    assert "as near\nas the full batch: a gap of 2e-08" in conclusion("falling", [1e-2, 2e-8, 1e-8])
+
+
 def test_the_stationary_moment_is_that_of_every_batch_of_two():
     demo, problem = load("stationary"), gd.problems.stock_regression()
     s, a = demo.second_moment(problem, 2, 0.1), demo.one_step(problem, 0.1)
