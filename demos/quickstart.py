@@ -187,9 +187,7 @@ def conclusion(schedule: str, best: list[float]) -> str:
     nearest = min(mini)
     if nearest <= 10 * full:
         return f"With a {schedule} lr, mini-batches come as near\nas the full batch: a gap of {nearest:.0e}"
-    return (
-        f"With a {schedule} lr, mini-batches stop at {nearest:.0e},\nthe full batch goes on to {full:.0e}"
-    )
+    return f"With a {schedule} lr, mini-batches stop at {nearest:.0e},\nthe full batch at {full:.0e}"
 
 
 def main(argv: list[str] | None = None) -> int:
