@@ -3,7 +3,7 @@
 A small network learns to read handwritten digits; without scikit-learn there are none, and a logistic
 regression tells the months in which the S&P 500 rose from the returns of five shares. For each method one
 sweep runs all learning rates, from far too small to far too large, each from several initial parameters and
-orders of the data. A method forgives a learning rate if it gets close to the best loss of all; runs that
+orders of the data. A method forgives the learning rates that leave at most twice its least loss; runs that
 diverge are counted and drawn. Then the methods walk down Rosenbrock's valley, Beale's function and a real
 landscape, each with the best of the learning rates that keep it in view.
 
@@ -12,11 +12,14 @@ Started from the choice that every tutorial makes for its reader: one optimizer,
 
 import argparse
 import csv
+import math
+import textwrap
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -72,7 +75,7 @@ FAST = ("SGD", "Rprop", "Adam", "Muon")
 
 DECADES = (-5, 3)  # of the learning rates
 BATCH_SIZE = 32
-CLOSE = 0.1  # a good run leaves less than this share of the gap between the start and the best loss
+GOOD = 2.0  # a good lr leaves at most so many times the method's least loss
 
 
 class Landscape(NamedTuple):
@@ -163,13 +166,20 @@ class Row(NamedTuple):
     method: str
     best_lr: float
     best_loss: float
-    decades_forgiven: float
-    from_lr: float | None  # None: no lr gets there
-    to_lr: float | None
+    from_lr: float  # of the good range around the best
+    to_lr: float
     torch_lr: float | None
     loss_at_torch_lr: float | None
     diverged: int
     runs: int
+
+    @property
+    def width(self) -> float:
+        return self.to_lr / self.from_lr
+
+    @property
+    def torch_misses(self) -> bool:
+        return self.torch_lr is not None and not self.from_lr <= self.torch_lr <= self.to_lr
 
 
 def median(losses: Tensor) -> Tensor:
@@ -177,115 +187,102 @@ def median(losses: Tensor) -> Tensor:
     return torch.where(losses.isfinite(), losses, torch.inf).median(dim=0).values
 
 
-def interpolate(lrs: Tensor, losses: Tensor, points: int = 8001) -> tuple[Tensor, Tensor]:
-    """Draw straight lines between the losses on doubly logarithmic axes, and read them off finely."""
-    place = torch.linspace(0, len(lrs) - 1, points, dtype=torch.float64)
-    left = place.floor().long().clamp(max=len(lrs) - 2)
-    at = [torch.lerp(v[left], v[left + 1], place - left) for v in (lrs.log(), losses.double().log())]
-    return at[0].exp(), at[1].nan_to_num(nan=torch.inf).exp()
+def end_of_range(lrs: list[float], losses: list[float], place: int, bound: float) -> float:
+    """Go to higher lrs, from a place to where straight lines on doubly logarithmic axes pass the bound."""
+    while place + 1 < len(lrs) and losses[place + 1] <= bound:
+        place += 1
+    if place + 1 == len(lrs):
+        return lrs[place]
+    share = math.log(bound / losses[place]) / math.log(losses[place + 1] / losses[place])
+    return lrs[place] * (lrs[place + 1] / lrs[place]) ** share
 
 
-def sum_up(name: str, lrs: Tensor, before: Tensor, after: Tensor, bar: float) -> Row:
-    losses = median(after)
-    best = losses.argmin()
-    fine_lrs, fine_losses = interpolate(lrs, losses)
-    good = fine_lrs[fine_losses <= bar]
-    decades = len(good) / len(fine_lrs) * (DECADES[1] - DECADES[0])
-    low, high = (good[0].item(), good[-1].item()) if len(good) else (None, None)
-    torch_lr = METHODS[name].torch_lr
-    at_torch_lr = fine_losses[(fine_lrs / torch_lr).log().abs().argmin()].item() if torch_lr else None
+def sum_up(name: str, lrs: Tensor, before: Tensor, after: Tensor) -> Row:
+    losses = median(after).double()
+    best = int(losses.argmin())
+    least, bound = losses[best].item(), GOOD * losses[best].item()
+    high = end_of_range(lrs.tolist(), losses.tolist(), best, bound)
+    low = end_of_range(lrs.flip(0).tolist(), losses.flip(0).tolist(), len(lrs) - 1 - best, bound)
+    torch_lr, at_torch_lr = METHODS[name].torch_lr, None
+    if torch_lr:
+        at_torch_lr = math.exp(np.interp(math.log(torch_lr), lrs.log().numpy(), losses.log().numpy()))
     diverged = int((~(after <= before)).sum())  # NaN is not <= anything
-    numbers = (lrs[best].item(), losses[best].item(), decades, low, high)
-    return Row(name, *numbers, torch_lr, at_torch_lr, diverged, after.numel())
+    return Row(name, lrs[best].item(), least, low, high, torch_lr, at_torch_lr, diverged, after.numel())
 
 
-def report_race(rows: list[Row], start: float, bar: float, epochs: int) -> None:
-    """Print the methods, the most forgiving first, and what they show."""
-    rows = sorted(rows, key=lambda row: (-row.decades_forgiven, row.best_loss))
-    print(
-        f"\n{'method':12} decades    from lr      to lr   best lr  best loss  "
-        "torch's lr, its loss  diverged"
+def conclusion(missed: int, defaults: int, widths: dict[str, float], losses: dict[str, float]) -> str:
+    """Say how many of torch's default lrs miss the good range, and what the widest range costs.
+
+    Widths are factors between the ends of the good ranges, and losses are the least of each method.
+    """
+    kept = defaults - missed
+    counts = f"misses the good range of {missed}" if missed > kept else f"is in the good range of {kept}"
+    widest, lowest = max(widths, key=widths.__getitem__), min(losses, key=losses.__getitem__)
+    width = float(f"{widths[widest]:.2g}")
+    price = f"whose least loss is {losses[widest] / losses[lowest]:.2g} times {lowest}'s, the least of all"
+    return (
+        f"torch's default lr {counts} of {defaults} optimizers; the widest range is {widest}'s, "
+        f"× {width:,g}, {'which has the least loss, too' if widest == lowest else price}"
     )
+
+
+def report_race(rows: list[Row], start: float, said: str) -> None:
+    """Print the methods, the most forgiving first, and what they show."""
+    print(f"\n{'method':12}   range    from lr      to lr   best lr", end="")
+    print("  best loss  torch's lr, its loss  diverged")
     for row in rows:
-        forgiven = f"{row.from_lr:10.2g} {row.to_lr:10.2g}" if row.from_lr else f"{'never there':>21}"
         default = f"{row.torch_lr:10g}  {row.loss_at_torch_lr:8.3f}" if row.torch_lr else 20 * " "
         print(
-            f"{row.method:12} {row.decades_forgiven:7.2f} {forgiven} "
+            f"{row.method:12} × {row.width:5.3g} {row.from_lr:10.2g} {row.to_lr:10.2g} "
             f"{row.best_lr:9.2g}  {row.best_loss:9.4f}  {default}  {row.diverged:3} of {row.runs}"
         )
     print(
-        f"decades = those of the learning rate that end below a loss of {bar:.3f}, which leaves\n"
-        f"{CLOSE:.0%} of the gap between the start, {start:.3f}, and the best of all; losses are medians\n"
-        f"over the seeds; diverged = ended above the start or not finite, of all lrs from {span()}\n"
+        f"range = of the learning rates that leave at most {GOOD:g} times the method's least loss, around\n"
+        f"its best; losses are medians over the seeds, {start:.3f} at the start; diverged = ended above\n"
+        f"the start or not finite, of all lrs from {span()}\n\n{said}."
     )
-    first, last, best = rows[0], rows[-1], min(rows, key=lambda row: row.best_loss)
-    print(
-        f"The most forgiving is {first.method}: {first.decades_forgiven:.1f} decades of lr will do", end=""
-    )
-    print(f"; the least is {last.method}: {last.decades_forgiven:.1f}.")
-    place = rows.index(best) + 1
-    print(f"The lowest loss is {best.method}'s, {best.best_loss:.4f}; it is number {place} in forgiving.")
-    if never := [row.method for row in rows if not row.from_lr]:
-        note = " (Rprop is made for full batches)" if "Rprop" in never else ""
-        print(f"Not good enough with any lr: {', '.join(never)}{note}.")
-    defaults = [row for row in rows if row.torch_lr]
-    poor = [row.method for row in defaults if not row.loss_at_torch_lr <= bar]
-    print(
-        f"In {epochs} epochs torch's default lr is not good enough for {len(poor)} of {len(defaults)}",
-        end="",
-    )
-    print(f": {', '.join(poor)}." if poor else ".")
 
 
 def span() -> str:
     return f"1e{DECADES[0]} to 1e{DECADES[1]}"
 
 
+def draw_ranges(
+    losses: dict[str, Tensor], rows: list[Row], lrs: Tensor, said: str, title: str, path: Path
+) -> None:
+    """Draw the ranking: a bar of good learning rates for each method."""
+    ax = gd.plot.plot_sensitivity(
+        {row.method: (lrs, losses[row.method]) for row in rows},
+        factor=GOOD,
+        defaults={row.method: row.torch_lr for row in rows if row.torch_lr},
+        label="final loss",
+    )
+    ax.figure.set_size_inches(7.2, 2.4 + 0.26 * len(rows))
+    ax.figure.suptitle(textwrap.fill(said, 84), x=0.01, ha="left", fontweight="bold", fontsize=10)
+    ax.set_title(title, loc="right", fontsize=8, color="0.35")
+    ax.figure.savefig(path, dpi=200)
+
+
 def draw_race(
-    losses: dict[str, Tensor],
-    rows: list[Row],
-    lrs: Tensor,
-    start: float,
-    bar: float,
-    title: str,
-    path: Path,
+    losses: dict[str, Tensor], rows: list[Row], lrs: Tensor, start: float, title: str, path: Path
 ) -> None:
     """Draw a panel for each method, the most forgiving first: final loss over the learning rate."""
-    rows = sorted(rows, key=lambda row: (-row.decades_forgiven, row.best_loss))
     count = -(-len(rows) // 5)
     figure = Figure(figsize=(17, 3.1 * count + 1.2), layout="constrained")
     axes = figure.subplots(count, 5, sharex=True, sharey=True, squeeze=False)
     floor = min(row.best_loss for row in rows)
     for ax, row in zip(axes.flat, rows, strict=False):
         ax.set(ylim=(floor / 1.6, 300 * start), xlim=tuple(10.0**end for end in DECADES))
-        gd.plot.plot_curves(
-            [losses[row.method]],
-            x=lrs,
-            ax=ax,
-            labels=[row.method],
-            xlabel="lr",
-            ylabel="final loss",
-            log_x=True,
-        )
+        curve, names = {row.method: losses[row.method]}, {"xlabel": "lr", "ylabel": "final loss"}
+        gd.plot.plot_curves(curve, x=lrs, ax=ax, log_x=True, **names)
         ax.get_legend().remove()  # the same in all panels: told once, in the title of the page
         ax.axhline(start, color="0.4", linewidth=1)
-        ax.axhline(bar, color="#009E73", linewidth=1)
-        fine_lrs, fine_losses = (v.numpy() for v in interpolate(lrs, median(losses[row.method])))
-        ax.fill_between(
-            fine_lrs,
-            0,
-            1,
-            fine_losses <= bar,
-            transform=ax.get_xaxis_transform(),
-            color="#009E73",
-            alpha=0.15,
-        )
+        ax.axvspan(row.from_lr, row.to_lr, color="#009E73", alpha=0.15)
         ax.plot(row.best_lr, row.best_loss, "*", color="black", markersize=9, zorder=5)
         if row.torch_lr:
             ax.axvline(row.torch_lr, color="#D55E00", linestyle=":", linewidth=1.6)
         ax.set_title(
-            f"{row.method}: {row.decades_forgiven:.1f} decades, {row.diverged}/{row.runs} diverged",
-            fontsize="medium",
+            f"{row.method}: × {row.width:.3g}, {row.diverged}/{row.runs} diverged", fontsize="medium"
         )
         ax.label_outer()
     for ax in axes.flat[len(rows) :]:
@@ -293,11 +290,10 @@ def draw_race(
     axes[0, 0].annotate(
         "start; above it: diverged", (10.0 ** DECADES[0], 1.15 * start), fontsize="small", color="0.3"
     )
-    axes[0, 0].annotate("good enough", (10.0 ** DECADES[0], 1.1 * bar), fontsize="small", color="#00664b")
     figure.suptitle(
         f"{title}\nline: median, band: 10–90 % of {len(losses[rows[0].method])} seeds; × a seed's last "
-        "finite loss; green: learning rates that are good enough; star: the best; dotted: torch's default; "
-        "lines go on above the top",
+        f"finite loss; green: at most {GOOD:g} times the least loss; star: the best; dotted: torch's "
+        "default, where it has one; lines go on above the top",
         fontsize="large",
     )
     figure.savefig(path, dpi=130)
@@ -408,7 +404,7 @@ def main(argv: list[str] | None = None) -> int:
         "--fast", action="store_true", help="fewer methods, learning rates, seeds and steps"
     )
     args = parser.parse_args(argv)
-    names, per_decade, seeds = (FAST, 1, 2) if args.fast else (tuple(METHODS), 3, 5)
+    names, per_decade, seeds = (FAST, 1, 3) if args.fast else (tuple(METHODS), 3, 5)
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # on tensors this small, threads would only wait for one another
 
@@ -418,13 +414,17 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{title}; {len(names)} methods x {len(lrs)} learning rates x {seeds} seeds", flush=True)
     results = {name: race(METHODS[name].transform, task, lrs, seeds, epochs) for name in names}
     start = results[names[0]][0].median().item()
-    best = min(median(after).min().item() for _, after in results.values())
-    bar = best + CLOSE * (start - best)
-    rows = [sum_up(name, lrs, *result, bar) for name, result in results.items()]
-    report_race(rows, start, bar, epochs)
+    rows = [sum_up(name, lrs, *result) for name, result in results.items()]
+    rows.sort(key=lambda row: -row.width)
+    defaults = [row for row in rows if row.torch_lr]
+    missed = sum(row.torch_misses for row in defaults)
+    widths, least = ({row.method: getattr(row, k) for row in rows} for k in ("width", "best_loss"))
+    said = conclusion(missed, len(defaults), widths, least)
+    report_race(rows, start, said)
     write(args.out / "race.csv", rows, Row._fields)
     losses = {name: after for name, (_, after) in results.items()}
-    draw_race(losses, rows, lrs, start, bar, title, args.out / "loss_over_lr.png")
+    draw_ranges(losses, rows, lrs, said, title, args.out / "ranges.png")
+    draw_race(losses, rows, lrs, start, title, args.out / "loss_over_lr.png")
 
     # Muon knows no vectors, and a place on a map is one.
     walks = [
@@ -440,7 +440,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     write(args.out / "walks.csv", walks, Walk._fields[:-1])
     draw_walks(walks, args.out / "walks.png")
-    print(f"\nWritten: race.csv, loss_over_lr.png, walks.csv and walks.png in {args.out}")
+    print(f"\nWritten: race.csv, ranges.png, loss_over_lr.png, walks.csv and walks.png in {args.out}")
     return 0
 
 

@@ -329,3 +329,27 @@ def test_the_tutorials_printed_values_are_followed():
 )
 def test_fewer_updates_conclude_from_their_numbers(compared, said):
     assert re.search(said, load("fewer_updates").conclusion(compared))
+
+
+@pytest.mark.parametrize(
+    ("missed", "widths", "said"),
+    [
+        (
+            9,
+            (10.2, 5123.0),
+            "misses the good range of 9 of 11 .* Yogi's, × 5,100, whose .* 2.5 times SGD's",
+        ),
+        (2, (61.0, 5.5), "is in the good range of 9 of 11 .* SGD's, × 61, which has the least loss, too$"),
+    ],
+)
+def test_the_race_concludes_from_its_numbers(missed, widths, said):
+    widths, losses = dict(zip(("SGD", "Yogi"), widths, strict=True)), {"SGD": 0.2, "Yogi": 0.5}
+    assert re.search(said, load("optimizer_race").conclusion(missed, 11, widths, losses))
+
+
+def test_a_good_range_ends_where_the_lines_pass_the_bound_and_never_nears_what_diverged():
+    demo = load("optimizer_race")
+    lrs = [1.0, 10.0, 100.0, 1000.0]
+    assert demo.end_of_range(lrs, [1.0, 1.0, 4.0, 1.0], 0, 2.0) == pytest.approx(10**1.5)
+    assert demo.end_of_range(lrs, [1.0, 2.0, float("inf"), 1.0], 0, 2.0) == 10.0
+    assert demo.end_of_range(lrs, [1.0, 2.0, 1.0, 2.0], 1, 2.0) == 1000.0
