@@ -74,6 +74,13 @@ def test_quickstarts_conclusion_follows_its_numbers():
     assert "as near\nas the full batch: a gap of 2e-08" in conclusion("falling", [1e-2, 2e-8, 1e-8])
 
 
+def test_the_conclusion_on_planes_follows_its_numbers():
+    conclusion = load("loss_plane").conclusion
+    assert conclusion(0.89, 0.01).startswith("The path's own plane shows 89% of the fall")
+    assert conclusion(0.5, 0.01).startswith("Even the path's own plane shows 50%")
+    assert conclusion(0.9, 0.95).startswith("Both planes show")
+
+
 def test_the_stationary_moment_is_that_of_every_batch_of_two():
     demo, problem = load("stationary"), gd.problems.stock_regression()
     s, a = demo.second_moment(problem, 2, 0.1), demo.one_step(problem, 0.1)

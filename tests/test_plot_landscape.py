@@ -268,3 +268,13 @@ def test_one_parameter_has_no_plane():
     assert_refused(
         lambda: plot_landscape(lambda w, _: w**2, [torch.ones(3)]), "ValueError: .*use plot_descent"
     )
+
+
+def test_a_subfigure_has_room_for_names_as_a_figure_has():
+    from matplotlib.figure import Figure
+
+    paths = {"one": {"w": torch.tensor([[3.0, 2.0], [1.0, 1.0], [0.0, 0.5]])}}
+    paths["two"] = {"w": paths["one"]["w"].flip(1)}
+    ax = Figure(layout="constrained").subfigures(1, 2)[0].subplots()
+    gd.plot.plot_landscape(lambda p, data: p["w"].square().sum(), paths, ax=ax, resolution=5)
+    assert {"one", "two"} <= {text.get_text() for text in ax.texts}

@@ -20,7 +20,7 @@ def size_of(ax: Axes) -> Array:
     """Return the width and the height of the axes, before the figure's layout moves them."""
     figure: Any = ax.get_figure()
     place = ax.get_position(original=True)
-    width, height = 72 * place.width * figure.get_figwidth(), 72 * place.height * figure.get_figheight()
+    width, height = place.size * figure.bbox.size * 72 / figure.dpi  # of a subfigure too
     if ax.get_aspect() != "auto":
         ratio = ax.get_data_ratio() * float(ax.get_aspect())
         width, height = min(width, height / ratio), min(height, width * ratio)
