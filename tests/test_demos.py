@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import math
 import re
 from pathlib import Path
 
@@ -360,3 +361,18 @@ def test_a_good_range_ends_where_the_lines_pass_the_bound_and_never_nears_what_d
     assert demo.end_of_range(lrs, [1.0, 1.0, 4.0, 1.0], 0, 2.0) == pytest.approx(10**1.5)
     assert demo.end_of_range(lrs, [1.0, 2.0, float("inf"), 1.0], 0, 2.0) == 10.0
     assert demo.end_of_range(lrs, [1.0, 2.0, 1.0, 2.0], 1, 2.0) == 1000.0
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        (
+            (0.0312, 2e-22, 23.0),
+            "SGD ends 3.1 % .* SAGA goes on, to 2e-22 .below 1e-12: after 23 n gradients",
+        ),
+        ((0.0312, 0.02, math.inf), "SAGA is hardly closer, to 2e-02 .below 1e-12: never"),
+        ((1e-9, 0.02, math.inf), "SGD ends 1e-07 % .* SAGA is no closer"),
+    ],
+)
+def test_variance_reduction_concludes_from_its_numbers(numbers, said):
+    assert re.search(said, load("variance_reduction").conclusion(*numbers, 1e-12))
