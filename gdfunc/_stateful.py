@@ -170,7 +170,7 @@ def checked_state(buffers: Tree, key: Tensor | None, device: torch.device) -> tu
         raise TypeError("buffers is a key; pass step.init(params, buffers, key), with {} for no buffers")
     _tree.check_tensors(buffers, "buffers")
     if key is not None:
-        random.fold_in(key, 0)  # refuses what is no key
+        random._check_key(key)
     for path, leaf in [*_tree.named_leaves(buffers, "buffers"), *_tree.named_leaves(key, "key")]:
         if leaf.device != device:
             raise ValueError(f"{path} is on {leaf.device} but params is on {device}; use .to(device)")

@@ -332,6 +332,10 @@ REFUSED = {
         lambda: call(lambda p, b, buffers, key: (linear_loss(p, b), {"count": torch.tensor(0.5)})),
         r"buffers\['count'\] was torch.int64 and became torch.float32",
     ),
+    "many keys": (
+        lambda: gd.make_step(passing).init(PARAMS, {}, gd.random.split(KEY, 3)),
+        r"key must be an int64 tensor \[2\]",
+    ),
     "no key": (lambda: gd.make_step(passing).init(PARAMS, {}, 3), "key must be an int64 tensor"),
     "no tensors": (lambda: gd.make_step(passing).init(PARAMS, {"n": 3}), r"buffers\['n'\] is int"),
     "another device": (
