@@ -22,11 +22,13 @@ parallelism on neural network training", 2019. The data are matplotlib's `Stocks
 
 import argparse
 import math
+import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.patheffects import Normal, Stroke
 from torch import Tensor
 
 import gdfunc as gd
@@ -37,6 +39,7 @@ LRS = (5e-4, 2.0)
 SMALL = 8  # batch sizes up to this one are to obey the rule
 GOOD = 2.0  # a good lr leaves at most so many times the least loss
 EXCESS_LIMITS = (1e-3, 10.0)  # of the U-curves
+SUBTITLE: dict[str, Any] = {"loc": "left", "fontsize": 11, "color": "0.35"}
 
 
 class Outcome(NamedTuple):
@@ -129,7 +132,18 @@ def exponent(rows: list[Best]) -> float:
     return float(x @ y / (x @ x))
 
 
-def report(rows: list[Best], L: float) -> None:
+def conclusion(power: float, good: int, sizes: int, meets: float) -> str:
+    """Say how the best lr grows with small batches, how often the linear rule's lr is good, and its end.
+
+    The best lr is as batch^power, and the rule's reaches 2/L at a batch size of `meets`.
+    """
+    linear = "grows in proportion to small batches" if abs(power - 1) < 0.2 else "is not in proportion"
+    counts = f"the rule's lr is good for {good} of {sizes} batch sizes"
+    return f"The best lr {linear} (as batch^{power:.2f}); {counts}, and meets 2/L at batches of {meets:.0f}"
+
+
+def report(rows: list[Best], L: float) -> str:
+    """Print the table, and return what it shows."""
     c = rule(rows)
     print(f"\n{76 * ' '}all orders")
     print(
@@ -146,22 +160,25 @@ def report(rows: list[Best], L: float) -> None:
         f"diverged = ended above the start, or not finite; rule: lr = {c:.5f} × batch\n"
     )
     obeying = [row.batch_size for row in rows if row.low <= c * row.batch_size <= row.high]
-    print(f"Up to batches of {SMALL} the best lr grows as batch^{exponent(rows):.2f}.")
-    print(f"The rule's lr is good for batches of {', '.join(map(str, obeying))}.")
-    print(
-        f"It reaches 2/L = {2 / L:.3f} at batches of {2 / L / c:.0f}, and promises nothing from there on."
-    )
+    print(f"The rule is that of batches up to {SMALL}, and promises nothing above 2/L = {2 / L:.3f}.")
+    print(f"Its lr is good for batches of {', '.join(map(str, obeying)) or 'no size'}.")
+    said = conclusion(exponent(rows), len(obeying), len(rows), 2 / L / c)
+    print(said)
+    return said
 
 
 # The picture.
 
 
-def draw(result: gd.SweepResult, rows: list[Best], problem: gd.problems.Problem, path: Path) -> None:
+def draw(
+    result: gd.SweepResult, rows: list[Best], problem: gd.problems.Problem, said: str, path: Path
+) -> None:
     figure = Figure(figsize=(14, 7), layout="constrained")
+    figure.suptitle(textwrap.fill(said, 120), x=0.01, ha="left", fontweight="bold", fontsize=14)
     left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))
     draw_curves(left, result, rows, 2 / problem.L)
     draw_rule(right.subplots(), result, rows, 2 / problem.L)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=150)
 
 
 def draw_curves(figure: Any, result: gd.SweepResult, rows: list[Best], limit: float) -> None:
@@ -179,9 +196,14 @@ def draw_curves(figure: Any, result: gd.SweepResult, rows: list[Best], limit: fl
         shares, ax=bottom, xlabel="learning rate", ylabel="diverged", log_x=True, log_y=False, **style
     )
     top.get_legend().remove()
-    top.set(xlabel="", title="What is left of the loss: median and 10–90 % of the orders")
+    top.set(xlabel="")
+    top.set_title("What is left of the loss: median and 10–90 % of the orders", **SUBTITLE)
     for row, line in zip(drawn, list(top.lines), strict=False):
         top.plot(row.lr, row.excess, "*", color=line.get_color(), markeredgecolor="black", markersize=13)
+        below: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "top", "zorder": 6}
+        halo = [Stroke(linewidth=3, foreground="white"), Normal()]
+        name = f"batch {row.batch_size}"
+        top.annotate(name, (row.lr, row.excess), (0, -9), path_effects=halo, **below)
     for ax in (top, bottom):
         ax.axvline(limit, color="0.4", linewidth=1)
     top.annotate("2/L ", (limit, EXCESS_LIMITS[0]), ha="right", va="bottom", color="0.4")
@@ -203,6 +225,8 @@ def draw_rule(ax: Any, result: gd.SweepResult, rows: list[Best], limit: float) -
         log_y=True,
         log_color=True,
     )
+    for crosses in ax.lines:  # that are on dark cells
+        crosses.set(color="white", path_effects=[Stroke(linewidth=1.6, foreground="0.25"), Normal()])
     batches = torch.tensor([row.batch_size for row in rows])
     lr = torch.tensor([row.lr for row in rows])
     reach = [[row.lr - row.low for row in rows], [row.high - row.lr for row in rows]]
@@ -219,8 +243,10 @@ def draw_rule(ax: Any, result: gd.SweepResult, rows: list[Best], limit: float) -
     ax.legend(
         handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False, fontsize="small"
     )
-    ax.set(ylim=LRS, xlabel="batch size", ylabel="learning rate", title="The best learning rate")
-    ax.set_xticks(batches.tolist(), [str(size) for size in batches.tolist()])
+    ax.set(ylim=LRS, xlabel="batch size", ylabel="learning rate")
+    ax.set_title("The best learning rate, on the map of all medians", **SUBTITLE)
+    ticks = [row.batch_size for row in rows if row.batch_size != 194]  # too near 128 for a number
+    ax.set_xticks(ticks, [str(size) for size in ticks])
     ax.set_xticks((), minor=True)
 
 
@@ -240,8 +266,8 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{result}\n{epochs} epochs each")
     result.save(args.out / "runs.csv")
     rows = sum_up(result, len(problem.data[1]), epochs)
-    report(rows, problem.L)
-    draw(result, rows, problem, args.out / "learning_rate_map.png")
+    said = report(rows, problem.L)
+    draw(result, rows, problem, said, args.out / "learning_rate_map.png")
     print(f"Written: runs.csv and learning_rate_map.png in {args.out}")
     return 0
 

@@ -376,3 +376,14 @@ def test_a_good_range_ends_where_the_lines_pass_the_bound_and_never_nears_what_d
 )
 def test_variance_reduction_concludes_from_its_numbers(numbers, said):
     assert re.search(said, load("variance_reduction").conclusion(*numbers, 1e-12))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ((1.03, 9, 10, 181.3), "in proportion to .*batch.1.03.*is good for 9 of 10 .*meets 2/L at .* 181$"),
+        ((0.5, 0, 10, 9.0), "is not in proportion .*batch.0.50.*is good for 0 of 10 .*meets 2/L at .* 9$"),
+    ],
+)
+def test_the_learning_rate_map_concludes_from_its_numbers(numbers, said):
+    assert re.search(said, load("learning_rate_map").conclusion(*numbers))
