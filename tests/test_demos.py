@@ -387,3 +387,18 @@ def test_variance_reduction_concludes_from_its_numbers(numbers, said):
 )
 def test_the_learning_rate_map_concludes_from_its_numbers(numbers, said):
     assert re.search(said, load("learning_rate_map").conclusion(*numbers))
+
+
+@pytest.mark.parametrize(
+    ("learned", "said"),
+    [
+        (
+            0.0202,
+            "finds nearly all .* 98 % of what there is to gain .* ends 1 % above the least expected loss$",
+        ),
+        (0.025, "finds a part .* 50 % of what there is to gain .* ends 25 % above"),
+        (0.033, "finds nothing: 10 % more loss than by the best constant rate$"),
+    ],
+)
+def test_the_learned_schedule_concludes_from_its_numbers(learned, said):
+    assert re.search(said, load("learn_the_schedule").conclusion(0.03, learned, 0.02))
