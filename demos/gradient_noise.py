@@ -2,7 +2,7 @@
 
 Every sample has a gradient of its own, and a mini-batch averages a few. On the regression of the S&P 500's
 monthly return on those of two of its shares, gradients have two entries, so that their cloud can be drawn
-as it is. As descent goes on the mean gradient shrinks and the cloud does not: steps become mostly noise.
+as it is. As descent goes on the mean gradient shrinks far more than the cloud: steps become mostly noise.
 
 - Over all batches the squared error of a mini-batch gradient is tr Σ/B, or less without replacement, by
   (n − B)/(n − 1). That is measured, and is so at every point of the run.
@@ -23,6 +23,7 @@ selection in optimization methods for machine learning", 2012; R. Bollapragada, 
 
 import argparse
 import csv
+import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,7 +154,27 @@ def sweep(problem: gd.problems.Problem, trajectory: gd.Trajectory, fast: bool) -
     ]
 
 
-def report(rows: list[Critical]) -> None:
+def conclusion(mean: float, noise: float, uphill: tuple[float, float], step: int) -> str:
+    """Compare a step with the start: ‖ḡ‖ and √tr Σ as ratios, the shares of batches uphill at both."""
+    ratios = f"to {100 * mean:.2g} %, the noise to {100 * noise:.2g} %"
+    word = "shrinks far more than" if mean < noise / 2 else "does not shrink far more than"
+    first, last = (f"{100 * share:.0f} %" for share in uphill)
+    shares = f"{first} of batches lead uphill at the start, {last} at step {step}"
+    return f"The mean gradient {word} its noise ({ratios}): {shares}"
+
+
+def sweep_conclusion(ratios: list[float]) -> str:
+    """Judge the noise scale on the way to a gap, over the batch size that the sweep finds best for it."""
+    low, high = min(ratios), max(ratios)
+    word = "is" if low > 0.1 and high < 10 else "is not"
+    times = f"{low:.1f} to {high:.1f} times what a sweep finds"
+    return (
+        f"The noise scale on the way to a gap {word} within a factor of ten of the best batch size: {times}"
+    )
+
+
+def report(rows: list[Critical]) -> str:
+    """Print the sweep, and return what it shows."""
     print("\nsteps that the best learning rate takes to a gap, for each batch size; b; noise scale")
     sizes = "".join(f"{size:>7}" for size in BATCH_SIZES)
     print(f"{'gap':>5} {sizes}  {'b':>5}  {'on the way':>10}  {'at the gap':>10}")
@@ -161,8 +182,9 @@ def report(rows: list[Critical]) -> None:
         steps = "".join(f"{step:7.1f}" if step < 1e4 else "      –" for step in row.steps)
         scales = f"{row.noise_scale_before:10.0f}  {row.noise_scale:10.0f}"
         print(f"{row.gap:5} {steps}  {row.batch_size:5.0f}  {scales}")
-    ratios = [row.noise_scale_before / row.batch_size for row in rows]
-    print(f"The noise scale on the way is {min(ratios):.1f} to {max(ratios):.1f} times b.\n")
+    said = sweep_conclusion([row.noise_scale_before / row.batch_size for row in rows])
+    print(f"{said}.\n")
+    return said
 
 
 # The pictures.
@@ -170,8 +192,9 @@ def report(rows: list[Critical]) -> None:
 
 def draw_clouds(problem: gd.problems.Problem, trajectory: gd.Trajectory, path: Path) -> None:
     """Draw every sample's gradient at some steps, and the means of batches among them."""
-    figure = Figure(figsize=(12, 4.4), layout="constrained")
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
     axes = figure.subplots(1, len(LOOKED_AT), sharex=True, sharey=True)
+    uphill = []
     scales = gd.stats.noise_scale(trajectory.spread)
     for ax, t in zip(axes, LOOKED_AT, strict=True):
         g = gradients(problem, trajectory, t)
@@ -184,17 +207,22 @@ def draw_clouds(problem: gd.problems.Problem, trajectory: gd.Trajectory, path: P
         arrow = {"arrowstyle": "-|>", "color": COLORS[1], "lw": 2.5, "shrinkA": 0, "shrinkB": 0}
         ax.annotate("", xy=mean, xytext=(0, 0), arrowprops=arrow, zorder=5)
         ax.plot([], [], "-", color=COLORS[1], linewidth=2, label="their mean, the full gradient")
-        wrong = float((means @ mean < 0).double().mean())
-        ax.set_title(
-            f"step {t}: noise scale {float(scales[t]):.0f}\n{100 * wrong:.0f} % of the batches lead uphill",
-            fontsize="medium",
-        )
+        uphill.append(float((means @ mean < 0).double().mean()))
+        share = f"{100 * uphill[-1]:.0f} % of the batches lead uphill"
+        title = f"step {t}: noise scale {float(scales[t]):.0f}\n{share}"
+        ax.set_title(title, fontsize=10, loc="left", color="0.35")
         ax.set_xlabel(f"∂loss / ∂w of {SHARES[0]}")
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set(ylabel=f"∂loss / ∂w of {SHARES[1]}", xlim=(-1.3, 1.0), ylim=(-1.0, 1.6))
+    axes[0].set(
+        ylabel=f"∂loss / ∂w of {SHARES[1]} (some months lie outside)", xlim=(-1.3, 1.0), ylim=(-1.0, 1.6)
+    )
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle("Gradients along one run of full-batch descent (some months lie outside)")
+    spread, last = trajectory.spread, LOOKED_AT[-1]
+    mean, noise = (float((v[last] / v[0]).sqrt()) for v in (spread.squared_norm, spread.variance))
+    said = conclusion(mean, noise, (uphill[0], uphill[-1]), last)
+    print(f"{said}.")
+    figure.suptitle(textwrap.fill(said, 96), x=0.01, ha="left", fontweight="bold", fontsize=12)
     figure.savefig(path, dpi=150)
 
 
@@ -216,7 +244,7 @@ def draw_errors(problem: gd.problems.Problem, trajectory: gd.Trajectory, draws: 
     ax.plot([], [], "-", color="0.4", linewidth=1, label="tr Σ/B")
     ax.plot([], [], "--", color="0.4", linewidth=1, label="tr Σ/B · (n − B)/(n − 1)")
     ax.set(xscale="log", yscale="log", xlabel="batch size B", ylabel="mean of ‖g_B − ḡ‖²")
-    ax.set_title("Mini-batch noise falls as 1/B")
+    ax.set_title("Mini-batch noise falls as 1/B", loc="left", color="0.35")
 
 
 def draw_suggestions(
@@ -243,7 +271,7 @@ def draw_suggestions(
     ax.plot(gaps, [row.batch_size for row in rows], "ko", label="b of the sweep, to that gap")
     ax.set(xscale="log", yscale="log", xlim=(4, 0.02), ylim=(1, 3000))
     ax.set(xlabel="loss / minimum − 1, falling along the run", ylabel="batch size")
-    ax.set_title("What the noise suggests, and what is best")
+    ax.set_title("What the noise suggests, and what is best", loc="left", color="0.35")
 
 
 def draw_trade_off(rows: list[Critical], ax: Any) -> None:
@@ -262,7 +290,11 @@ def draw_trade_off(rows: list[Critical], ax: Any) -> None:
     ax.plot([], [], "k*", markersize=10, label="batches of b: twice the least of both")
     ax.set(xscale="log", yscale="log", xlim=(0.9, 2000), ylim=(8, 6000))
     ax.set(xlabel="steps, best learning rate", ylabel="samples = batch size · steps")
-    ax.set_title(f"The sweep: batches of {BATCH_SIZES[0]} (right) to {BATCH_SIZES[-1]} (left)")
+    ax.set_title(
+        f"The sweep: batches of {BATCH_SIZES[0]} (right) to {BATCH_SIZES[-1]} (left)",
+        loc="left",
+        color="0.35",
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -286,13 +318,14 @@ def main(argv: list[str] | None = None) -> int:
         gap = spread[1] / problem.minimum - 1
         print(f"{t:5}  {gap:7.4f}  {spread[2]:9.5f}  {spread[3]:7.4f}  {float(scales[t]):8.1f}")
     rows = sweep(problem, trajectory, args.fast)
-    report(rows)
+    said = report(rows)
 
     with (args.out / "batch_sizes.csv").open("w", newline="", encoding="utf-8") as file:
         header = ("gap", *(f"steps at {size}" for size in BATCH_SIZES), *Critical._fields[2:])
         csv.writer(file).writerows([header, *((row.gap, *row.steps, *row[2:]) for row in rows)])
     draw_clouds(problem, trajectory, args.out / "clouds.png")
     figure = Figure(figsize=(15, 6), layout="constrained")
+    figure.suptitle(said, x=0.01, ha="left", fontweight="bold", fontsize=14)
     left, middle, right = figure.subplots(1, 3)
     draw_errors(problem, trajectory, 300 if args.fast else 10_000, left)
     draw_suggestions(problem, trajectory, rows, middle)

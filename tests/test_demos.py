@@ -402,3 +402,24 @@ def test_the_learning_rate_map_concludes_from_its_numbers(numbers, said):
 )
 def test_the_learned_schedule_concludes_from_its_numbers(learned, said):
     assert re.search(said, load("learn_the_schedule").conclusion(0.03, learned, 0.02))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ((0.05, 0.9, (0.01, 0.17), 20), "shrinks far .*to 5 %, .* 90 %.: 1 % .* start, 17 % at step 20$"),
+        ((0.5, 0.6, (0.2, 0.1), 8), "does not shrink far more than .*: 20 % .* start, 10 % at step 8$"),
+    ],
+)
+def test_the_clouds_conclude_from_their_numbers(numbers, said):
+    assert re.search(said, load("gradient_noise").conclusion(*numbers))
+
+
+def test_the_noise_scale_is_judged_by_the_sweep():
+    conclude = load("gradient_noise").sweep_conclusion
+    assert "a gap is within a factor of ten of the best batch size: 0.4 to 1.1 times" in conclude(
+        [1.1, 0.4, 0.7]
+    )
+    assert "is not within a factor of ten of the best batch size: 0.4 to 30.0 times" in conclude(
+        [0.4, 30.0]
+    )
