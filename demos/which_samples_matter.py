@@ -21,6 +21,7 @@ early on). The digits are scikit-learn's; without it that part is left out. The 
 
 import argparse
 import csv
+import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +39,34 @@ EARLY = 10  # the epoch of the early rankings
 TRACED = 10  # epochs between two points of the path
 MONTHS, RECENT = 389, 120
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "0.5")
+
+
+# Each conclusion is printed, and is the title of a picture.
+
+
+def conclusion(looked_at: int, loss: float, influence: float) -> str:
+    """Compare the shares of the wrong labels that loss and self-influence find at the end."""
+    if influence > loss + 0.05:
+        opening = "At the end the loss forgets wrong labels, and self-influence does not"
+    elif influence < loss - 0.05:
+        opening = "At the end the loss finds more wrong labels than self-influence"
+    else:
+        opening = "At the end self-influence finds as many wrong labels as the loss"
+    return f"{opening}: {100 * loss:.0f} and {100 * influence:.0f} % are among the first {looked_at}"
+
+
+def suspects_conclusion(planted: int, shown: int, of: int) -> str:
+    count = "All" if planted == shown else f"{planted} of"
+    return f"{count} {shown} most suspect of {of:,} labels are planted errors (in orange)"
+
+
+def influence_conclusion(planted: int, shown: int) -> str:
+    return f"{planted} of the {shown} samples that harmed the three worst test digits most are mislabelled"
+
+
+def months_conclusion(month: str, share: float, half: int, of: int) -> str:
+    rest = f"and {half} months of {of} half of it"
+    return f"One month, {month}, did {100 * share:.0f} % of the fitting, Σ lr‖g‖², {rest}"
 
 
 # Digits.
@@ -138,9 +167,16 @@ def show(ax: Any, image: Tensor, title: str, color: str = "black") -> None:
     ax.set(xticks=[], yticks=[])
 
 
-def draw_found(scores: Scores, wrong: Tensor, file: Path) -> None:
+def head(figure: Figure, said: str, width: int = 110) -> None:
+    """Print a conclusion, and make it the title."""
+    print(f"{said}.")
+    figure.suptitle(textwrap.fill(said, width), x=0.01, ha="left", fontweight="bold", fontsize=12)
+
+
+def draw_found(scores: Scores, wrong: Tensor, said: str, file: Path) -> None:
     """Draw the wrong labels found: over the labels looked at, and over the epochs."""
-    figure = Figure(figsize=(12, 5), layout="constrained")
+    figure = Figure(figsize=(12, 5.3), layout="constrained")
+    head(figure, said)
     left, right = figure.subplots(1, 2)
     planted = int(wrong.sum())
     looked_at = 100 * torch.arange(len(wrong) + 1) / len(wrong)
@@ -154,31 +190,35 @@ def draw_found(scores: Scores, wrong: Tensor, file: Path) -> None:
     left.plot([0, share, 100], [0, 100, 100], ":", color="black", linewidth=1, label="the best possible")
     left.plot([0, 100], [0, 100], "-.", color="black", linewidth=1, label="at random")
     left.set(xlim=(0, 25), xlabel="labels looked at, % of all, most suspect first")
-    left.set_title(f"Finding {planted} wrong labels among {len(wrong)} digits")
+    subtitle: dict[str, Any] = {"loc": "left", "fontsize": 10, "color": "0.35"}
+    left.set_title(f"finding {planted} wrong labels among {len(wrong):,} digits", **subtitle)
     right.axhline(share, color="black", linestyle="-.", linewidth=1, label="at random")
     right.set(xlabel="epoch")
-    right.set_title(f"Found among the first {planted}, as training goes on")
+    right.set_title(f"found among the first {planted}, as training goes on", **subtitle)
     for ax in (left, right):
         ax.set(ylim=(0, 102), ylabel="wrong labels found, % of them")
-        ax.legend(loc="lower right", fontsize="small", framealpha=1)
+        # Above the line of a ranking at random.
+        ax.legend(loc="lower right", bbox_to_anchor=(1, 0.25), fontsize="small", framealpha=1)
         ax.grid(color="0.9", linewidth=0.6)
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=150)
 
 
-def draw_suspects(task: Task, scores: Tensor, name: str, file: Path) -> None:
+def draw_suspects(task: Task, scores: Tensor, file: Path) -> None:
     """Draw the first two dozen of a ranking, with the labels given, and the right ones if others."""
     figure = Figure(figsize=(9, 4.6), layout="constrained")
-    for ax, i in zip(figure.subplots(3, 8).flat, gd.stats.ranks(scores).argsort().tolist(), strict=False):
+    first = gd.stats.ranks(scores).argsort()[:24]
+    head(figure, suspects_conclusion(int(task.wrong[first].sum()), len(first), len(scores)), 84)
+    for ax, i in zip(figure.subplots(3, 8).flat, first.tolist(), strict=True):
         planted, given = bool(task.wrong[i]), int(task.data[1][i])
         title = f'"{given}", is {int(task.truth[i])}' if planted else f'"{given}"'
         show(ax, task.data[0][i], title, COLORS[1] if planted else "black")
-    figure.suptitle(f"Most suspect by {name}: labels as given, planted errors in orange")
+    figure.supxlabel("the first by self-influence, with the labels given", fontsize=9, color="0.35")
     figure.savefig(file, dpi=150)
 
 
-def draw_influence(task: Task, run: Run, file: Path) -> int:
+def draw_influence(task: Task, run: Run, file: Path) -> None:
     """Draw those test digits that the network gets most wrong, with who helped and who harmed them."""
     losses = gd.reduce_per_sample(loss_fn, gd.reducers.norms())(run.final, task.test)[1]
     worst = gd.stats.ranks(losses).argsort()[:3].tolist()
@@ -196,9 +236,10 @@ def draw_influence(task: Task, run: Run, file: Path) -> int:
                 ax, task.data[0][j], f'{sign}  "{int(task.data[1][j])}"', COLORS[1] if planted else "black"
             )
         harmful += sum(bool(task.wrong[j]) for j in order[-4:])
-    figure.suptitle("Test digits, the samples that helped (+) or harmed (−) each most; planted in orange")
+    head(figure, influence_conclusion(harmful, 12), 84)
+    note = "test digits, the samples that helped (+) or harmed (−) each most; planted errors in orange"
+    figure.supxlabel(note, fontsize=9, color="0.35")
     figure.savefig(file, dpi=150)
-    return harmful
 
 
 def digits(out: Path, fast: bool) -> Scores:
@@ -216,10 +257,12 @@ def digits(out: Path, fast: bool) -> Scores:
     print(f"\n  of the wrong labels are among the first {planted}: at the start, epoch {EARLY}, the end")
     for name, share in zip(NAMES, shares, strict=True):
         print(f"    {name:27} " + "".join(f"{100 * share[t]:6.0f} %" for t in (0, EARLY // TRACED, -1)))
-    draw_found(scores, task.wrong, out / "found.png")
-    draw_suspects(task, scores.self_influence[-1], "self-influence", out / "suspects.png")
-    harmful = draw_influence(task, run, out / "influence.png")
-    print(f"\n  {harmful} of the 12 samples that harmed the three worst test digits most are mislabelled\n")
+    print()
+    said = conclusion(planted, shares.loss[-1], shares.self_influence[-1])
+    draw_found(scores, task.wrong, said, out / "found.png")
+    draw_suspects(task, scores.self_influence[-1], out / "suspects.png")
+    draw_influence(task, run, out / "influence.png")
+    print()
     return shares
 
 
@@ -241,14 +284,14 @@ def months(out: Path, fast: bool) -> list[tuple[str, float, float]]:
     for i in order[:8]:
         print(f"  {dates[i]:8} {100 * float(norms[i] / norms.sum()):20.1f} % {-float(effect[i]):+42.2e}")
     half = int((norms.sort(descending=True).values.cumsum(dim=0) < norms.sum() / 2).sum()) + 1
-    print(f"  half of Σ lr‖g‖² is of {half} months\n")
 
     figure = Figure(figsize=(11, 6), layout="constrained")
+    head(figure, months_conclusion(dates[order[0]], float(norms[order[0]] / norms.sum()), half, MONTHS))
     top, bottom = figure.subplots(2, 1, sharex=True)
     years = 1990 + (torch.arange(MONTHS) + 1) / 12
     top.vlines(years, 0, 100 * norms / norms.sum(), color=COLORS[0], linewidth=1.5)
     top.set(ylabel="share of Σ lr‖gᵢ‖², %", ylim=(0, None), xlim=(1990, 2022.6))
-    top.set_title("Which months drove the regression of the S&P 500 on five shares")
+    top.set_title("the S&P 500 regressed on five shares", loc="left", fontsize=10, color="0.35")
     for helped, color, name in ((True, COLORS[2], "helped"), (False, COLORS[1], "harmed")):
         chosen = (effect > 0) == helped
         bottom.vlines(years[chosen], 0, effect[chosen], color=color, linewidth=1.5, label=name)

@@ -423,3 +423,16 @@ def test_the_noise_scale_is_judged_by_the_sweep():
     assert "is not within a factor of ten of the best batch size: 0.4 to 30.0 times" in conclude(
         [0.4, 30.0]
     )
+
+
+def test_the_pictures_of_samples_conclude_from_their_numbers():
+    demo = load("which_samples_matter")
+    assert re.search("forgets .* does not: 68 and 92 % .* first 60$", demo.conclusion(60, 0.68, 0.92))
+    assert "the loss finds more" in demo.conclusion(60, 0.92, 0.68)
+    assert "as many wrong labels as the loss: 90 and 92 %" in demo.conclusion(60, 0.9, 0.92)
+    assert demo.suspects_conclusion(24, 24, 1200).startswith("All 24 most suspect of 1,200 labels")
+    assert demo.suspects_conclusion(3, 24, 1200).startswith("3 of 24 most suspect")
+    assert demo.influence_conclusion(0, 12).startswith("0 of the 12 samples")
+    assert re.search(
+        "1987-10, did 9 % .* 40 months of 389", demo.months_conclusion("1987-10", 0.09, 40, 389)
+    )
