@@ -21,6 +21,7 @@ H. McMahan, S. Ramaswamy, "Differentially private learning with adaptive clippin
 
 import argparse
 import csv
+import textwrap
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +38,7 @@ RATE = 0.1
 STEPS = 200
 NOISES = (0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
 MAX_NORMS = (0.1, 1.0, 3.0, 10.0)
+JUDGED = 2.0  # the noise at which the norms are compared
 LRS = (
     0.03,
     0.1,
@@ -161,6 +163,24 @@ def compare(task: Task, plan: gd.privacy.PoissonPlan, seeds: int) -> list[Curve]
     return curves
 
 
+def conclusion(noise: float, costs: dict[float, float], following: float) -> str:
+    """Compare what clipping norms cost at a noise, and the norm that follows the median, in accuracy."""
+    worst, best = max(costs, key=costs.__getitem__), min(costs, key=costs.__getitem__)
+    word = "largest" if worst == max(costs) else "smallest" if worst == min(costs) else "middling"
+    place = "less than any" if following < costs[best] else "not less than the best"
+    return (
+        f"The {word} clipping norm, {worst:g}, costs most at noise {noise:g}: "
+        f"{100 * costs[worst]:.1f} points of accuracy, but {best:g} costs {100 * costs[best]:.1f}; "
+        f"following the median costs {100 * following:.1f}, {place}"
+    )
+
+
+def costs_at(noise: float, curves: list[Curve], best: float) -> tuple[dict[float, float], float]:
+    """What each clipping norm costs at a noise, and what the one that follows the median does."""
+    *fixed, following = (best - float(curve.accuracies[NOISES.index(noise)].mean()) for curve in curves)
+    return dict(zip(MAX_NORMS, fixed, strict=True)), following
+
+
 def report(curves: list[Curve], epsilon: list[float] | None) -> None:
     print(f"\n{'noise':>5} {'ε at δ = 1e-5':>14}  test accuracy, % (learning rate)")
     print(" " * 22 + "".join(f"{curve.name:>22}" for curve in curves))
@@ -170,9 +190,13 @@ def report(curves: list[Curve], epsilon: list[float] | None) -> None:
         print(f"{noise:5} {spent}  " + "".join(f"{cell:>22}" for cell in cells))
 
 
-def draw(task: Task, curves: list[Curve], epsilon: list[float] | None, best: float, file: Path) -> None:
+def draw(
+    task: Task, curves: list[Curve], epsilon: list[float] | None, best: float, said: str, file: Path
+) -> None:
     """Draw accuracy over noise, and over ε where that is known."""
-    figure = Figure(figsize=(12 if epsilon else 7, 5), layout="constrained")
+    figure = Figure(figsize=(12 if epsilon else 7.2, 5.6), layout="constrained")
+    wrapped = textwrap.fill(said, 140 if epsilon else 82)
+    figure.suptitle(wrapped, x=0.01, ha="left", fontweight="bold", fontsize=10)
     columns = {"noise multiplier σ": torch.tensor(NOISES)}
     if epsilon:
         columns["ε at δ = 10⁻⁵"] = torch.tensor(epsilon)
@@ -191,16 +215,17 @@ def draw(task: Task, curves: list[Curve], epsilon: list[float] | None, best: flo
         )
     for ax in axes:
         ax.axhline(100 * best, color="black", linestyle="--", linewidth=1)
-        place = {"xycoords": ("axes fraction", "data"), "va": "bottom"}
-        ax.annotate("neither clipped nor noisy", (0.02, 100 * best), **place)
+        place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "top"}
+        ax.annotate("neither clipped nor noisy", (0.98, 100 * best - 0.5), **place)
     axes[0].set_xticks(NOISES, [f"{noise:g}" for noise in NOISES])
     axes[0].set_xticks((), minor=True)
-    axes[0].set_title(f"DP-SGD on {len(task.train[1])} {task.name}: {STEPS} steps at rate {RATE}")
+    subtitle: dict[str, Any] = {"loc": "left", "fontsize": 9, "color": "0.35"}
+    axes[0].set_title(f"DP-SGD on {len(task.train[1]):,} {task.name}, batches at rate {RATE}", **subtitle)
     if epsilon:
         ticks = (0.5, 1, 2, 5, 10, 20, 50)
         axes[1].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes[1].set_xticks((), minor=True)
-        axes[1].set_title("The same, by what an adversary may learn")
+        axes[1].set_title("the same, by what an adversary may learn", **subtitle)
     figure.savefig(file, dpi=150)
 
 
@@ -243,7 +268,9 @@ def main(argv: list[str] | None = None) -> int:
             for i, noise in enumerate(NOISES)
         ]
         csv.writer(file).writerows([header, *rows])
-    draw(task, curves, epsilon, best, args.out / "accuracy.png")
+    said = conclusion(JUDGED, *costs_at(JUDGED, curves, best))
+    print(f"{said}.")
+    draw(task, curves, epsilon, best, said, args.out / "accuracy.png")
     print(f"Written: accuracy.csv and accuracy.png in {args.out}")
     return 0
 

@@ -436,3 +436,14 @@ def test_the_pictures_of_samples_conclude_from_their_numbers():
     assert re.search(
         "1987-10, did 9 % .* 40 months of 389", demo.months_conclusion("1987-10", 0.09, 40, 389)
     )
+
+
+@pytest.mark.parametrize(
+    ("large", "following", "said"),
+    [
+        (0.3, 0.06, "largest clipping norm, 10, .* noise 2: 30.0 .* 0.1 costs 5.0; .* 6.0, not less than"),
+        (0.01, 0.002, "smallest clipping norm, 0.1, .* 5.0 .* 10 costs 1.0; .* costs 0.2, less than any$"),
+    ],
+)
+def test_private_descent_concludes_from_its_numbers(large, following, said):
+    assert re.search(said, load("private_descent").conclusion(2.0, {0.1: 0.05, 10.0: large}, following))
