@@ -339,7 +339,7 @@ def check_loss_fn(loss_fn: Any) -> None:
         remedy = "fix its state: lambda params, batch: loss_fn(params, batch, buffers, key)[0]"
         raise TypeError(f"loss_fn is made by gd.stateful, which only makers of steps take; {remedy}")
     remedy += "; mark a loss (params, batch, buffers, key) with gd.stateful"
-    if isinstance(loss_fn, torch.nn.Module | tuple):
+    if isinstance(loss_fn, torch.nn.Module) or hasattr(loss_fn, "buffers"):
         remedy = "the loss of a module is gd.modules.functional(module).loss(gd.losses.cross_entropy)"
     check_function("loss_fn", loss_fn, ("params", "batch"), kind, remedy)
 

@@ -283,7 +283,7 @@ SWAPS = {
     ),
     "a module for a loss": (
         lambda: gd.batch_grad(nn.Flatten()),
-        r"loss_fn takes \(input\), not \(params, batch\)" + NOT_A_LOSS,
+        r"loss_fn takes \(input\), not \(params, batch\); the loss of a module is gd.modules.functional",
     ),
     "a loss of swapped arguments": (
         lambda: gd.make_step(swapped_loss),

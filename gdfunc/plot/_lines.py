@@ -192,9 +192,8 @@ def draw_strips(ax: Axes, curves: list[Curve], colors: list[Any], over: str | No
 def _write(ax: Axes, note: str, strips: list[Strip], row: int, height: float) -> None:
     """Write a note to the left of its strips, or upon them if there is no room."""
     figure: Any = ax.get_figure()
-    start = ax.transAxes.inverted().transform(ax.transData.transform((strips[0].start, ax.get_ylim()[0])))[
-        0
-    ]
+    corner = ax.transData.transform((strips[0].start, ax.get_ylim()[0]))
+    start = np.clip(ax.transAxes.inverted().transform(corner)[0], 0, 1)  # of a strip out of view too
     needed = 0.5 * _font_size() * len(note) * figure.dpi / 72 / ax.bbox.width  # of small letters
     end = start - 0.01 if start > needed + 0.01 else 0.995
     text = ax.text(end, 1 - (row - 0.425) * height, note, transform=ax.transAxes)
