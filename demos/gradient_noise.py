@@ -111,7 +111,7 @@ def steps_to(target: float, gaps: Tensor) -> float:
 
 
 class Critical(NamedTuple):
-    """What the sweep says about one target."""
+    """The answer of the sweep about one target."""
 
     gap: float
     steps: list[float]  # for each batch size

@@ -43,7 +43,7 @@ SUBTITLE: dict[str, Any] = {"loc": "left", "fontsize": 11, "color": "0.35"}
 
 
 class Outcome(NamedTuple):
-    """What is left of a run."""
+    """The end of a run."""
 
     excess: Tensor  # loss / minimum − 1 over all of the data, after the last step
     diverged: Tensor  # whether that is above the start, or not finite

@@ -65,7 +65,7 @@ def make_model(params: Params) -> nn.Linear:
 
 
 class Run(NamedTuple):
-    """What a loop leaves: the loss of every batch [T], and the weights along the way, [T + 1, …] each."""
+    """The results of a loop: the loss of every batch [T], and the weights on the way, [T + 1, …] each."""
 
     losses: Tensor
     path: Params

@@ -29,7 +29,7 @@ import gdfunc as gd
 
 
 class Method(NamedTuple):
-    """What is raced, and the lr that `torch.optim` gives to who does not choose one."""
+    """An optimizer in the race, and the default lr of `torch.optim`."""
 
     transform: gd.GradientTransformation
     torch_lr: float | None = None

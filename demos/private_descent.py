@@ -1,4 +1,4 @@
-"""What privacy costs: accuracy against noise at several clipping norms, and the ε of an accountant.
+"""The cost of privacy: accuracy against noise at several clipping norms, and the ε of an accountant.
 
 Softmax regression on digits by DP-SGD: batches by Poisson sampling, every sample's gradient clipped,
 Gaussian noise on the sum. One vmap runs every noise, learning rate and seed. Two findings to look for:
@@ -176,7 +176,7 @@ def conclusion(noise: float, costs: dict[float, float], following: float) -> str
 
 
 def costs_at(noise: float, curves: list[Curve], best: float) -> tuple[dict[float, float], float]:
-    """What each clipping norm costs at a noise, and what the one that follows the median does."""
+    """Compute the cost of each clipping norm at a noise, and of the one that follows the median."""
     *fixed, following = (best - float(curve.accuracies[NOISES.index(noise)].mean()) for curve in curves)
     return dict(zip(MAX_NORMS, fixed, strict=True)), following
 

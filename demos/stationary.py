@@ -1,4 +1,4 @@
-"""Where constant-step mini-batch descent comes to rest: a covariance, measured over millions of steps.
+"""The place where constant-step descent comes to rest: a covariance, measured over millions of steps.
 
 With a constant learning rate η the iterates do not converge: they go on to wander about the optimum θ*. For
 least squares, and batches of B samples drawn with replacement, how far is exact algebra. With the design

@@ -56,7 +56,7 @@ class Method(NamedTuple):
         return 1 + 2 * self.pass_length
 
     def costs(self, records: int) -> Tensor:
-        """What was spent before each record, and at the end."""
+        """Gradients computed before each record, and at the end."""
         return self.table + self.price * torch.arange(records + 1)
 
 
@@ -141,7 +141,7 @@ def median(runs: Tensor) -> Tensor:
 
 
 def spent(gaps: Tensor, costs: Tensor, goal: float) -> float:
-    """What was spent when a median gap [records + 1] was first below a goal."""
+    """Count the gradients until a median gap [records + 1] was first below a goal."""
     below = gaps < goal
     return costs[below.int().argmax()].item() if below.any() else float("inf")
 

@@ -132,7 +132,7 @@ def learn(data: tuple[Tensor, Tensor], epochs: int) -> Run:
 
 
 class Scores(NamedTuple):
-    """What the rankings make of every training sample, [points + 1, n]: large is suspect."""
+    """The scores of every training sample, [points + 1, n]: large is suspect."""
 
     loss: Tensor
     norm: Tensor

@@ -1,4 +1,4 @@
-"""What a run evaluates on its way: when, how often, what comes out, and what goes through it."""
+"""Evaluations of a run on its way: when, how often, what comes out, and what goes through it."""
 
 import functools
 import pickle

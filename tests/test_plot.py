@@ -1,4 +1,4 @@
-"""What all plots promise: axes in and out, inputs left alone, nothing global touched."""
+"""Promises of all plots: axes in and out, inputs left alone, nothing global touched."""
 
 import subprocess
 import sys

@@ -137,7 +137,7 @@ def test_the_view_shows_starts_minimizers_and_all_that_is_no_higher(seed, steps,
 
 
 def said(points, box):
-    """What the legend has to say of a path, point by point."""
+    """The notes of the legend on a path, point by point."""
     finite = [all(np.isfinite(point)) for point in points]
     seen = [
         ok and all(low <= v <= high for v, (low, high) in zip(point, box, strict=True))

@@ -14,7 +14,7 @@ from ._style import foreground
 
 
 class _Rate(Protocol):
-    """What `gdfunc.testing.measure_rate` returns."""
+    """The result of `gdfunc.testing.measure_rate`."""
 
     kind: str
     rate: float

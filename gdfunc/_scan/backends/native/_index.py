@@ -1,4 +1,4 @@
-"""Where an element lies: integers that are linear in loop counters, and what views do to them."""
+"""The place of an element: integers that are linear in loop counters, and what views do to them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
