@@ -1,7 +1,7 @@
 """Ten times fewer updates on batches of ten: a tutorial's claim that it never verified, put to the test.
 
 Source: "小批量随机梯度下降法和梯度下降法的再理解" (mini-batch stochastic gradient descent, and gradient
-descent understood anew; day 4 of a series on deep learning), CSDN blog, 2020, whose run and drawing are
+descent understood again; day 4 of a series on deep learning), CSDN blog, 2020, whose run and drawing are
 those of `minibatch_1d.py`. It fits y = w·x under the loss ½ (w·x − y)², and says: "10,000 updates on
 batches of ten need be no less accurate than 100,000 updates on single samples". Here both are made, with
 noise on y and with many seeds, against samples seen and against time, beside what theory expects.

@@ -1,7 +1,7 @@
 """Mini-batches on one weight: a tutorial's drawing made true, its run, and its claim put to the test.
 
 Source: "小批量随机梯度下降法和梯度下降法的再理解" (mini-batch stochastic gradient descent, and gradient
-descent understood anew; day 4 of a series on deep learning), CSDN blog, 2020. It fits y = w·x to 500
+descent understood again; day 4 of a series on deep learning), CSDN blog, 2020. It fits y = w·x to 500
 rows, ten rows an update, under the loss ½ (w·x − y)², and prints w after every update until it is
 5.0000. It numbers the updates by their first row (1, 11, 21, …) and says that this is wrong; here they
 are counted: 1, 2, …, 50. Its data are not given. Those here have the same true w = 5, no noise (which

@@ -39,8 +39,8 @@ from ._sampling import full_batch as full_batch
 from ._sampling import sample_batches as sample_batches
 from ._sampling import take as take
 from ._scan import scan as scan
-from ._stateful import StatefulState as StatefulState
 from ._stateful import stateful as stateful
+from ._step import StatefulState as StatefulState
 from ._step import Step as Step
 from ._step import TrainState as TrainState
 from ._step import apply_updates as apply_updates

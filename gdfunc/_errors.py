@@ -6,6 +6,7 @@ import math
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from functools import wraps
@@ -266,6 +267,19 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 def is_ours(filename: str) -> bool:
     """Tell whether a file belongs to this library or to torch."""
     return filename.startswith(tuple(f"{Path(file).parent}{os.sep}" for file in (__file__, torch.__file__)))
+
+
+def users_frame(frame: FrameType | None) -> FrameType | None:
+    """Return the first frame outside of this library and torch, from a frame on to its callers."""
+    while frame and is_ours(frame.f_code.co_filename):
+        frame = frame.f_back
+    return frame
+
+
+def users_frame_of(error: BaseException) -> FrameType | None:
+    """Return the last frame outside of this library and torch that an error went through."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return next((frame for frame in reversed(frames) if not is_ours(frame.f_code.co_filename)), None)
 
 
 def line_of(frame: FrameType) -> str:

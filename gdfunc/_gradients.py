@@ -70,21 +70,21 @@ def unchecked_grad(loss_fn: LossFn) -> GradFn:
     check_loss_fn(loss_fn)
     evaluate = evaluated(loss_fn)
 
-    def by_func(params: Tree, batch: Tree) -> Any:
-        return grad_and_value(evaluate, has_aux=True)(params, batch)
+    def by_func(params: Tree, batch: Tree) -> tuple[Tree, Any]:
+        return _simplified(*apart(grad_and_value(evaluate, has_aux=True), params=params, batch=batch))
 
     def gradients(params: Tree, batch: Tree) -> tuple[Tree, Any]:
         leaves, structure = _tree.flatten(params)
         rows, shape = _tree.flatten(batch)
         given = [*leaves, *rows]
         if not serves(given):
-            return _simplified(*apart(by_func, params=params, batch=batch))
+            return by_func(params, batch)
         lent_inputs = copies(given)
         inputs, lent_batch = lent_inputs[: len(leaves)], _tree.unflatten(shape, lent_inputs[len(leaves) :])
         found = gradient(lambda inputs: evaluate(_tree.unflatten(structure, inputs), lent_batch), inputs)
         if found is None:
             with differentiable_attention():
-                return _simplified(*apart(by_func, params=params, batch=batch))
+                return by_func(params, batch)
         if True in (writes := written(lent_inputs, given)):
             _refuse_writes(writes, params=params, batch=batch)
         loss, buffers, grads = found

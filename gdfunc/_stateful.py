@@ -91,31 +91,6 @@ def stateful(loss_fn: Callable[[Tree, Tree, Tree, Tensor | None], tuple[Tensor, 
     return Stateful(loss_fn)
 
 
-class StatefulState(NamedTuple):
-    """The carry of a step whose loss has state.
-
-    Attributes:
-        carry: that of the step without state: the parameters, a `TrainState`, …
-        buffers: what the loss carries along.
-        key: int64 [2], of the next step; `()` for a run without a key.
-
-    Example:
-        >>> step = gd.make_step(gd.stateful(lambda w, batch, buffers, key: (w**2, buffers + w)))
-        >>> state, loss = step(step.init(torch.tensor(1.0), torch.tensor(0.0)), None, 0.25)
-        >>> state
-        StatefulState(carry=tensor(0.5000), buffers=tensor(1.), key=())
-    """
-
-    carry: Any
-    buffers: Tree
-    key: Any  # not None, which torch.func.vmap does not return
-
-    @property
-    def params(self) -> Tree:
-        """Return the parameters in the carry."""
-        return getattr(self.carry, "params", self.carry)
-
-
 class Keyed(NamedTuple):
     """A batch in which every sample has a key of its own."""
 

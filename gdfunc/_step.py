@@ -20,7 +20,7 @@ from ._gradients import LossFn, check_loss_fn, unchecked_grad
 from ._inputs import check_inputs, check_params
 from ._numerics import Scalar, widest
 from ._shown import Call, shown
-from ._stateful import Bound, Evaluated, Stateful, StatefulState, checked_state, keyed, loss_of
+from ._stateful import Bound, Evaluated, Stateful, checked_state, keyed, loss_of
 from ._transforms._base import GradientTransformation, check_transform
 from ._tree import Tree
 
@@ -148,6 +148,31 @@ class TrainState(NamedTuple):
 
     params: Tree
     opt_state: Any
+
+
+class StatefulState(NamedTuple):
+    """The carry of a step whose loss has state.
+
+    Attributes:
+        carry: that of the step without state: the parameters, a `TrainState`, …
+        buffers: what the loss carries along.
+        key: int64 [2], of the next step; `()` for a run without a key.
+
+    Example:
+        >>> step = gd.make_step(gd.stateful(lambda w, batch, buffers, key: (w**2, buffers + w)))
+        >>> state, loss = step(step.init(torch.tensor(1.0), torch.tensor(0.0)), None, 0.25)
+        >>> state
+        StatefulState(carry=tensor(0.5000), buffers=tensor(1.), key=())
+    """
+
+    carry: Any
+    buffers: Tree
+    key: Any  # not None, which torch.func.vmap does not return
+
+    @property
+    def params(self) -> Tree:
+        """Return the parameters in the carry."""
+        return params_of(self.carry)
 
 
 @step_maker

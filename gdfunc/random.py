@@ -21,7 +21,6 @@ References:
 
 import math
 from collections.abc import Sequence
-from itertools import zip_longest
 from numbers import Real
 from typing import Any
 
@@ -101,11 +100,13 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
     _check_keys(key)
     if isinstance(data, Tensor):
         low = data.to(torch.int64)
-        if not _broadcast(key.shape[:-1], low.shape):
+        try:
+            torch.broadcast_shapes(key.shape[:-1], low.shape)
+        except RuntimeError:
             raise ValueError(
                 f"keys {list(key.shape)} and data {list(low.shape)} do not broadcast: the keys have shape "
                 f"{list(key.shape[:-1])} without the last axis; add axes to them, as in keys[:, None]"
-            )
+            ) from None
     else:
         low = torch.full((), check_int("data", data, 0, _WORD), dtype=torch.int64, device=key.device)
     return torch.stack([_unsigned(word) for word in _threefry(key, torch.zeros_like(low), low)], dim=-1)
@@ -291,7 +292,12 @@ def dropout(key: Tensor, x: Tensor, p: float) -> Tensor:
         )
     if p == 1:
         return x.masked_fill(torch.ones((), dtype=torch.bool, device=x.device), 0)  # with a slope of 0
-    return (x * (1 / (1 - p))).masked_fill(~_keep(key, x.shape[len(rows) :], float(p)), 0)
+    return _dropped(x, _keep(key, x.shape[len(rows) :], float(p)), p)
+
+
+def _dropped(x: Tensor, keep: Tensor, p: float) -> Tensor:
+    """Scale up the entries that a mask keeps, and set the others to zero."""
+    return (x * (1 / (1 - p))).masked_fill(~keep, 0)
 
 
 def _keep(key: Tensor, shape: Sequence[int], p: float) -> Tensor:
@@ -337,11 +343,6 @@ def _check_key(key: Tensor) -> None:
 
 def _form(key: Any) -> str:
     return f"shape {tuple(key.shape)} and dtype {key.dtype}" if isinstance(key, Tensor) else repr(key)
-
-
-def _broadcast(*shapes: Sequence[int]) -> bool:
-    """Tell whether shapes broadcast."""
-    return all(len({*sizes} - {1}) <= 1 for sizes in zip_longest(*map(reversed, shapes), fillvalue=1))
 
 
 def _sizes(shape: Sequence[int]) -> tuple[int, ...]:

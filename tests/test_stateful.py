@@ -9,7 +9,6 @@ from torch.func import vmap
 
 import gdfunc as gd
 from gdfunc import _tree
-from gdfunc._stateful import StatefulState
 
 from .assertions import assert_agrees, assert_pure, assert_same_bits
 from .references import COMPILED, few, linear_data, linear_loss, normal, relative_error
@@ -30,7 +29,7 @@ def make(name, loss_fn, data=None):
 
 def state_of(carry):
     """Find the state in the carries of steps that wrap the step of the loss."""
-    return carry if isinstance(carry, StatefulState) else state_of(carry.carry)
+    return carry if isinstance(carry, gd.StatefulState) else state_of(carry.carry)
 
 
 @gd.stateful

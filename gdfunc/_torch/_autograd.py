@@ -118,7 +118,7 @@ def is_readable(leaf: Tensor) -> bool:
 def written(copies: Sequence[Tensor], originals: Sequence[Tensor]) -> list[bool]:
     """Tell which lent copies were written to, also by way of `.data`, which counts no version."""
     return [
-        bool(copy._version) or not (_C._is_cow_tensor(copy) or same_bytes(copy, original))
+        bool(copy._version) or not is_unwritten(copy, original)
         for copy, original in zip(copies, originals, strict=True)
     ]
 

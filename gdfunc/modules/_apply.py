@@ -2,7 +2,6 @@
 
 import copy
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from types import FrameType
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .. import _tree
-from .._errors import is_ours, line_of
+from .._errors import line_of, users_frame, users_frame_of
 from .._torch._autograd import is_unwritten
 from .._torch._draws import differ, draws, generator_states, has_torchs_code_alone, put_back
 from .._torch._modes import TorchDispatchMode, is_tracing, lent, versions
@@ -54,6 +53,7 @@ class Skeleton(NamedTuple):
         stacked_rnn: a recurrent network with dropout between its layers.
         script: a ScriptModule in training mode.
         batch_norm: batch normalisation in training mode.
+        statistics: a layer in training mode that changes running statistics.
         recurrent: a recurrent network.
         counters: by the name of a running statistic, the name of the buffer that is written along with it.
     """
@@ -65,6 +65,7 @@ class Skeleton(NamedTuple):
     stacked_rnn: str
     script: str
     batch_norm: str
+    statistics: str
     recurrent: str
     counters: dict[str, str]
 
@@ -92,8 +93,9 @@ def make_apply(module: nn.Module, defaults: Params) -> Callable[..., Any]:
     ) -> Any:
         skeleton, owned = (trained if training else evaluated), (defaults if buffers is None else buffers)
         check_dicts(params, owned)
-        if buffers is None and not training:
-            check_statistics(trained.module, "apply(params, x, buffers=state.buffers, training=False)")
+        if buffers is None and not training and trained.statistics:
+            remedy = "apply(params, x, buffers=state.buffers, training=False)"
+            raise ValueError(of_statistics(trained.statistics, remedy))
         check_names(params | owned, tensors)
         _check_shapes(params, tensors)
         _check_layers(skeleton, key, (args, kwargs))
@@ -148,14 +150,16 @@ def check_dicts(params: Any, buffers: Any) -> None:
             raise TypeError(f"{name} is {type(given).__name__}, not a dict of tensors; {inside}")
 
 
-def check_statistics(module: nn.Module, call: str) -> None:
-    """Refuse to take the running statistics of a module that were there before the training."""
-    for name, child in module.named_modules():
-        if isinstance(child, _NORMS) and child.training and child.track_running_stats:
-            raise ValueError(
-                f"{_described(child, name)} has running statistics, which training changes in the carry, "
-                f"not in the module; pass them, as in {call}, or model.buffers for those of before"
-            )
+def statistics_of(module: nn.Module) -> str:
+    """Describe a layer whose running statistics the module changes in training mode."""
+    return _first(_in_training(module), _NORMS, lambda layer: layer.track_running_stats)
+
+
+def of_statistics(layer: str, call: str) -> str:
+    return (
+        f"{layer} has running statistics, which training changes in the carry, "
+        f"not in the module; pass them, as in {call}, or model.buffers for those of before"
+    )
 
 
 def check_names(given: Params, expected: Params) -> None:
@@ -212,10 +216,7 @@ def _without_numbers(module: nn.Module, tensors: Params) -> nn.Module:
 
 
 def _skeleton(module: nn.Module) -> Skeleton:
-    training = {name: child for name, child in module.named_modules() if child.training}
-    norms: dict[str, nn.Module] = {
-        name: child for name, child in training.items() if isinstance(child, _NORMS)
-    }
+    training = _in_training(module)
     return Skeleton(
         module=module,
         is_plain=has_torchs_code_alone(module) and not _first(dict(module.named_modules()), _HIDE_DRAWS),
@@ -223,15 +224,20 @@ def _skeleton(module: nn.Module) -> Skeleton:
         calls=sum(isinstance(child, _DRAW) and _draws(child) for child in training.values()),
         stacked_rnn=_first(training, nn.RNNBase, lambda child: child.dropout > 0 and child.num_layers > 1),
         script=_first(training, torch.jit.ScriptModule),
-        batch_norm=_first(norms, _BATCH_NORMS),
+        batch_norm=_first(training, _BATCH_NORMS),
+        statistics=statistics_of(module),
         recurrent=_first(dict(module.named_modules()), nn.RNNBase),
         counters={
             f"{name}.{statistic}".lstrip("."): f"{name}.num_batches_tracked".lstrip(".")
-            for name, child in norms.items()
+            for name, child in training.items()
             if isinstance(child, _BATCH_NORMS)
             for statistic in ("running_mean", "running_var")
         },
     )
+
+
+def _in_training(module: nn.Module) -> dict[str, nn.Module]:
+    return {name: child for name, child in module.named_modules() if child.training}
 
 
 def _draws(layer: Any) -> bool:
@@ -311,10 +317,7 @@ class _NoDraws(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if draws(func, args, kwargs):
-            frame: FrameType | None = sys._getframe(1)
-            while frame and is_ours(frame.f_code.co_filename):
-                frame = frame.f_back
-            raise ValueError(_of_draw(str(func), frame, self.has_key))
+            raise ValueError(_of_draw(str(func), users_frame(sys._getframe(1)), self.has_key))
         return func(*args, **kwargs)
 
 
@@ -354,9 +357,7 @@ def _of_draw(operator: str, frame: FrameType | None, has_key: bool) -> str:
 def _cause(error: RuntimeError, skeleton: Skeleton, inputs: Any, has_key: bool) -> str:
     """Say in words of gdfunc what torch means by an error under vmap, or nothing."""
     if "randomness error mode" in str(error):
-        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-        theirs = [frame for frame in frames if not is_ours(frame.f_code.co_filename)]
-        return _of_draw("a random operation", theirs[-1] if theirs else None, has_key)
+        return _of_draw("a random operation", users_frame_of(error), has_key)
     if skeleton.recurrent and any(map(is_transformed, _tree.tensors(inputs))):
         return (
             f"{skeleton.recurrent} cannot run under vmap, which per-sample gradients and sweeps use; "

@@ -96,7 +96,7 @@ def _masked(
 ) -> Tensor:
     keep = mode.draw(lambda keys, rows: random._keep(keys, rows, p), shape)
     if not is_alpha:
-        return (x * (1 / (1 - p))).masked_fill(~keep, 0)
+        return random._dropped(x, keep, p)
     scale = 1 / math.sqrt((_SATURATION**2 * p + 1) * (1 - p))
     shift = _SATURATION * scale * p
     return (x * scale + shift).masked_fill(~keep, shift - _SATURATION * scale)

@@ -12,7 +12,7 @@ from .. import _tree, random
 from .._errors import check_function, check_int, check_options, check_tensor
 from .._stateful import Stateful, stateful
 from .._tree import Tree
-from ._apply import Params, Parts, check_dicts, check_names, check_statistics, make_apply, named
+from ._apply import Params, Parts, check_dicts, check_names, make_apply, named, of_statistics, statistics_of
 
 
 class Functional(NamedTuple):
@@ -169,8 +169,8 @@ def state_dict(module: nn.Module, params: Params, buffers: Params | None = None)
     """
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     check_dicts(params, {} if buffers is None else buffers)
-    if buffers is None:
-        check_statistics(module, "state_dict(module, state.params, state.buffers)")
+    if buffers is None and (layer := statistics_of(module)):
+        raise ValueError(of_statistics(layer, "state_dict(module, state.params, state.buffers)"))
     given = (tensors if buffers is None else buffers) | params
     check_names(given, tensors)
     by_tensor = {id(tensor): given[name] for name, tensor in tensors.items()}

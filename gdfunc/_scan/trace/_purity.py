@@ -10,13 +10,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import zip_longest
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
-from ..._errors import BackendError, is_ours, line_of, warn
+from ..._errors import BackendError, line_of, users_frame, warn
 from ..._torch._graphs import node_of, tracer
 from ..._torch._modes import is_from_a_trace, same_bytes
 from ..._torch._transforms import layers
@@ -174,9 +174,7 @@ class _Lines(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         found = tracer()
         if found is not None and len(found.graph.nodes):
-            frame: FrameType | None = sys._getframe(1)
-            while frame and is_ours(frame.f_code.co_filename):
-                frame = frame.f_back
+            frame = users_frame(sys._getframe(1))
             next(iter(reversed(found.graph.nodes))).meta.setdefault("frame", frame and line_of(frame))
         return result
 

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch.func import functionalize
 
 from ... import _tree
-from ..._errors import BackendError, is_ours, line_of, untraceable
+from ..._errors import BackendError, line_of, untraceable, users_frame_of
 from ..._torch._graphs import graph_of, needs_a_value, operators, recorder, without_dead_code, writes
 from ..._torch._modes import (
     FakeTensor,
@@ -185,9 +185,7 @@ def _is_theirs(cls: type) -> bool:
 
 def _users_line(error: BaseException) -> str:
     """Name the last line outside of torch and gdfunc that an error went through."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    outside = [frame for frame in frames if not is_ours(frame.f_code.co_filename)]
-    return line_of((outside or frames)[-1])
+    return line_of(users_frame_of(error) or [*traceback.walk_tb(error.__traceback__)][-1][0])
 
 
 def _lift_attributes(graph: fx.GraphModule, lift: Lift) -> list[Tensor]:
