@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .._errors import missing_extra
-from ._style import background, faint
+from ._style import background, faint, font_size
 from ._style import line_style as line_style
 
 if TYPE_CHECKING:
@@ -133,14 +133,12 @@ def hatch_background(ax: Axes, label: str) -> tuple[Any, str]:
 
 def draw_legend(ax: Axes, entries: list[tuple[Any, str]]) -> None:
     """Put the legend below the axes, or inside them if the figure's layout makes no room below."""
-    from matplotlib import rcParams
-
     handles, labels = zip(*entries, strict=True)
     figure: Any = ax.get_figure()
     place: dict[str, Any] = {"loc": "best"}
     if figure.get_layout_engine() is not None:
         # Some 17 letters of a size of 8.3 points fit an inch, and a handle takes as much as 6.
-        room = max(20, int(170 * ax.bbox.width / figure.dpi / rcParams["font.size"]))
+        room = max(20, int(170 * ax.bbox.width / figure.dpi / font_size()))
         most = max(1, -(-len(labels) // 4))
         fitting = (count for count in range(min(5, max(2, most)), 1, -1) if _width(labels, count) <= room)
         columns = next(fitting, 1)
@@ -149,7 +147,7 @@ def draw_legend(ax: Axes, entries: list[tuple[Any, str]]) -> None:
         # The padding clears the numbers and the name of the x axis. It counts in letters of the legend.
         written: Any = ax.xaxis.get_tightbbox()  # None where the axis is off
         below = 72 * (ax.bbox.y0 - written.y0) / figure.dpi if written else 0
-        place["borderaxespad"] = max(4.5, 1.2 * below / rcParams["font.size"] + 0.6)
+        place["borderaxespad"] = max(4.5, 1.2 * below / font_size() + 0.6)
         place["ncols"] = columns
     ax.legend(handles, labels, fontsize="small", **place)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .._sweep._result import SweepResult
 from ._axes import Array, Axes, to_array
+from ._style import font_size, halo
 
 _TICKS = 12  # more values of an axis would crowd it
 
@@ -107,19 +108,15 @@ def prepare_sides(ax: Axes, across: Side, upward: Side) -> None:
 
 def draw_marks(ax: Axes, x: Array, y: Array) -> Any:
     """Draw small black crosses on white, which both dark and bright cells show."""
-    from matplotlib.patheffects import Normal, Stroke
-
     (mark,) = ax.plot(x, y, "x", color="black", markersize=3, linestyle="")
-    mark.set_path_effects([Stroke(linewidth=3, foreground="white"), Normal()])
+    mark.set_path_effects(halo("white", 3))
     return mark
 
 
 def _has_room(side: Side, length: float) -> bool:
     """Tell whether a side of a length in points has room for a tick at each of its values."""
-    from matplotlib import rcParams
-
     points = np.sort(np.log(side.centres) if side.is_log else side.centres)
     if side.has_names or len(points) == 1:
         return True
     nearest = float(np.diff(points).min() / np.ptp(points)) * length
-    return len(points) <= _TICKS and nearest > 1.1 * rcParams["font.size"]
+    return len(points) <= _TICKS and nearest > 1.1 * font_size()

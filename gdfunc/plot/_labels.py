@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ._axes import Array, Axes, in_view, with_notes
 from ._lines import Curve
-from ._style import background, faint, ink
+from ._style import background, faint, font_size, halo, ink
 
 
 def as_numbers(labels: Sequence[Any] | None) -> list[float] | None:
@@ -28,19 +28,16 @@ def as_numbers(labels: Sequence[Any] | None) -> list[float] | None:
 
 def label_ends(ax: Axes, curves: list[Curve], colors: list[Any], top: float) -> None:
     """Write each name at the last point in view of its line, and push the names apart."""
-    from matplotlib import rcParams
-    from matplotlib.patheffects import Normal, Stroke
-
     figure: Any = ax.get_figure()
     pixels = figure.dpi / 72
     ends = [_end(curve, min(ax.get_ylim()), top) for curve in curves]
     places = ax.transData.transform(ends)
-    gap = 1.15 * rcParams["font.size"] * pixels
+    gap = 1.15 * font_size() * pixels
     # Names stay inside the view, in whichever direction the axis goes.
     border = ax.transData.transform([(ends[0][0], end) for end in (min(ax.get_ylim()), top)])[:, 1]
     low, high = min(border) + 0.6 * gap, max(border) - 0.6 * gap
     shifts = np.zeros(len(ends))
-    for column in _columns(places[:, 0], 6 * rcParams["font.size"] * pixels):
+    for column in _columns(places[:, 0], 6 * font_size() * pixels):
         heights = places[column, 1]
         moved = spread(np.clip(heights, low, high), gap)
         moved -= max(0.0, moved.max() - high)
@@ -48,7 +45,7 @@ def label_ends(ax: Axes, curves: list[Curve], colors: list[Any], top: float) -> 
     for curve, end, shift, color in zip(curves, ends, shifts / pixels, colors, strict=True):
         place: dict[str, Any] = {"xytext": (6, shift), "textcoords": "offset points", "va": "center"}
         text = ax.annotate(curve.name, end, **place, color=ink(ax, color), fontsize="small", zorder=5)
-        text.set_path_effects([Stroke(linewidth=2.5, foreground=background(ax)), Normal()])
+        text.set_path_effects(halo(background(ax)))
 
 
 def _end(curve: Curve, bottom: float, top: float) -> tuple[float, float]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import _axes
 from ._axes import HUGE, Array, Axes
-from ._style import background
+from ._style import background, font_size
 
 _STRIPS = 3  # have room for their notes
 _ROWS = 7  # more strips would take too much of the axes
@@ -177,7 +177,7 @@ def draw_strips(ax: Axes, curves: list[Curve], colors: list[Any], over: str | No
     if not rows or len(curves) > _ROWS:
         return notes
     figure: Any = ax.get_figure()
-    points = 1.25 * _font_size() if len(rows) <= _STRIPS else 5.0
+    points = 1.25 * font_size() if len(rows) <= _STRIPS else 5.0
     height = min(0.5 / len(rows), points * figure.dpi / 72 / ax.bbox.height)
     _make_room(ax, height * len(rows))
     for row, i in enumerate(rows, start=1):
@@ -194,17 +194,11 @@ def _write(ax: Axes, note: str, strips: list[Strip], row: int, height: float) ->
     figure: Any = ax.get_figure()
     corner = ax.transData.transform((strips[0].start, ax.get_ylim()[0]))
     start = np.clip(ax.transAxes.inverted().transform(corner)[0], 0, 1)  # of a strip out of view too
-    needed = 0.5 * _font_size() * len(note) * figure.dpi / 72 / ax.bbox.width  # of small letters
+    needed = 0.5 * font_size() * len(note) * figure.dpi / 72 / ax.bbox.width  # of small letters
     end = start - 0.01 if start > needed + 0.01 else 0.995
     text = ax.text(end, 1 - (row - 0.425) * height, note, transform=ax.transAxes)
     text.set(fontsize="small", zorder=5, ha="right", va="center_baseline")
     text.set_bbox({"facecolor": background(ax), "edgecolor": "none", "pad": 0.8})
-
-
-def _font_size() -> float:
-    from matplotlib import rcParams
-
-    return float(rcParams["font.size"])
 
 
 def _hatch(ax: Axes, strip: Strip, bottom: float, height: float, color: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ._axes import Array, Axes
-from ._style import background, ink
+from ._style import background, halo, ink
 
 # All lengths are in points, 1/72 inch.
 _DISTANCES = (9.0, 20.0, 34.0, 50.0)
@@ -49,8 +49,6 @@ def write_names(ax: Axes, places: Array, texts: list[str], colors: list[Any], li
 
     Each text gets, one after the other, the position that covers least of the lines and of other places.
     """
-    from matplotlib.patheffects import Normal, Stroke
-
     corner, span = np.array([ax.get_xlim(), ax.get_ylim()]).T
     scale = size_of(ax) / (span - corner)
     marks = (places - corner) * scale
@@ -76,7 +74,7 @@ def write_names(ax: Axes, places: Array, texts: list[str], colors: list[Any], li
             arrowprops=leader if far else None,
             zorder=6,
         )
-        note.set_path_effects([Stroke(linewidth=2.5, foreground=background(ax)), Normal()])
+        note.set_path_effects(halo(background(ax)))
 
 
 def _between(one: Array, two: Array) -> Array:

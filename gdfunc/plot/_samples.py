@@ -19,7 +19,7 @@ from .._tree import Tree
 from . import _axes, _points
 from ._axes import Array, Axes
 from ._names import size_of, text_sizes
-from ._style import background, faint, foreground, line_style
+from ._style import background, faint, foreground, halo, line_style
 from ._tracks import scaled
 
 _REACH = 0.022  # of half a tangent, in widths of the view
@@ -210,9 +210,6 @@ def _slope(grads: Array) -> float:
 
 def _draw_share(ax: Axes, place: str, x: float, mean: float, grads: Array, above: Array, lines: int) -> int:
     """Mark a place, the way of the mean and how many pull against it. Return how many lines that takes."""
-    from matplotlib.patheffects import Normal, Stroke
-
-    halo = [Stroke(linewidth=3, foreground=background(ax)), Normal()]
     ax.axvline(x, color=faint(ax, 0.5), linewidth=0.8, linestyle=":", zorder=0.5)
     (low, high), size = ax.get_xlim(), len(grads)
     finite = grads[np.isfinite(grads)]
@@ -243,7 +240,7 @@ def _draw_share(ax: Axes, place: str, x: float, mean: float, grads: Array, above
         color=foreground(ax),
         zorder=6,
     )
-    text.set_path_effects(halo)
+    text.set_path_effects(halo(background(ax), 3))
     if slope and np.isfinite(mean):
         # The head is at the end of the text, which is empty and tells the distance.
         arrow = {"arrowstyle": "<|-", "color": line_style(0, ax)[0], "linewidth": scaled(2)}

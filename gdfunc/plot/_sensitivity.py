@@ -10,7 +10,7 @@ import numpy as np
 from .._sweep._result import SweepResult
 from . import _axes, _cells
 from ._axes import HUGE, Array, Axes
-from ._style import background, faint, foreground, ink
+from ._style import background, faint, font_size, foreground, halo, ink
 
 _GOOD, _DEFAULT = "#009E73", "#D55E00"
 
@@ -107,10 +107,8 @@ def plot_sensitivity(
     is_new, ax = ax is None, _axes.axes_for(ax)
     figure: Any = ax.get_figure()
     if is_new:
-        from matplotlib import rcParams
-
         # Each bar takes two lines of text, and the axis, its name and the legend take eight.
-        needed = rcParams["font.size"] * (2 * len(rows) + 8) / 72
+        needed = font_size() * (2 * len(rows) + 8) / 72
         figure.set_figheight(max(figure.get_figheight(), needed))
     _draw(ax, rows, x, {name: _axes.to_number(f"defaults[{name!r}]", lr) for name, lr in marks.items()})
     above = "" if minimum == 0 else " above the minimum"
@@ -203,21 +201,18 @@ def _crossing(tried: Array, losses: Array, good: int, bad: int, bound: float) ->
 
 
 def _draw(ax: Axes, rows: list[Row], x: str, defaults: dict[str, float]) -> None:
-    from matplotlib.patheffects import Normal, Stroke
-
     ax.set(xscale="log", xlabel=x, axisbelow=True, ylim=(len(rows) - 0.4, -0.6))
     ax.set_yticks(range(len(rows)), [_name(row) for row in rows])
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x", color=faint(ax, 0.1), linewidth=0.6)
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.use_sticky_edges = False  # of bars, which would end at the border
-    halo = [Stroke(linewidth=2.5, foreground=background(ax)), Normal()]
     for y, row in enumerate(rows):
         ax.plot(row.tried, np.full(len(row.tried), y), "|", color=faint(ax, 0.35), markersize=4, zorder=1)
         for low, high in row.ranges:
             ax.barh(y, high - low, 0.42, low, color=_GOOD, alpha=0.45, linewidth=0, zorder=2)
         text: dict[str, Any] = {
-            "path_effects": halo,
+            "path_effects": halo(background(ax)),
             "zorder": 5,
             "ha": "left",
             "va": "center",

@@ -117,6 +117,20 @@ def ink(ax: Any, color: Any) -> Color:
     return mixed(color, foreground(ax), 0.35)
 
 
+def halo(color: Any, width: float = 2.5) -> list[Any]:
+    """Return path effects that set a text or a mark off from the lines under it."""
+    from matplotlib.patheffects import Normal, Stroke
+
+    return [Stroke(linewidth=width, foreground=color), Normal()]
+
+
+def font_size() -> float:
+    """Return the size of the text in points."""
+    from matplotlib import rcParams
+
+    return float(rcParams["font.size"])
+
+
 def mixed(one: Any, two: Any, share: float) -> Color:
     from matplotlib.colors import to_rgb
 
