@@ -9,16 +9,15 @@ noise on y and with many seeds, against samples seen and against time, beside wh
     python demos/fewer_updates.py [--out DIR] [--fast]
 """
 
-import argparse
 import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from _card import Card
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.func import vmap
@@ -152,7 +151,7 @@ def verdict(ratio: float, z: float) -> str:
     return f"{word} accurate (rms error × {ratio:.2f}, {z:+.1f} standard errors)"
 
 
-def show(out: Path, samples: int, seeds: int, timed_updates: int) -> None:
+def show(card: Card, samples: int, seeds: int, timed_updates: int) -> None:
     started = time.perf_counter()
     result = accuracy(samples, seeds)
     took = time.perf_counter() - started
@@ -194,17 +193,16 @@ def show(out: Path, samples: int, seeds: int, timed_updates: int) -> None:
         choice: compare(result.errors[BATCH][:, i, -1], result.errors[1][:, i, -1])
         for i, choice in enumerate(CHOICES)
     }
-    said = conclusion(compared)
-    print(said)
-    draw_accuracy(out / "accuracy.png", result, said)
+    numbers = {choice: {"ratio": ratio, "standard errors": z} for choice, (ratio, z) in compared.items()}
+    card.picture("accuracy", draw_accuracy(result), conclusion(compared), numbers)
     columns = {
         f"{what} of batch {batch} with {choice}": values[batch][i]
         for i, choice in enumerate(CHOICES)
         for batch in cost
         for what, values in {"rms": result.rms, "expected rms": result.expected}.items()
     }
-    save_table(out / "accuracy.csv", ["samples", *columns], [result.seen, *columns.values()])
-    save_table(out / "timing.csv", ["batch", "seconds_per_update"], [list(cost), list(cost.values())])
+    card.table("accuracy", ["samples", *columns], zip(result.seen, *columns.values(), strict=True))
+    card.table("timing", ["batch", "seconds_per_update"], cost.items())
 
 
 def conclusion(compared: dict[str, tuple[float, float]]) -> str:
@@ -216,11 +214,10 @@ def conclusion(compared: dict[str, tuple[float, float]]) -> str:
     return f"{updates} not clearly less accurate{', but for ' if less else ''}{' and '.join(less)}"
 
 
-def draw_accuracy(path: Path, result: Accuracy, said: str) -> None:
+def draw_accuracy(result: Accuracy) -> Figure:
     # Points that lie evenly on a logarithmic axis.
     shown = np.unique(np.geomspace(1, len(result.seen), 200).astype(int)) - 1
     figure = Figure((10, 4), layout="constrained")
-    figure.suptitle(said, x=0.01, ha="left", fontweight="bold", fontsize=11)
     axes = figure.subplots(1, len(CHOICES), sharey=True)
     for i, (ax, choice) in enumerate(zip(axes, CHOICES, strict=True)):
         gd.plot.plot_curves(
@@ -238,32 +235,15 @@ def draw_accuracy(path: Path, result: Accuracy, said: str) -> None:
             ax.get_legend().remove()
         ax.set_title(choice, loc="left", fontsize=9, color="0.35")
     axes[0].set_ylabel(f"rms of w − 5 over {len(result.errors[1])} seeds (thin: theory)")
-    save(figure, path)
-
-
-def save(figure: Any, path: Path) -> None:
-    figure.savefig(path, dpi=150)
-    print(f"saved {path}")
-
-
-def save_table(path: Path, names: Sequence[str], columns: Sequence[Any]) -> None:
-    table = np.stack([np.asarray(column) for column in columns], axis=1)
-    np.savetxt(
-        path, table, fmt="%.8g", delimiter=",", header=",".join(names), comments="", encoding="utf-8"
-    )
-    print(f"saved {path}")
+    return figure
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="A tenth of the updates on batches of ten: as accurate?")
-    parser.add_argument("--out", type=Path, default=Path("out/fewer_updates"), help="where results go")
-    parser.add_argument("--fast", action="store_true", help="fewer samples and seeds: a few seconds")
-    args = parser.parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
-    if args.fast:
-        show(args.out, samples=1_000, seeds=10, timed_updates=100)
-    else:
-        show(args.out, samples=100_000, seeds=100, timed_updates=1_000)
+    with Card(__file__, "Are a tenth of the updates, on batches of ten, as accurate?", argv) as card:
+        if card.fast:
+            show(card, samples=1_000, seeds=10, timed_updates=100)
+        else:
+            show(card, samples=100_000, seeds=100, timed_updates=1_000)
     return 0
 
 

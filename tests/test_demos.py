@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import json
 import math
 import re
 from pathlib import Path
@@ -15,7 +16,7 @@ from gdfunc._scan import _cost
 pytest.importorskip("matplotlib")
 
 DEMOS = Path(__file__).parents[1] / "demos"
-NAMES = sorted(path.stem for path in DEMOS.glob("*.py"))
+NAMES = sorted(path.stem for path in DEMOS.glob("[!_]*.py"))
 
 
 def load(name):
@@ -42,6 +43,15 @@ def test_a_demo_runs_and_writes_pictures(name, tmp_path, capsys):
     for picture in pictures:
         assert picture.read_bytes().startswith(b"\x89PNG")
         assert picture.name in printed or str(tmp_path) in printed
+    if "import Card" in (DEMOS / f"{name}.py").read_text(encoding="utf-8"):
+        card = json.loads((tmp_path / "card.json").read_text(encoding="utf-8"))
+        assert card["demo"] == name
+        assert card["question"].endswith("?")
+        assert card["fast"]
+        assert card["seconds"] > 0
+        assert {shown["file"] for shown in card["pictures"]} == {picture.name for picture in pictures}
+        assert all(shown["conclusion"] in printed and shown["numbers"] for shown in card["pictures"])
+        assert all((tmp_path / table).stat().st_size for table in card["tables"])
 
 
 NUMBER = r"-?\d+(?:\.\d+)?(?:e[-+]\d+)?"

@@ -1,0 +1,119 @@
+"""The part that all demos share: their arguments, pictures with conclusions, tables, and the card of a run.
+
+    with Card(__file__, "What does the batch size change?", argv) as card:
+        card.picture("gap", figure, conclusion(gap), {"gap": gap})
+        card.table("gap", ["epoch", "gap"], zip(epochs, gaps))
+
+The card is the file card.json beside the pictures, for pages that show what the demos found:
+
+    {"demo": "quickstart", "question": "…", "fast": false, "seconds": 14.2,
+     "pictures": [{"file": "gap.png", "question": "…", "conclusion": "…", "numbers": {"gap": 0.01}}],
+     "tables": ["gap.csv"]}
+"""
+
+import argparse
+import csv
+import json
+import math
+import textwrap
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from matplotlib.figure import Figure
+
+TITLE = 11  # points
+
+
+class Card:
+    """The question of a demo, and what a run of it found.
+
+    Attributes:
+        fast: whether a run of a few seconds is wanted (`--fast`).
+        out: the folder of its files (`--out`).
+    """
+
+    def __init__(self, script: str, question: str, argv: Sequence[str] | None = None) -> None:
+        self.demo, self.question = Path(script).stem, question
+        parser = argparse.ArgumentParser(description=question)
+        parser.add_argument(
+            "--out", type=Path, default=Path("out") / self.demo, help="the folder of results"
+        )
+        parser.add_argument("--fast", action="store_true", help="a smaller run, of a few seconds")
+        parser.add_argument(
+            "--format", choices=("png", "svg", "pdf"), default="png", help="of the pictures"
+        )
+        args = parser.parse_args(argv)
+        self.fast, self.out, self.format = args.fast, args.out, args.format
+        self.pictures: list[dict[str, Any]] = []
+        self.tables: list[str] = []
+
+    def __enter__(self) -> Self:
+        self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / "card.json").unlink(missing_ok=True)
+        self.started = time.perf_counter()
+        return self
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        if failure is not None:
+            return
+        card = {
+            "demo": self.demo,
+            "question": self.question,
+            "fast": self.fast,
+            "seconds": round(time.perf_counter() - self.started, 1),
+            "pictures": self.pictures,
+            "tables": self.tables,
+        }
+        text = json.dumps(plain(card), ensure_ascii=False, indent=1, allow_nan=False)
+        (self.out / "card.json").write_text(text + "\n", encoding="utf-8")
+
+    def picture(
+        self,
+        name: str,
+        figure: Figure,
+        conclusion: str,
+        numbers: Mapping[str, Any],
+        question: str | None = None,
+    ) -> None:
+        """Write a figure under its conclusion, print the conclusion, and keep both with their numbers."""
+        width = int(figure.get_figwidth() * 72 / (0.56 * TITLE))  # a letter is 0.56 of its height
+        title = textwrap.fill(conclusion, width)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=TITLE, fontweight="bold")
+        path = self.out / f"{name}.{self.format}"
+        source = "Subject" if self.format == "pdf" else "Source"
+        figure.savefig(path, dpi=150, metadata={"Title": conclusion, source: f"demos/{self.demo}.py"})
+        print(f"{conclusion}\nsaved {path}")
+        self.pictures.append(
+            {
+                "file": path.name,
+                "question": question or self.question,
+                "conclusion": conclusion,
+                "numbers": dict(numbers),
+            }
+        )
+
+    def table(self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """Write a CSV file, a line for each row."""
+        with self.file(f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([header, *map(plain, rows)])
+
+    def file(self, name: str) -> Path:
+        """Return the path of a table that the caller writes, and keep its name."""
+        self.tables.append(name)
+        print(f"saved {self.out / name}")
+        return self.out / name
+
+
+def plain(value: Any) -> Any:
+    """Return a value in JSON's terms: arrays as lists, and numbers that are not finite as text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -1,0 +1,62 @@
+"""The card of a demo: its question, its conclusions with their numbers, and its files."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("matplotlib")
+
+from _card import Card
+from matplotlib.figure import Figure
+
+
+def test_a_card_says_what_was_found(tmp_path, capsys):
+    with Card("demos/some.py", "Is it so?", ["--out", str(tmp_path), "--fast"]) as card:
+        assert card.fast
+        figure = Figure(figsize=(3, 3))
+        numbers = {"gap": torch.tensor([0.5, float("inf")]), "n": 3}
+        card.picture("gap", figure, "It is so, and a gap of 0.5 is left to say why", numbers)
+        card.picture("two", Figure(), "It is", {}, question="And this?")
+        card.table("gap", ["epoch", "gap"], zip(torch.arange(2), torch.tensor([0.5, 0.25]), strict=True))
+        card.file("runs.csv").write_text("a\n")
+    assert figure.get_suptitle() == "It is so, and a gap of 0.5 is left\nto say why"
+    assert "It is so, and a gap of 0.5 is left to say why\nsaved" in capsys.readouterr().out
+    written = json.loads((tmp_path / "card.json").read_text())
+    assert written.pop("seconds") >= 0
+    assert written == {
+        "demo": "some",
+        "question": "Is it so?",
+        "fast": True,
+        "pictures": [
+            {
+                "file": "gap.png",
+                "question": "Is it so?",
+                "conclusion": "It is so, and a gap of 0.5 is left to say why",
+                "numbers": {"gap": [0.5, "inf"], "n": 3},
+            },
+            {"file": "two.png", "question": "And this?", "conclusion": "It is", "numbers": {}},
+        ],
+        "tables": ["gap.csv", "runs.csv"],
+    }
+    assert list(csv.reader((tmp_path / "gap.csv").open())) == [
+        ["epoch", "gap"],
+        ["0", "0.5"],
+        ["1", "0.25"],
+    ]
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+@pytest.mark.filterwarnings("error")
+def test_a_picture_carries_its_conclusion_in_every_format(suffix, tmp_path):
+    with Card("demos/some.py", "Is it?", ["--out", str(tmp_path), "--format", suffix]) as card:
+        card.picture("it", Figure(), "lr η falls", {})
+    assert (tmp_path / f"it.{suffix}").stat().st_size > 100
+
+
+def test_a_demo_that_fails_leaves_no_card(tmp_path):
+    (tmp_path / "card.json").write_text("of an earlier run")
+    with pytest.raises(KeyboardInterrupt), Card("x.py", "Is it?", ["--out", str(tmp_path)]):
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
