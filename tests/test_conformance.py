@@ -103,6 +103,22 @@ def test_it_keeps_structure_shape_dtype_device_and_stride(name, dtype):
             assert got.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("name", "key"), NUMBERED)
+def test_a_float64_hyperparameter_is_swept_over_parameters_of_few_bits(name, key, dtype):
+    """Under vmap a 0-d tensor has a dimension in truth, for which torch has other rules of dtypes."""
+    row = TABLE[name]
+    start, value = start_of(row, (dtype,) * 3), as_tensors(row.hyperparameters)[key]
+
+    def end(value):
+        return _tree.leaves(descend(row.make(**{**row.hyperparameters, key: value}), start, row.lr, 2))
+
+    together = vmap(end)(torch.stack([value, value]))
+    alone = [torch.stack([leaf, leaf]) for leaf in end(value)]
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(together, alone, rtol=8 * eps, atol=0.01 * eps)
+
+
 @everywhere
 def test_it_is_pure(name):
     row = TABLE[name]
