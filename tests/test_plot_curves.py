@@ -178,7 +178,7 @@ def test_odd_curves_are_drawn(curve, log_y):
         ({"x": torch.arange(4)}, r"x\[0\] must be 3 finite numbers"),
         ({"x": torch.tensor([0, 1, NAN])}, r"x\[0\] must be 3 finite numbers"),
         ({"x": [[1, 2, 3], [1, 2, 3]]}, "x has 2 entries but curves has 1"),
-        ({"log_x": True, "x": [[0, 1, 2]]}, r"x\[0\] has the value 0, which no logarithmic"),
+        ({"log_x": True, "x": [[-1, 0, 2]]}, r"x\[0\] has the value -1, which no logarithmic"),
         ({"curves": {"a": torch.ones(3)}, "labels": ["b"]}, "labels must be None where curves is a dict"),
         ({"curves": [TRAJECTORY]}, r"TypeError: curves\[0\] is a Trajectory; .* trajectory.loss"),
         ({"over": "lr"}, "over='lr' needs x, the values of lr"),
@@ -349,6 +349,30 @@ def test_steps_on_a_logarithmic_axis_are_counted_from_1_and_the_axis_says_so():
     assert drawn(ax)[0].get_xdata().tolist() == [1, 2, 3]
     assert ax.get_xlabel() == "step, counted from 1"
     assert legend(ax) == ["run 0 (not finite from step 3)"]
+    render(ax)
+
+
+@pytest.mark.parametrize("last", [3.0, 1e3, 1e40])
+def test_a_logarithmic_axis_that_holds_0_is_linear_up_to_the_least_positive_x_and_says_so(last):
+    x = [0.0, 0.5, 1.0, last]
+    ax = plot_curves([torch.tensor([4.0, 3.0, 2.0, 1.0])], x=x, xlabel="epoch", log_x=True)
+    assert ax.get_xlabel() == "epoch, linear up to 0.5"
+    assert drawn(ax)[0].get_xdata().tolist() == x
+    places = ax.transAxes.inverted().transform(ax.transData.transform([(at, 1) for at in [*x, 0.25, 2]]))
+    assert (np.diff(places[:4, 0]) > 0.005).all()
+    assert 0.01 < places[0, 0] < 0.1
+    assert np.isclose(places[4, 0], places[:2, 0].mean())
+    # Equal factors are equal lengths above it.
+    assert np.isclose(places[2, 0] - places[1, 0], places[5, 0] - places[2, 0])
+    shown = [tick for tick in ax.get_xticks() if ax.get_xlim()[0] <= tick <= ax.get_xlim()[1]]
+    assert min(shown) == 0
+    assert len(shown) >= 2
+    render(ax)
+
+
+def test_a_logarithmic_axis_of_zeros_alone_is_drawn():
+    ax = plot_curves([torch.ones(2)], x=[0.0, 0.0], log_x=True)
+    assert ax.get_xlabel() == "step"
     render(ax)
 
 

@@ -77,7 +77,8 @@ def plot_curves(
         minimum: subtract this from every value, and label the axis "loss − minimum".
         xlabel: name of x, also in the legend; None for `over`, or "step".
         ylabel: name of the values.
-        log_x: logarithmic x. Every x must be > 0.
+        log_x: logarithmic x. Every x must be >= 0. Where one is 0, the axis is linear up to the least
+            positive x, as its name says.
         log_y: logarithmic y.
 
     Returns:
@@ -129,9 +130,9 @@ def plot_curves(
 
     from matplotlib.ticker import FixedLocator, MaxNLocator
 
-    axis = f"{xlabel}, counted from 1" if log_x and x is None else xlabel
-    ax.set(xscale="log" if log_x else "linear", yscale="log" if log_y else "linear")
-    ax.set(xlabel=axis, ylabel=ylabel, axisbelow=True)
+    note = _set_x_scale(ax, np.concatenate(xs), log_x)
+    note = ", counted from 1" if log_x and x is None else note
+    ax.set(yscale="log" if log_y else "linear", xlabel=f"{xlabel}{note}", ylabel=ylabel, axisbelow=True)
     ax.grid(color=_style.faint(ax, 0.1), linewidth=0.6)
     ax.spines[["top", "right"]].set_visible(False)
     if over is None and not log_x and all((places % 1 == 0).all() for places in xs):
@@ -220,12 +221,26 @@ def _abscissae(x: Any, lengths: list[int], log_x: bool) -> list[Array]:
     for i, (values, length) in enumerate(zip(xs, lengths, strict=True)):
         if values.shape != (length,) or not np.isfinite(values).all():
             raise ValueError(f"x[{i}] must be {length} finite numbers, as curves[{i}]; got {values!r}")
-        if log_x and (values <= 0).any():
+        if log_x and (values < 0).any():
             raise ValueError(
-                f"x[{i}] has the value {values.min():g}, which no logarithmic axis can show; "
-                "give x > 0, such as steps counted from 1"
+                f"x[{i}] has the value {values.min():g}, which no logarithmic axis can show; give x >= 0"
             )
     return xs
+
+
+def _set_x_scale(ax: Axes, x: Array, log: bool) -> str:
+    """Set the scale of x, and return what its name must say about it."""
+    positive = x[x > 0]
+    if not log or not len(positive):
+        ax.set_xscale("linear")
+        return ""
+    if len(positive) == len(x):
+        ax.set_xscale("log")
+        return ""
+    # The linear part is wider than the margin, which it holds, however many decades there are.
+    least, decades = positive.min(), np.log10(positive.max()) - np.log10(positive.min())
+    ax.set_xscale("symlog", linthresh=least, linscale=max(0.5, decades / 8))
+    return f", linear up to {least:.4g}"
 
 
 def _notes(curve: Curve, top: float, name: str, log_y: bool, over: bool) -> list[str]:
