@@ -100,14 +100,14 @@ def test_losses_of_several_runs_are_their_medians_and_a_diverged_one_is_above():
     runs = torch.tensor([[1.0, 5.0], [NAN, 5.0], [3.0, 5.0]])
     ax = plot_sensitivity({"a": ([0.1, 1.0], runs)})
     assert names(ax) == ["a (3)"]
-    assert legend(ax)[0] == "loss within × 2 of the best, median of 3"
+    assert legend(ax)[0] == "loss ≤ 6 (× 2 the median best), median of 3"
 
 
 def test_the_factor_is_of_the_loss_above_the_minimum():
     losses = {"a": ([0.1, 1.0, 10.0], [7.0, 6.0, 9.0])}
     ax = plot_sensitivity(losses, minimum=5.0)
     assert np.allclose(bars(ax)[0], [(0.1, 10**0.5)])
-    assert legend(ax)[0] == "loss above the minimum within × 2 of the best"
+    assert legend(ax)[0] == "loss above the minimum ≤ 2 (× 2 the median best)"
 
 
 @pytest.mark.parametrize(
@@ -118,11 +118,61 @@ def test_a_sweep_is_read_by_its_axes(order):
         return {"SGD": 1.0, "Adam": 3.0}[method] + (lr.log10() + 1).abs() + 0 * key
 
     axes = {"method": ["SGD", "Adam"], "lr": [0.01, 0.1, 1.0], "key": [1.0, 2.0, 3.0]}
-    ax = plot_sensitivity(gd.sweep(run, gd.grid(**{name: axes[name] for name in order})), factor=1.5)
+    result = gd.sweep(run, gd.grid(**{name: axes[name] for name in order}))
+    ax = plot_sensitivity(result, factor=1.5, bound="own")
     assert names(ax) == ["Adam (3)", "SGD (1)"]
-    assert legend(ax)[0] == "loss within × 1.5 of the best, median of 3"
+    assert legend(ax)[0] == "loss within × 1.5 of its own best, median of 3"
     numbers = plot_sensitivity(gd.sweep(run, gd.grid(**axes)), by="key")
     assert sorted(names(numbers)) == ["key 1 (2)", "key 2 (2)", "key 3 (2)"]
+
+
+V = np.abs(np.log10(LRS) + 2)  # 0 at lr 0.01, and 1 a decade away
+
+
+@few
+@given(st.lists(st.floats(0.1, 10), min_size=1, max_size=6), st.floats(1.1, 5))
+def test_the_shared_bound_is_a_factor_of_the_median_setting_and_all_bars_end_there(best, factor):
+    curves = {f"{i}": (LRS, least * 10**V) for i, least in enumerate(best)}
+    bound = factor * float(np.median(best))
+    ax = plot_sensitivity(curves, factor=factor)
+    found, order = bars(ax), [name.split(" ")[0] for name in names(ax)]
+    for row, name in enumerate(order):
+        least = best[int(name)]
+        assert (row in found) == (least <= bound)
+        if row in found:
+            reach = min(bound / least, 100.0)  # a decade of lr for a factor of ten, as far as was tried
+            assert found[row] == [pytest.approx((0.01 / reach, 0.01 * reach))]
+    assert [best[int(name)] for name in order] == sorted(best)  # the widest has the least loss here
+    given = plot_sensitivity(curves, bound=bound)
+    assert bars(given) == found
+    assert texts(given) == texts(ax)
+
+
+def test_a_setting_that_is_bad_everywhere_ranks_high_by_its_own_bound_alone():
+    flats = {"worse": (LRS, np.full(9, 90.0)), "flat": (LRS, np.full(9, 50.0))}
+    curves = {**flats, "good": (LRS, 0.1 * 10**V), "ok": (LRS, 0.2 * 10**V), "fine": (LRS, 0.3 * 10**V)}
+    assert names(plot_sensitivity(curves, bound="own"))[:2] == ["flat (50)", "worse (90)"]
+    ax = plot_sensitivity(curves, defaults={"flat": 0.1})
+    assert names(ax) == ["good (0.1)", "ok (0.2)", "fine (0.3)", "flat (50)", "worse (90)"]
+    assert texts(ax)[-2:] == ["never so low"] * 2
+    assert legend(ax)[0] == "loss ≤ 0.6 (× 2 the median best)"
+    assert marks(ax, "*")[-1].tolist() == [LRS[0], 4]
+    assert sum(line.get_color() == "#D55E00" for line in ax.lines) == 1
+    render(ax)
+
+
+def test_a_bound_is_a_loss_and_the_minimum_is_taken_off_it():
+    losses = {"a": ([0.1, 1.0, 10.0], [7.0, 6.0, 9.0])}
+    ax = plot_sensitivity(losses, minimum=5.0, bound=7.0)
+    assert np.allclose(bars(ax)[0], [(0.1, 10**0.5)])
+    assert legend(ax)[0] == "loss above the minimum ≤ 2"
+
+
+def test_settings_that_diverge_everywhere_have_no_part_in_the_bound():
+    lost = {f"lost {i}": (LRS, np.full(9, INF)) for i in range(3)}
+    ax = plot_sensitivity({"good": (LRS, 10**V), **lost})
+    assert legend(ax)[0] == "loss ≤ 2 (× 2 the median best)"
+    assert texts(plot_sensitivity(lost)) == ["diverged everywhere"] * 3
 
 
 def test_a_figure_of_its_own_is_as_high_as_its_rows_need():
@@ -145,6 +195,9 @@ def test_a_figure_of_its_own_is_as_high_as_its_rows_need():
         ({"losses": {"a": ([0, 2], [1, 2])}}, "a must have different, finite lrs > 0"),
         ({"losses": {"a": ([2, 2], [1, 2])}}, "a must have different, finite lrs > 0"),
         ({"losses": {"a": ([1, 2], [0, 2])}}, "a has the best loss 0 above the minimum"),
+        ({"bound": 0.0}, "bound must be above the minimum, 0; got 0"),
+        ({"bound": "all"}, "bound must be 'shared', 'own' or a loss; got 'all'"),
+        ({"bound": INF}, "bound must be a finite number"),
         ({"factor": 0.5}, "factor must be >= 1; got 0.5"),
         ({"defaults": {"b": 1}}, "defaults has 'b', but losses has only a"),
         (

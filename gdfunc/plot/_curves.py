@@ -23,6 +23,7 @@ def plot_curves(
     x: Any = None,
     ax: Axes | None = None,
     labels: Sequence[Any] | None = None,
+    colors: Sequence[Any] | Mapping[Any, Any] | None = None,
     by: str = "",
     label_lines: bool | None = None,
     band: tuple[float, float] | None = (0.1, 0.9),
@@ -61,6 +62,9 @@ def plot_curves(
             below the axes if the figure has a layout that makes room for it, such as "constrained", else
             inside.
         labels: one for each curve, in their order.
+        colors: one of matplotlib's colours for each curve, in their order, or a dict of them by label, so
+            that one thing has one colour over several axes: the dict may know other labels, too. Lines are
+            then solid, and differ in their dashes where a colour comes again.
         by: name of labels that are numbers, such as "lr": it stands before them. More than seven are named
             at a bar of colours.
         label_lines: write the labels at the ends of their lines; the legend then holds only notes. None
@@ -87,8 +91,8 @@ def plot_curves(
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
         TypeError: `curves` is no list, tuple or dict, or a curve is not of real numbers.
-        ValueError: a curve is empty or neither [T] nor [N, T], or `x`, `labels`, `band`, `window` or
-            `minimum` is malformed.
+        ValueError: a curve is empty or neither [T] nor [N, T], or `x`, `labels`, `colors`, `band`, `window`
+            or `minimum` is malformed.
 
     Example:
         >>> losses = torch.tensor([[4.0, 2.0, 1.0], [4.0, 3.0, 2.0], [4.0, 40.0, torch.inf]])
@@ -127,6 +131,7 @@ def plot_curves(
     if label_lines is None:
         label_lines = ax is None and labels is not None and len(drawn) <= _NAMED
     ax = _axes.axes_for(ax)
+    given = [] if colors is None else _style.check_colors(colors, labels, len(drawn))
 
     from matplotlib.ticker import FixedLocator, MaxNLocator
 
@@ -139,8 +144,10 @@ def plot_curves(
         places = np.unique(np.concatenate(xs))
         several = MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10])
         ax.xaxis.set_major_locator(several if len(places) > 1 else FixedLocator(places.tolist()))
-    looks: list[tuple[Any, Any]] = [_style.line_style(i, ax) for i in range(len(drawn))]
-    if numbers is not None:
+    looks = [_style.line_style(i, ax) for i in range(len(drawn))]
+    if colors is not None:
+        looks = _style.chosen_looks(given)
+    elif numbers is not None:
         looks = [(color, "-") for color in _style.ordered_colors(ax, numbers)]
     handles, notes, top = _draw(ax, drawn, looks, window, over or xlabel, over is not None)
     abouts = [_about(curve, window, band) for curve in drawn]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -45,15 +46,22 @@ def plot_sensitivity(
     by: str | None = None,
     *,
     factor: float = 2.0,
+    bound: float | str = "shared",
     values: Any = None,
     minimum: float = 0.0,
     defaults: Mapping[str, float] | None = None,
     ax: Axes | None = None,
     label: str = "loss",
 ) -> Axes:
-    """Rank optimizers or other settings by the range of learning rates that are nearly as good as the best.
+    """Rank optimizers or other settings by the range of learning rates that are good.
 
-        good = {lr : loss(lr) − minimum ≤ factor · min (loss − minimum)},  loss = median over the runs
+        good = {lr : loss(lr) − minimum ≤ bound},  loss = median over the runs
+        bound = factor · median over settings of min (loss − minimum)
+
+    The bound is the same for all settings, because a ranking is fair only if all have to come equally far.
+    It is `factor` times the loss that half of the settings reach at their best, so that neither the best
+    setting nor the worst decides it. With `bound="own"` each setting is measured by its own best loss: a
+    setting that nowhere does well then ranks high if it does equally badly everywhere.
 
     A bar spans the good learning rates of a setting, between those tried by a straight line in log loss
     over log lr, but never towards one that diverged. Thin ticks are the learning rates tried, and a star is
@@ -67,6 +75,8 @@ def plot_sensitivity(
         by: the axis of the grid with a bar for each value; None for the only other one that has names, or
             the only other one.
         factor: how much worse than the best a good loss may be.
+        bound: the largest loss that is good, for all settings; "shared" for the bound above, which is the
+            fair default; "own" for `factor` times the best loss of each setting.
         values: what the losses are, [N] in the order of the grid's members; None for the outputs.
         minimum: the least loss possible. The factor is of the loss above it.
         defaults: a dict name -> the default learning rate of that setting, marked on its bar.
@@ -74,18 +84,19 @@ def plot_sensitivity(
         label: name of the losses, in the legend.
 
     Returns:
-        The Axes. The widest range is on top, and settings that always diverge are at the bottom.
+        The Axes. The widest range is on top. Below are settings that never come to the bound, the least
+        loss first, and at the bottom those that always diverge.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
         TypeError: the losses are neither a SweepResult nor a dict.
         ValueError: the grid has no such axes, a learning rate is not > 0 or occurs twice, shapes differ, a
-            best loss is not above `minimum`, or `factor` is below 1.
+            best loss is not above `minimum`, `factor` is below 1, or `bound` is not above `minimum`.
 
     Example:
         >>> lrs = [0.01, 0.1, 1.0, 10.0]
         >>> losses = {"SGD": (lrs, [9.0, 2.0, 1.0, torch.inf]), "Adam": (lrs, [1.0, 2.0, 9.0, 9.0])}
-        >>> ax = gd.plot.plot_sensitivity(losses)
+        >>> ax = gd.plot.plot_sensitivity(losses, bound=2.0)
         >>> for text in ax.get_yticklabels() + ax.texts:
         ...     print(text.get_text())
         SGD (1)
@@ -97,13 +108,15 @@ def plot_sensitivity(
         raise ValueError(f"factor must be >= 1; got {factor!r}")
     minimum = _axes.to_number("minimum", minimum)
     tables = _tables(losses, x, by, values)
-    rows = [_row(name, lrs, runs - minimum, factor) for name, (lrs, runs) in tables.items()]
-    if not rows:
+    if not tables:
         raise ValueError("losses is empty; give at least one setting")
+    medians = {name: _median(name, runs - minimum) for name, (_, runs) in tables.items()}
+    bounds, rule = _bounds(bound, factor, minimum, medians)
+    rows = [_row(name, lrs, medians[name], bounds[name]) for name, (lrs, _) in tables.items()]
     marks = dict(defaults or {})
     if unknown := [name for name in marks if name not in tables]:
         raise ValueError(f"defaults has {unknown[0]!r}, but losses has only {', '.join(tables)}")
-    rows = sorted(rows, key=lambda row: -row.width)
+    rows = sorted(rows, key=lambda row: (-row.width, row.losses.min()))
     is_new, ax = ax is None, _axes.axes_for(ax)
     figure: Any = ax.get_figure()
     if is_new:
@@ -114,9 +127,7 @@ def plot_sensitivity(
     above = "" if minimum == 0 else " above the minimum"
     counts = {len(runs) for _, runs in tables.values()} - {1}
     runs = f", median of {counts.pop()}" if len(counts) == 1 else ", medians" if counts else ""
-    _axes.draw_legend(
-        ax, _entries(ax, f"{label}{above} within × {factor:g} of the best{runs}", x, bool(marks))
-    )
+    _axes.draw_legend(ax, _entries(ax, f"{label}{above} {rule}{runs}", x, bool(marks)))
     return ax
 
 
@@ -172,19 +183,43 @@ def _table(name: str, lrs: Any, losses: Any) -> tuple[Array, Array]:
     return tried, runs[:, order]
 
 
-def _row(name: str, tried: Array, runs: Array, factor: float) -> Row:
-    """Find the good ranges of a setting."""
+def _median(name: str, runs: Array) -> Array:
+    """Return the median [n] of the losses above the minimum, which are infinite where runs diverge."""
     medians = _axes.run_quantile(runs, 0.5)
     medians = np.where(np.abs(medians) <= HUGE, medians, np.inf)
-    if np.isinf(medians).all():
-        return Row(name, tried, medians, [], -1)
-    best = int(medians.argmin())
-    if medians[best] <= 0:
+    if medians.min() <= 0:
         raise ValueError(
-            f"{name} has the best loss {medians[best]:g} above the minimum, of which a factor makes no "
+            f"{name} has the best loss {medians.min():g} above the minimum, of which a factor makes no "
             "sense; give minimum= below all losses"
         )
-    bound, found = factor * medians[best], []
+    return medians
+
+
+def _bounds(
+    bound: Any, factor: float, minimum: float, medians: dict[str, Array]
+) -> tuple[dict[str, float], str]:
+    """Return the largest good loss above the minimum of each setting, and the rule in words."""
+    best = {name: float(losses.min()) for name, losses in medians.items()}
+    if isinstance(bound, str) and bound == "own":
+        own = {name: factor * least if least < np.inf else 0.0 for name, least in best.items()}
+        return own, f"within × {factor:g} of its own best"
+    if isinstance(bound, str) and bound == "shared":
+        finite = [least for least in best.values() if least < np.inf]
+        shared = factor * statistics.median(finite) if finite else 0.0
+        return dict.fromkeys(best, shared), f"≤ {shared:.3g} (× {factor:g} the median best)"
+    if isinstance(bound, str):
+        raise ValueError(f"bound must be 'shared', 'own' or a loss; got {bound!r}")
+    given = _axes.to_number("bound", bound)
+    if given <= minimum:
+        raise ValueError(f"bound must be above the minimum, {minimum:g}; got {given:g}")
+    return dict.fromkeys(best, given - minimum), f"≤ {given - minimum:.3g}"
+
+
+def _row(name: str, tried: Array, medians: Array, bound: float) -> Row:
+    """Find the good ranges of a setting."""
+    if np.isinf(medians).all():
+        return Row(name, tried, medians, [], -1)
+    best, found = int(medians.argmin()), []
     for part in _axes.stretches(medians <= bound):
         low = _crossing(tried, medians, part.start, part.start - 1, bound)
         found.append((low, _crossing(tried, medians, part.stop - 1, part.stop, bound)))
@@ -218,16 +253,21 @@ def _draw(ax: Axes, rows: list[Row], x: str, defaults: dict[str, float]) -> None
             "va": "center",
             "fontsize": "small",
         }
-        if not row.ranges:
+        if row.name in defaults:
+            ax.plot([defaults[row.name]] * 2, [y - 0.35, y + 0.35], color=_DEFAULT, linewidth=2.5, zorder=3)
+        if row.best < 0:
             ax.text(row.tried[0], y, "diverged everywhere", color=faint(ax, 0.6), **text)
             continue
-        ax.plot(row.tried[row.best], y, "*", color=foreground(ax), markersize=8, zorder=4)
+        star = (row.tried[row.best], y)
+        ax.plot(*star, "*", color=foreground(ax), markersize=8, zorder=4)
+        if not row.ranges:
+            note = "never so low"
+            ax.annotate(note, star, (7, 0), textcoords="offset points", color=faint(ax, 0.6), **text)
+            continue
         number = f"{row.width:.0f}" if row.width >= 9.95 else f"{row.width:.2g}"
         note = f"≥ × {number}" if row.is_open else f"× {number}"
         end = (row.ranges[-1][1], y)
         ax.annotate(note, end, (7, 0), textcoords="offset points", color=ink(ax, _GOOD), **text)
-        if row.name in defaults:
-            ax.plot([defaults[row.name]] * 2, [y - 0.35, y + 0.35], color=_DEFAULT, linewidth=2.5, zorder=3)
 
 
 def _name(row: Row) -> str:

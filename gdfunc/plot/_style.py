@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,6 +89,35 @@ def ordered_colors(ax: Axes, numbers: Sequence[float]) -> list[Any]:
     levels, ranks = np.unique(np.asarray(numbers, dtype=np.float64), return_inverse=True)
     span = (0.4, 1.0) if is_dark(ax) else (0.0, 0.87)
     return list(colormaps["viridis"](np.linspace(*span, max(2, len(levels)))[ranks]))
+
+
+def check_colors(colors: Any, labels: Sequence[Any] | None, count: int) -> list[Color]:
+    """Return the colours that a user gives to curves, in the order of the curves."""
+    from matplotlib.colors import is_color_like, to_rgb
+
+    if isinstance(colors, Mapping):
+        if labels is None:
+            raise ValueError("colors is a dict by label, but the curves have no labels; give labels")
+        if missing := [label for label in labels if label not in colors]:
+            known = ", ".join(map(repr, colors))
+            raise ValueError(f"colors has no {missing[0]!r}; it has {known}")
+        given = [(f"colors[{label!r}]", colors[label]) for label in labels]
+    elif isinstance(colors, (list, tuple)):
+        if len(colors) != count:
+            raise ValueError(f"colors has {len(colors)} entries but curves has {count}; give one for each")
+        given = [(f"colors[{i}]", color) for i, color in enumerate(colors)]
+    else:
+        kind = type(colors).__name__
+        raise TypeError(f"colors must be a list or tuple, or a dict label -> colour; got {kind}")
+    for name, color in given:
+        if not is_color_like(color) or str(color) == "none":
+            raise ValueError(f"{name} must be a colour of matplotlib, such as '#0072B2'; got {color!r}")
+    return [to_rgb(color) for _, color in given]
+
+
+def chosen_looks(colors: Sequence[Color]) -> list[tuple[Any, Any]]:
+    """Return colours and dashes of lines: solid, but for a colour that comes again."""
+    return [(color, _DASHES[colors[:i].count(color) % len(_DASHES)]) for i, color in enumerate(colors)]
 
 
 def foreground(ax: Any) -> Any:
