@@ -49,6 +49,8 @@ def check_labels(labels: Sequence[Any] | None, count: int, what: str) -> list[st
 def to_array(name: str, value: Any) -> Array:
     """Copy real numbers from any device, and from dtypes that NumPy does not know."""
     if isinstance(value, Tensor) and not value.is_complex():
+        if value.layout != torch.strided:
+            raise TypeError(f"{name} must be dense; got {value.layout}; pass its to_dense()")
         return value.detach().cpu().to(torch.float64, copy=True).numpy()
     array = np.asarray(value)
     if array.dtype.kind not in "biuf":

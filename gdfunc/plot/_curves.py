@@ -81,8 +81,8 @@ def plot_curves(
         minimum: subtract this from every value, and label the axis "loss − minimum".
         xlabel: name of x, also in the legend; None for `over`, or "step".
         ylabel: name of the values.
-        log_x: logarithmic x. Every x must be >= 0. Where one is 0, the axis is linear up to the least
-            positive x, as its name says.
+        log_x: logarithmic x. Every x must be >= 0. Where one is 0, the axis is linear up to a power of
+            ten near the least positive x, as its name says.
         log_y: logarithmic y.
 
     Returns:
@@ -237,17 +237,19 @@ def _abscissae(x: Any, lengths: list[int], log_x: bool) -> list[Array]:
 
 def _set_x_scale(ax: Axes, x: Array, log: bool) -> str:
     """Set the scale of x, and return what its name must say about it."""
-    positive = x[x > 0]
+    positive = x[x > 1 / _axes.HUGE]
     if not log or not len(positive):
         ax.set_xscale("linear")
         return ""
     if len(positive) == len(x):
         ax.set_xscale("log")
         return ""
+    # Ticks are powers of ten. One below the first would be too near to 0.
+    first = np.ceil(np.log10(positive.min()))
     # The linear part is wider than the margin, which it holds, however many decades there are.
-    least, decades = positive.min(), np.log10(positive.max()) - np.log10(positive.min())
-    ax.set_xscale("symlog", linthresh=least, linscale=max(0.5, decades / 8))
-    return f", linear up to {least:.4g}"
+    decades = np.log10(positive.max()) - first
+    ax.set_xscale("symlog", linthresh=10**first, linscale=max(0.5, decades / 8))
+    return f", linear up to {10**first:g}"
 
 
 def _notes(curve: Curve, top: float, name: str, log_y: bool, over: bool) -> list[str]:

@@ -90,7 +90,7 @@ def plot_grid(
     lost = ~(np.abs(heights) <= HUGE) | (heights > bound)
     if log_color is None:
         log_color = _is_wide(heights[~lost], span)
-    known = heights[~lost & ((heights > 0) | (not log_color))]
+    known = heights[~lost & ((heights >= 1 / HUGE) | (not log_color))]
     low, high = _span(known, log_color) if span is None else span
     norm = LogNorm(low, high) if log_color else Normalize(low, high)
     # A logarithm would hide what is ≤ 0 as if it were not finite.

@@ -22,6 +22,7 @@ from ._style import foreground, ink, line_style
 from ._tracks import FEW, scaled
 
 _AT_ONCE = 2**23  # numbers in the parameters and the data of all points of a chunk
+_LARGE = 1e100  # a coordinate whose square is as good as infinite
 _FLAT = 1e-9  # of the first direction: a second one that is rounding
 _WIDTHS = (3, 2)  # of the plane, and of the losses on its right
 
@@ -152,12 +153,21 @@ def _worth_seeing(given: Paths, true: list[Array]) -> Array:
     points, losses = np.concatenate(given.points), np.concatenate(true)
     starts = np.concatenate([np.arange(len(track)) == 0 for track in given.points])
     seen = points[_plane.worth_seeing(points, losses, starts)]
-    return seen if len(seen) > 2 else points[np.isfinite(points).all(axis=1)]
+    return _usual(seen) if len(seen) > 2 else _usual(points)
+
+
+def _usual(points: Array) -> Array:
+    """Return the points that are finite, and whose distances are."""
+    return points[(np.abs(points) <= _LARGE).all(axis=1)]
 
 
 def _plane_of(directions: Any, given: Paths, seen: Array, key: Tensor | None) -> Plane:
-    ends = given.points[0][np.isfinite(given.points[0]).all(axis=1)]
-    origin = ends[-1] if len(ends) else np.zeros(given.points[0].shape[1])
+    ends = _usual(given.points[0])
+    if not len(ends):
+        raise ValueError(
+            f"paths[0] has no point below {_LARGE:g} through which to lay a plane; leave that path out"
+        )
+    origin = ends[-1]
     nowhere = np.empty((0, 2))
     if isinstance(directions, str) and directions == "pca":
         basis, shares = _principal(seen, origin - given.points[0][0])
@@ -195,9 +205,11 @@ def _principal(points: Array, way: Array) -> tuple[Array, Array]:
             "the points of the paths lie on a line, so there is no second principal direction; "
             'use directions="random", a pair of params trees or three points'
         )
-    basis = rows[:2].T
+    basis, sizes = rows[:2].T, scales / scales[0]
     # An eigenvector has no sign of its own. This sign lets the first path run to the right and upward.
-    return basis * np.where(np.nan_to_num(way) @ basis < 0, -1.0, 1.0), scales**2 / (scales**2).sum()
+    return basis * np.where(np.where(np.abs(way) <= _LARGE, way, 0.0) @ basis < 0, -1.0, 1.0), sizes**2 / (
+        sizes**2
+    ).sum()
 
 
 def _random(origin: Array, start: Tree, key: Tensor) -> Array:

@@ -72,7 +72,7 @@ def check_paths(paths: Any, labels: Sequence[Any] | None) -> Paths:
             "paths must be a list or tuple, also around a single one, or a dict of label -> path; "
             f"got {type(paths).__name__}"
         )
-    trees = [_tree.as_tensors(tree) for tree in paths]
+    trees = [_tensors_of(f"paths[{i}]", tree) for i, tree in enumerate(paths)]
     names = _axes.check_labels(labels, len(trees), "paths")
     points = [points_of(f"paths[{i}]", tree, trees[0]) for i, tree in enumerate(trees)]
     return Paths(trees, points, names, labels is not None)
@@ -80,24 +80,35 @@ def check_paths(paths: Any, labels: Sequence[Any] | None) -> Paths:
 
 def single_points(name: str, trees: Any, first: Tree) -> list[Array]:
     """Return trees without an axis of steps as points [1, P]."""
-    trees = [_tree.as_tensors(tree) for tree in _axes.check_list(name, trees)]
-    lifted = [_tree.map(lambda leaf: leaf[None], tree) for tree in trees]
+    tensors = [_tensors_of(f"{name}[{i}]", tree) for i, tree in enumerate(_axes.check_list(name, trees))]
+    lifted = [_tree.map(lambda leaf: leaf[None], tree) for tree in tensors]
     return [points_of(f"{name}[{i}]", tree, first) for i, tree in enumerate(lifted)]
+
+
+def _tensors_of(name: str, tree: Tree) -> Tree:
+    """Return a tree of dense floating-point tensors."""
+    for where, leaf in _tree.named_leaves(tree, name):
+        is_float = isinstance(leaf, np.ndarray) and leaf.dtype.kind == "f"
+        if not is_float and not (isinstance(leaf, Tensor) and leaf.is_floating_point()):
+            got = f"array of {leaf.dtype}" if isinstance(leaf, np.ndarray) else kind(leaf)
+            raise TypeError(f"{where} must be a floating-point tensor or array; got {got}")
+        if isinstance(leaf, Tensor) and leaf.layout != torch.strided:
+            raise TypeError(f"{where} must be dense; got {leaf.layout}; pass its to_dense()")
+    return _tree.as_tensors(tree)
 
 
 def points_of(name: str, tree: Tree, first: Tree) -> Array:
     """Return the points [T+1, P] of a path, with columns in the order of the first path's leaves."""
     leaves = _tree.check_structure(tree, first, name, "paths[0]")
     named = _tree.named_leaves(tree, name)
-    for where, leaf in named:
-        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
-            raise TypeError(f"{where} must be a floating-point tensor or array; got {kind(leaf)}")
     lengths = {leaf.shape[0] if leaf.ndim else 0 for leaf in leaves}
     if len(lengths) != 1 or lengths == {0}:
         got = ", ".join(f"{where} {tuple(leaf.shape)}" for where, leaf in named) or "no leaves"
         raise ValueError(f"{name} must have leaves [T+1, ...] of one length T+1 >= 1; got {got}")
     if [leaf.shape[1:] for leaf in leaves] != [leaf.shape[1:] for leaf in _tree.leaves(first)]:
         raise ValueError(f"{name} must have points shaped as in paths[0]; got {shapes(tree, name)}")
+    if not any(leaf[0].numel() for leaf in leaves):
+        raise ValueError(f"{name} must hold a number at each point; got {shapes(tree, name)}")
     return np.concatenate([_axes.to_array(name, leaf).reshape(len(leaf), -1) for leaf in leaves], axis=1)
 
 

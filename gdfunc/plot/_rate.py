@@ -69,8 +69,10 @@ def plot_rate(
         theorem: × 0.6 a step
     """
     paths = np.atleast_2d(_axes.to_array("errors", errors))
-    if paths.ndim != 2:
+    if paths.ndim != 2 or not paths.size:
         raise ValueError(f"errors must be [T + 1] or [N, T + 1]; got shape {paths.shape}")
+    if not np.isfinite(paths).all() or (paths < 0).any():
+        raise ValueError("errors must be finite and >= 0; a diverged run has no rate, draw plot_curves")
     if rate.kind not in ("linear", "sublinear"):
         raise ValueError(f"rate.kind must be 'linear' or 'sublinear'; got {rate.kind!r}")
     is_linear, steps = rate.kind == "linear", np.arange(paths.shape[1])
@@ -94,19 +96,20 @@ def plot_rate(
 
     color = foreground(ax)
     measured = level * _shape(fitted, rate.kind, rate.rate)
-    (line,) = ax.plot(fitted, measured, "-", color=color, linewidth=1.0, zorder=5)
+    (line,) = ax.plot(fitted, _shown(measured), "-", color=color, linewidth=1.0, zorder=5)
     spread = f" ({rate.low:.4g} to {rate.high:.4g})" if f"{rate.low:.4g}" != f"{rate.high:.4g}" else ""
     entries.append((line, f"measured: {_say(rate.kind, rate.rate)}{spread}"))
     if callable(theorem):
         bound = _axes.to_array("theorem", theorem(steps[first:]))
         if bound.shape != steps[first:].shape:
             raise ValueError(f"theorem must return {len(steps) - first} errors; got shape {bound.shape}")
-        (line,) = ax.plot(steps[first:], bound, ":", color=color, linewidth=1.4, zorder=4)
+        (line,) = ax.plot(steps[first:], _shown(bound), ":", color=color, linewidth=1.4, zorder=4)
         entries.append((line, "theorem: the bound"))
     elif theorem is not None:
         promised = _axes.to_number("theorem", theorem)
         shape = _shape(fitted, rate.kind, promised)
-        (line,) = ax.plot(fitted, measured[0] * shape / shape[0], ":", color=color, linewidth=1.4, zorder=4)
+        expected = _shown(measured[0] * shape / shape[0])
+        (line,) = ax.plot(fitted, expected, ":", color=color, linewidth=1.4, zorder=4)
         entries.append((line, f"theorem: {_say(rate.kind, promised)}"))
     _axes.draw_legend(ax, entries)
     return ax
@@ -125,6 +128,11 @@ def _fitted(paths: Array, rate: _Rate, skip: float) -> tuple[Array, float]:
 
 def _shape(steps: Array, kind: str, rate: float) -> Array:
     return rate ** steps.astype(float) if kind == "linear" else steps.astype(float) ** rate
+
+
+def _shown(values: Array) -> Array:
+    """Leave out what would overflow the limits of the axes."""
+    return np.where(np.abs(values) <= _axes.HUGE, values, np.nan)
 
 
 def _say(kind: str, rate: float) -> str:

@@ -85,6 +85,8 @@ def plot_samples(
         shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in _tree.named_leaves(params, "params"))
         raise ValueError(f"params must have one scalar in all; got {shapes}")
     places = _axes.to_array("at", _tree.ravel(params) if at is None else at)
+    if at is None and not np.isfinite(places).all():
+        raise ValueError(f"params must be finite; got {places[0]}; give at=, the places to look at")
     if places.ndim != 1 or not len(places) or not np.isfinite(places).all():
         raise ValueError(f"at must be one or more finite numbers; got {at!r}")
     box = None if limits is None else _points.check_limits(limits)
@@ -188,7 +190,7 @@ def _draw_pulls(ax: Axes, x: Array, losses: Array, grads: Array, box: Array) -> 
         steps = np.stack([reach, grads * reach], axis=-1)
     points = np.stack([np.broadcast_to(x[:, None], losses.shape), losses], axis=-1)
     ends = np.stack([points - steps, points + steps], axis=-2)
-    wrong = grads * np.array([[_slope(row)] for row in grads]) < 0
+    wrong = np.sign(grads) * np.array([[np.sign(_slope(row))] for row in grads]) < 0
     looks = [
         (~wrong, foreground(ax), scaled(1), "pulls as the mean does"),
         (wrong, line_style(1, ax)[0], scaled(2), "pulls the wrong way"),
@@ -214,7 +216,7 @@ def _draw_share(ax: Axes, place: str, x: float, mean: float, grads: Array, above
     (low, high), size = ax.get_xlim(), len(grads)
     finite = grads[np.isfinite(grads)]
     slope = _slope(grads)
-    wrong = int((finite * slope < 0).sum())
+    wrong = int((np.sign(finite) * np.sign(slope) < 0).sum())
     said = f"{place}: {100 * wrong / size:.0f} % ({wrong} of {size}) pull the wrong way"
     if slope == 0:
         up, down = int((finite < 0).sum()), int((finite > 0).sum())
