@@ -15,13 +15,14 @@ import argparse
 import csv
 import json
 import math
-import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
 
 TITLE = 11  # points
 
@@ -78,8 +79,7 @@ class Card:
         question: str | None = None,
     ) -> None:
         """Write a figure under its conclusion, print the conclusion, and keep both with their numbers."""
-        width = int(figure.get_figwidth() * 72 / (0.56 * TITLE))  # a letter is 0.56 of its height
-        title = textwrap.fill(conclusion, width)
+        title = broken(conclusion, 0.97 * 72 * figure.get_figwidth())
         figure.suptitle(title, x=0.01, ha="left", fontsize=TITLE, fontweight="bold")
         path = self.out / f"{name}.{self.format}"
         source = "Subject" if self.format == "pdf" else "Source"
@@ -104,6 +104,19 @@ class Card:
         self.tables.append(name)
         print(f"saved {self.out / name}")
         return self.out / name
+
+
+def broken(title: str, width: float) -> str:
+    """Break a title into lines of at most a width in points."""
+    font = FontProperties(weight="bold")
+    lines = [""]
+    for word in title.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and TextPath((0, 0), longer, size=TITLE, prop=font).get_extents().width > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return "\n".join(lines)
 
 
 def plain(value: Any) -> Any:

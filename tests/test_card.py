@@ -20,7 +20,7 @@ def test_a_card_says_what_was_found(tmp_path, capsys):
         card.picture("two", Figure(), "It is", {}, question="And this?")
         card.table("gap", ["epoch", "gap"], zip(torch.arange(2), torch.tensor([0.5, 0.25]), strict=True))
         card.file("runs.csv").write_text("a")
-    assert figure.get_suptitle() == "It is so, and a gap of 0.5 is left\nto say why"
+    assert figure.get_suptitle() == "It is so, and a gap of 0.5 is left to\nsay why"
     assert "It is so, and a gap of 0.5 is left to say why\nsaved" in capsys.readouterr().out
     written = json.loads((tmp_path / "card.json").read_text())
     assert written.pop("seconds") >= 0
@@ -48,6 +48,25 @@ def test_a_picture_carries_its_conclusion_in_every_format(suffix, tmp_path):
     with Card("demos/some.py", "Is it?", ["--out", str(tmp_path), "--format", suffix]) as card:
         card.picture("it", Figure(), "lr η falls", {})
     assert (tmp_path / f"it.{suffix}").stat().st_size > 100
+
+
+@pytest.mark.parametrize("width", [3.0, 6.4, 9.0])
+@pytest.mark.parametrize("said", ["mmmm mom 100 % " * 20, "ill, till it fills " * 20, "m" * 80 + " end"])
+def test_a_title_fits_its_picture(said, width, tmp_path):
+    figure = Figure((width, 3))
+    with Card("x.py", "Is it?", ["--out", str(tmp_path)]) as card:
+        card.picture("it", figure, said.strip(), {})
+    figure.draw_without_rendering()  # at the figure's own resolution, not that of the file
+    title = figure._suptitle
+    assert title.get_text().split() == said.split()
+    lines = title.get_text().splitlines()
+    assert len(lines) == 2 or len(said) > 100
+    for line in lines:
+        title.set_text(line)
+        if " " in line:
+            assert title.get_window_extent().width <= 0.98 * figure.bbox.width
+    if width > 3:
+        assert max(len(line) for line in lines) > 30
 
 
 def test_a_demo_that_fails_leaves_no_card(tmp_path):
