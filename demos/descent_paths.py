@@ -7,17 +7,18 @@ seen, for several orders of the data, tell what the shaking buys and what it cos
 
 Started from the contour sketch in nearly every tutorial on mini-batch descent; the data are
 matplotlib's `Stocks.csv`.
+
+    python demos/descent_paths.py [--out DIR] [--fast]
 """
 
-import argparse
-import csv
 import itertools
 import math
-import textwrap
-from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from _card import Card
 from matplotlib.axes import Axes
+from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.func import vmap
@@ -38,6 +39,7 @@ LOOKS = {  # colours as of the curves, and widths of the paths
     "single sample": ("#009E73", 0.3),
 }
 CLOSE = 0.1  # the table tells when the gap first is smaller
+LEVELS = {0.01: "1 %", 0.03: "", 0.1: "10 %", 0.3: "", 1.0: "100 %", 3.0: "", 10.0: ""}  # gaps of contours
 COLUMNS = (
     "method",
     "batch size",
@@ -91,6 +93,34 @@ def summarize(name: str, gap: Tensor, epochs: int) -> tuple:
     return name, batch_size, lr, steps, samples, last, gap[:, -1].max().item()
 
 
+class Shaking(NamedTuple):
+    """How a method's paths shake, in the median over the orders."""
+
+    uphill: float  # the share of steps that raise the loss over all of the data
+    length: float  # of the path, over the distance from its start to its end
+
+
+def shaking(paths: Tensor, gap: Tensor) -> Shaking:
+    uphill = (gap.diff(dim=1) > 0).double().mean(dim=1)
+    length = torch.linalg.vector_norm(paths.diff(dim=1), dim=2).sum(dim=1)
+    straight = torch.linalg.vector_norm(paths[:, -1] - paths[:, 0], dim=1)
+    return Shaking(float(uphill.median()), float((length / straight).median()))
+
+
+def paths_conclusion(found: dict[int, Shaking]) -> str:
+    """Compare how the paths of batch sizes shake."""
+    sizes = sorted(found, reverse=True)
+    uphill, length = ([found[size][i] for size in sizes] for i in (0, 1))
+    more = all(a < b for values in (uphill, length) for a, b in itertools.pairwise(values))
+    opening = (
+        "The smaller the batch, the more its path shakes" if more else "Not every smaller batch shakes more"
+    )
+    shares = in_words([f"{100 * share:.0f}" for share in uphill])
+    times = in_words([f"{ratio:.1f}" if ratio < 10 else f"{ratio:.0f}" for ratio in length])
+    steps = f"{opening}: {shares} % of the steps go uphill"
+    return f"{steps}, and the path is {times} times as long as a straight one"
+
+
 def conclusion(samples: dict[int, float], ends: dict[int, float]) -> str:
     """Compare batch sizes: samples until the gap is below CLOSE (inf: never), and the gap in the end."""
     sizes = sorted(samples)
@@ -109,26 +139,23 @@ def in_words(parts: list[str]) -> str:
     return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def draw_paths(
-    problem: gd.problems.Problem, runs: dict[str, tuple[Tensor, Tensor]], epochs: int, said: str, file: Path
-) -> None:
+def draw_paths(problem: gd.problems.Problem, runs: dict[str, tuple[Tensor, Tensor]]) -> Figure:
     """Draw the path of every method on one order of the data, all on the same contours."""
     drawn = {name: paths[0] for name, (paths, _) in runs.items()}
     seen = torch.cat([*drawn.values(), problem.minimizers[0]["w"][None]])
     low, high = seen.amin(dim=0), seen.amax(dim=0)
     margin = 0.08 * (high - low)
-    limits = tuple(zip((low - margin).tolist(), (high + margin).tolist(), strict=True))
     figure = Figure(figsize=(7.2, 4.8), layout="constrained")
-    figure.suptitle(textwrap.fill(said, 84), x=0.01, ha="left", fontweight="bold", fontsize=10)
     axes = figure.subplots(1, len(runs), sharey=True)
     for ax, (name, path) in zip(axes, drawn.items(), strict=True):
         gd.plot.plot_descent(
             lambda params: problem.loss_fn(params, problem.data),
             [{"w": path}],
             ax=ax,
+            levels=[problem.minimum * (1 + gap) for gap in LEVELS],
             minimum=problem.minimum,
             minimizers=problem.minimizers,
-            limits=limits,
+            limits=tuple(zip((low - margin).tolist(), (high + margin).tolist(), strict=True)),
         )
         restyle(ax, *LOOKS[name])
         batch_size, lr = METHODS[name]
@@ -136,12 +163,17 @@ def draw_paths(
         ax.set_title(title, loc="left", fontsize=9, color=LOOKS[name][0])
         ax.set(xlabel=f"weight of {SHARES[0]}", ylabel=f"weight of {SHARES[1]}")
         ax.label_outer()
-    orders = len(runs["full batch"][0])
-    note = (
-        f"{epochs} passes over {MONTHS} months each; one of {orders} orders drawn, the numbers are medians"
-    )
-    figure.supxlabel(f"○ start    ★ minimizer    {note}", fontsize=8, color="0.35")
-    figure.savefig(file, dpi=150, pil_kwargs={"optimize": True})
+    name_contours(axes[0])  # the only panel where they can be seen
+    orders, epochs = len(runs["full batch"][0]), len(drawn["full batch"]) - 1
+    note = f"{epochs} passes over {MONTHS} months; one of {orders} orders drawn, numbers are medians"
+    figure.supxlabel(f"○ start  ★ minimizer  lines: % above it; {note}", fontsize=8, color="0.35")
+    return figure
+
+
+def name_contours(ax: Axes) -> None:
+    (lines,) = (artist for artist in ax.collections if isinstance(artist, ContourSet) and not artist.filled)
+    named = {level: name for level, name in zip(lines.levels, LEVELS.values(), strict=True) if name}
+    ax.clabel(lines, list(named), fmt=named, fontsize=7, colors="0.4")
 
 
 def restyle(ax: Axes, color: str, width: float) -> None:
@@ -158,11 +190,16 @@ def restyle(ax: Axes, color: str, width: float) -> None:
             line.set_markerfacecolor(color)
 
 
-def draw_gaps(runs: dict[str, tuple[Tensor, Tensor]], said: str, file: Path) -> None:
+def draw_gaps(runs: dict[str, tuple[Tensor, Tensor]]) -> Figure:
     """Draw every method's gap over the samples, with its band over the orders of the data."""
     # On a logarithmic axis, points as far apart as the eye can tell, out of thousands of steps.
     steps = {
-        name: torch.logspace(0, math.log10(gap.shape[1] - 1), 100).round().long().unique()
+        name: torch.cat(
+            [
+                torch.tensor([0]),
+                torch.logspace(0, math.log10(gap.shape[1] - 1), 100).round().long().unique(),
+            ]
+        )
         for name, (_, gap) in runs.items()
     }
     ax = gd.plot.plot_curves(
@@ -173,21 +210,10 @@ def draw_gaps(runs: dict[str, tuple[Tensor, Tensor]], said: str, file: Path) -> 
         log_x=True,
     )
     ax.set(ylim=(1e-5, 1e1))
-    ax.figure.suptitle(textwrap.fill(said, 72), x=0.01, ha="left", fontweight="bold", fontsize=10)
-    ax.figure.savefig(file, dpi=200)
+    return ax.figure
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--out", type=Path, default=Path("out/descent_paths"), help="folder for the results"
-    )
-    parser.add_argument("--fast", action="store_true", help="fewer epochs and orders")
-    args = parser.parse_args(argv)
-    epochs, orders = (2, 5) if args.fast else (20, 25)
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)  # on tensors this small, threads would only wait for one another
-
+def show(card: Card, epochs: int, orders: int) -> None:
     problem = regression()
     weights = [f"{w:.4f} {share}" for w, share in zip(problem.minimizers[0]["w"], SHARES, strict=True)]
     print(f"S&P 500 ≈ {' + '.join(weights)}: least squares on {MONTHS} months; {orders} orders of them\n")
@@ -204,13 +230,31 @@ def main(argv: list[str] | None = None) -> int:
         )
     print(f"gap = loss / minimum − 1 over all of the data; {epochs} passes over them\n")
 
-    with (args.out / "methods.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([COLUMNS, *rows])
-    said = conclusion({row[1]: row[4] for row in rows}, {row[1]: row[5] for row in rows})
-    print(said)
-    draw_paths(problem, runs, epochs, said, args.out / "descent_paths.png")
-    draw_gaps(runs, said, args.out / "gaps.png")
-    print(f"Written: methods.csv, descent_paths.png and gaps.png in {args.out}")
+    found = {METHODS[name][0]: shaking(*run) for name, run in runs.items()}
+    card.picture(
+        "descent_paths",
+        draw_paths(problem, runs),
+        paths_conclusion(found),
+        {
+            "uphill": {size: s.uphill for size, s in found.items()},
+            "length": {size: s.length for size, s in found.items()},
+        },
+    )
+    samples, ends = ({row[1]: row[column] for row in rows} for column in (4, 5))
+    card.picture(
+        "gaps",
+        draw_gaps(runs),
+        conclusion(samples, ends),
+        {"samples": samples, "ends": ends},
+        question="What do smaller batches buy, and what do they cost?",
+    )
+    card.table("methods", COLUMNS, rows)
+
+
+def main(argv: list[str] | None = None) -> int:
+    torch.set_num_threads(1)  # on tensors this small, threads would only wait for one another
+    with Card(__file__, "How much does the path of descent shake with the batch size?", argv) as card:
+        show(card, *(2, 5) if card.fast else (20, 25))
     return 0
 
 

@@ -2,19 +2,20 @@
 
 The S&P 500's monthly return is regressed on those of five of its shares. One sweep runs every batch size
 and every learning rate, held constant or falling to zero, each on several orders of the data: 720 runs.
-All of them go into a table (CSV), the telling ones are printed, and two pictures show the gap to the
-optimum over the epochs and over the learning rate.
+All of them go into a table (CSV), the telling ones are printed, and two pictures show the excess loss,
+loss / minimum − 1, over the epochs and over the learning rate.
 
 Started from the loops that tutorials on mini-batch descent write by hand; the data are matplotlib's
 `Stocks.csv`.
+
+    python demos/quickstart.py [--out DIR] [--fast]
 """
 
-import argparse
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from _card import Card
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -24,15 +25,9 @@ BATCH_SIZES = (1, 8, 64, 389)  # 389 months are all there are
 LRS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # full batches diverge above 2/L = 0.82
 SCHEDULES = {"constant": 1.0, "falling": 0.0}  # name: the share of lr that is left at the end
 TOLERANCE = 1e-5  # the best run must end with a smaller gap than this
-DRAWN = (  # the runs whose gap is drawn over the epochs
-    (389, "constant", 1.0),
-    (8, "constant", 0.1),
-    (8, "constant", 0.02),
-    (8, "falling", 0.02),
-    (1, "falling", 0.002),
-    (389, "constant", 0.5),
-)
-GAP_LIMITS = (1e-9, 1e3)  # of the pictures; what diverges leaves through the top
+DRAWN = {1: 0.005, 8: 0.05, 64: 0.2, 389: 0.5}  # batch size: the lr whose gap is drawn over the epochs
+GAP_LIMITS = (1e-9, 1e1)  # of the pictures
+STALLS = 3.0  # a gap that half of the epochs divide by less has stalled
 
 
 def sweep(
@@ -114,7 +109,7 @@ def best(rows: list[Row], batch_sizes: tuple[int, ...], schedules: tuple[str, ..
 
 
 def report(rows: list[Row]) -> None:
-    """Print the best rows and those of a large constant lr, and what they mean."""
+    """Print the best rows and those of a large constant lr."""
     print("\n" + "  ".join(f"{name:>8}" for name in COLUMNS))
     for row in rows:
         is_best = row == best(rows, (row.batch_size,), (row.schedule,))
@@ -124,56 +119,90 @@ def report(rows: list[Row]) -> None:
             print("  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
     print("gap = loss / minimum − 1, distance = ‖θ − θ*‖ / ‖θ*‖: medians over the orders of the data\n")
 
-    print("In the second half of its epochs a constant lr of 0.5")
-    for row in rows:
-        if (row.schedule, row.lr) == ("constant", 0.5):
-            before, after = row.gap_at_half_time, row.gap_to_the_exact_optimum
-            verdict = "stalls at their noise" if after > before / 10 else "goes on to the optimum"
-            verdict = "diverges" if row.diverged == "yes" else verdict
-            print(f"  {verdict:22} with batches of {row.batch_size:3}: gap {before:.1e}, then {after:.1e}")
-    gaps = [best(rows, BATCH_SIZES[:-1], (s,)).gap_to_the_exact_optimum for s in SCHEDULES]
-    print(
-        f"Mini-batches get to a gap of {gaps[0]:.1e} with a constant lr, {gaps[1]:.1e} with a falling one."
+
+def gains(rows: list[Row]) -> dict[str, dict[int, float]]:
+    """Return by how much the second half of the epochs divides the gap, by schedule and batch size."""
+    return {
+        schedule: {
+            row.batch_size: row.gap_at_half_time / row.gap_to_the_exact_optimum
+            for row in rows
+            if row.schedule == schedule and row.lr == DRAWN[row.batch_size]
+        }
+        for schedule in SCHEDULES
+    }
+
+
+def conclusion(constant: dict[int, float], falling: dict[int, float]) -> str:
+    """Say who stalls, from how much the second half of the epochs divides the gap, by batch size."""
+    *mini, full = (constant[size] for size in sorted(constant))
+    *mini_falling, _ = (falling[size] for size in sorted(falling))
+    most, least = max(mini), min(mini_falling)
+    opening = "Mini-batches stall" if most < STALLS else "Mini-batches do not all stall"
+    goes_on = "go on" if least >= STALLS else "do not all go on"
+    word = "but" if (most < STALLS) == (least >= STALLS) else "and"
+    return (
+        f"{opening} at a constant lr, {word} {goes_on} at a falling one: the second half of the epochs"
+        f" divides their excess loss by {most:.1f} at most and by {least:.1f} at least,"
+        f" and the full batch's by {full:,.0f}"
     )
 
 
-def draw_curves(result: gd.SweepResult, rows: list[Row], path: Path) -> None:
-    """Draw the gap over the epochs for the runs in DRAWN."""
-    drawn = [row for setting in DRAWN for row in rows if row[:3] == setting]
-    curves, labels = [], []
-    for size, schedule, lr, *_, diverged in drawn:
-        curves.append(result.select(batch_size=size, end=SCHEDULES[schedule], lr=lr).outputs["gaps"])
-        labels.append(f"batch {size}, lr {lr:g} {schedule}{', diverges' if diverged == 'yes' else ''}")
-    ax = Figure(figsize=(8, 6.5), layout="constrained").subplots()
-    ax.set(ylim=GAP_LIMITS, title="Mini-batch descent on monthly returns of five shares and the S&P 500")
-    gd.plot.plot_curves(curves, ax=ax, labels=labels, xlabel="epoch", ylabel="gap to the exact optimum")
-    ax.figure.savefig(path, dpi=150)
+def draw_curves(result: gd.SweepResult) -> Figure:
+    """Draw the gap over the epochs at one lr for each batch size, held constant and falling."""
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    sizes = result.axes["batch_size"]
+    for ax, (schedule, end) in zip(figure.subplots(1, 2, sharey=True), SCHEDULES.items(), strict=True):
+        gd.plot.plot_curves(
+            {
+                size: result.select(batch_size=size, end=end, lr=DRAWN[size]).outputs["gaps"]
+                for size in sizes
+            },
+            ax=ax,
+            by="batch",
+            label_lines=True,
+            xlabel="epoch",
+            ylabel="excess loss, loss / minimum − 1",
+        )
+        ax.set_title(f"{schedule} lr", loc="left", fontsize=9, color="0.35")
+    finish(figure, result, f"lr {' '.join(f'{DRAWN[size]:g}' for size in sizes)} by batch size")
+    return figure
 
 
-def draw_map(result: gd.SweepResult, limit: float, path: Path) -> None:
+def draw_map(result: gd.SweepResult, limit: float) -> Figure:
     """Draw the final gap over the learning rate for every batch size and schedule."""
-    batch_sizes, start = result.axes["batch_size"], float(result.outputs["gaps"][0, 0])
-    figure = Figure(figsize=(11, 5.5), layout="constrained")
+    start = float(result.outputs["gaps"][0, 0])
+    figure = Figure(figsize=(9, 4.8), layout="constrained")
     for ax, (schedule, end) in zip(figure.subplots(1, 2, sharey=True), SCHEDULES.items(), strict=True):
         gaps = result.select(end=end).reshape()["gap"]  # [batch sizes, lrs, orders]
-        ax.set(ylim=GAP_LIMITS, title=conclusion(schedule, [best_of(runs) for runs in gaps]))
+        gaps = torch.where(gaps <= start, gaps, torch.inf)  # to end above the start is to diverge
+        ax.set_ylim(GAP_LIMITS)
         gd.plot.plot_curves(
-            list(gaps.mT),
+            dict(zip(result.axes["batch_size"], gaps.mT, strict=True)),
             x=result.axes["lr"],
             over="lr",
             ax=ax,
-            labels=list(batch_sizes),
             by="batch",
+            label_lines=True,
             xlabel="lr" if end else "first lr",
-            ylabel="final gap to the exact optimum, loss / minimum − 1",
+            ylabel="excess loss in the end, loss / minimum − 1",
             log_x=True,
         )
-        ax.label_outer()
         ax.axvline(limit, color="0.4", linewidth=1)
         ax.annotate("2/L ", (limit, GAP_LIMITS[0]), ha="right", va="bottom", color="0.4")
         ax.axhline(start, color="0.4", linewidth=1)
-        ax.annotate("the gap at the start", (LRS[0], 1.3 * start), va="bottom", color="0.4")
-    figure.savefig(path, dpi=150)
+        ax.annotate("at the start", (LRS[0], 1.1 * start), va="bottom", color="0.4", fontsize=8)
+        ax.set_title(f"{schedule} lr", loc="left", fontsize=9, color="0.35")
+    finish(figure, result, "hatched: the median ends above the start")
+    return figure
+
+
+def finish(figure: Figure, result: gd.SweepResult, note: str) -> None:
+    """Name the band under the panels, and leave the panels' own legends out."""
+    for ax in figure.axes:
+        ax.get_legend().remove()
+        ax.label_outer()
+    band = f"median and 10–90 % of {len(result.axes['key'])} orders of 389 months"
+    figure.supxlabel(f"{band}; {note}", fontsize=8, color="0.35")
 
 
 def best_of(runs: Tensor) -> float:
@@ -181,39 +210,50 @@ def best_of(runs: Tensor) -> float:
     return min(median(orders) for orders in runs)
 
 
-def conclusion(schedule: str, best: list[float]) -> str:
-    """Say how near a schedule brings mini-batches to the optimum; the full batch's best gap is last."""
-    *mini, full = best
-    nearest = min(mini)
-    if nearest <= 10 * full:
-        return f"With a {schedule} lr, mini-batches come as near\nas the full batch: a gap of {nearest:.0e}"
-    return f"With a {schedule} lr, mini-batches stop at {nearest:.0e},\nthe full batch at {full:.0e}"
+def lr_conclusion(best: dict[str, list[float]]) -> str:
+    """Say how near schedules bring mini-batches to the optimum; the full batch's best gap is last."""
+    parts = [f"{min(mini):.0e} with a {name} lr" for name, (*mini, _) in best.items()]
+    full = min(gaps[-1] for gaps in best.values())
+    nearest = min(min(mini) for *mini, _ in best.values())
+    verb = "come as near the optimum as" if nearest <= 10 * full else "stay farther from the optimum than"
+    return f"At their best lr mini-batches {verb} the full batch: {', '.join(parts)}, against {full:.0e}"
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("out/quickstart"), help="folder for the results")
-    parser.add_argument("--fast", action="store_true", help="fewer epochs and orders, no batches of 1")
-    args = parser.parse_args(argv)
-    sizes, epochs, orders = (BATCH_SIZES[1:], 12, 3) if args.fast else (BATCH_SIZES, 20, 9)
-    args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # on tensors this small, threads would only wait for one another
+    with Card(
+        __file__, "How near do batch size and learning rate bring descent to the optimum?", argv
+    ) as card:
+        return show(card)
 
+
+def show(card: Card) -> int:
+    sizes, epochs, orders = (BATCH_SIZES[1:], 12, 3) if card.fast else (BATCH_SIZES, 20, 9)
     problem = gd.problems.stock_regression()
-    result = sweep(problem, sizes, epochs, orders, progress=not args.fast)
+    result = sweep(problem, sizes, epochs, orders, progress=not card.fast)
     print(result)
     ends = {name: result.outputs[name] for name in ("gap", "distance")}  # a CSV has no place for curves
-    replace(result, outputs=ends).save(args.out / "runs.csv")
+    replace(result, outputs=ends).save(card.file("runs.csv"))
     rows = [
         sum_up(result, problem.minimum, size, schedule, lr)
         for size in sizes
         for schedule in SCHEDULES
         for lr in LRS
     ]
-    draw_curves(result, rows, args.out / "gap_over_epochs.png")
-    draw_map(result, 2 / problem.L, args.out / "gap_over_lr.png")
     report(rows)
-    print(f"Written: runs.csv, gap_over_epochs.png and gap_over_lr.png in {args.out}")
+    second_half = gains(rows)
+    card.picture(
+        "gap_over_epochs",
+        draw_curves(result),
+        conclusion(**second_half),
+        second_half,
+        question="Who goes on to the optimum, and who stalls at the noise of batches?",
+    )
+    least = {
+        name: [best_of(runs) for runs in result.select(end=end).reshape()["gap"]]
+        for name, end in SCHEDULES.items()
+    }
+    card.picture("gap_over_lr", draw_map(result, 2 / problem.L), lr_conclusion(least), least)
     gap = best(rows, sizes, tuple(SCHEDULES)).gap_to_the_exact_optimum
     print(f"The best run {'reaches' if gap < TOLERANCE else 'MISSES'} the optimum: gap {gap:.1e}")
     return 0 if gap < TOLERANCE else 1

@@ -1,7 +1,6 @@
 """The demos run small, write what they promise, and their numbers hold."""
 
 import importlib.util
-import itertools
 import json
 import math
 import re
@@ -77,19 +76,6 @@ def test_a_demo_prints_the_same_numbers_traced_and_in_eager(name, tmp_path, caps
             assert numbers[0] == pytest.approx(numbers[1], rel=0.1, nan_ok=True)
             traced, eager = (re.sub(rf" *{NUMBER}", "", line) for line in (traced, eager))
         assert traced == eager
-
-
-def test_quickstarts_conclusion_follows_its_numbers():
-    conclusion = load("quickstart").conclusion
-    assert "mini-batches stop at 1e-03" in conclusion("constant", [1e-2, 1e-3, 1e-8])
-    assert "as near\nas the full batch: a gap of 2e-08" in conclusion("falling", [1e-2, 2e-8, 1e-8])
-
-
-def test_the_conclusion_on_planes_follows_its_numbers():
-    conclusion = load("loss_plane").conclusion
-    assert conclusion(0.89, 0.01).startswith("The path's own plane shows 89% of the fall")
-    assert conclusion(0.5, 0.01).startswith("Even the path's own plane shows 50%")
-    assert conclusion(0.9, 0.95).startswith("Both planes show")
 
 
 def test_the_stationary_moment_is_that_of_every_batch_of_two():
@@ -256,85 +242,6 @@ def test_planted_labels_are_found():
     scores = demo.score(task, demo.learn(task.data, 20))
     for rows in scores:
         assert demo.found(rows[-1], task.wrong)[60] > 0.8
-
-
-@pytest.mark.parametrize(
-    ("numbers", "said"),
-    [
-        ((1000, 0, 8, 0.43, 0.431), ["rarely go uphill", "8 of 1,000", "0 of full", "both end 43% above"]),
-        ((1000, 0, 480, 0.0, 0.02), ["often go uphill", "480 of 1,000", "end 2% above", "full batches 0%"]),
-        ((1000, 9, 8, 0.1, 0.1), ["go uphill no more often", "8 of 1,000", "9 of full"]),
-    ],
-)
-def test_the_linear_demo_concludes_from_its_numbers(numbers, said):
-    sentence = load("minibatch_linear").conclusion(*numbers)
-    assert all(part in sentence for part in said)
-    assert ("both end" in sentence) == (numbers[3] > 0)
-
-
-def test_the_linear_demo_counts_the_steps_that_raise_the_full_loss():
-    demo = load("minibatch_linear")
-    params, minimum = demo.least_squares()
-    data = demo.tutorial_data(torch.float64)
-    grads = torch.func.grad(demo.loss_fn)(params, data)
-    assert all(grad.abs().max() < 1e-14 for grad in grads.values())
-    run = demo.descend(gd.epoch_batches(gd.random.key(1), demo.ROWS, demo.BATCH, 3))
-    x, y = (column.squeeze() for column in data)
-    weight, bias = run.path["weight"].flatten(), run.path["bias"].flatten()
-    losses = ((weight[:, None] * x + bias[:, None] - y) ** 2).mean(dim=1)
-    torch.testing.assert_close(run.losses, losses)
-    assert run.uphill == sum(b > a for a, b in itertools.pairwise(losses))
-    assert losses.min() > minimum
-
-
-@pytest.mark.parametrize(
-    ("samples", "ends", "said"),
-    [
-        ((139.0, 416.0, 2334.0), (0.05, 0.01, 4e-5), "come down sooner .* and end higher .*0.004 %"),
-        (
-            (139.0, 416.0, float("inf")),
-            (0.01, 0.02, 1.23),
-            "come down sooner .*never.* but do not end higher .1, 2 and 120 %",
-        ),
-        ((900.0, 416.0, 2334.0), (0.05, 0.01, 4e-5), "do not come down sooner .* but end higher"),
-        ((900.0, 416.0, 2334.0), (0.01, 0.02, 0.5), "do not come down sooner .* and do not end higher"),
-    ],
-)
-def test_the_paths_conclude_from_their_numbers(samples, ends, said):
-    sizes = (1, 16, 389)
-    conclude = load("descent_paths").conclusion
-    sentence = conclude(dict(zip(sizes, samples, strict=True)), dict(zip(sizes, ends, strict=True)))
-    assert re.search(said, sentence)
-    assert sentence == conclude(
-        dict(zip(sizes[::-1], samples[::-1], strict=True)), dict(zip(sizes, ends, strict=True))
-    )
-
-
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [
-        ((1, 9), "agree far from the optimum, not near it: 1 of 24 .* w = 10, 9 at w = 5"),
-        ((9, 1), "agree near the optimum, not far from it: 9 of 24"),
-        ((0, 0), "agree far from the optimum and near it"),
-        ((9, 9), "agree neither far from the optimum nor near it"),
-    ],
-)
-def test_the_parabolas_conclude_from_their_numbers(wrong, said):
-    assert re.search(said, load("minibatch_1d").conclusion(24, *wrong))
-
-
-def test_the_claim_of_similar_gradients_is_judged_by_its_numbers():
-    conclude = load("minibatch_1d").claim_conclusion
-    assert "trusted 4.5 × nearer" in conclude(0.99, 0.22)
-    assert "no surer than single samples" in conclude(0.3, 0.3)
-
-
-def test_the_tutorials_printed_values_are_followed():
-    demo = load("minibatch_1d")
-    assert len(demo.PRINTED) == demo.ROWS // demo.BATCH
-    ours = demo.one_weight(shuffle=False)
-    assert (ours - torch.tensor(demo.PRINTED)).abs().max() < 1
-    assert (ours - torch.tensor(demo.PRINTED)).abs()[-10:].max() < 1e-3
 
 
 @pytest.mark.parametrize(

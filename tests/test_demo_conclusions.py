@@ -1,0 +1,172 @@
+"""The conclusions of the demos follow the numbers that their runs measured."""
+
+import importlib
+import itertools
+import re
+
+import pytest
+import torch
+
+import gdfunc as gd
+
+pytest.importorskip("matplotlib")
+
+
+def load(name):
+    return importlib.import_module(name)  # demos/ is on the path
+
+
+@pytest.mark.parametrize(
+    ("constant", "falling", "said"),
+    [
+        (
+            (1.2, 2.0, 842.0),
+            (9.0, 8.5, 5.0),
+            "stall at a constant lr, but go on at .* by 2.0 at most and by 8.5 .* 842$",
+        ),
+        (
+            (1.2, 20.0, 8.0),
+            (9.0, 8.5, 5.0),
+            "do not all stall at a constant lr, and go on at .* by 20.0 .* by 8$",
+        ),
+        (
+            (1.2, 2.0, 842.0),
+            (1.5, 8.5, 5.0),
+            "Mini-batches stall .*, and do not all go on .* by 1.5 at least",
+        ),
+        ((9.0, 9.0, 9.0), (0.5, 0.5, 9.0), "do not all stall .*, but do not all go on"),
+    ],
+)
+def test_the_quickstart_concludes_who_stalls_from_its_numbers(constant, falling, said):
+    sizes = (1, 8, 389)
+    gains = [dict(zip(sizes, values, strict=True)) for values in (constant, falling)]
+    assert re.search(said, load("quickstart").conclusion(*gains))
+
+
+def test_the_quickstart_concludes_how_near_batches_come_from_its_numbers():
+    conclude = load("quickstart").lr_conclusion
+    apart = conclude({"constant": [1e-2, 1e-3, 4e-8], "falling": [2e-5, 1e-4, 6e-9]})
+    assert "stay farther from the optimum than the full batch: 1e-03 with a constant lr, 2e-05" in apart
+    assert apart.endswith("against 6e-09")
+    near = conclude({"constant": [1e-2, 1e-3, 4e-8], "falling": [5e-8, 1e-4, 6e-9]})
+    assert "come as near the optimum as the full batch: 1e-03 with a constant lr, 5e-08" in near
+
+
+def test_gains_of_the_second_half_are_of_the_drawn_learning_rates():
+    demo = load("quickstart")
+    rows = [
+        demo.Row(8, schedule, lr, 1.0, 0.5, gap, 0.0, "no")
+        for schedule, gap in {"constant": 0.25, "falling": 0.1}.items()
+        for lr in (0.01, demo.DRAWN[8])
+    ]
+    rows = [row._replace(gap_at_half_time=99.0) if row.lr == 0.01 else row for row in rows]
+    assert demo.gains(rows) == {"constant": {8: 2.0}, "falling": {8: 5.0}}
+
+
+def test_the_shaking_of_a_path_is_its_uphill_share_and_its_length():
+    demo = load("descent_paths")
+    paths = torch.tensor([[[0.0, 0.0], [3.0, 0.0], [3.0, 4.0]], [[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]]])
+    found = demo.shaking(paths[:1], torch.tensor([[3.0, 1.0, 2.0]]))
+    assert found == pytest.approx((0.5, 7 / 5))
+    assert demo.shaking(paths[1:], torch.tensor([[3.0, 1.0, 0.5]])) == pytest.approx((0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({389: (0, 1.06), 16: (0.45, 16.2)}, "^The smaller .* shakes: 0 and 45 % .* 1.1 and 16 times"),
+        ({16: (0.45, 16.2), 389: (0, 1.06)}, "^The smaller .* shakes: 0 and 45 % .* 1.1 and 16 times"),
+        ({389: (0.5, 1.06), 16: (0.45, 16.2)}, "^Not every smaller .* 50 and 45 %"),
+        ({389: (0, 20.0), 16: (0.45, 16.2)}, "^Not every smaller .* 20 and 16 times"),
+    ],
+)
+def test_the_picture_of_paths_concludes_from_its_numbers(found, said):
+    demo = load("descent_paths")
+    shaking = {size: demo.Shaking(*numbers) for size, numbers in found.items()}
+    assert re.search(said, demo.paths_conclusion(shaking))
+
+
+def test_the_conclusion_on_planes_follows_its_numbers():
+    conclusion = load("loss_plane").conclusion
+    assert conclusion(0.89, 0.01).startswith("The path's own plane shows 89% of the fall")
+    assert conclusion(0.5, 0.01).startswith("Even the path's own plane shows 50%")
+    assert conclusion(0.9, 0.95).startswith("Both planes show")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ((1000, 0, 8, 0.43, 0.431), ["rarely go uphill", "8 of 1,000", "0 of full", "both end 43% above"]),
+        ((1000, 0, 480, 0.0, 0.02), ["often go uphill", "480 of 1,000", "end 2% above", "full batches 0%"]),
+        ((1000, 9, 8, 0.1, 0.1), ["go uphill no more often", "8 of 1,000", "9 of full"]),
+    ],
+)
+def test_the_linear_demo_concludes_from_its_numbers(numbers, said):
+    sentence = load("minibatch_linear").conclusion(*numbers)
+    assert all(part in sentence for part in said)
+    assert ("both end" in sentence) == (numbers[3] > 0)
+
+
+def test_the_linear_demo_counts_the_steps_that_raise_the_full_loss():
+    demo = load("minibatch_linear")
+    params, minimum = demo.least_squares()
+    data = demo.tutorial_data(torch.float64)
+    grads = torch.func.grad(demo.loss_fn)(params, data)
+    assert all(grad.abs().max() < 1e-14 for grad in grads.values())
+    run = demo.descend(gd.epoch_batches(gd.random.key(1), demo.ROWS, demo.BATCH, 3))
+    x, y = (column.squeeze() for column in data)
+    weight, bias = run.path["weight"].flatten(), run.path["bias"].flatten()
+    losses = ((weight[:, None] * x + bias[:, None] - y) ** 2).mean(dim=1)
+    torch.testing.assert_close(run.losses, losses)
+    assert run.uphill == sum(b > a for a, b in itertools.pairwise(losses))
+    assert losses.min() > minimum
+
+
+@pytest.mark.parametrize(
+    ("samples", "ends", "said"),
+    [
+        ((139.0, 416.0, 2334.0), (0.05, 0.01, 4e-5), "come down sooner .* and end higher .*0.004 %"),
+        (
+            (139.0, 416.0, float("inf")),
+            (0.01, 0.02, 1.23),
+            "come down sooner .*never.* but do not end higher .1, 2 and 120 %",
+        ),
+        ((900.0, 416.0, 2334.0), (0.05, 0.01, 4e-5), "do not come down sooner .* but end higher"),
+        ((900.0, 416.0, 2334.0), (0.01, 0.02, 0.5), "do not come down sooner .* and do not end higher"),
+    ],
+)
+def test_the_paths_conclude_from_their_numbers(samples, ends, said):
+    sizes = (1, 16, 389)
+    conclude = load("descent_paths").conclusion
+    sentence = conclude(dict(zip(sizes, samples, strict=True)), dict(zip(sizes, ends, strict=True)))
+    assert re.search(said, sentence)
+    assert sentence == conclude(
+        dict(zip(sizes[::-1], samples[::-1], strict=True)), dict(zip(sizes, ends, strict=True))
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ((1, 9), "agree far from the optimum, not near it: 1 of 24 .* w = 10, 9 at w = 5"),
+        ((9, 1), "agree near the optimum, not far from it: 9 of 24"),
+        ((0, 0), "agree far from the optimum and near it"),
+        ((9, 9), "agree neither far from the optimum nor near it"),
+    ],
+)
+def test_the_parabolas_conclude_from_their_numbers(wrong, said):
+    assert re.search(said, load("minibatch_1d").conclusion(24, *wrong))
+
+
+def test_the_claim_of_similar_gradients_is_judged_by_its_numbers():
+    conclude = load("minibatch_1d").claim_conclusion
+    assert "trusted 4.5 × nearer" in conclude(0.99, 0.22)
+    assert "no surer than single samples" in conclude(0.3, 0.3)
+
+
+def test_the_tutorials_printed_values_are_followed():
+    demo = load("minibatch_1d")
+    assert len(demo.PRINTED) == demo.ROWS // demo.BATCH
+    ours = demo.one_weight(shuffle=False)
+    assert (ours - torch.tensor(demo.PRINTED)).abs().max() < 1
+    assert (ours - torch.tensor(demo.PRINTED)).abs()[-10:].max() < 1e-3
