@@ -9,6 +9,8 @@ The card is the file card.json beside the pictures, for pages that show what the
     {"demo": "quickstart", "question": "…", "fast": false, "seconds": 14.2,
      "pictures": [{"file": "gap.png", "question": "…", "conclusion": "…", "numbers": {"gap": 0.01}}],
      "tables": ["gap.csv"]}
+
+With `--gallery` a picture is also an SVG file, and its entry has `bare`, a PNG file without the title.
 """
 
 import argparse
@@ -45,8 +47,12 @@ class Card:
         parser.add_argument(
             "--format", choices=("png", "svg", "pdf"), default="png", help="of the pictures"
         )
+        parser.add_argument(
+            "--gallery", action="store_true", help="also pictures as SVG, and as PNG without titles"
+        )
         args = parser.parse_args(argv)
         self.fast, self.out, self.format = args.fast, args.out, args.format
+        self.gallery = args.gallery
         self.pictures: list[dict[str, Any]] = []
         self.tables: list[str] = []
 
@@ -79,20 +85,25 @@ class Card:
         question: str | None = None,
     ) -> None:
         """Write a figure under its conclusion, print the conclusion, and keep both with their numbers."""
+        shown: dict[str, Any] = {}
+        if self.gallery:
+            shown["bare"] = f"{name}.bare.png"
+            figure.savefig(self.out / shown["bare"], dpi=150)
         title = broken(conclusion, 0.97 * 72 * figure.get_figwidth())
         figure.suptitle(title, x=0.01, ha="left", fontsize=TITLE, fontweight="bold")
         path = self.out / f"{name}.{self.format}"
         source = "Subject" if self.format == "pdf" else "Source"
         figure.savefig(path, dpi=150, metadata={"Title": conclusion, source: f"demos/{self.demo}.py"})
+        if self.gallery:
+            figure.savefig(path.with_suffix(".svg"), metadata={"Title": conclusion, "Date": None})
         print(f"{conclusion}\nsaved {path}")
-        self.pictures.append(
-            {
-                "file": path.name,
-                "question": question or self.question,
-                "conclusion": conclusion,
-                "numbers": dict(numbers),
-            }
-        )
+        shown |= {
+            "file": path.name,
+            "question": question or self.question,
+            "conclusion": conclusion,
+            "numbers": dict(numbers),
+        }
+        self.pictures.append(shown)
 
     def table(self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Write a CSV file, a line for each row."""

@@ -8,6 +8,7 @@ import torch
 pytest.importorskip("matplotlib")
 
 from _card import Card
+from matplotlib import image
 from matplotlib.figure import Figure
 
 
@@ -48,6 +49,20 @@ def test_a_picture_carries_its_conclusion_in_every_format(suffix, tmp_path):
     with Card("demos/some.py", "Is it?", ["--out", str(tmp_path), "--format", suffix]) as card:
         card.picture("it", Figure(), "lr η falls", {})
     assert (tmp_path / f"it.{suffix}").stat().st_size > 100
+
+
+def test_a_picture_of_the_gallery_is_also_an_svg_and_a_png_without_its_title(tmp_path):
+    with Card("demos/some.py", "Is it?", ["--out", str(tmp_path), "--gallery"]) as card:
+        figure = Figure((4, 3))
+        figure.add_subplot()
+        card.picture("it", figure, "lr η falls", {})
+    (shown,) = json.loads((tmp_path / "card.json").read_text())["pictures"]
+    assert (shown["file"], shown["bare"]) == ("it.png", "it.bare.png")
+    assert "lr η falls" in (tmp_path / "it.svg").read_text(encoding="utf-8")
+    whole, bare = (image.imread(tmp_path / shown[name])[..., :3] for name in ("file", "bare"))
+    assert whole.shape == bare.shape
+    at_the_top = slice(0, 24)  # rows of pixels, in which only the title is
+    assert whole[at_the_top].min() < 0.5 < 0.9 < bare[at_the_top].min()
 
 
 @pytest.mark.parametrize("width", [3.0, 6.4, 9.0])
