@@ -13,10 +13,8 @@ Sources: H. Li, Z. Xu, G. Taylor, C. Studer, T. Goldstein, "Visualizing the loss
     python demos/loss_plane.py [--out DIR] [--fast]
 """
 
-import argparse
-from pathlib import Path
-
 import torch
+from _card import Card
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -68,34 +66,37 @@ def conclusion(principal: float, random: float) -> str:
     return f"The path's own plane shows {principal:.0%} of the fall of the loss, a random one {random:.0%}"
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("out/loss_plane"), help="folder for the picture")
-    parser.add_argument("--fast", action="store_true", help="fewer epochs, coarser planes")
-    args = parser.parse_args(argv)
-    epochs, resolution = (4, 15) if args.fast else (30, 51)
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)  # on tensors this small, threads would only wait for one another
-
-    digits = gd.datasets.digits(dtype=torch.float32)
-    data = digits.x, digits.y
-    paths = train(data, epochs)
-    figure = Figure(figsize=(12, 8.4), layout="constrained")
-    shares = []
+def draw(
+    paths: dict[str, dict[str, Tensor]], data: tuple[Tensor, Tensor], resolution: int
+) -> tuple[Figure, list[float]]:
+    """Draw both planes, and return how much of the first path's fall of the loss each of them shows."""
+    figure, shares = Figure(figsize=(9, 7.2), layout="constrained"), []
     for rows, (name, key) in zip(
         figure.subfigures(2, 1), {"pca": None, "random": gd.random.key(1)}.items(), strict=True
     ):
         ax = rows.subplots()
         gd.plot.plot_landscape(loss_fn, paths, data, directions=name, key=key, resolution=resolution, ax=ax)
+        ax.get_legend().remove()
         beside = rows.axes[-1]
         beside.set_xlabel("recorded point")
+        beside.set_title("solid: the path, dashed: the plane", loc="left", fontsize=9, color="0.35")
         first, second = (torch.as_tensor(line.get_ydata()) for line in beside.lines[:2])
         shares.append(shown(first, second))
-    finding = conclusion(*shares)
-    figure.suptitle(finding, x=0.01, ha="left", fontweight="bold")
-    figure.savefig(args.out / "loss_plane.png", dpi=110)
-    print(finding)
-    print(f"Written: loss_plane.png in {args.out}")
+    count = sum(path[0].numel() for path in paths["full batch"].values())
+    note = f"a network with {count:,} parameters on {len(data[1]):,} digits; ○ start  ◆ end"
+    figure.supxlabel(note, fontsize=8, color="0.35")
+    return figure, shares
+
+
+def main(argv: list[str] | None = None) -> int:
+    torch.set_num_threads(1)  # on tensors this small, threads would only wait for one another
+    with Card(__file__, "What does a plane through the loss show of a descent?", argv) as card:
+        epochs, resolution = (4, 15) if card.fast else (30, 51)
+        digits = gd.datasets.digits(dtype=torch.float32)
+        data = digits.x, digits.y
+        figure, shares = draw(train(data, epochs), data, resolution)
+        numbers = dict(zip(("principal", "random"), shares, strict=True))
+        card.picture("loss_plane", figure, conclusion(**numbers), numbers)
     return 0
 
 

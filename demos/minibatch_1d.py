@@ -20,15 +20,13 @@ own. Its other claim, that fewer updates on batches are as accurate, is put to t
     python demos/minibatch_1d.py [--out DIR] [--fast]
 """
 
-import argparse
 import math
-import textwrap
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from _card import Card
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.func import vmap
@@ -128,7 +126,7 @@ def with_a_module() -> Tensor:
     return torch.cat([path["weight"][:, 0], path["bias"]], dim=1)[1:]
 
 
-def show_tutorial(out: Path) -> bool:
+def show_tutorial(card: Card) -> bool:
     """Print and draw the four runs; tell whether they arrive as the tutorial's does."""
     ordered, shuffled = one_weight(shuffle=False), one_weight(shuffle=True)
     plane, module = many_weights(), with_a_module()
@@ -156,11 +154,63 @@ def show_tutorial(out: Path) -> bool:
         "three weights and a bias": torch.linalg.vector_norm(plane - true_plane, dim=1),
         "the same in an nn.Linear": torch.linalg.vector_norm(module - true_plane, dim=1),
     }
-    draw_tutorial(out / "tutorial.png", ordered)
+    noisy, printed = one_weight(shuffle=False, noise=NOISE), torch.tensor(PRINTED)
+    numbers = {
+        "ours": updates_to(TRUE_W, ordered),
+        "printed": updates_to(TRUE_W, printed),
+        "apart": float((ordered - printed).abs().max()),
+        "shaking": float((noisy[len(noisy) // 2 :] - TRUE_W).abs().max()),
+    }
+    card.picture(
+        "tutorial",
+        draw_tutorial(ordered, noisy),
+        tutorial_conclusion(**numbers),
+        numbers,
+        question="Does the tutorial's run arrive, and would it with noise in the data?",
+    )
     # One epoch of one weight is shorter than two of three: nan fills the columns up.
-    columns = nn.utils.rnn.pad_sequence(list(distances.values()), padding_value=math.nan).T
-    save_table(out / "tutorial.csv", ["update", *distances], [np.arange(1, len(plane) + 1), *columns])
+    columns = nn.utils.rnn.pad_sequence(list(distances.values()), padding_value=math.nan)
+    card.table("tutorial", ["update", *distances], zip(range(1, len(plane) + 1), *columns.T, strict=True))
     return by_hand < 1e-5 and all(float(distance[-1]) < 5e-5 for distance in distances.values())
+
+
+def updates_to(value: float, path: Tensor) -> float:
+    """Return the first update from which a path [T] prints a value with four digits, or inf."""
+    others = torch.nonzero((path - value).abs() >= 5e-5)
+    first = int(others.max()) + 2 if len(others) else 1
+    return first if first <= len(path) else math.inf
+
+
+def tutorial_conclusion(ours: float, printed: float, apart: float, shaking: float) -> str:
+    """Tell from which update w is 5.0000, and how far noise throws it in the second half."""
+    here, there = ("never" if math.isinf(n) else f"after {n} updates" for n in (ours, printed))
+    arrives = "arrives at" if ours < math.inf else "does not arrive at"
+    noise = "keeps it away" if shaking >= 5e-5 else "does not keep it away"
+    return (
+        f"Without noise w {arrives} {TRUE_W:.4f} ({here}; the tutorial's {there}, never more than"
+        f" {apart:.1f} apart); noise {noise}: in the second half it is up to {shaking:.2g} off"
+    )
+
+
+def draw_tutorial(ordered: Tensor, noisy: Tensor) -> Figure:
+    """Draw the weight over the updates, beside the tutorial's printed values."""
+    figure = Figure((7.2, 4.4), layout="constrained")
+    runs = {"without noise": ordered, f"with noise, σ = {NOISE:g}": noisy}
+    ax = gd.plot.plot_curves(
+        {name: torch.cat([torch.tensor([START]), run]) for name, run in runs.items()},
+        ax=figure.subplots(),
+        label_lines=True,
+        xlabel=f"update on {BATCH} samples, lr {LR}",
+        ylabel="w",
+        log_y=False,
+    )
+    (printed,) = ax.plot(range(1, len(PRINTED) + 1), PRINTED, "o", markersize=5, color="black")
+    printed.set(markerfacecolor="none", markeredgewidth=0.8, zorder=4)
+    ax.set_title("○ as the tutorial prints it", loc="left", fontsize=9, color="0.35")
+    return figure
+
+
+# The claim: at one w the gradients of different samples are similar.
 
 
 def conclusion(samples: int, at_start: int, at_end: int) -> str:
@@ -177,36 +227,22 @@ def conclusion(samples: int, at_start: int, at_end: int) -> str:
     return f"The slopes of samples agree {where}: {counts}"
 
 
-def draw_tutorial(path: Path, ordered: Tensor) -> None:
-    """Draw the tutorial's parabolas beside its run: a parabola for each sample, their mean, slopes at w."""
+def show_parabolas(card: Card) -> None:
+    """Draw the tutorial's parabolas: one for each sample, their mean, and the slopes at two places."""
     data, ends = draw(gd.random.key(1), PARABOLAS, NOISE), torch.tensor([START, TRUE_W])
     grads = vmap(lambda w: gd.per_sample_grad(loss_fn)(w, data)[0])(ends)
     wrong = (grads * grads.mean(dim=1, keepdim=True) < 0).sum(dim=1).tolist()
-    said = conclusion(PARABOLAS, *wrong)
-    print(f"\n{said} (σ = {NOISE:g})")
-
-    figure = Figure((9, 5), layout="constrained")
-    figure.suptitle(textwrap.fill(said, 88), x=0.01, ha="left", fontweight="bold", fontsize=11)
-    left, right = figure.subplots(1, 2, width_ratios=(1.4, 1))
-    gd.plot.plot_samples(
-        lambda params, batch: loss_fn(params["w"], batch), {"w": ends[0]}, data, at=ends.tolist(), ax=left
+    figure = Figure((7.2, 5), layout="constrained")
+    ax = gd.plot.plot_samples(
+        lambda params, batch: loss_fn(params["w"], batch),
+        {"w": ends[0]},
+        data,
+        at=ends.tolist(),
+        ax=figure.subplots(),
     )
-    left.set_title(f"one loss per sample, σ = {NOISE:g}", loc="left", fontsize=9, color="0.35")
-    runs = {"without noise": ordered, f"with noise, σ = {NOISE:g}": one_weight(shuffle=False, noise=NOISE)}
-    gd.plot.plot_curves(
-        {name: torch.cat([torch.tensor([START]), run]) for name, run in runs.items()},
-        ax=right,
-        xlabel="update on ten samples",
-        ylabel="w",
-        log_y=False,
-    )
-    (printed,) = right.plot(range(1, len(PRINTED) + 1), PRINTED, "o", markersize=5, color="black")
-    printed.set(markerfacecolor="none", markeredgewidth=0.8, zorder=4)
-    right.set_title("○ as the tutorial prints it", loc="left", fontsize=9, color="0.35")
-    save(figure, path)
-
-
-# The claim: at one w the gradients of different samples are similar.
+    ax.set_title(f"one loss per sample, σ = {NOISE:g}", loc="left", fontsize=9, color="0.35")
+    numbers = {"samples": PARABOLAS, "at_start": wrong[0], "at_end": wrong[1]}
+    card.picture("parabolas", figure, conclusion(**numbers), numbers)
 
 
 class Spread(NamedTuple):
@@ -257,7 +293,7 @@ def distance_at(share: Tensor, level: float, distance: Tensor) -> float:
     return float(np.interp(-level, -share, distance))
 
 
-def show_claim(out: Path, samples: int) -> None:
+def show_claim(card: Card, samples: int) -> None:
     noisy, clean = draw(gd.random.key(1), samples, NOISE), draw(gd.random.key(1), samples)
     curve, clean_curve = (spread(torch.logspace(-2, 1, 61), data) for data in (noisy, clean))
     table = spread(torch.tensor(DISTANCES), noisy)
@@ -286,11 +322,15 @@ def show_claim(out: Path, samples: int) -> None:
     )
     print(f"So far from w* the gradients are similar {far}; near it, {near}.")
 
-    said = claim_conclusion(single, ten)
-    print(said)
-    draw_claim(out / "claim.png", curve, said)
+    card.picture(
+        "claim",
+        draw_claim(curve),
+        claim_conclusion(single, ten),
+        {"single": single, "ten": ten},
+        question="How near to the optimum can an average of ten gradients be trusted?",
+    )
     columns = [*curve, opposed_in_theory(curve.distance)]
-    save_table(out / "claim.csv", [*Spread._fields, "opposed_in_theory"], columns)
+    card.table("claim", [*Spread._fields, "opposed_in_theory"], zip(*columns, strict=True))
 
 
 def claim_conclusion(single: float, ten: float) -> str:
@@ -299,12 +339,12 @@ def claim_conclusion(single: float, ten: float) -> str:
     opening = f"Averages of ten can be trusted {gain:.1f} × nearer to the optimum"
     opening = opening if gain > 1.2 else "Averages of ten are no surer than single samples"
     return (
-        f"{opening}: a quarter of the single samples pull the wrong way {single:.2g} away from it,"
-        f" a quarter of the tens {ten:.2g} away"
+        f"{opening}: a quarter of the single samples pull the wrong way at a distance of {single:.2g},"
+        f" a quarter of the tens at {ten:.2g}"
     )
 
 
-def draw_claim(path: Path, curve: Spread, said: str) -> None:
+def draw_claim(curve: Spread) -> Figure:
     ax = gd.plot.plot_curves(
         {"single samples": curve.opposed, "batches of ten": curve.opposed_batches},
         x=curve.distance,
@@ -316,31 +356,14 @@ def draw_claim(path: Path, curve: Spread, said: str) -> None:
     ax.lines[0].set(linewidth=5, alpha=0.4)
     ax.plot(curve.distance, opposed_in_theory(curve.distance), color="black", linewidth=0.8, zorder=5)
     ax.annotate("½ − arctan(d/σ)/π", (1.0, 0.25), (8, 6), textcoords="offset points", fontsize="small")
-    ax.figure.suptitle(textwrap.fill(said, 64), x=0.01, ha="left", fontweight="bold", fontsize=11)
-    save(ax.figure, path)
-
-
-def save(figure: Any, path: Path) -> None:
-    figure.savefig(path, dpi=150)
-    print(f"saved {path}")
-
-
-def save_table(path: Path, names: Sequence[str], columns: Sequence[Any]) -> None:
-    table = np.stack([np.asarray(column) for column in columns], axis=1)
-    np.savetxt(
-        path, table, fmt="%.8g", delimiter=",", header=",".join(names), comments="", encoding="utf-8"
-    )
-    print(f"saved {path}")
+    return ax.figure
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Mini-batches on one weight, and a claim about them.")
-    parser.add_argument("--out", type=Path, default=Path("out/minibatch_1d"), help="where results go")
-    parser.add_argument("--fast", action="store_true", help="fewer samples: a few seconds")
-    args = parser.parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
-    arrived = show_tutorial(args.out)
-    show_claim(args.out, samples=2_000 if args.fast else 50_000)
+    with Card(__file__, "Are the gradients of samples similar at one w?", argv) as card:
+        arrived = show_tutorial(card)
+        show_parabolas(card)
+        show_claim(card, samples=2_000 if card.fast else 50_000)
     return 0 if arrived else 1
 
 

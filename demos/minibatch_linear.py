@@ -16,14 +16,12 @@ loops must agree to 1e-6 in float32 and to 1e-12 in float64; otherwise the exit 
     python demos/minibatch_linear.py [--out DIR] [--fast]
 """
 
-import argparse
-import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from _card import Card
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.func import vmap
@@ -172,18 +170,28 @@ def conclusion(steps: int, full: int, mini: int, full_above: float, mini_above: 
     return f"{opening}: {counts}; {f'both end {mini_above:.0%} above the minimum' if alike else apart}"
 
 
-def draw(file: Path) -> None:
-    """Draw the tutorial's picture: both paths of its two weights on the contours of the loss."""
+def show_paths(card: Card) -> None:
+    """Run the tutorial's model on mini-batches and full batches, and draw both paths of its two weights."""
     mini = descend(gd.epoch_batches(gd.random.key(1), ROWS, BATCH, EPOCHS))
     steps = len(mini.losses) - 1
     full = descend(torch.arange(ROWS).expand(steps, ROWS))
-    minimizer, minimum = least_squares()
-    above = [float(run.losses[-1] / minimum - 1) for run in (full, mini)]
-    said = conclusion(steps, full.uphill, mini.uphill, *above)
-    print(said)
+    minimum = least_squares()[1]
+    full_above, mini_above = (float(run.losses[-1] / minimum - 1) for run in (full, mini))
+    numbers = {
+        "steps": steps,
+        "full": full.uphill,
+        "mini": mini.uphill,
+        "full_above": full_above,
+        "mini_above": mini_above,
+    }
+    card.picture("paths", draw_paths(full, mini), conclusion(**numbers), numbers)
 
-    figure = Figure((7.2, 3.3), layout="constrained")
-    figure.suptitle(textwrap.fill(said, 84), x=0.01, ha="left", fontweight="bold", fontsize=10)
+
+def draw_paths(full: Descent, mini: Descent) -> Figure:
+    """Draw the tutorial's picture: both paths on the contours of the loss, and their ends once more."""
+    minimizer, minimum = least_squares()
+    steps = len(mini.losses) - 1
+    figure = Figure((7.2, 2.9), layout="constrained")
     for ax, first in zip(figure.subplots(1, 2), (0, steps - ZOOM), strict=True):
         runs = {"full batch": full.path, f"batches of {BATCH}": mini.path}
         gd.plot.plot_descent(
@@ -195,26 +203,26 @@ def draw(file: Path) -> None:
             limits=VIEW if first == 0 else None,
         )
         ax.get_legend().remove()
+        for text in list(ax.texts) if first else ():  # near, the names would hide the paths
+            text.remove()
         smooth, shaking = (line for line in ax.lines if line.get_linestyle() != "None")
         smooth.set(linewidth=0.9, zorder=3.5, path_effects=[])
         shaking.set(linewidth=2.2, path_effects=[])
         ax.set_title(f"steps {first:,} to {steps:,}", loc="left", fontsize=9, color="0.35")
-    figure.supxlabel("○ first    ◆ last    ★ minimizer", fontsize=9)
-    figure.savefig(file, dpi=200)
-    print(f"saved {file}")
+    note = f"○ first  ◆ last  ★ minimizer; {ROWS} rows, lr {LR}"
+    figure.supxlabel(note, fontsize=8, color="0.35")
+    return figure
 
 
-def save_losses(path: Path, results: dict[torch.dtype, Comparison]) -> None:
+def save_losses(card: Card, results: dict[torch.dtype, Comparison]) -> None:
     """Write the loss of every update, with all its digits."""
     columns = {
         f"{who}_{name_of(dtype)}": run.losses.double()
         for dtype, (tutorial, ours, *_) in results.items()
         for who, run in {"tutorial": tutorial, "gdfunc": ours}.items()
     }
-    table = torch.stack([torch.arange(1, len(next(iter(columns.values()))) + 1), *columns.values()], dim=1)
-    header = ",".join(["update", *columns])
-    np.savetxt(path, table.numpy(), fmt="%.17g", delimiter=",", header=header, comments="")
-    print(f"saved {path}")
+    updates = range(1, len(next(iter(columns.values()))) + 1)
+    card.table("losses", ["update", *columns], zip(updates, *columns.values(), strict=True))
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -222,16 +230,12 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="A tutorial's mini-batch loop and gdfunc, side by side.")
-    parser.add_argument("--out", type=Path, default=Path("out/minibatch_linear"), help="where results go")
-    parser.add_argument("--fast", action="store_true", help="changes nothing: it takes seconds anyway")
-    args = parser.parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
-    results = {dtype: compare(dtype) for dtype in TOLERANCE}
-    for dtype, result in results.items():
-        show(dtype, result)
-    draw(args.out / "paths.png")
-    save_losses(args.out / "losses.csv", results)
+    with Card(__file__, "Do mini-batches go to the minimum, if not straight?", argv) as card:
+        results = {dtype: compare(dtype) for dtype in TOLERANCE}
+        for dtype, result in results.items():
+            show(dtype, result)
+        show_paths(card)
+        save_losses(card, results)
     return 0 if all(result.agree for result in results.values()) else 1
 
 

@@ -170,3 +170,28 @@ def test_the_tutorials_printed_values_are_followed():
     ours = demo.one_weight(shuffle=False)
     assert (ours - torch.tensor(demo.PRINTED)).abs().max() < 1
     assert (ours - torch.tensor(demo.PRINTED)).abs()[-10:].max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        (
+            (39, 48, 0.65, 0.38),
+            "arrives at 5.0000 .after 39 .* tutorial's after 48 .* 0.7 .* keeps it away: .* 0.38 off$",
+        ),
+        (
+            (float("inf"), 48, 2.0, 1e-6),
+            "does not arrive .*never; .* 2.0 apart.; noise does not keep it away",
+        ),
+    ],
+)
+def test_the_tutorials_run_concludes_from_its_numbers(numbers, said):
+    assert re.search(said, load("minibatch_1d").tutorial_conclusion(*numbers))
+
+
+def test_an_update_arrives_when_no_later_one_prints_another_number():
+    demo = load("minibatch_1d")
+    assert demo.updates_to(5.0, torch.tensor([5.1, 5.0, 5.0001, 5.00004, 4.99996])) == 4
+    assert demo.updates_to(5.0, torch.tensor([5.0, 5.0])) == 1
+    assert demo.updates_to(5.0, torch.tensor([5.0, 5.1])) == float("inf")
+    assert demo.updates_to(5.0, torch.tensor(demo.PRINTED)) == 48
