@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 import gdfunc as gd
@@ -43,6 +43,7 @@ def test_a_right_optimizer_passes_whoever_wrote_it(name):
 
 
 @given(st.floats(0, 0.99), st.floats(0, 1), st.booleans())
+@example(0.0, 1.0, False)
 @few
 def test_ours_and_torchs_momentum_are_what_they_claim(beta, dampening, nesterov):
     claim = gt.Momentum(beta, dampening, nesterov)

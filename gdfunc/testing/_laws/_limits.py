@@ -91,7 +91,10 @@ def check_noise_floor(subject: Subject, claim: Claim, curvature: float = 4.0, lr
         >>> gt.check_noise_floor(gt.from_transform(gd.momentum(0.5)), gt.Momentum(0.5), curvature=2.0)
     """
     beta = claim.momentum if isinstance(claim, Momentum) else 0.0
-    if not isinstance(claim, GradientDescent | Momentum) or (claim != Momentum(beta) and beta):
+    is_undamped = claim == Momentum(beta) or (
+        isinstance(claim, Momentum) and not beta and not claim.dampening
+    )
+    if not isinstance(claim, GradientDescent) and not is_undamped:
         raise NotApplicable("it is about gradient descent, and momentum without dampening")
     roots = np.roots([1.0, lr * curvature - 1 - beta, beta])
     shrink = float(np.abs(roots).max())
