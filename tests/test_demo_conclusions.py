@@ -195,3 +195,27 @@ def test_an_update_arrives_when_no_later_one_prints_another_number():
     assert demo.updates_to(5.0, torch.tensor([5.0, 5.0])) == 1
     assert demo.updates_to(5.0, torch.tensor([5.0, 5.1])) == float("inf")
     assert demo.updates_to(5.0, torch.tensor(demo.PRINTED)) == 48
+
+
+@pytest.mark.parametrize(
+    ("differences", "said"),
+    [
+        ({"a": 3e-14, "b": 0.0}, "hold to the last digits: 2 runs attain theirs to 1e-13$"),
+        ({"a": 3e-14, "b": 0.02}, "^Only 1 of 2 runs .* the farthest is 1e-1 off$"),
+        ({"a": 0.0, "b": 0.0}, "2 runs attain theirs to 0$"),
+    ],
+)
+def test_theory_against_practice_concludes_from_its_numbers(differences, said):
+    assert re.search(said, load("theory_against_practice").conclusion(differences))
+
+
+def test_a_fault_is_caught_only_if_the_diagnosis_names_it():
+    demo = load("theory_against_practice")
+    assert demo.names("broken\n  diagnosis: agrees with: no bias", "no bias")
+    assert not demo.names("broken\n  diagnosis: none\n  to repeat: check(no bias)", "no bias")
+    said = demo.caught_conclusion("no bias", 7e-15, 31.6, True)
+    assert said.startswith("Adam (no bias) is caught, and named: its steps are up to 32 times too long")
+    assert said.endswith("agrees to 1e-14")
+    said = demo.caught_conclusion("no bias", 0.5, 31.6, False)
+    assert "is not caught" in said
+    assert said.endswith("does not agree either, to 1e0")
