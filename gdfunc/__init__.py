@@ -82,5 +82,10 @@ from ._transforms._wrappers import apply_if_finite as apply_if_finite
 from ._transforms._wrappers import freeze as freeze
 from ._transforms._wrappers import masked as masked
 from ._transforms._wrappers import partition as partition
+from .checkpoint import CheckpointCorruptError as CheckpointCorruptError
+from .checkpoint import CheckpointError as CheckpointError
+from .checkpoint import CheckpointVersionError as CheckpointVersionError
+from .checkpoint import load as load
+from .checkpoint import save as save
 
 __version__ = "0.1.0"

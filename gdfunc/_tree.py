@@ -22,8 +22,6 @@ from ._torch._modes import storage
 from ._torch._transforms import is_transformed, unwrapped
 
 Tree = Any
-
-
 # A tree without its leaves: for a node its kind, the context that rebuilds it, and its parts. Plain tuples,
 # because they are made, compared and hashed on every call of a compiled loop.
 Structure = Any
@@ -121,6 +119,12 @@ def nodes(structure: Structure) -> list[tuple[Any, ...]]:
     elif kind is not dict:
         found.append((kind,))
     return found
+
+
+def children(tree: Tree) -> list[Any] | None:
+    """List the children of a node; None for a leaf."""
+    node = _opened(tree)
+    return None if node is None else list(node[2])
 
 
 def leaves(tree: Tree) -> list[Any]:

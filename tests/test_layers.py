@@ -16,10 +16,10 @@ RANKS = {
     0: {"_torch", "_lock", "_tree", "_numerics", "_errors", "_progress", "_shown", "_html", "random"}
     | {"_data", "_inputs"},
     1: {"_sampling", "_gradients", "_transforms", "schedules", "_scan", "losses", "problems", "datasets"}
-    | {"_per_sample", "reducers", "_reductions", "tree", "_stateful", "stops"},
+    | {"_per_sample", "reducers", "_reductions", "tree", "_stateful", "stops", "checkpoint"},
     2: {"_step", "curvature", "adjoints"},
     3: {"_train", "methods", "_sweep", "_hypergradient", "_jit", "modules", "stats", "privacy"},
-    4: {"checkpoint", "distributed", "plot", "testing", "interop"},
+    4: {"distributed", "plot", "testing", "interop"},
 }
 RANK = {room: rank for rank, rooms in RANKS.items() for room in rooms}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
@@ -97,6 +97,7 @@ DOORS = {  # modules, and the rooms that may import them; the last two are hidde
     "tqdm": {"_progress"},
     "pandas": {"_sweep"},
     "xarray": {"_sweep"},
+    "safetensors": {"checkpoint"},
     "contextvars": set(),
     "dis": {"_scan"},
 }
@@ -206,6 +207,7 @@ def test_only_listed_packages_are_imported():
         "tqdm",
         "pandas",
         "xarray",
+        "safetensors",
     } | sys.stdlib_module_names
     for path in FILES:
         assert {package for package, _ in imports(path)} <= allowed

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import _html, _tree
+from .. import _html, _tree, checkpoint
 from .._torch._transforms import is_transformed
 from .._tree import Tree
 
@@ -136,6 +136,15 @@ class Grid:
         if any(len(positions) > 1 for positions in found.values()):
             raise ValueError(f"the grid has several positions with {said}: {found}")
         return Grid({name: axis for name, axis in self.axes.items() if name not in values}, False), members
+
+
+def _parts(axis: Axis) -> dict[str, Any]:
+    """Return what a file holds of an axis: of objects their labels."""
+    return vars(axis) | ({} if axis.vmapped else {"values": tuple(axis.labels)})
+
+
+checkpoint.register(Axis, _parts)
+checkpoint.register(Grid, lambda grid: {"axes": grid.axes, "zipped": grid.zipped})
 
 
 def grid(*, zipped: bool = False, **axes: Any) -> Grid:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import _html, _tree
+from .. import _html, _tree, checkpoint
 from .._errors import warn
 from .._shown import shown
 from .._torch._transforms import is_transformed
@@ -186,6 +186,9 @@ class SweepResult:
             writer = csv.DictWriter(file, list(records[0]))
             writer.writeheader()
             writer.writerows(records)
+
+
+checkpoint.register(SweepResult)
 
 
 def _trimmed(leaf: Tensor, lengths: Tensor | None) -> Tensor:

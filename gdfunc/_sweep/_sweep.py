@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from .. import _tree
+from .. import _tree, checkpoint
 from .._errors import SweepInterrupted, check_options, check_type
 from .._progress import Progress, reporter
 from .._tree import Tree
@@ -122,6 +122,9 @@ def sweep(
                 stopped.add_note(note)
             raise stopped from interrupt
     return _joined(grid, pieces)
+
+
+checkpoint.register(SweepInterrupted)
 
 
 class _Piece(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _tree
+from .. import _tree, checkpoint
 from .._errors import BackendError, NonFiniteError, TrainingInterrupted, check_type
 from .._progress import Progress, reporter
 from .._scan._cost import PYTHON_STEP
@@ -69,6 +69,9 @@ class Done(NamedTuple):
         if self.values or not self.records:
             return _tree.cat(self.values) if self.values else {}
         return _tree.map(lambda leaf: leaf[None][:0], plan.body.values(carry_of(self.state)))
+
+
+checkpoint.register(TrainingInterrupted)
 
 
 def drive(plan: Plan, progress: Progress, resume: TrainingInterrupted | None) -> tuple[Any, Trajectory]:

@@ -5,7 +5,7 @@ from typing import NoReturn
 
 from torch import Tensor
 
-from .. import _html, _tree
+from .. import _html, _tree, checkpoint
 from .._shown import shown
 from .._torch._transforms import is_transformed
 
@@ -54,6 +54,7 @@ class Trajectory(SimpleNamespace):
 
 
 _tree.register(Trajectory, flatten=vars, unflatten=lambda records: Trajectory(**records))
+checkpoint.register(Trajectory)
 
 
 class _Shape:

@@ -1,0 +1,35 @@
+"""Trees on disk, in files that any library of safetensors reads.
+
+`gd.save(path, tree)` writes parameters, optimizer states, a `Trajectory`, a `SweepResult`, an interruption.
+`gd.load(path)` reads them; `gd.load(path, like=step.init(params))` checks the tree too, and puts it on the
+devices of another.
+
+A tree is written as flat tensors with names such as `params.layer1.w`, which other readers of safetensors
+and `torch.distributed.checkpoint` find too. What else a tree is made of (containers, numbers, texts, None)
+is JSON among the file's metadata. No file is ever executed: there is no pickle.
+
+A file is written beside the one it replaces, and takes its place when all of it is on disk. So a crash or a
+full disk leaves the old file or the new one. A SHA-256 over the whole file is checked before anything in it
+is read: changed bytes and a missing end raise a `CheckpointCorruptError`, the format of a later version a
+`CheckpointVersionError`, and a tree that differs from `like` a `CheckpointError`, which both of these are.
+
+Example:
+    >>> import tempfile
+    >>> path = tempfile.mkdtemp() + "/run.safetensors"
+    >>> gd.save(path, {"params": {"w": torch.ones(2)}, "epoch": 4})
+    >>> gd.load(path)
+    {'params': {'w': tensor([1., 1.])}, 'epoch': 4}
+"""
+
+from ._describe import register
+from ._file import CheckpointCorruptError, CheckpointError, CheckpointVersionError
+from ._save import load, save
+
+__all__ = [
+    "CheckpointCorruptError",
+    "CheckpointError",
+    "CheckpointVersionError",
+    "load",
+    "register",
+    "save",
+]

@@ -1,0 +1,251 @@
+"""Trees as tensors by name and JSON, and trees made from these.
+
+The name of a tensor is its path, `params.layer1.w`. A full stop or backslash in a key has a backslash
+before it, and a key that is no text is written as `\\#1`, so that no two leaves have one name. JSON holds
+the rest, a list for each node: its kind, and its value, its layout in memory, or its children by label.
+
+    ["none"]   ["value", 0.5]   ["tensor", {}]   ["TrainState", [["params", ["tensor", {}]], …]]
+"""
+
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _tree
+from .._shown import shown
+from .._torch._modes import storage
+from .._torch._transforms import is_transformed
+from .._tree import Tree
+from ._file import CheckpointError
+
+Node = Any  # what JSON holds
+_PLAIN = (bool, int, float, str)
+_WHOLE = "tensor"  # the name of a tensor that is the whole tree
+_SHOWN = 5  # differences
+
+# Classes that are made of trees: by name, what one is made of, and how.
+_classes: dict[str, tuple[type, Callable[[Any], dict[str, Any]], Callable[..., Any]]] = {}
+
+
+def _attributes(obj: Any) -> dict[str, Any]:
+    return {name: part for name, part in vars(obj).items() if not name.startswith("__")}  # as __notes__
+
+
+def register(
+    cls: type, parts: Callable[[Any], dict[str, Any]] = _attributes, make: Callable[..., Any] | None = None
+) -> None:
+    """Let files hold a class: `parts(obj) -> dict of trees`, `make(**dict) -> obj`."""
+    _classes[cls.__name__] = cls, parts, make or cls
+
+
+def describe(tree: Tree) -> tuple[Node, dict[str, Tensor]]:
+    """Split a tree into JSON and tensors by name.
+
+    Raises:
+        CheckpointError: a leaf is no tensor with values, number, text or bool.
+    """
+    tensors: dict[str, Tensor] = {}
+    return _described(tree, "", tensors), tensors
+
+
+def _described(tree: Any, name: str, tensors: dict[str, Tensor]) -> Node:
+    if tree is None:
+        return ["none"]
+    if isinstance(tree, Tensor):
+        tensors[name or _WHOLE], layout = _stored(tree, name or "the tree")
+        return ["tensor", layout]
+    if type(tree) in _PLAIN:
+        return ["value", tree]
+    kind, children = _opened(tree, name)
+    nodes = [
+        [label, _described(child, _name(name, kind, label), tensors)] for label, child in children.items()
+    ]
+    return [kind, nodes]
+
+
+def _name(parent: str, kind: str, label: Any) -> str:
+    """Write the name of a child."""
+    text = str(label)
+    if kind in ("dict", "OrderedDict", "defaultdict"):
+        text = text.replace("\\", "\\\\").replace(".", "\\.") if type(label) is str else f"\\#{label!r}"
+    return f"{parent}.{text}" if parent else text
+
+
+def _opened(tree: Any, name: str) -> tuple[str, dict[Any, Any]]:
+    """Return the kind of a node, and its children by label."""
+    kind, place = type(tree).__name__, name or "the tree"
+    if kind in _classes and type(tree) is _classes[kind][0]:
+        return kind, _classes[kind][1](tree)
+    if isinstance(tree, Mapping):
+        for key in tree:
+            if type(key) not in _PLAIN:
+                raise CheckpointError(
+                    f"{place} has the key {key!r}, but the keys in a file are texts and numbers"
+                )
+        return kind, dict(tree)
+    children = _tree.children(tree)
+    if children is None:
+        raise CheckpointError(
+            f"{place} is {shown(tree)}, but a file holds tensors, numbers, texts and None, in dicts, "
+            f"lists, tuples and NamedTuples"
+        )
+    return kind, dict(zip(getattr(tree, "_fields", range(len(children))), children, strict=True))
+
+
+def _stored(leaf: Tensor, place: str) -> tuple[Tensor, dict[str, Any]]:
+    """Return a tensor as a file holds it, and what it has to know to give it back."""
+    is_plain = leaf.layout is torch.strided and not leaf.is_quantized and not leaf.is_nested
+    if is_transformed(leaf) or leaf.is_meta or not is_plain:
+        raise CheckpointError(
+            f"{place} is {shown(leaf)} without values of its own; save it outside of vmap and grad"
+        )
+    layout: dict[str, Any] = {}
+    leaf = leaf.detach().resolve_conj().resolve_neg()
+    order = sorted(range(leaf.ndim), key=leaf.stride().__getitem__, reverse=True)
+    if not leaf.is_contiguous() and leaf.permute(order).is_contiguous():
+        layout["order"] = order  # of the dims in memory
+    if leaf.is_complex():
+        layout["complex"], leaf = True, torch.view_as_real(leaf)
+    return leaf, layout
+
+
+def owned(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[list[str]]]:
+    """Give every tensor memory of its own on the CPU; list the names of those that are one tensor."""
+    held: set[Any] = set()
+    same: dict[Any, list[str]] = {}
+    copies = {}
+    for name, leaf in tensors.items():
+        if leaf.numel():
+            place = storage(leaf), leaf.storage_offset(), leaf.shape, leaf.stride(), leaf.dtype
+            same.setdefault(place, []).append(name)
+        copy = leaf.cpu().contiguous()
+        if storage(copy) in held or copy.untyped_storage().nbytes() > copy.nbytes:
+            copy = copy.clone()
+        held.add(storage(copy))
+        copies[name] = copy
+    return copies, [names for names in same.values() if len(names) > 1]
+
+
+def build(node: Node, tensors: Mapping[str, Tensor]) -> Tree:
+    """Make the tree of a file.
+
+    Raises:
+        CheckpointError: it has a class that is known to nobody here.
+    """
+    return _built(node, "", tensors)
+
+
+def _built(node: Node, name: str, tensors: Mapping[str, Tensor]) -> Tree:
+    kind, *rest = node
+    if kind == "none":
+        return None
+    if kind == "value":
+        return rest[0]
+    if kind == "tensor":
+        return tensors[name or _WHOLE]
+    children = {label: _built(child, _name(name, kind, label), tensors) for label, child in rest[0]}
+    if kind in ("list", "tuple"):
+        return {"list": list, "tuple": tuple}[kind](children.values())
+    if kind in ("dict", "OrderedDict"):
+        return {"dict": dict, "OrderedDict": OrderedDict}[kind](children)
+    make = _classes[kind][2] if kind in _classes else _own_classes().get(kind)
+    if make is None:
+        raise CheckpointError(
+            f"{name or 'the tree'} is a {kind}, which only a tree of its kind can make again: pass like="
+        )
+    return make(**children)
+
+
+def _own_classes() -> dict[str, type]:
+    """Return the NamedTuples of this package by name."""
+    modules = [
+        module for name, module in sys.modules.items() if name.startswith(__name__.split(".")[0] + ".")
+    ]
+    members = (member for module in modules for member in list(vars(module).values()))
+    return {
+        member.__name__: member
+        for member in members
+        if isinstance(member, type) and issubclass(member, tuple) and hasattr(member, "_fields")
+    }
+
+
+def restored(node: Node, tensors: Mapping[str, Tensor], ties: Iterable[Iterable[str]]) -> dict[str, Tensor]:
+    """Return the tensors of a file as they were, complex and in their order in memory."""
+    given = {name: _restored(tensors[name], layout) for name, layout in _layouts(node, "")}
+    return given | {name: given[first] for first, *others in ties for name in others}
+
+
+def _layouts(node: Node, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    kind, *rest = node
+    if kind == "tensor":
+        yield name or _WHOLE, rest[0]
+    elif kind not in ("none", "value"):
+        for label, child in rest[0]:
+            yield from _layouts(child, _name(name, kind, label))
+
+
+def _restored(tensor: Tensor, layout: Mapping[str, Any]) -> Tensor:
+    if layout.get("complex"):
+        tensor = torch.view_as_complex(tensor)
+    if order := layout.get("order"):
+        back = sorted(range(len(order)), key=order.__getitem__)
+        tensor = tensor.permute(order).contiguous().permute(back)
+    return tensor
+
+
+def fill(like: Tree, node: Node, tensors: Mapping[str, Tensor]) -> Tree:
+    """Put the leaves of a file into a tree like another, on its devices.
+
+    Raises:
+        CheckpointError: the trees differ; the message says where.
+    """
+    wanted_node, stored = describe(like)
+    wanted_tensors = restored(wanted_node, stored, ())
+    found, wanted = dict(_texts(node, "", tensors)), dict(_texts(wanted_node, "", wanted_tensors))
+    if found != wanted:
+        raise CheckpointError(f"the file differs from like: {_differences(found, wanted)}")
+    given = dict(_leaves(node, "", tensors))
+    leaves, structure = _tree.flatten(like)
+    names = [name for name, _ in _leaves(wanted_node, "", wanted_tensors)]
+    pairs = zip((given[name] for name in names), leaves, strict=True)
+    placed = [new.to(old.device) if isinstance(new, Tensor) else new for new, old in pairs]
+    return _tree.unflatten(structure, placed)
+
+
+def _leaves(node: Node, name: str, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Any]]:
+    """List the leaves of a file by name."""
+    kind, *rest = node
+    if kind in ("tensor", "value"):
+        yield name, _built(node, name, tensors)
+    elif kind != "none":
+        for label, child in rest[0]:
+            yield from _leaves(child, _name(name, kind, label), tensors)
+
+
+def _texts(node: Node, name: str, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+    """Say of every node what it is: the dtype and shape of a tensor, the type of a container."""
+    kind, *rest = node
+    if kind in ("tensor", "value"):
+        leaf = _built(node, name, tensors)
+        yield name, shown(leaf) if kind == "tensor" else type(leaf).__name__
+        return
+    yield name, "None" if kind == "none" else "dict" if kind in ("OrderedDict", "defaultdict") else kind
+    for label, child in rest[0] if rest else ():
+        yield from _texts(child, _name(name, kind, label), tensors)
+
+
+def _differences(found: Mapping[str, str], wanted: Mapping[str, str]) -> str:
+    """Say where two trees differ."""
+    said = [f"{name or 'the tree'} is missing in it" for name in wanted if name not in found]
+    said += [f"{name or 'the tree'} is in it, not in like" for name in found if name not in wanted]
+    said += [
+        f"{name or 'the tree'} is {text} in it, {wanted[name]} in like"
+        for name, text in found.items()
+        if name in wanted and text != wanted[name]
+    ]
+    more = f"; and {len(said) - _SHOWN} more" if len(said) > _SHOWN else ""
+    return "; ".join(said[:_SHOWN]) + more
