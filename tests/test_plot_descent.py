@@ -608,7 +608,10 @@ PATH = torch.zeros(3, 2)
             {"paths": [torch.zeros(4, 3)]},
             r"paths\[0\] must have one or two scalars.*got 3, .*\(3,\); plot_land",
         ),
-        ({"paths": [PATH[:, :0]]}, r"must have one or two scalars in all at each point; got 0"),
+        (
+            {"paths": [PATH[:, :0]]},
+            r"paths\[0\] must hold a number at each point; got points of shape paths\[0\] \(0,\)",
+        ),
         ({"paths": [PATH[:, 0]], "levels": 7}, "a loss of one scalar has none; leave levels out"),
         ({"levels": "logarithmic"}, "levels must be 'log', 'linear', an int or increasing losses"),
         ({"paths": [PATH, PATH[..., None]]}, r"shaped as in paths\[0\].*paths\[1\] \(2, 1\)"),

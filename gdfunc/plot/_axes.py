@@ -28,6 +28,8 @@ Array = np.ndarray
 # matplotlib's limits, margins and ticks overflow somewhat above this, where a float64 run still is finite.
 HUGE = 1e200
 
+_LETTERS = 26  # across a legend, at least
+
 
 def check_list(name: str, value: Any) -> Sequence[Any]:
     if not isinstance(value, (list, tuple)):
@@ -134,24 +136,43 @@ def hatch_background(ax: Axes, label: str) -> tuple[Any, str]:
 
 
 def draw_legend(ax: Axes, entries: list[tuple[Any, str]]) -> None:
-    """Put the legend below the axes, or inside them if the figure's layout makes no room below."""
-    handles, labels = zip(*entries, strict=True)
+    """Put the legend below the axes, or inside them if the figure's layout makes no room below.
+
+    Axes at the same place, such as those of `twinx`, share the legend of the last ones.
+    """
     figure: Any = ax.get_figure()
+    entries = [entry for other in figure.axes for entry in _taken_legend(ax, other)] + entries
+    from matplotlib.font_manager import FontProperties
+
+    handles, labels = zip(*entries, strict=True)
+    # Some 17 letters of a size of 8.3 points fit an inch, and a handle takes as much as 6.
+    room = int(170 * ax.bbox.width / figure.dpi / font_size())
+    # In a small figure the letters are smaller, too.
+    size = FontProperties(size="small").get_size_in_points() * min(1.0, max(0.5, room / _LETTERS))
+    room = max(_LETTERS, room)
     place: dict[str, Any] = {"loc": "best"}
+    columns, width = 1, room - 10  # of a handle and a frame
     if figure.get_layout_engine() is not None:
-        # Some 17 letters of a size of 8.3 points fit an inch, and a handle takes as much as 6.
-        room = max(20, int(170 * ax.bbox.width / figure.dpi / font_size()))
         most = max(1, -(-len(labels) // 4))
         fitting = (count for count in range(min(5, max(2, most)), 1, -1) if _width(labels, count) <= room)
-        columns = next(fitting, 1)
-        labels = tuple(textwrap.fill(label, room) for label in labels)
         place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "frameon": False}
         # The padding clears the numbers and the name of the x axis. It counts in letters of the legend.
         written: Any = ax.xaxis.get_tightbbox()  # None where the axis is off
         below = 72 * (ax.bbox.y0 - written.y0) / figure.dpi if written else 0
         place["borderaxespad"] = max(4.5, 1.2 * below / font_size() + 0.6)
-        place["ncols"] = columns
-    ax.legend(handles, labels, fontsize="small", **place)
+        columns, width = next(fitting, 1), room
+    labels = tuple(textwrap.fill(label, width) for label in labels)
+    ax.legend(handles, labels, fontsize=size, ncols=columns, **place)
+
+
+def _taken_legend(ax: Axes, other: Axes) -> list[tuple[Any, str]]:
+    """Remove the legend of other axes at the same place, and return its entries."""
+    legend: Any = other.get_legend()
+    if other is ax or legend is None or not np.allclose(other.bbox.bounds, ax.bbox.bounds):
+        return []
+    legend.remove()
+    texts = [text.get_text().replace("\n", " ") for text in legend.get_texts()]
+    return list(zip(legend.legend_handles, texts, strict=True))
 
 
 def _width(labels: Sequence[str], columns: int) -> int:

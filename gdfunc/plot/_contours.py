@@ -9,11 +9,11 @@ import numpy as np
 from .._errors import check_int
 from . import _axes
 from ._axes import Array, Axes
-from ._style import background, faint, foreground, line_style
+from ._contrast import shades
+from ._style import background, faint, foreground
 from ._tracks import scaled
 
 COUNT = 20
-_CONTRAST = 2.0  # at least, of every colour of a path against every grey
 
 
 def check_levels(levels: Any) -> Array | str | int:
@@ -53,30 +53,6 @@ def _linear_levels(heights: Array) -> Array:
     if len(finite) == 0 or finite.min() == finite.max():
         return finite[:0]
     return np.unique(MaxNLocator(COUNT).tick_values(*np.quantile(finite, [0.0, 0.99])))
-
-
-def luminance(color: Any) -> float:
-    """Return the relative luminance of a colour by WCAG 2: 0 of black, 1 of white."""
-    from matplotlib.colors import to_rgb
-
-    parts = np.array(to_rgb(color))
-    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
-    return float(linear @ [0.2126, 0.7152, 0.0722])
-
-
-def contrast(one: Any, two: Any) -> float:
-    """Return the contrast of two colours by WCAG 2, from 1 to 21."""
-    low, high = sorted((luminance(one), luminance(two)))
-    return (high + 0.05) / (low + 0.05)
-
-
-def shades(ax: Axes, count: int) -> list[tuple[float, ...]]:
-    """Return greys from the lowest loss to the highest, which has the background's colour."""
-    colors = [line_style(i, ax)[0] for i in range(7)]
-    shares = np.linspace(0.0, 0.5, 101)
-    seen = [min(contrast(color, faint(ax, share)) for color in colors) >= _CONTRAST for share in shares]
-    darkest = shares[max(0, seen.index(False) - 1)] if False in seen else shares[-1]
-    return [faint(ax, share) for share in np.linspace(darkest, 0.0, count)]
 
 
 def draw_contours(ax: Axes, x: Array, y: Array, heights: Array, levels: Array) -> list[tuple[Any, str]]:

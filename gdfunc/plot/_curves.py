@@ -10,7 +10,7 @@ import numpy as np
 from .._errors import check_int
 from .._numerics import Scalar
 from .._train._trajectory import Trajectory
-from . import _axes, _labels, _lines, _style
+from . import _axes, _labels, _lines, _names, _style
 from ._axes import Array, Axes
 from ._lines import Curve
 
@@ -45,7 +45,8 @@ def plot_curves(
     is infinite, and its lower edge goes on. On a logarithmic axis the line leaves through the bottom at
     values ≤ 0. Triangles on the bottom mark these places, and the legend counts them.
 
-    The view shows all of each run that stays finite. It shows a diverging run up to a thousand times the
+    The view shows all of each run that stays finite, but one that grows to a billion times the largest
+    values of a quarter of the runs counts as diverging. It shows a diverging run up to a thousand times the
     largest value of the finite runs and of all starts (on a linear axis, up to one more span). Beyond that
     the line continues through the top, the cross is at the last value in view, and the legend tells the
     step.
@@ -68,7 +69,7 @@ def plot_curves(
         by: name of labels that are numbers, such as "lr": it stands before them. More than seven are named
             at a bar of colours.
         label_lines: write the labels at the ends of their lines; the legend then holds only notes. None
-            does so in a new figure, for up to seven labelled curves.
+            does so in a new figure, for up to seven labelled curves whose names are short.
         band: the two quantiles between which the band lies, interpolated linearly between runs; None for
             no band.
         window: pool this many successive steps of all runs of a curve, for losses of mini-batches. Line and
@@ -128,9 +129,10 @@ def plot_curves(
         for name, places, values in zip(names, xs, runs, strict=True)
     ]
 
+    drawn = drawn if over else _lines.with_limit(drawn)
+    is_new, ax = ax is None, _axes.axes_for(ax)
     if label_lines is None:
-        label_lines = ax is None and labels is not None and len(drawn) <= _NAMED
-    ax = _axes.axes_for(ax)
+        label_lines = is_new and labels is not None and len(drawn) <= _NAMED and _names.fits(ax, names)
     given = [] if colors is None else _style.check_colors(colors, labels, len(drawn))
 
     from matplotlib.ticker import FixedLocator, MaxNLocator
@@ -139,7 +141,7 @@ def plot_curves(
     note = ", counted from 1" if log_x and x is None else note
     ax.set(yscale="log" if log_y else "linear", xlabel=f"{xlabel}{note}", ylabel=ylabel, axisbelow=True)
     ax.grid(color=_style.faint(ax, 0.1), linewidth=0.6)
-    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["top", "left" if ax.yaxis.get_label_position() == "right" else "right"]].set_visible(False)
     if over is None and not log_x and all((places % 1 == 0).all() for places in xs):
         places = np.unique(np.concatenate(xs))
         several = MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10])
@@ -255,7 +257,7 @@ def _set_x_scale(ax: Axes, x: Array, log: bool) -> str:
 def _notes(curve: Curve, top: float, name: str, log_y: bool, over: bool) -> list[str]:
     """Say what of a curve is not in the picture, but for what a strip says."""
     notes, values, x = [], curve.values, curve.x
-    alive, lost = np.isfinite(values), _lines.diverged(values)
+    alive, lost = np.isfinite(values), _lines.diverged(curve)
     if over:
         beyond = np.isfinite(curve.middle) & (curve.middle > top)
         notes += [f"leaves the view at {name} {curve.places[beyond.argmax()]:.4g}"] if beyond.any() else []

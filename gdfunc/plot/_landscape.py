@@ -17,9 +17,10 @@ from .._numerics import Scalar
 from .._tree import Tree
 from . import _axes, _contours, _plane, _points
 from ._axes import Array, Axes
+from ._contrast import FEW, path_colors
 from ._points import Paths, check_paths, evaluate
-from ._style import foreground, ink, line_style
-from ._tracks import FEW, scaled
+from ._style import foreground, ink
+from ._tracks import scaled
 
 _AT_ONCE = 2**23  # numbers in the parameters and the data of all points of a chunk
 _LARGE = 1e100  # a coordinate whose square is as good as infinite
@@ -133,13 +134,15 @@ def plot_landscape(
     if box is None:
         box = _view(plane, plane.coordinates(seen), directions)
     ax = _axes.axes_for(ax)
+    ends = np.array([(losses[0], losses[-1]) for losses in true])
+    colors = path_colors(ax, len(tracks), given.labelled, ends)
     side = _split(ax)
     entries = _plane.draw_plane(
         ax, flat_losses, tracks, given.names, given.labelled,
-        stars=[], levels=wanted, floor=floor, box=box, resolution=resolution,
+        stars=[], levels=wanted, floor=floor, box=box, resolution=resolution, colors=colors,
     )  # fmt: skip
     entries += _draw_corners(ax, plane.corners)
-    entries += _draw_beside(ax, side, true, [flat_losses(track) for track in tracks])
+    entries += _draw_beside(ax, side, true, [flat_losses(track) for track in tracks], colors)
     ax.set(xlabel=plane.names[0], ylabel=plane.names[1])
     _axes.draw_legend(ax, entries)
     return ax
@@ -279,14 +282,14 @@ def _draw_corners(ax: Axes, corners: Array) -> list[tuple[Any, str]]:
     return [(marks, "the three points of the plane")]
 
 
-def _draw_beside(ax: Axes, side: Axes, true: list[Array], flat: list[Array]) -> list[tuple[Any, str]]:
+def _draw_beside(
+    ax: Axes, side: Axes, true: list[Array], flat: list[Array], colors: list[Any]
+) -> list[tuple[Any, str]]:
     """Draw the losses of the points and those of the plane below them over the steps."""
     from matplotlib.lines import Line2D
 
-    many = len(true) > FEW
-    for i, (own, shown) in enumerate(zip(true, flat, strict=True)):
-        color = line_style(0 if many else i, ax)[0]
-        width = scaled(0.9 if many else 1.5)
+    width = scaled(0.9 if len(true) > FEW else 1.5)
+    for own, shown, color in zip(true, flat, colors, strict=True):
         # The plane's losses are often close to the true ones: dark dashes on them can be seen.
         for values, tint, dashes in ((own, color, "-"), (shown, ink(ax, color), (0, (4, 2)))):
             height = np.where(np.abs(values) <= _axes.HUGE, values, np.nan)

@@ -11,6 +11,7 @@ from ._axes import HUGE, Array, Axes
 from ._style import background, font_size
 
 _STRIPS = 3  # have room for their notes
+_FAR = 1e9  # times the usual: a run that is finite and has diverged
 _ROWS = 7  # more strips would take too much of the axes
 
 
@@ -23,6 +24,7 @@ class Curve(NamedTuple):
     places: Array  # [K], where the line and the band have their points
     middle: Array  # [K]
     band: tuple[Array, Array] | None  # [K] each
+    limit: float = HUGE  # above it, a run has diverged
 
     @property
     def edges(self) -> tuple[Array, ...]:
@@ -65,14 +67,22 @@ def summarize(
     return Curve(name, x, values, places, quantile(0.5), edges)
 
 
-def diverged(values: Array) -> Any:
-    """Tell which of the runs [N, T] cannot be shown whole."""
-    return ~_axes.in_view(values, HUGE).all(axis=1)
+def with_limit(curves: list[Curve]) -> list[Curve]:
+    """Set the limit above which a run has diverged: far above the peaks of a quarter of the runs."""
+    peaks = np.concatenate([np.abs(curve.values).max(axis=1, initial=0.0) for curve in curves])
+    peaks = np.sort(peaks[(peaks > 0) & (peaks <= HUGE)])
+    limit = min(HUGE, _FAR * peaks[len(peaks) // 4]) if len(peaks) else HUGE
+    return [curve._replace(limit=float(limit)) for curve in curves]
+
+
+def diverged(curve: Curve) -> Any:
+    """Tell which of the runs [N] cannot be shown whole."""
+    return ~_axes.in_view(curve.values, curve.limit).all(axis=1)
 
 
 def top_of_runs(curves: list[Curve], log_y: bool) -> float:
     """Return the largest value to show: how far a diverging run is followed."""
-    steady = [curve.values[np.isfinite(curve.values).all(axis=1)].ravel() for curve in curves]
+    steady = [curve.values[~diverged(curve)].ravel() for curve in curves]
     known = np.concatenate([*steady, *(curve.values[:, 0] for curve in curves)])
     known = known[_axes.in_view(known, HUGE) & ((known > 0) | (not log_y))]
     if len(known) == 0:
@@ -100,7 +110,7 @@ def draw_lines(ax: Axes, curve: Curve, look: tuple[Any, Any], top: float, over: 
 
     (color, dashes), width = look, rcParams["lines.linewidth"]
     x, middle = curve.places, curve.middle
-    lost = curve.values[diverged(curve.values)]
+    lost = curve.values[diverged(curve)]
     line = Line2D(x, middle, color=color, linestyle=dashes, linewidth=width, zorder=3)
     line.set(marker="o" if len(x) == 1 or (over and len(x) <= 12) else "", markersize=3 * width)
     ax.add_artist(line)  # unlike add_line, without making room for all of it
@@ -126,7 +136,7 @@ def draw_ends(ax: Axes, curve: Curve, top: float, color: Any) -> None:
     from matplotlib.lines import Line2D
 
     inside = _axes.in_view(curve.values, top)
-    runs = np.flatnonzero(diverged(curve.values) & inside[:, 0])
+    runs = np.flatnonzero(diverged(curve) & inside[:, 0])
     if len(runs):
         last = inside[runs].argmin(axis=1) - 1
         ends = curve.x[last], curve.values[runs, last]
@@ -144,7 +154,7 @@ def draw_band(ax: Axes, curve: Curve, color: Any) -> Any:
     # A renderer fills no infinite polygon. A hundred heights of the axes up, the eye sees no difference.
     with np.errstate(over="ignore"):
         sky = np.nan_to_num((ax.transScale + ax.transLimits).inverted().transform((0.0, 100.0))[1])
-    closed = np.abs(upper) <= HUGE
+    closed = np.abs(upper) <= curve.limit
     polygons = [
         np.column_stack([np.append(x[part], x[part][::-1]), np.append(upper[part], lower[part][::-1])])
         for part in _axes.stretches(closed)
@@ -212,7 +222,7 @@ def _hatch(ax: Axes, strip: Strip, bottom: float, height: float, color: Any) -> 
 
 def _strips_of_runs(curve: Curve, right: float, top: float) -> list[Strip]:
     """Return the strip from the first place at which one of several runs that diverge is out of view."""
-    gone = diverged(curve.values)
+    gone = diverged(curve)
     if len(gone) == 1 or not gone.any():
         return []
     first = _axes.in_view(curve.values[gone], top).all(axis=0).argmin()

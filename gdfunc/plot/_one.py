@@ -8,10 +8,11 @@ import numpy as np
 
 from . import _axes, _plane
 from ._axes import Array, Axes
+from ._contrast import FEW, path_colors
 from ._names import write_names
 from ._points import Losses, box_around
 from ._style import foreground
-from ._tracks import FEW, draw_paths, fate_of, mark_entries, scaled
+from ._tracks import draw_paths, fate_of, mark_entries, scaled
 
 _TANGENTS = 4  # of each path, at most
 _HALF = 0.09  # length of half a tangent, in widths of the view
@@ -47,7 +48,8 @@ def draw_curve(
     ax.set(xlim=box[:, 0], ylim=box[:, 1])
     (line,) = ax.plot(x, np.where(np.isfinite(curve), curve, np.nan), color=foreground(ax), zorder=2)
     line.set_linewidth(scaled(1.2))
-    entries = draw_paths(ax, lifted, box, names, labelled, on_curve=True)
+    colors = path_colors(ax, len(tracks), labelled)
+    entries = draw_paths(ax, lifted, box, names, labelled, colors, on_curve=True)
     ended = [fate_of(track, box).ended for track in lifted]
     few = lifted if len(lifted) <= FEW else []
     touched = [_draw_tangents(ax, slopes, track, box, i) for i, track in enumerate(few)]
@@ -58,7 +60,7 @@ def draw_curve(
     else:
         entries += mark_entries(ax, any(ended))
     if raised:
-        entries.append(_plane.draw_stars(ax, np.concatenate(raised)))
+        entries.append(_plane.draw_stars(ax, np.concatenate(raised), box))
     holes = ~np.isfinite(curve)
     note = [f"not finite on {100 * holes.mean():.0f} % of the view"] if holes.any() else []
     entries.append((line, _axes.with_notes("loss", note)))

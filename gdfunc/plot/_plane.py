@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from . import _contours
-from ._axes import Array, Axes
+from ._axes import Array, Axes, with_notes
+from ._contrast import path_colors
 from ._names import size_of
 from ._points import Losses, box_around, is_inside
 from ._tracks import draw_paths, fate_of, mark_entries, scaled
@@ -30,10 +31,18 @@ def draw_plane(
     floor: float | None,
     box: Array | None,
     resolution: int,
+    colors: list[Any] | None = None,
 ) -> list[tuple[Any, str]]:
-    """Draw contours, paths and marks on a view, and return the legend entries."""
+    """Draw contours, paths and marks on a view, and return the legend entries.
+
+    Colours of a crowd that are not given are those of its final losses.
+    """
     visited = np.concatenate([*tracks, *stars])
     known = losses(visited)
+    if colors is None:
+        first = np.cumsum([0, *map(len, tracks)])
+        ends = known[np.stack([first[:-1], first[1:] - 1], axis=1)]
+        colors = path_colors(ax, len(tracks), labelled, ends)
     if box is None:
         wanted = np.concatenate([np.arange(len(track)) == 0 for track in [*tracks, *stars]])
         box = box_around(visited[worth_seeing(visited, known, wanted)], _PADDING)
@@ -45,10 +54,10 @@ def draw_plane(
 
     ax.set(xlim=box[:, 0], ylim=box[:, 1])
     set_aspect(ax, box)
-    entries = draw_paths(ax, tracks, box, names, labelled)
+    entries = draw_paths(ax, tracks, box, names, labelled, colors)
     entries += mark_entries(ax, any(fate_of(track, box).ended for track in tracks))
     if stars:
-        entries.append(draw_stars(ax, np.concatenate(stars)))
+        entries.append(draw_stars(ax, np.concatenate(stars), box))
     else:
         entries += _contours.draw_lowest(ax, _contours.lowest_inside(x, y, heights))
     entries += _contours.draw_contours(ax, x, y, heights, _contours.levels_for(levels, heights, lowest))
@@ -90,7 +99,9 @@ def set_aspect(ax: Axes, box: Array) -> None:
         ax.locator_params(axis="x", nbins=max(3, int(size_of(ax)[0] / 50)))
 
 
-def draw_stars(ax: Axes, points: Array) -> tuple[Any, str]:
+def draw_stars(ax: Axes, points: Array, box: Array) -> tuple[Any, str]:
     (star,) = ax.plot(*points.T, "*", color=_YELLOW, markersize=scaled(12), zorder=2.5)
     star.set(linestyle="", markeredgecolor="black")
-    return star, "minimizer"
+    away = int((~is_inside(points, box)).sum())
+    note = [f"{away} of {len(points)} outside the view"] if away else []
+    return star, with_notes("minimizer", note)

@@ -8,11 +8,11 @@ import numpy as np
 
 from . import _axes
 from ._axes import Array, Axes
+from ._contrast import FEW, is_crowd
 from ._names import fits, write_names
 from ._points import is_inside
-from ._style import background, foreground, line_style
+from ._style import background, faint, foreground, line_style
 
-FEW = 7  # paths: the colours that there are
 _BEADS = 60  # points: more would hide the line
 
 
@@ -52,7 +52,14 @@ def _crossing(inside: Array, outside: Array, box: Array) -> Array:
 
 
 def draw_paths(
-    ax: Axes, tracks: list[Array], box: Array, names: list[str], labelled: bool, *, on_curve: bool = False
+    ax: Axes,
+    tracks: list[Array],
+    box: Array,
+    names: list[str],
+    labelled: bool,
+    colors: list[Any],
+    *,
+    on_curve: bool = False,
 ) -> list[tuple[Any, str]]:
     """Draw paths on axes that have their limits, and return the legend entries of those that need one.
 
@@ -60,15 +67,16 @@ def draw_paths(
     of which there is more to tell. More paths that have no labels share one entry. On a curve the points
     matter, and lines between them are thin.
     """
-    crowd = len(tracks) > FEW and not labelled
-    looks = [_look(ax, 0 if crowd else i) for i in range(len(tracks))]
+    crowd = is_crowd(len(tracks), labelled)
+    # Lines are solid, until the colours are used up.
+    looks = [(color, line_style(0 if crowd else i // FEW)[1]) for i, color in enumerate(colors)]
     fates = [fate_of(track, box) for track in tracks]
     lines = [
         _draw_path(ax, track, fate, look, thin=len(tracks) > FEW, on_curve=on_curve)
         for track, fate, look in zip(tracks, fates, looks, strict=True)
     ]
     if crowd:
-        return [(lines[0], _crowd_label(fates))]
+        return [(_entry(ax, lines[0]), _crowd_label(fates))]
     anchors = [
         fate.crosses[:1] or [track[-1]] * fate.ended for track, fate in zip(tracks, fates, strict=True)
     ]
@@ -77,7 +85,7 @@ def draw_paths(
     if direct:
         places = np.array([anchor[0] if anchor else box.mean(axis=0) for anchor in anchors])
         shown = [track[: fate.last + 2] for track, fate in zip(tracks, fates, strict=True)]
-        write_names(ax, places, texts, [look[0] for look in looks], shown)
+        write_names(ax, places, texts, colors, shown)
     silent = direct or (len(tracks) == 1 and not labelled)
     return [
         (line, _axes.with_notes(name, fate.notes))
@@ -86,9 +94,11 @@ def draw_paths(
     ]
 
 
-def _look(ax: Axes, i: int) -> tuple[Any, Any]:
-    """Return the colour of path i and its dashes: solid, until the colours are used up."""
-    return line_style(i, ax)[0], line_style(i // FEW)[1]
+def _entry(ax: Axes, line: Any) -> Any:
+    """Return a line for the legend, in no colour that means a loss."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=faint(ax, 0.6), linewidth=line.get_linewidth())
 
 
 def _draw_path(
