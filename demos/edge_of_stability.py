@@ -4,7 +4,7 @@ On a quadratic whose curvature is at most L, gradient descent is stable for lr <
 L: along full-batch descent its sharpness, the largest eigenvalue of the Hessian, first grows (progressive
 sharpening) and then hovers about 2/lr, the very edge of stability, while the loss goes on falling, though
 not at every step. Here a small tanh network learns the S&P 500's monthly return from those of five shares,
-with four learning rates in one sweep; `train` records the sharpness on the way.
+with four learning rates in one sweep; a scan over stretches of the run records the sharpness between them.
 
 With momentum β the edge is lr < 2(1 + β)/L. For a quadratic all is known: a step of the heavy ball shrinks
 the error by the largest modulus of the roots of z² − (1 + β − lr·λ) z + β over the eigenvalues λ. Against
@@ -20,13 +20,13 @@ of iteration methods", 1964. The data are matplotlib's `Stocks.csv`.
     python demos/edge_of_stability.py [--out DIR] [--fast]
 """
 
-import argparse
 import math
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from _card import Card
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -38,6 +38,9 @@ RECORDS = 120  # sharpnesses along a run
 LANCZOS = 12  # products with the Hessian for each, on its 1281 parameters
 LRS = (0.02, 4.6)  # of the map: the smallest and the largest, times 1/L
 FRICTIONS = (1.0, 0.01)  # 1 − momentum, from none to nearly all of it
+CUTS = (0.0, 0.5, 0.9, 0.98)  # the momenta at which the map is drawn once more, as curves
+EDGE = "#D55E00"  # the colour of the largest stable lr
+SETTLED = 0.05  # a sharpness this near to 2/lr, relatively, is there
 AGREES = 1e-3  # the median difference between measured and predicted rate, at most
 
 Data = tuple[Tensor, Tensor]
@@ -72,18 +75,30 @@ def network_loss(params: Params, batch: Data) -> Tensor:
     return gd.losses.mse((units @ output["w"] + output["b"])[:, 0], targets)
 
 
+class Descent(NamedTuple):
+    """A run of the network: the loss of every step, and the sharpness before every stretch of steps."""
+
+    losses: Tensor  # [T]
+    sharpness: Tensor  # [records]
+    residuals: Tensor  # of the eigenpairs, [records]
+
+
 def train_network(steps: int, every: int) -> gd.SweepResult:
-    """Train with each learning rate; the outputs are trajectories of loss and sharpness."""
+    """Train with each learning rate; the outputs are Descents."""
     data, params = returns(), initial_params(gd.random.key(0))
     step, index = gd.make_step(network_loss), gd.full_batch(len(data[1]), steps)
     eigenpairs = gd.curvature.top_eigenvalues(gd.curvature.hvp(network_loss), iterations=LANCZOS)
 
-    def top(params: Params, _loss: Tensor) -> gd.curvature.Eigenpairs:
-        return eigenpairs(params, data, gd.random.key(1))._replace(eigenvectors=())
+    def run(lr: Tensor) -> Descent:
+        def stretch(params: Params, index: Tensor) -> tuple[Params, Descent]:
+            top = eigenpairs(params, data, gd.random.key(1))
+            # Compiled even if it is short, because there are many stretches.
+            final, trajectory = gd.train(step, params, data, index, lr, backend="native")
+            return final, Descent(trajectory.loss, top.eigenvalues[0], top.residuals[0])
 
-    def run(lr: Tensor) -> gd.Trajectory:
-        _, trajectory = gd.train(step, params, data, index, lr, record=("loss", top), every=every)
-        return trajectory
+        stretches = index.reshape(steps // every, every, -1)
+        _, descent = gd.scan(stretch, params, stretches, backend="eager")
+        return descent._replace(losses=descent.losses.flatten())
 
     return gd.sweep(run, gd.grid(lr=2 / torch.tensor(EDGES)))
 
@@ -93,19 +108,32 @@ def hovering(sharpness: Tensor) -> Tensor:
     return sharpness[..., -(sharpness.shape[-1] // 4) :].mean(dim=-1)
 
 
-def report_network(runs: gd.Trajectory, steps: int) -> None:
-    sharpness, residuals = runs.top.eigenvalues[..., 0], runs.top.residuals[..., 0]
+def report_network(runs: Descent) -> dict[str, list[float]]:
+    """Print how the runs went; return what the conclusion is made of, by learning rate."""
+    steps = runs.losses.shape[1]
+    rises = (runs.losses.diff() > 0).double().mean(dim=1)
+    ratios = hovering(runs.sharpness) / torch.tensor(EDGES)
+    falls = 1 - runs.losses[:, -1] / runs.losses[:, 0]
     print(f"A {'-'.join(map(str, SIZES))} tanh network on monthly returns, {steps} full-batch steps:")
     print("     lr   2/lr  sharpness: start   largest  last quarter  of 2/lr   loss: start     end  rises")
-    for edge, curve, loss in zip(EDGES, sharpness, runs.loss, strict=True):
-        rises = int((loss.diff() > 0).sum())
-        last = float(hovering(curve))
+    for i, (edge, curve, loss) in enumerate(zip(EDGES, runs.sharpness, runs.losses, strict=True)):
         print(
-            f"{2 / edge:7.4f} {edge:6.0f} {curve[0]:17.1f} {curve.max():9.1f} {last:13.1f}"
-            f" {last / edge:8.3f} {loss[0]:13.3f} {loss[-1]:7.3f} {rises:3} of {len(loss) - 1}"
+            f"{2 / edge:7.4f} {edge:6.0f} {curve[0]:17.1f} {curve.max():9.1f} {edge * ratios[i]:13.1f}"
+            f" {ratios[i]:8.3f} {loss[0]:13.3f} {loss[-1]:7.3f} {rises[i]:6.1%}"
         )
-    print("rises = records whose loss is above the one before them; the largest residual of an eigenpair")
-    print(f"is {float((residuals / sharpness).max()):.0e} of its eigenvalue\n")
+    print("rises = steps that raise the loss; the largest residual of an eigenpair")
+    print(f"is {float((runs.residuals / runs.sharpness).max()):.0e} of its eigenvalue\n")
+    return {"ratios": ratios.tolist(), "falls": falls.tolist(), "rises": rises.tolist()}
+
+
+def conclusion(ratios: list[float], falls: list[float], rises: list[float]) -> str:
+    """Say whether sharpnesses settle at 2/lr, of which `ratios` are, and what the loss does meanwhile."""
+    there = all(abs(ratio - 1) < SETTLED for ratio in ratios)
+    verb = "settles" if there else "has not settled"
+    opening = f"The sharpness of a network {verb} at 2/lr ({min(ratios):.2f} to {max(ratios):.2f} of it)"
+    loss = f"the loss falls by {min(falls):.0%} or more" if min(falls) > 0 else "the loss need not fall"
+    though = f"though {min(rises):.0%} to {max(rises):.0%} of the steps raise it"
+    return f"{opening}; meanwhile {loss}, {though if max(rises) >= 0.005 else 'at nearly every step'}"
 
 
 # The map.
@@ -176,8 +204,8 @@ def polyak(eigenvalues: Tensor) -> tuple[float, float, float]:
     return float(4 / (high + low) ** 2), rate**2, rate
 
 
-def report_map(found: Map, steps: int) -> float:
-    """Print how far measurement and theory are apart; return the median of that."""
+def report_map(found: Map, steps: int) -> dict[str, float]:
+    """Print how far measurement and theory are apart; return what the conclusion is made of, and that."""
     measured, predicted = found.measured.outputs, found.predicted
     difference = (measured - predicted).abs()
     points = found.measured.to_records()
@@ -192,48 +220,70 @@ def report_map(found: Map, steps: int) -> float:
         f"  median of the absolute {difference.median():.1e}, 99 % below {difference.quantile(0.99):.1e},"
         f" largest {difference.max():.1e} at lr {worst['lr']:.3g}, momentum {1 - worst['friction']:.3g}"
     )
-    apart = (measured < 1) != (predicted < 1)
-    print(
-        f"  stable: {int((measured < 1).sum())} measured, {int((predicted < 1).sum())} predicted,"
-        f" of which {int(apart.sum())} differ"
-    )
     print(
         f"  best measured {best['output']:.4f} at lr {best['lr']:.3g}, momentum {1 - best['friction']:.3g};"
     )
     print(f"  Polyak's best {rate:.4f} at lr {lr:.3g}, momentum {momentum:.3g};")
     print(f"  without momentum at best {float((L - mu) / (L + mu)):.4f}\n")
-    return float(difference.median())
+    without = measured.reshape(found.measured.grid.shape)[0]  # the first friction is 1
+    return {
+        "runs": len(points),
+        "astray": int(((measured < 1) != (predicted < 1)).sum()),
+        "best": float(steps_a_digit(measured.min())),
+        "without": float(steps_a_digit(without.min())),
+        "median_difference": float(difference.median()),
+    }
 
 
-# The picture.
+def map_conclusion(runs: int, astray: int, best: float, without: float) -> str:
+    """Say how many runs are not on the side of the edge that theory names, and what momentum gains."""
+    side = f"{'all' if not astray else f'{runs - astray:,} of'} {runs:,} runs obey the edge"
+    steps = f"the error is ten times smaller after {best:.0f} steps at best, without it after {without:.0f}"
+    word = "widens the learning rates to 2(1 + momentum)/L and saves steps"
+    word = word if best < without else "saves no steps"
+    return f"Momentum {word}: {side}; {steps}"
 
 
-def draw_network(axes: Any, runs: gd.Trajectory) -> None:
-    labels = [f"lr = 2/{edge:.0f}" for edge in EDGES]
-    sharpness = runs.top.eigenvalues[..., 0]
-    panels = {"sharpness: largest eigenvalue of the Hessian": sharpness, "loss": runs.loss}
-    for ax, (ylabel, curves) in zip(axes, panels.items(), strict=True):
-        gd.plot.plot_curves(list(curves), x=runs.step[0], ax=ax, labels=labels, ylabel=ylabel)
-    left, right = axes
-    for line, edge in zip(list(left.lines), EDGES, strict=True):
-        left.axhline(edge, color=line.get_color(), linewidth=1, linestyle=":")
-        place = {"xy": (0.99, edge), "xycoords": left.get_yaxis_transform(), "ha": "right", "va": "bottom"}
-        left.annotate(f"2/lr = {edge:.0f}", **place, color=line.get_color(), fontsize="small")
+# The pictures.
+
+
+def draw_network(runs: Descent) -> Figure:
+    """Draw the sharpness, and the loss of all steps, pooled between two records of the sharpness."""
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    steps, records = runs.losses.shape[1], runs.sharpness.shape[1]
+    every = steps // records
+    named: dict[str, Any] = {"labels": EDGES, "by": "2/lr =", "label_lines": True, "ylabel": ""}
+    gd.plot.plot_curves(list(runs.sharpness), x=torch.arange(records) * every, ax=left, **named)
+    gd.plot.plot_curves(list(runs.losses), ax=right, window=every, band=(0.0, 1.0), **named)
+    lines = list(left.lines[: len(EDGES)])
+    for line, edge in zip(lines, EDGES, strict=True):
+        left.axhline(edge, color=line.get_color(), linewidth=1, linestyle=":", zorder=1)
     ticks = (10, 20, 30, 40, 60)
     left.set_yticks(ticks, [f"{tick}" for tick in ticks])
     left.set_yticks((), minor=True)
-    left.set_title("A network sharpens until 2/lr, and hovers there …")
-    right.set_title("… while its loss goes on falling, if not at every step")
+    left.set_title("sharpness, the largest eigenvalue of the Hessian", loc="left", fontsize=9, color="0.35")
+    title = f"loss: median and range within {every} steps"
+    right.set_title(title, loc="left", fontsize=9, color="0.35")
+    for ax in (left, right):
+        if ax.get_legend():
+            ax.get_legend().remove()
+        ax.xaxis.set_major_formatter("{x:,.0f}")
+    shape = "-".join(map(str, SIZES))
+    note = f"a {shape} tanh network on 389 monthly returns of five shares; dotted: 2/lr"
+    figure.supxlabel(note, fontsize=8, color="0.35")
+    return figure
 
 
-def draw_map(axes: Any, found: Map) -> None:
-    left, right = axes
-    result, rates, L = found.measured, found.measured.outputs, found.eigenvalues[-1]
+def draw_map(found: Map, steps: int) -> Figure:
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
+    result, L = found.measured, found.eigenvalues[-1]
     gd.plot.plot_grid(
         result,
         "lr",
         "friction",
-        values=steps_a_digit(rates),
+        values=steps_a_digit(result.outputs),
         ax=left,
         label="steps until the error is ten times smaller",
         best=None,
@@ -242,63 +292,75 @@ def draw_map(axes: Any, found: Map) -> None:
         log_y=True,
         log_color=True,
     )
-    gd.plot.plot_grid(
-        result,
-        "lr",
-        "friction",
-        values=rates - found.predicted,
-        ax=right,
-        label="factor of the error a step, measured − predicted",
-        best=None,
-        cmap="RdBu",
-        limits=(-1e-3, 1e-3),
-        log_x=True,
-        log_y=True,
-    )
+    left.get_legend().remove()
     lrs, frictions = result.axes["lr"], result.axes["friction"]
     predicted = steps_a_digit(found.predicted).reshape(result.grid.shape)
-    white: dict[str, Any] = {"colors": "white", "linewidths": 0.8}
-    lines = left.contour(lrs, frictions, predicted, (40, 70, 150, 400, 1000, 3000), **white)
+    lines = left.contour(lrs, frictions, predicted, (40, 70, 150, 400, 1000, 3000), colors="white")
+    lines.set_linewidth(0.8)
     left.clabel(lines, fontsize="small")
     lr, momentum, _ = polyak(found.eigenvalues)
-    for ax in axes:
-        ax.plot(2 * (2 - frictions) / L, frictions, color="#D55E00", linewidth=2)
-        ax.plot(lr, 1 - momentum, "*", color="white", markeredgecolor="black", markersize=13)
-        ax.set(ylim=FRICTIONS, ylabel="momentum")
-        ticks = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
-        ax.set_yticks([1 - tick for tick in ticks], [f"{tick:g}" for tick in ticks])
-        ax.set_yticks((), minor=True)
-        if ax.get_legend():
-            ax.get_legend().remove()
-    left.annotate("diverges", (4.4 / L, 0.75), ha="right", va="center", fontsize="small", rotation=90)
-    left.set_title("Heavy ball on stock levels: measured (white: theory)")
-    right.set_title("Orange: lr = 2(1 + momentum)/L; star: Polyak's best")
+    left.plot(2 * (2 - frictions) / L, frictions, color=EDGE, linewidth=2)
+    left.plot(lr, 1 - momentum, "*", color="white", markeredgecolor="black", markersize=13)
+    left.set(ylim=FRICTIONS, ylabel="momentum")
+    ticks = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
+    left.set_yticks([1 - tick for tick in ticks], [f"{tick:g}" for tick in ticks])
+    left.set_yticks((), minor=True)
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+    place = {"ha": "right", "va": "center", "rotation": 90, "bbox": box}
+    left.annotate("diverges", (4.4 / L, 0.55), fontsize="small", **place)
+    left.set_title("measured; white: theory, ☆: Polyak's best", loc="left", fontsize=9, color="0.35")
+    draw_cuts(right, found)
+    note = f"the heavy ball on the levels of five shares, {len(result.outputs):,} runs of {steps} steps"
+    figure.supxlabel(f"{note}; orange: lr = 2(1 + momentum)/L", fontsize=8, color="0.35")
+    return figure
+
+
+def draw_cuts(ax: Any, found: Map) -> None:
+    """Draw the rate over lr at some momenta, measured and predicted."""
+    result = found.measured
+    lrs, momenta = result.axes["lr"], 1 - result.axes["friction"]
+    rates = result.outputs.reshape(result.grid.shape)
+    smooth = between(float(lrs[0]), float(lrs[-1]), 400)
+    for cut in CUTS:
+        row = int((momenta - cut).abs().argmin())
+        color = colormaps["viridis"](0.85 * CUTS.index(cut) / (len(CUTS) - 1))
+        ax.plot(
+            smooth, predict(momenta[row, None], smooth, found.eigenvalues)[0], color="black", linewidth=0.8
+        )
+        ax.plot(lrs, rates[row], "o", color=color, markersize=3.5, label=f"momentum {momenta[row]:.2g}")
+        ax.axvline(2 * (1 + momenta[row]) / found.eigenvalues[-1], color=EDGE, linewidth=0.8)
+    ax.axhline(1, color="0.4", linewidth=0.8)
+    ax.set(xscale="log", xlabel="lr", ylim=(0.92, 1.03))
+    ax.spines[["top", "left"]].set_visible(False)
+    ax.yaxis.tick_right()
+    ax.legend(frameon=False, fontsize=8, loc="lower left")
+    ax.set_title("factor of the error a step; lines: theory", loc="left", fontsize=9, color="0.35")
+
+
+def show(card: Card) -> bool:
+    network_steps, records, points, steps = (120, 12, 8, 150) if card.fast else (6000, RECORDS, 64, 500)
+    runs = train_network(network_steps, network_steps // records).outputs
+    numbers = report_network(runs)
+    card.picture("edge_of_stability", draw_network(runs), conclusion(**numbers), numbers)
+    found = map_momentum(points, steps)
+    measures = report_map(found, steps)
+    difference = measures.pop("median_difference")
+    card.picture(
+        "heavy_ball",
+        draw_map(found, steps),
+        map_conclusion(**measures),
+        measures,
+        question="How large may the learning rate be with momentum, and what does momentum gain?",
+    )
+    found.measured.save(card.file("rates.csv"))
+    return difference < AGREES
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--out", type=Path, default=Path("out/edge_of_stability"), help="folder for the results"
-    )
-    parser.add_argument("--fast", action="store_true", help="fewer steps and a coarser map")
-    args = parser.parse_args(argv)
-    network_steps, records, points, steps = (120, 12, 8, 150) if args.fast else (6000, RECORDS, 64, 500)
-    args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # on tensors this small, threads would only wait for one another
-
-    runs = train_network(network_steps, network_steps // records).outputs
-    report_network(runs, network_steps)
-    found = map_momentum(points, steps)
-    median = report_map(found, steps)
-    found.measured.save(args.out / "rates.csv")
-
-    figure = Figure(figsize=(13, 10.5), layout="constrained")
-    axes = figure.subplots(2, 2)
-    draw_network(axes[0], runs)
-    draw_map(axes[1], found)
-    figure.savefig(args.out / "edge_of_stability.png", dpi=100)
-    print(f"Written: rates.csv and edge_of_stability.png in {args.out}")
-    return 0 if median < AGREES else 1
+    with Card(__file__, "Where does the curvature of a network settle?", argv) as card:
+        agrees = show(card)
+    return 0 if agrees else 1
 
 
 if __name__ == "__main__":

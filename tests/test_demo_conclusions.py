@@ -219,3 +219,54 @@ def test_a_fault_is_caught_only_if_the_diagnosis_names_it():
     said = demo.caught_conclusion("no bias", 0.5, 31.6, False)
     assert "is not caught" in said
     assert said.endswith("does not agree either, to 1e0")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        (
+            ([0.99, 1.01], [0.95, 0.88], [0.1, 0.42]),
+            "settles at 2/lr .0.99 to 1.01 .* 88% or more, though 10% to 42%",
+        ),
+        (([0.2, 1.01], [0.95, 0.88], [0.0, 0.2]), "has not settled at 2/lr .0.20 to 1.01 .* 0% to 20% of"),
+        (([1.0, 1.0], [0.95, 0.8], [0.0, 0.002]), "settles .* by 80% or more, at nearly every step$"),
+        (([1.0, 1.0], [0.95, -0.1], [0.1, 0.42]), "settles .* the loss need not fall"),
+    ],
+)
+def test_the_edge_of_stability_concludes_from_its_numbers(numbers, said):
+    assert re.search(said, load("edge_of_stability").conclusion(*numbers))
+
+
+def test_the_heavy_ball_concludes_from_its_numbers():
+    conclude = load("edge_of_stability").map_conclusion
+    said = conclude(4096, 0, 33.4, 833.0)
+    assert "saves steps: all 4,096 runs obey the edge" in said
+    assert "after 33 steps at best, without it after 833" in said
+    assert conclude(4096, 96, 33.4, 33.0).startswith("Momentum saves no steps: 4,000 of 4,096 runs obey")
+
+
+def test_a_run_in_stretches_is_the_run_of_the_network(monkeypatch):
+    demo = load("edge_of_stability")
+    monkeypatch.setattr(demo, "SIZES", (5, 4, 1))
+    monkeypatch.setattr(demo, "EDGES", (20.0, 40.0))
+    data, params = demo.returns(), demo.initial_params(gd.random.key(0))
+    descent = demo.train_network(steps=6, every=2).outputs
+    index = gd.full_batch(len(data[1]), 6)
+    step = gd.make_step(demo.network_loss)
+    _, trajectory = gd.train(step, params, data, index, 0.05, record=("loss", "params"), backend="eager")
+    run = demo.EDGES.index(40.0)
+    torch.testing.assert_close(descent.losses[run], trajectory.loss, rtol=1e-5, atol=0)
+    hessian = torch.func.hessian(lambda flat: demo.network_loss(unflatten(flat, params), data))
+    leaves = [leaf[4].flatten() for layer in trajectory.params.values() for leaf in layer.values()]
+    largest = torch.linalg.eigvalsh(hessian(torch.cat(leaves)))[-1]
+    torch.testing.assert_close(descent.sharpness[run, 2], largest, rtol=1e-2, atol=0)
+    assert descent.sharpness.shape == descent.residuals.shape == (2, 3)
+
+
+def unflatten(flat, params):
+    sizes = [leaf.numel() for layer in params.values() for leaf in layer.values()]
+    parts = iter(flat.split(sizes))
+    return {
+        name: {key: next(parts).reshape(leaf.shape) for key, leaf in layer.items()}
+        for name, layer in params.items()
+    }

@@ -171,7 +171,7 @@ def test_the_heavy_balls_measured_rate_is_the_predicted_one():
 def test_a_network_sharpens_to_the_edge_of_stability():
     demo = load("edge_of_stability")
     demo.EDGES = (20.0, 200.0)
-    sharpness = demo.train_network(steps=1200, every=60).outputs.top.eigenvalues[..., 0]
+    sharpness = demo.train_network(steps=1200, every=60).outputs.sharpness
     assert 10 < sharpness[0, 0] < 15
     assert demo.hovering(sharpness).tolist()[0] == pytest.approx(20, rel=0.1)
     assert sharpness[1].max() < 20
