@@ -1,23 +1,14 @@
 """The place where constant-step descent comes to rest: a covariance, measured over millions of steps.
 
 With a constant learning rate η the iterates do not converge: they go on to wander about the optimum θ*. For
-least squares, and batches of B samples drawn with replacement, how far is exact algebra. With the design
-vector a and the residual r at θ* of sample i, h = aaᵀ and g = ar, one step is
+least squares, and batches drawn with replacement, their stationary second moment solves a linear equation
+(`_moments.py` derives it), from which the covariance Σ follows. Both are compared here.
 
-    θ' − θ* = (I − η h_B)(θ − θ*) − η g_B,  h_B and g_B the means over the batch,
-
-and with δ = (θ − θ*, 1) it is δ' = A_B δ, A_B the mean over the batch of A = [[I − ηh, −ηg], [0, 1]]. So
-the stationary second moment S = E δδᵀ solves a linear equation, correlations of h and g included:
-
-    S = E A_B S A_Bᵀ = (1 − 1/B) ĀSĀᵀ + (1/B) mean A S Aᵀ,  Ā = mean A,  S[-1, -1] = 1.
-
-Its last column is the mean of δ, which comes out as 0; so the rest is the covariance Σ.
-
-Above some η it has no positive solution: the variance is infinite. The iterates need not diverge there:
-they keep a stationary law, with heavy tails, as long as their Lyapunov exponent is below 0. And somewhat
-below that η the fourth moment is infinite already: a measured variance has an infinite standard error. All
-of this is in the table (CSV) and the pictures: one vmap runs every learning rate on several streams of
-batches. The learning rates share these, so neighbours err together.
+Above some η the equation has no positive solution: the variance is infinite. The iterates need not diverge
+there: they keep a stationary law, with heavy tails, as long as their Lyapunov exponent is below 0. And
+somewhat below that η the fourth moment is infinite already: a measured variance has an infinite standard
+error. All of this is in the table (CSV) and the pictures: one vmap runs every learning rate on several
+streams of batches. The learning rates share these, so neighbours err together.
 
 Sources: G. Pflug, "Stochastic minimization with constant step-size: asymptotic laws", 1986; F. Bach,
 E. Moulines, "Non-strongly-convex smooth stochastic approximation with convergence rate O(1/n)", 2013;
@@ -29,14 +20,13 @@ heavy-tail phenomenon in SGD", 2021. The data are matplotlib's `Stocks.csv`.
     python demos/stationary.py [--out DIR] [--fast]
 """
 
-import argparse
-import csv
 import math
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from _card import Card
+from _moments import diffusion, limit, second_moment, trace, vector
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.func import vmap
@@ -44,6 +34,8 @@ from torch.func import vmap
 import gdfunc as gd
 
 BATCH_SIZES = (1, 4, 16)
+EXACT = "#D55E00"
+COLORS = {1: "#0072B2", 4: "#D55E00", 16: "#009E73"}
 # Learning rates, as shares of the one above which the variance is infinite.
 SHARES = (0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.2, 1.6, 2.5)
 FAST_SHARES = (0.1, 0.2, 0.4, 0.9, 1.2, 2.5)
@@ -51,12 +43,6 @@ SEEDS = 8
 RUNNING = (0.1, 0.4, 0.9, 1.2, 1.6)  # the shares whose variance is drawn over the steps
 TRANSIENT = 2  # pieces of a run that are thrown away
 AGREES = 4.0  # standard errors between measured and exact, at most, wherever there is a standard error
-# In how many ways the factors of a product, each of some sample of the batch, share their samples:
-# (2, 1, 1): 6 says that in six groupings of four factors two are of one sample and two of others.
-GROUPINGS = {
-    2: {(1, 1): 1, (2,): 1},
-    4: {(1, 1, 1, 1): 1, (2, 1, 1): 6, (2, 2): 3, (3, 1): 4, (4,): 1},
-}
 
 
 class Row(NamedTuple):
@@ -77,102 +63,6 @@ class Row(NamedTuple):
     exponent: (
         float  # Lyapunov's: the growth of ln ‖θ − θ*‖ a step, but for the noise; above 0 iterates diverge
     )
-
-
-# The exact answer.
-
-
-def vector(params: dict[str, Tensor]) -> Tensor:
-    return torch.cat([params["w"], params["b"][None]])
-
-
-def samples(problem: gd.problems.Problem) -> tuple[Tensor, Tensor]:
-    """h [n, p, p] and g [n, p]: every sample's Hessian, and its gradient at the optimum."""
-    x, y = problem.data
-    design = torch.cat([x, torch.ones_like(y)[:, None]], dim=1)
-    residual = design @ vector(problem.minimizers[0]) - y
-    return design[:, :, None] * design[:, None, :], design * residual[:, None]
-
-
-def contraction(problem: gd.problems.Problem, lr: float) -> Tensor:
-    """I − ηh of every sample, [n, p, p]."""
-    h, _ = samples(problem)
-    return torch.eye(h.shape[-1]).to(h) - lr * h
-
-
-def one_step(problem: gd.problems.Problem, lr: float) -> Tensor:
-    """A of every sample, [n, p+1, p+1]."""
-    _, g = samples(problem)
-    top = torch.cat([contraction(problem, lr), -lr * g[:, :, None]], dim=2)
-    bottom = torch.eye(g.shape[1] + 1).to(g)[-1:].expand(len(g), 1, -1)
-    return torch.cat([top, bottom], dim=1)
-
-
-def kron(a: Tensor, b: Tensor, equation: str) -> Tensor:
-    product = torch.einsum(equation, a, b)
-    return product.reshape(*product.shape[:-4], a.shape[-2] * b.shape[-2], -1)
-
-
-def mean_powers(factors: Tensor, largest: int) -> dict[int, Tensor]:
-    """mean A⊗…⊗A, m times, for each m up to 2 or 4: [pᵐ, pᵐ]."""
-    pairs = kron(factors, factors, "nij,nkl->nikjl")
-    powers = {1: factors.mean(dim=0), 2: pairs.mean(dim=0)}
-    if largest > 2:
-        for m, others in ((3, factors), (4, pairs)):
-            powers[m] = kron(pairs, others, "nij,nkl->ikjl") / len(factors)
-    return powers
-
-
-def second_moment(problem: gd.problems.Problem, batch_size: int, lr: float) -> Tensor:
-    """S, [p+1, p+1]: the solution of the linear equation, whether or not it is positive."""
-    powers = mean_powers(one_step(problem, lr), 2)
-    map_of_s = (1 - 1 / batch_size) * torch.kron(powers[1], powers[1]) + powers[2] / batch_size
-    # The last entry of S is known to be 1: what it is multiplied by goes to the right-hand side.
-    system = torch.eye(len(map_of_s) - 1).to(map_of_s) - map_of_s[:-1, :-1]
-    solution = torch.linalg.solve(system, map_of_s[:-1, -1])
-    return torch.cat([solution, solution.new_ones(1)]).reshape(powers[1].shape)
-
-
-def diffusion(problem: gd.problems.Problem, batch_size: int, lr: float) -> Tensor:
-    """Mandt, Hoffman and Blei's Σ, [p, p]: HΣ + ΣH = (η/B) mean ggᵀ."""
-    h, g = samples(problem)
-    hessian, eye = h.mean(dim=0), torch.eye(g.shape[1]).to(g)
-    operator = torch.kron(hessian, eye) + torch.kron(eye, hessian)
-    noise = lr / batch_size * g.T @ g / len(g)
-    return torch.linalg.solve(operator, noise.flatten()).reshape(noise.shape)
-
-
-def growth(problem: gd.problems.Problem, batch_size: int, lr: float, order: int) -> float:
-    """By what factor a step multiplies E (θ − θ*)⊗…⊗(θ − θ*) in the long run, but for the noise.
-
-    It is the spectral radius of E A_B⊗…⊗A_B on symmetric tensors: below 1, and only there, the stationary
-    law has a finite moment of this (even) order.
-    """
-    powers = mean_powers(contraction(problem, lr), order)
-    p, total = len(powers[1]), torch.zeros(())
-    for groups, ways in GROUPINGS[order].items():
-        term = torch.ones(1, 1, dtype=powers[1].dtype)
-        for m in groups:
-            term = torch.kron(term, powers[m])
-        total = total + ways * math.perm(batch_size, len(groups)) / batch_size**order * term
-    indices = torch.cartesian_prod(*[torch.arange(p)] * order).sort(dim=1).values
-    _, entry, count = indices.unique(dim=0, return_inverse=True, return_counts=True)
-    to_tensor = torch.nn.functional.one_hot(entry).to(total)
-    on_symmetric = (to_tensor / count).T @ total @ to_tensor
-    return float(torch.linalg.eigvals(on_symmetric).abs().max())
-
-
-def limit(problem: gd.problems.Problem, batch_size: int, order: int) -> float:
-    """The learning rate above which the stationary moment of this order is infinite, by bisection."""
-    low, high = 0.0, 2 / problem.L  # where full batches diverge
-    for _ in range(12 if order > 2 else 40):
-        middle = (low + high) / 2
-        stable = growth(problem, batch_size, middle, order) < 1
-        low, high = (middle, high) if stable else (low, middle)
-    return low
-
-
-# The measured one.
 
 
 def add_up_moments(center: Tensor) -> gd.GradientTransformation:
@@ -254,11 +144,6 @@ def lyapunov(problem: gd.problems.Problem, batch_size: int, lrs: Tensor, limit: 
     return exponents
 
 
-def trace(moments: Tensor) -> Tensor:
-    """The trace of E (θ − θ*)(θ − θ*)ᵀ, the corner of δδᵀ."""
-    return moments.diagonal(dim1=-2, dim2=-1)[..., :-1].sum(dim=-1)
-
-
 def mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:
     """The mean over the first axis, and its standard error: the method of batch means.
 
@@ -325,137 +210,166 @@ def report(rows: list[Row]) -> None:
         )
 
 
-def conclude(rows: list[Row]) -> bool:
-    """Say in words what the table says, and whether it agrees with the equation."""
-    trusted = [row for row in rows if row.moments == 4]
-    doubtful = [row.measured / row.exact for row in rows if row.moments == 2]
-    wild = [row for row in rows if row.moments == 0]
-    worst = max(abs(row.z) for row in trusted)
-    rms = [row.rms_z for row in trusted]
-    print(
-        f"\nWith a finite fourth moment ({len(trusted)} settings) measured and exact tr Σ differ by at "
-        f"most {worst:.1f} standard errors;\n  rms z, over all entries of the mean and of Σ, is "
-        f"{min(rms):.2f} to {max(rms):.2f}, where chance alone gives about 1."
+def conclusion(limits: list[float], full: float, ratios: list[float]) -> str:
+    """Say where variances become infinite, and how far the diffusion approximation is too low before it."""
+    rates = ", ".join(f"{lr:.2g}" for lr in limits)
+    early = "before full batches diverge" if max(limits) < full else "though full batches diverge no later"
+    low, high = min(ratios), max(ratios)
+    factors = " to ".join(dict.fromkeys((times(low), times(high))))
+    blind = f"does not see it: at 0.9 of that lr it is {factors} times too low"
+    seen = f"holds nearly up to it: at 0.9 of that lr the exact one is {factors} times as large"
+    return (
+        f"SGD's spread is infinite above a finite lr ({rates}), {early} ({full:.2g});"
+        f" the diffusion approximation {blind if low > 1.5 else seen}"
     )
-    print(
-        f"With a finite variance alone ({len(doubtful)}) the measured tr Σ is {min(doubtful):.2f} to "
-        f"{max(doubtful):.2f} times the exact: it lives on rare\n  excursions, of which a run sees too "
-        "few or one too many, and its error bar is infinite, whatever a formula gives."
+
+
+def agreement_conclusion(z: list[float], doubtful: list[float]) -> str:
+    """Say how far measured and exact spread are apart, with an error bar and without a finite one."""
+    worst = max(abs(value) for value in z)
+    verb = "agree" if worst < AGREES else "do not agree"
+    without = (
+        f"where it is infinite, the measured is {min(doubtful):.2f} to {max(doubtful):.2f} of the exact"
     )
-    calm = sum(row.exponent < 0 for row in wild)
-    print(
-        f"With an infinite variance ({len(wild)}): {calm} with a Lyapunov exponent below 0, whose iterates "
-        f"go far out\n  and come back; {len(wild) - calm} diverge."
+    errors = f"at most {worst:.1f} standard errors apart in {len(z)} settings"
+    return f"Where the error bar is finite, measured and exact spread {verb}: {errors}; {without}"
+
+
+def running_conclusion(apart: dict[float, float], seeds: int) -> str:
+    """Say whether means settle, from the largest over the smallest of the seeds' by share of the limit."""
+    below = max(ratio for share, ratio in apart.items() if share < 1)
+    above = [ratio for share, ratio in apart.items() if share > 1]
+    factors = " to ".join(dict.fromkeys((times(min(above)), times(max(above)))))
+    settles = "settles only below the limit" if min(above) > below else "settles no better below the limit"
+    return (
+        f"The mean of squares {settles}: there {seeds} seeds end within a factor of {times(below)},"
+        f" above it {factors} times apart"
     )
-    return worst < AGREES
+
+
+def times(factor: float) -> str:
+    return f"{factor:.1f}" if factor < 10 else f"{factor:,.0f}"
 
 
 # The pictures.
 
 
-def color_of(batch_size: int) -> str:
-    return {1: "#0072B2", 4: "#D55E00", 16: "#009E73"}[batch_size]
-
-
 def draw_traces(
-    problem: gd.problems.Problem, rows: list[Row], limits: dict[int, tuple[float, float]], path: Path
-) -> None:
-    """Draw tr Σ over lr; below it the measured over the exact, and the difference in standard errors."""
-    figure = Figure(figsize=(9, 11), layout="constrained")
-    top, bottom, errors = axes = figure.subplots(3, 1, sharex=True, height_ratios=(4, 2, 1.2))
-    low, high = min(row.exact for row in rows) / 2, 1.0
+    problem: gd.problems.Problem, rows: list[Row], limits: dict[int, tuple[float, float]]
+) -> Figure:
+    """Draw tr Σ over lr, measured, exact and approximated."""
+    figure = Figure(figsize=(7.2, 5.6), layout="constrained")
+    ax = figure.subplots()
+    low, high = min(row.exact for row in rows) / 2, 10.0
     for size, (largest, largest_of_errors) in limits.items():
-        color = color_of(size)
+        color = COLORS[size]
         # Points that gather at the limit, where the curve turns upright.
         lrs = largest * (1 - torch.logspace(math.log10(1 - SHARES[0] / 1.5), -6, 120, dtype=torch.float64))
         exact = [float(trace(second_moment(problem, size, lr))) for lr in lrs.tolist()]
         straight = [float(diffusion(problem, size, lr).trace()) for lr in lrs.tolist()]
-        top.plot(lrs, exact, color=color, label=f"batches of {size}")
-        top.plot(lrs, straight, "--", color=color, linewidth=1)
-        for ax in axes:
-            ax.axvline(largest, color=color, linewidth=1, linestyle=":")
-            ax.axvspan(largest_of_errors, largest, color=color, alpha=0.08, linewidth=0)
+        ax.plot(lrs, exact, color=color)
+        ax.plot(lrs, straight, "--", color=color, linewidth=1)
+        ax.axvspan(largest_of_errors, largest, color=color, alpha=0.08, linewidth=0)
+        place = {"ha": "right", "va": "top", "rotation": 90, "fontsize": 9, "color": color}
+        ax.annotate(f"batches of {size} ", (largest, high / 2), **place)
         for row in (row for row in rows if row.batch_size == size):
-            draw_row(axes, row, color, high)
+            height = row.measured if row.measured < high else high  # what overflowed, NaN, is above too
+            ax.plot(row.lr, height, mark(row), color=color, fillstyle=fill(row), clip_on=False, zorder=4)
     key = {"color": "0.3", "linestyle": ""}
-    top.plot([], [], "o", **key, label="measured: finite 4th moment, so finite error (bottom)")
-    top.plot(
-        [], [], "o", fillstyle="none", **key, label="measured: finite variance, infinite error (shaded)"
-    )
-    top.plot(
-        [], [], "^", fillstyle="none", **key, label="measured: infinite variance; on the top edge: above it"
-    )
-    top.plot([], [], "x", **key, label="Lyapunov exponent above 0: the iterates diverge")
-    top.plot([], [], "-", color="0.3", label="exact")
-    top.plot([], [], "--", color="0.3", linewidth=1, label="diffusion approximation (Mandt et al. 2017)")
-    top.plot([], [], ":", color="0.3", linewidth=1, label="above this lr the variance is infinite")
-    top.legend(loc="upper left", fontsize="small", framealpha=1)
-    top.set(xscale="log", yscale="log", ylim=(low, high), ylabel="tr Σ, the mean of ‖θ − θ*‖²")
-    top.set_title("Where constant-step SGD on monthly stock returns comes to rest")
-    bottom.axhline(1, color="0.3", linewidth=1)
-    bottom.set_yscale("log")
+    ax.plot([], [], "o", **key, label="measured, finite error")
+    ax.plot([], [], "o", fillstyle="none", **key, label="measured, infinite error (shaded)")
+    ax.plot([], [], "^", fillstyle="none", **key, label="measured, infinite variance")
+    ax.plot([], [], "x", **key, label="the iterates diverge")
+    ax.plot([], [], "-", color="0.3", label="exact")
+    ax.plot([], [], "--", color="0.3", linewidth=1, label="diffusion approximation")
+    ax.legend(loc="upper left", fontsize=8, frameon=False)
+    ax.set(xscale="log", yscale="log", ylim=(low, high), xlabel="learning rate")
+    finish(figure, "on the top edge: above it")
+    ax.set_title("tr Σ, the mean of ‖θ − θ*‖²", loc="left", fontsize=9, color="0.35")
+    return figure
+
+
+def draw_agreement(rows: list[Row], limits: dict[int, tuple[float, float]]) -> Figure:
+    """Draw the measured over the exact tr Σ, and the difference in standard errors."""
+    figure = Figure(figsize=(7.2, 5.2), layout="constrained")
+    ratios, errors = axes = figure.subplots(2, 1, sharex=True, height_ratios=(1.3, 1))
+    for size, (largest, largest_of_errors) in limits.items():
+        for ax in axes:
+            ax.axvspan(largest_of_errors, largest, color=COLORS[size], alpha=0.08, linewidth=0)
+        ratios.plot([], [], "o", color=COLORS[size], label=f"batches of {size}")
+    for row in rows:
+        if row.moments:
+            look = {"color": COLORS[row.batch_size], "fillstyle": fill(row)}
+            ratios.plot(row.lr, row.measured / row.exact, mark(row), **look)
+        if row.moments == 4:
+            errors.errorbar(row.lr, row.z, 1.0, fmt="o", color=COLORS[row.batch_size], capsize=3)
+    ratios.axhline(1, color="0.3", linewidth=1)
+    ratios.set(xscale="log", yscale="log", ylim=(0.4, 2.5))
     ticks = (0.5, 0.7, 1.0, 1.4, 2.0)
-    bottom.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    bottom.set_yticks((), minor=True)
-    bottom.set(ylim=(0.4, 2.5), ylabel="measured / exact")
+    ratios.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    ratios.set_yticks((), minor=True)
+    ratios.legend(loc="upper left", fontsize=8, frameon=False)
+    ratios.set_title("measured / exact tr Σ", loc="left", fontsize=9, color="0.35")
     errors.axhspan(-3, 3, color="0.5", alpha=0.15, linewidth=0)
-    errors.set(ylim=(-5, 5), xlabel="learning rate", ylabel="difference, s.e.")
-    for ax in axes:
+    errors.set(ylim=(-5, 5), xlabel="learning rate")
+    title = "(measured − exact) / standard error; neighbours share their batches, and err together"
+    errors.set_title(title, loc="left", fontsize=9, color="0.35")
+    finish(figure, "open, shaded: the error is infinite")
+    return figure
+
+
+def finish(figure: Figure, note: str) -> None:
+    for ax in figure.axes:
         ax.grid(color="0.9", linewidth=0.6)
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    figure.supxlabel(
+        f"{SEEDS} seeds on 389 monthly returns of five shares; {note}", fontsize=8, color="0.35"
+    )
 
 
-def draw_row(axes: Any, row: Row, color: str, high: float) -> None:
-    top, bottom, errors = axes
-    fill = "full" if row.moments == 4 else "none"
-    marker = "x" if row.exponent > 0 else "o" if row.moments else "^"
-    height = row.measured if row.measured < high else high  # what overflowed, NaN, is above too
-    top.plot(row.lr, height, marker, color=color, fillstyle=fill, clip_on=False, zorder=4)
-    if row.moments:
-        bottom.plot(row.lr, row.measured / row.exact, marker, color=color, fillstyle=fill)
-    if row.moments == 4:
-        errors.errorbar(row.lr, row.z, 1.0, fmt=marker, color=color, capsize=3)
+def fill(row: Row) -> str:
+    return "full" if row.moments == 4 else "none"
 
 
-def draw_running_means(
-    batch_size: int, rows: list[Row], measured: Measured, piece: int, path: Path
-) -> None:
-    """Draw the mean of ‖θ − θ*‖² up to each step, over the steps."""
-    rows = [row for row in rows if row.batch_size == batch_size]
-    chosen = [i for i, row in enumerate(rows) if round(row.share, 2) in RUNNING]
-    values = trace(measured.moments[chosen])  # [lrs, seeds, pieces]
-    counts = torch.arange(1, values.shape[-1] + 1)
-    running = values.cumsum(dim=-1) / counts
-    ax = Figure(figsize=(9, 6.5), layout="constrained").subplots()
-    labels = [f"lr {rows[i].lr:.3f}, {rows[i].share:.1f} of the limit" for i in chosen]
-    gd.plot.plot_curves(
-        list(running),
-        x=counts * piece,
-        ax=ax,
-        labels=labels,
+def mark(row: Row) -> str:
+    return "x" if row.exponent > 0 else "o" if row.moments else "^"
+
+
+def running_means(measured: Measured) -> Tensor:
+    """Return the mean of ‖θ − θ*‖² up to each piece, [lrs, seeds, pieces]."""
+    values = trace(measured.moments)
+    return values.cumsum(dim=-1) / torch.arange(1, values.shape[-1] + 1)
+
+
+def draw_running_means(rows: list[Row], running: Tensor, piece: int) -> Figure:
+    """Draw the mean of ‖θ − θ*‖² up to each step, over the steps, of some learning rates."""
+    figure = Figure(figsize=(7.2, 5), layout="constrained")
+    ax = gd.plot.plot_curves(
+        {round(row.share, 2): means for row, means in zip(rows, running, strict=True)},
+        x=piece * torch.arange(1, running.shape[-1] + 1),
+        ax=figure.subplots(),
+        by="limit ×",
+        label_lines=True,
         band=(0.0, 1.0),
         xlabel="step, after the transient",
-        ylabel="mean of ‖θ − θ*‖² up to there",
+        ylabel="",
     )
-    for i in chosen:
-        if rows[i].moments:
-            ax.axhline(rows[i].exact, color="black", linewidth=0.8)
-    ax.set_title(f"The measured variance over time, batches of {batch_size} (thin black: exact)")
-    ax.figure.savefig(path, dpi=150)
+    for row in rows:
+        if row.moments:
+            ax.hlines(row.exact, 0, ax.lines[0].get_xdata()[-1], color=EXACT, linestyle="--", zorder=5)
+    ax.get_legend().remove()
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    title = f"mean of ‖θ − θ*‖² up to there, batches of {rows[0].batch_size}"
+    ax.set_title(title, loc="left", fontsize=9, color="0.35")
+    note = f"median and range of {SEEDS} seeds; dashed orange: exact, infinite above the limit"
+    figure.supxlabel(note, fontsize=8, color="0.35")
+    return figure
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("out/stationary"), help="folder for the results")
-    parser.add_argument("--fast", action="store_true", help="fewer steps, learning rates and batch sizes")
-    args = parser.parse_args(argv)
-    sizes, shares = ((4,), FAST_SHARES) if args.fast else (BATCH_SIZES, SHARES)
-    pieces, piece = (6, 60) if args.fast else (TRANSIENT + 20, 10_000)
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)  # on tensors this small, threads would only wait for one another
-
+def show(card: Card) -> bool:
+    sizes, shares = ((4,), FAST_SHARES) if card.fast else (BATCH_SIZES, SHARES)
+    pieces, piece = (6, 60) if card.fast else (TRANSIENT + 20, 10_000)
     problem = gd.problems.stock_regression()
     limits, measured, rows = {}, {}, []
     for size in sizes:
@@ -471,14 +385,47 @@ def main(argv: list[str] | None = None) -> int:
             f"a second, and {plan_seconds:.1f} s to draw the batches"
         )
         rows += compare(problem, size, limits[size], lrs, measured[size])
-
-    with (args.out / "traces.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([Row._fields, *rows])
-    draw_traces(problem, rows, limits, args.out / "trace_over_lr.png")
-    draw_running_means(4, rows, measured[4], piece, args.out / "running_means.png")
     report(rows)
-    agrees = conclude(rows)
-    print(f"Written: traces.csv, trace_over_lr.png and running_means.png in {args.out}")
+    card.table("traces", Row._fields, rows)
+
+    numbers: dict[str, Any] = {
+        "limits": [largest for largest, _ in limits.values()],
+        "full": 2 / problem.L,
+        "ratios": [row.exact / row.diffusion for row in rows if round(row.share, 2) == 0.9],
+    }
+    card.picture("trace_over_lr", draw_traces(problem, rows, limits), conclusion(**numbers), numbers)
+    z = [row.z for row in rows if row.moments == 4]
+    doubtful = [row.measured / row.exact for row in rows if row.moments == 2]
+    card.picture(
+        "agreement",
+        draw_agreement(rows, limits),
+        agreement_conclusion(z, doubtful),
+        {"z": z, "doubtful": doubtful},
+        question="Does the spread of runs agree with the exact one?",
+    )
+    show_running_means(card, [row for row in rows if row.batch_size == 4], measured[4], piece)
+    return max(abs(value) for value in z) < AGREES
+
+
+def show_running_means(card: Card, rows: list[Row], measured: Measured, piece: int) -> None:
+    chosen = [i for i, row in enumerate(rows) if round(row.share, 2) in RUNNING]
+    rows, running = [rows[i] for i in chosen], running_means(measured)[chosen]
+    ends = running[..., -1]
+    ratios = ends.amax(dim=1) / ends.amin(dim=1)
+    apart = {round(row.share, 2): ratio for row, ratio in zip(rows, ratios.tolist(), strict=True)}
+    card.picture(
+        "running_means",
+        draw_running_means(rows, running, piece),
+        running_conclusion(apart, SEEDS),
+        apart,
+        question="Does a measured variance settle?",
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    torch.set_num_threads(1)  # on tensors this small, threads would only wait for one another
+    with Card(__file__, "How far from the optimum does constant-step SGD come to rest?", argv) as card:
+        agrees = show(card)
     return 0 if agrees else 1
 
 

@@ -270,3 +270,43 @@ def unflatten(flat, params):
         name: {key: next(parts).reshape(leaf.shape) for key, leaf in layer.items()}
         for name, layer in params.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        (
+            ([0.093, 0.3], 0.82, [6.1, 8.9]),
+            "finite lr .0.093, 0.3., before full .*0.82.; .* does not see it: .* 6.1 to 8.9 times too low",
+        ),
+        (([0.9], 0.82, [6.1]), "though full batches diverge no later .* it is 6.1 times too low"),
+        (([0.093], 0.82, [1.1, 8.9]), "holds nearly up to it: .* 1.1 to 8.9 times as large"),
+    ],
+)
+def test_the_stationary_spread_concludes_from_its_numbers(numbers, said):
+    assert re.search(said, load("stationary").conclusion(*numbers))
+
+
+def test_the_agreement_of_the_spread_is_judged_by_standard_errors():
+    conclude = load("stationary").agreement_conclusion
+    assert re.search(
+        "spread agree: at most 2.2 .* in 2 .* is 0.63 to 2.10 of", conclude([1, -2.2], [2.1, 0.63])
+    )
+    assert re.search("spread do not agree: at most 7.0 .* in 3", conclude([1, -7, 2], [1.0]))
+
+
+def test_running_means_conclude_from_their_seeds():
+    conclude = load("stationary").running_conclusion
+    said = conclude({0.1: 1.02, 0.9: 1.3, 1.2: 2.45, 1.6: 1210.0}, 8)
+    assert "settles only below the limit: there 8 seeds end within a factor of 1.3" in said
+    assert said.endswith("above it 2.5 to 1,210 times apart") or said.endswith("2.4 to 1,210 times apart")
+    assert "settles no better below the limit" in conclude({0.9: 3.0, 1.2: 2.5}, 8)
+
+
+def test_running_means_are_of_all_pieces_so_far():
+    demo = load("stationary")
+    moments = torch.zeros(1, 1, 3, 3, 3)
+    moments[0, 0, :, 0, 0] = torch.tensor([1.0, 2.0, 6.0])
+    moments[0, 0, :, 2, 2] = 1.0
+    found = demo.running_means(demo.Measured(moments, 0, 0.0, 0.0))
+    assert found.tolist() == [[[1.0, 1.5, 3.0]]]

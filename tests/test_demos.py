@@ -79,14 +79,14 @@ def test_a_demo_prints_the_same_numbers_traced_and_in_eager(name, tmp_path, caps
 
 
 def test_the_stationary_moment_is_that_of_every_batch_of_two():
-    demo, problem = load("stationary"), gd.problems.stock_regression()
+    demo, problem = load("_moments"), gd.problems.stock_regression()
     s, a = demo.second_moment(problem, 2, 0.1), demo.one_step(problem, 0.1)
     after = sum((((one + a) / 2) @ s @ ((one + a) / 2).mT).sum(dim=0) for one in a) / len(a) ** 2
     torch.testing.assert_close(after, s, rtol=0, atol=1e-15)
 
 
 def test_the_limit_of_the_variance_is_a_generalized_eigenvalue():
-    demo, problem = load("stationary"), gd.problems.stock_regression()
+    demo, problem = load("_moments"), gd.problems.stock_regression()
     h, _ = demo.samples(problem)
     mean, eye = h.mean(dim=0), torch.eye(6, dtype=h.dtype)
     squares = torch.einsum("nij,nkl->ikjl", h, h).reshape(36, 36) / len(h) / 4 + 0.75 * torch.kron(
