@@ -180,32 +180,36 @@ def draw_strips(ax: Axes, curves: list[Curve], colors: list[Any], over: str | No
         for curve in curves
     ]
     rows = [i for i, several in enumerate(strips) if several]
-    if len(rows) > _STRIPS:
-        notes = [[strip.note for strip in several] for several in strips]
-    else:
-        notes = [[] for _ in strips]
+    said = [", ".join(strip.note for strip in several) for several in strips]
+    if len(curves) > 1:
+        said = [f"{curve.name}: {note}" for curve, note in zip(curves, said, strict=True)]
+    has_room = len(rows) <= _STRIPS and all(_width(ax, said[i]) < 0.9 for i in rows)
+    notes = [[strip.note for strip in several if not has_room] for several in strips]
     if not rows or len(curves) > _ROWS:
         return notes
     figure: Any = ax.get_figure()
-    points = 1.25 * font_size() if len(rows) <= _STRIPS else 5.0
+    points = 1.25 * font_size() if has_room else 5.0
     height = min(0.5 / len(rows), points * figure.dpi / 72 / ax.bbox.height)
     _make_room(ax, height * len(rows))
     for row, i in enumerate(rows, start=1):
         for strip in strips[i]:
             _hatch(ax, strip, 1 - row * height, 0.85 * height, colors[i])
-        if len(rows) <= _STRIPS:
-            note = ", ".join(strip.note for strip in strips[i])
-            _write(ax, note if len(curves) == 1 else f"{curves[i].name}: {note}", strips[i], row, height)
+        if has_room:
+            _write(ax, said[i], strips[i], row, height)
     return notes
+
+
+def _width(ax: Axes, note: str) -> float:
+    """Return the share of the axes' width that a note in small letters takes."""
+    figure: Any = ax.get_figure()
+    return 0.5 * font_size() * len(note) * figure.dpi / 72 / float(ax.bbox.width)
 
 
 def _write(ax: Axes, note: str, strips: list[Strip], row: int, height: float) -> None:
     """Write a note to the left of its strips, or upon them if there is no room."""
-    figure: Any = ax.get_figure()
     corner = ax.transData.transform((strips[0].start, ax.get_ylim()[0]))
     start = np.clip(ax.transAxes.inverted().transform(corner)[0], 0, 1)  # of a strip out of view too
-    needed = 0.5 * font_size() * len(note) * figure.dpi / 72 / ax.bbox.width  # of small letters
-    end = start - 0.01 if start > needed + 0.01 else 0.995
+    end = start - 0.01 if start > _width(ax, note) + 0.01 else 0.995
     text = ax.text(end, 1 - (row - 0.425) * height, note, transform=ax.transAxes)
     text.set(fontsize="small", zorder=5, ha="right", va="center_baseline")
     text.set_bbox({"facecolor": background(ax), "edgecolor": "none", "pad": 0.8})
