@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import gdfunc as gd
@@ -73,6 +73,7 @@ KEYS = (
     st.text(max_size=4)
     | st.sampled_from(["a.b", "a\\", "a\\.b", "", "#1", "\\#1", "0"])
     | st.integers(-2, 2)
+    | st.sampled_from([0.5, True, -0.5])
 )
 LEAVES = tensors() | st.none() | st.integers() | st.floats() | st.text(max_size=5) | st.booleans()
 TREES = st.recursive(
@@ -88,6 +89,9 @@ TREES = st.recursive(
 
 
 @given(tree=TREES)
+@example(tree={"": [0], "0": 1})
+@example(tree={0: {"5": 0}, 0.5: 1})
+@example(tree={"#''": 0, "": 1, "\\#''": 2})
 def test_a_tree_comes_back_to_the_bit(tree, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "tree.safetensors"
     gd.save(path, tree)

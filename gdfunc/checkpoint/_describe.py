@@ -1,8 +1,9 @@
 """Trees as tensors by name and JSON, and trees made from these.
 
 The name of a tensor is its path, `params.layer1.w`. A full stop or backslash in a key has a backslash
-before it, and a key that is no text is written as `\\#1`, so that no two leaves have one name. JSON holds
-the rest, a list for each node: its kind, and its value, its layout in memory, or its children by label.
+before it, and a key that is empty or no text is written as `\\#1`, so that no two leaves have one name.
+JSON holds the rest, a list for each node: its kind, and its value, its layout in memory, or its children
+by label.
 
     ["none"]   ["value", 0.5]   ["tensor", {}]   ["TrainState", [["params", ["tensor", {}]], …]]
 """
@@ -10,7 +11,7 @@ the rest, a list for each node: its kind, and its value, its layout in memory, o
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,14 +43,14 @@ def register(
     _classes[cls.__name__] = cls, parts, make or cls
 
 
-def describe(tree: Tree) -> tuple[Node, dict[str, Tensor]]:
-    """Split a tree into JSON and tensors by name.
+def describe(tree: Tree, name: str = "") -> tuple[Node, dict[str, Tensor]]:
+    """Split a tree, or the part of one that has a name, into JSON and tensors by name.
 
     Raises:
         CheckpointError: a leaf is no tensor with values, number, text or bool.
     """
     tensors: dict[str, Tensor] = {}
-    return _described(tree, "", tensors), tensors
+    return _described(tree, name, tensors), tensors
 
 
 def _described(tree: Any, name: str, tensors: dict[str, Tensor]) -> Node:
@@ -71,7 +72,8 @@ def _name(parent: str, kind: str, label: Any) -> str:
     """Write the name of a child."""
     text = str(label)
     if kind in ("dict", "OrderedDict", "defaultdict"):
-        text = text.replace("\\", "\\\\").replace(".", "\\.") if type(label) is str else f"\\#{label!r}"
+        text = text.replace("\\", "\\\\") if label and type(label) is str else f"\\#{label!r}"
+        text = text.replace(".", "\\.")
     return f"{parent}.{text}" if parent else text
 
 
@@ -130,13 +132,27 @@ def owned(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[list[s
     return copies, [names for names in same.values() if len(names) > 1]
 
 
-def build(node: Node, tensors: Mapping[str, Tensor]) -> Tree:
-    """Make the tree of a file.
+class Part(NamedTuple):
+    """A tree in a file, or a part of one with its name."""
 
-    Raises:
-        CheckpointError: it has a class that is known to nobody here.
-    """
-    return _built(node, "", tensors)
+    node: Node
+    name: str
+    tensors: Mapping[str, Tensor]
+
+    def parts(self) -> dict[Any, "Part"]:
+        """Return what a dict holds."""
+        kind, children = self.node
+        return {
+            label: Part(child, _name(self.name, kind, label), self.tensors) for label, child in children
+        }
+
+    def build(self, like: Tree = None) -> Tree:
+        """Make the tree, or one like another, on its devices.
+
+        Raises:
+            CheckpointError: it has a class that nobody here knows; it differs from `like`.
+        """
+        return _built(*self) if like is None else _filled(like, *self)
 
 
 def _built(node: Node, name: str, tensors: Mapping[str, Tensor]) -> Tree:
@@ -152,12 +168,17 @@ def _built(node: Node, name: str, tensors: Mapping[str, Tensor]) -> Tree:
         return {"list": list, "tuple": tuple}[kind](children.values())
     if kind in ("dict", "OrderedDict"):
         return {"dict": dict, "OrderedDict": OrderedDict}[kind](children)
-    make = _classes[kind][2] if kind in _classes else _own_classes().get(kind)
+    make = _maker(kind)
     if make is None:
         raise CheckpointError(
             f"{name or 'the tree'} is a {kind}, which only a tree of its kind can make again: pass like="
         )
     return make(**children)
+
+
+def _maker(kind: str) -> Callable[..., Any] | None:
+    """Return what makes a container from its children by label; None for a class that is not ours."""
+    return _classes[kind][2] if kind in _classes else _own_classes().get(kind)
 
 
 def _own_classes() -> dict[str, type]:
@@ -173,10 +194,12 @@ def _own_classes() -> dict[str, type]:
     }
 
 
-def restored(node: Node, tensors: Mapping[str, Tensor], ties: Iterable[Iterable[str]]) -> dict[str, Tensor]:
+def restored(
+    node: Node, tensors: Mapping[str, Tensor], ties: Iterable[Iterable[str]], name: str = ""
+) -> dict[str, Tensor]:
     """Return the tensors of a file as they were, complex and in their order in memory."""
-    given = {name: _restored(tensors[name], layout) for name, layout in _layouts(node, "")}
-    return given | {name: given[first] for first, *others in ties for name in others}
+    given = {of_leaf: _restored(tensors[of_leaf], layout) for of_leaf, layout in _layouts(node, name)}
+    return given | {other: given[first] for first, *others in ties for other in others}
 
 
 def _layouts(node: Node, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -197,21 +220,17 @@ def _restored(tensor: Tensor, layout: Mapping[str, Any]) -> Tensor:
     return tensor
 
 
-def fill(like: Tree, node: Node, tensors: Mapping[str, Tensor]) -> Tree:
-    """Put the leaves of a file into a tree like another, on its devices.
-
-    Raises:
-        CheckpointError: the trees differ; the message says where.
-    """
-    wanted_node, stored = describe(like)
-    wanted_tensors = restored(wanted_node, stored, ())
-    found, wanted = dict(_texts(node, "", tensors)), dict(_texts(wanted_node, "", wanted_tensors))
+def _filled(like: Tree, node: Node, name: str, tensors: Mapping[str, Tensor]) -> Tree:
+    """Put the leaves of a file into a tree like another, on its devices."""
+    wanted_node, stored = describe(like, name)
+    wanted_tensors = restored(wanted_node, stored, (), name)
+    found, wanted = dict(_texts(node, name, tensors)), dict(_texts(wanted_node, name, wanted_tensors))
     if found != wanted:
         raise CheckpointError(f"the file differs from like: {_differences(found, wanted)}")
-    given = dict(_leaves(node, "", tensors))
+    given = dict(_leaves(node, name, tensors))
     leaves, structure = _tree.flatten(like)
-    names = [name for name, _ in _leaves(wanted_node, "", wanted_tensors)]
-    pairs = zip((given[name] for name in names), leaves, strict=True)
+    names = [of_leaf for of_leaf, _ in _leaves(wanted_node, name, wanted_tensors)]
+    pairs = zip((given[of_leaf] for of_leaf in names), leaves, strict=True)
     placed = [new.to(old.device) if isinstance(new, Tensor) else new for new, old in pairs]
     return _tree.unflatten(structure, placed)
 

@@ -1,13 +1,15 @@
 """Trees on disk."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike, fspath
 from pathlib import Path
 
 import torch
 
 from .._tree import Tree
-from ._describe import build, describe, fill, owned, restored
+from ._describe import Part, describe, owned, restored
 from ._file import CheckpointCorruptError, CheckpointError, CheckpointVersionError, read, write
 
 FORMAT = 1
@@ -76,6 +78,13 @@ def load(path: str | PathLike[str], like: Tree = None) -> Tree:
         ...     print(str(error).partition(": ")[2])
         the file differs from like: w is float32[3] in it, float32[2] in like
     """
+    with opened(path) as whole:
+        return whole.build(like)
+
+
+@contextmanager
+def opened(path: str | PathLike[str]) -> Iterator[Part]:
+    """Open a file, and name it in what is wrong with it."""
     path = Path(fspath(path))
     tensors, metadata = read(path)
     try:
@@ -84,8 +93,7 @@ def load(path: str | PathLike[str], like: Tree = None) -> Tree:
             raise CheckpointVersionError(
                 f"it has format {about['format']}, but this gdfunc reads formats up to {FORMAT}; upgrade it"
             )
-        tensors = restored(about["tree"], tensors, about["ties"])
-        return build(about["tree"], tensors) if like is None else fill(like, about["tree"], tensors)
+        yield Part(about["tree"], "", restored(about["tree"], tensors, about["ties"]))
     except CheckpointError as error:
         raise type(error)(f"{path}: {error}") from None
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError, RuntimeError) as error:
