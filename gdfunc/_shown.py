@@ -39,3 +39,8 @@ def shown(value: Any) -> str:
     if type(value) is tuple:
         return f"({', '.join(map(shown, value))}{',' * (len(value) == 1)})"
     return value.__name__ if inspect.isroutine(value) or inspect.isclass(value) else repr(value)
+
+
+def dotted(path: str) -> str:
+    """Write a path as the name of a column: `[1].loss` is `1.loss`, `['w']` is `w`."""
+    return path.replace("['", ".").replace("']", "").replace("[", ".").replace("]", "").lstrip(".")

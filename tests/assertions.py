@@ -30,6 +30,21 @@ def assert_same_bits(got, expected):
         assert got is expected is None
 
 
+def bits(leaf):
+    """The bytes of a tensor, and all else that must be kept of it."""
+    if not isinstance(leaf, torch.Tensor):
+        return type(leaf), repr(leaf)
+    raw = leaf.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    strides = [stride for size, stride in zip(leaf.shape, leaf.stride(), strict=True) if size > 1 and raw]
+    return leaf.dtype, tuple(leaf.shape), strides, raw
+
+
+def assert_same(one, two):
+    """To the bit, NaN and minus zero too, in the same containers, dtypes, shapes and order in memory."""
+    assert gd._tree.flatten(one)[1] == gd._tree.flatten(two)[1]
+    assert [bits(leaf) for leaf in gd._tree.leaves(one)] == [bits(leaf) for leaf in gd._tree.leaves(two)]
+
+
 def assert_agrees(got, expected, tolerance=1e-9):
     """Leaf by leaf, to a share of what is expected; integers and zeros as they are."""
     leaves = gd._tree.check_structure(got, expected, "got", "expected")

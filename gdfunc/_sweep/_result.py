@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import _html, _tree, checkpoint
 from .._errors import warn
-from .._shown import shown
+from .._shown import dotted, shown
 from .._torch._transforms import is_transformed
 from .._tree import Tree
 from ._grid import Axis, Grid, numbers
@@ -202,8 +202,3 @@ def _coordinate(axis: Axis) -> np.ndarray:
     """Return the labels of an axis as numbers, or else as texts, [n]."""
     labels = axis.labels
     return np.array(labels if all(isinstance(label, Real) for label in labels) else [*map(str, labels)])
-
-
-def dotted(path: str) -> str:
-    """Write a path as the name of a column: `[1].loss` is `1.loss`, `['w']` is `w`."""
-    return path.replace("['", ".").replace("']", "").replace("[", ".").replace("]", "").lstrip(".")

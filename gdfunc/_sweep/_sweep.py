@@ -13,10 +13,11 @@ from torch.func import vmap
 from .. import _tree, checkpoint
 from .._errors import SweepInterrupted, check_options, check_type
 from .._progress import Progress, reporter
+from .._shown import dotted
 from .._tree import Tree
 from ._grid import Grid
 from ._memory import Memory
-from ._result import SweepResult, dotted
+from ._result import SweepResult
 
 # Bytes that the members of a chunk may hold: one number, so that chunks, and bits, are the same everywhere.
 AUTO_LIMIT = 2**30

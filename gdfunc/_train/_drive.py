@@ -1,14 +1,17 @@
 """The driver of a run: segments, each of them a scan, with progress and interruption in between."""
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import _tree, checkpoint
-from .._errors import BackendError, NonFiniteError, TrainingInterrupted, check_type
+from .. import _tree
+from .._errors import BackendError, NonFiniteError, TrainingInterrupted, check_function
 from .._progress import Progress, reporter
 from .._scan._cost import PYTHON_STEP
 from .._scan._scan import falls_back, fold
@@ -17,10 +20,13 @@ from .._torch._modes import is_tracing
 from .._torch._transforms import is_transforming
 from .._tree import Tree
 from ..adjoints._truncated import Constant
-from ._body import Stoppable, carry_of
+from ._body import carry_of
+from ._done import Done, interrupted
+from ._keep import Keeper, Kept, found
 from ._plan import Plan, Stage
 from ._trajectory import Trajectory
 
+Log = Callable[[int, dict[str, float]], Any]
 _SEGMENT_SECONDS = 0.1  # how long segments should take: Ctrl-C, progress and stop wait for their end
 # Cautious guesses for a first segment: seconds for each entry of the parameters times entry of the data,
 # and seconds that a backend needs around every step.
@@ -29,103 +35,67 @@ _STEP_SECONDS = {"eager": PYTHON_STEP, "native": 1e-7, "inductor": 6e-6, "cudagr
 _STEP_SECONDS["auto"] = PYTHON_STEP / 10  # a replayed step of a small model
 
 
-class Done(NamedTuple):
-    """The part of a run that is done."""
-
-    step: int
-    state: Any
-    backend: str
-    records: tuple[Tree, ...] = ()  # of each segment
-    values: tuple[Tree, ...] = ()  # of each segment that was evaluated
-
-    @property
-    def taken(self) -> int:
-        """The number of steps that were taken, by the longest member: fewer than `step` if it has ended."""
-        return int(_tree.unwrap(self.state.steps).max()) if isinstance(self.state, Stoppable) else self.step
-
-    @property
-    def ended(self) -> bool:
-        """Whether all members have ended before the last step."""
-        return isinstance(self.state, Stoppable) and bool(_tree.unwrap(self.state.ended).all())
-
-    def trajectory(self, plan: Plan) -> Trajectory:
-        """Join the records of the segments, and leave out those of steps that no member took."""
-        records = _tree.cat(self.records) if self.records else {}
-        step, values = torch.arange(0, self.taken, plan.every), {}
-        if plan.body.evaluators:
-            evaluated = plan.block * torch.arange(1, self.taken // plan.block + 1)
-            values = {"evaluated": evaluated, **self._values(plan)}
-        if plan.body.stop is None:
-            return Trajectory(step=step, **records, **values)
-        records = _tree.map(lambda leaf: leaf[: len(step)].clone(), records)
-        values = _tree.map(lambda leaf: leaf[: self.taken // plan.block].clone(), values)
-        best = plan.body.stop.best(self.state.memory)
-        kept = {} if best is None else {"best": best}
-        steps, diverged = self.state.steps, self.state.diverged
-        return Trajectory(step=step, **records, **values, steps=steps, diverged=diverged, **kept)
-
-    def _values(self, plan: Plan) -> dict[str, Tree]:
-        """Join what was evaluated; a run that is too short for that tells the shapes."""
-        if self.values or not self.records:
-            return _tree.cat(self.values) if self.values else {}
-        return _tree.map(lambda leaf: leaf[None][:0], plan.body.values(carry_of(self.state)))
+def check_log(log: Log | None) -> Log | None:
+    """Refuse what cannot be called with numbers, and a place where there are none."""
+    if log is None:
+        return None
+    check_function("log", log, ("step", "numbers"), "a function (step, numbers)", "such as writer.log_all")
+    if is_transforming() or is_tracing():
+        raise ValueError(
+            "log reads values, which a run inside vmap, grad, jvp or jit has not; record= keeps them"
+        )
+    return log
 
 
-checkpoint.register(TrainingInterrupted)
-
-
-def drive(plan: Plan, progress: Progress, resume: TrainingInterrupted | None) -> tuple[Any, Trajectory]:
-    """Run a plan, or the rest of it, and report after every segment."""
-    first = done = Done(0, plan.state, plan.backend) if resume is None else _interrupted(plan, resume)
+def drive(
+    plan: Plan, progress: Progress, log: Log | None, resume: TrainingInterrupted | None, where: Kept | None
+) -> tuple[Any, Trajectory]:
+    """Run a plan, or the rest of it, and after every segment report what is done, and write it."""
+    resume = resume if where is None else found(where, plan, resume)
+    first = done = Done(0, plan.state, plan.backend) if resume is None else interrupted(plan, resume)
+    keeper = None if where is None else Keeper(where, plan, None if resume is None else done.step)
     try:
-        with reporter(progress, plan.steps, "step") as report:
+        with reporter(progress, plan.steps, "step", first.taken) as report, terminable(where is not None):
             # The loop assigns whole segments, so that Ctrl-C finds each done or not begun.
             for done in segments(plan, first):
-                report(done.taken)
+                told = done.floats(plan) if log or (progress is True and not is_transforming()) else {}
+                report(done.taken, told)
+                if log:
+                    log(done.taken, told)
+                if keeper:
+                    keeper(done)
+        if keeper:
+            keeper.write(done)
         return carry_of(done.state), done.trajectory(plan)
     except KeyboardInterrupt as interrupt:
         # Under vmap the members become rows, because a wrapped tensor would not outlive this call.
-        raise TrainingInterrupted(
+        error = TrainingInterrupted(
             step=done.taken,
             state=_tree.clone(_tree.unwrap(carry_of(done.state))),
             trajectory=_tree.clone(_tree.unwrap(done.trajectory(plan))),
             done=None if is_transforming() else done,
-        ) from interrupt
+        )
+        if keeper:
+            keeper.save_from(error, done)
+        raise error from interrupt
+    except Exception as error:
+        if keeper:
+            keeper.save_from(error, done)
+        raise
 
 
-def _interrupted(plan: Plan, resume: Any) -> Done:
-    """Check that a plan can go on where another run of it was interrupted."""
-    check_type("resume", resume, TrainingInterrupted, "pass the one that was raised")
-    done = resume.done
-    if done is None or is_transforming():
-        raise ValueError(
-            "resume goes on with a run outside of vmap, grad and jvp; inside, begin with the state of the "
-            "interruption: train(step, error.state, data, index[error.step:], ...)"
-        )
-    _tree.check_like(done.state, plan.state, "resume.state", "init")
-    kept = [_tree.leaves(records) for records in done.records]
-    rows = sum(len(leaves[0]) for leaves in kept if leaves)
-    size = plan.stage(max(done.step - 1, 0), plan.steps).size  # of the block before
-    ends = done.step <= plan.steps and (done.step % size == 0 or done.step == plan.steps)
-    if not ends or (rows and rows != -(-done.step // plan.every)):
-        blocks = f"every={plan.every}" + f" and evaluate_every={plan.block}" * bool(plan.body.evaluators)
-        raise ValueError(
-            f"resume is of another run: it was stopped after {done.step} steps with {rows} records, where "
-            f"one of {plan.steps} steps with {blocks} has no segment's end"
-        )
-    if plan.backend not in ("auto", done.backend):
-        raise ValueError(f"resume is of a run on backend={done.backend!r}; got backend={plan.backend!r}")
-    if any({*records} != {*plan.body.recorders} for records in done.records):
-        raise ValueError(f"resume has the records {[*done.records[0]]}, but record= names others")
-    evaluators = plan.body.evaluators
-    values = [_tree.leaves(values) for values in done.values]
-    is_whole = sum(len(leaves[0]) for leaves in values if leaves) == done.step // plan.block
-    if any({*each} != {*evaluators} for each in done.values) or (evaluators and not is_whole):
-        raise ValueError(
-            f"resume has {[*done.values[0]] if values else 'nothing'} evaluated, but evaluate= and "
-            f"evaluate_every= of this run are others"
-        )
-    return done
+@contextmanager
+def terminable(wanted: bool) -> Iterator[None]:
+    """Let a request to terminate, such as a cluster's that takes a machine back, do what Ctrl-C does."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not wanted or not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def segments(plan: Plan, done: Done) -> Iterator[Done]:

@@ -16,40 +16,17 @@ from .._errors import BackendError, check_choice, check_function, check_int, war
 from .._inputs import check_batch, check_params
 from .._scan._adjoint import Adjoint, Segments, check_adjoint
 from .._scan._scan import fold, settle
+from .._shown import shown
 from .._step import Step, StepLike, as_step, check_lr, params_of
 from .._torch._autograd import is_readable
 from .._torch._modes import is_tracing
 from .._torch._transforms import members
 from .._tree import Tree
 from ..stops import Stop
+from ._batches import Batches, from_memory, part
 from ._body import RECORDERS, Body, Evaluator, Recorder, first_state
 
 _GRAIN = 4  # blocks: segments of a compiled loop are whole multiples, so that each block always runs alike
-
-
-class Batches(NamedTuple):
-    """The source of a run's batches.
-
-    Attributes:
-        rows: `(first, last) -> rows`, a tree [last − first, ...] over which a segment scans.
-        batch: makes the batch of a step from its row.
-    """
-
-    rows: Callable[[int, int], Tree]
-    batch: Callable[[Tree], Tree]
-
-
-def from_memory(data: Tree, index: Tensor) -> Batches:
-    """Take the batches of data in memory by a plan [T, B] of sample numbers."""
-    leaves, structure = _tree.flatten(data)
-    return Batches(
-        lambda first, last: _slice(index, first, last),
-        lambda row: _tree.unflatten(structure, [leaf[row] for leaf in leaves]),
-    )
-
-
-def _slice(leaf: Tensor, first: int, last: int) -> Tensor:
-    return leaf if last - first == leaf.shape[0] else leaf[first:last]
 
 
 class Stage(NamedTuple):
@@ -71,6 +48,7 @@ class Plan:
     """A run that has been checked.
 
     Attributes:
+        name: the call that made its step.
         body: the body of its scan.
         state: the first state of its scan.
         batches: the source of its batches.
@@ -84,6 +62,7 @@ class Plan:
         adjoint: how derivatives go back through its segments.
     """
 
+    name: str
     body: Body
     state: Any
     batches: Batches
@@ -116,7 +95,7 @@ class Plan:
 
     def rows(self, first: int, last: int) -> Tree:
         """Give the rows and learning rates of the steps first … last−1."""
-        return self.batches.rows(first, last), _slice(self.lrs, first, last)
+        return self.batches.rows(first, last), part(self.lrs, first, last)
 
     def step(self, carry: Any, t: int) -> tuple[Any, Any, Tree]:
         """Take step t alone."""
@@ -188,6 +167,7 @@ def make_plan(
     size = sum([math.prod(leaf.shape[1:]) for leaf in _tree.leaves(data)]) * batch_size
     work = sum([leaf.numel() for leaf in leaves]) * max(size, 1) * members() * block
     return Plan(
+        name=shown(step),
         body=body,
         state=first_state(init, stop),
         batches=batches,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from os import PathLike
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +14,8 @@ from .._step import StepLike
 from .._tree import Tree
 from ..stops import Stop
 from ._body import carry_of
-from ._drive import drive
+from ._drive import Log, check_log, drive
+from ._keep import kept
 from ._plan import make_plan
 from ._trajectory import Trajectory
 
@@ -35,6 +37,10 @@ def train(
     stop: Stop | Callable[[Any, Any], Tensor] | None = None,
     adjoint: Adjoint = Reverse(),
     resume: TrainingInterrupted | None = None,
+    checkpoint_to: str | PathLike[str] | None = None,
+    checkpoint_every: int | None = None,
+    checkpoint_keep: int = 1,
+    log: Log | None = None,
 ) -> tuple[Any, Trajectory]:
     """Run a step over the batches of a plan.
 
@@ -83,6 +89,16 @@ def train(
             `Checkpoint("sqrt")`, `Truncated(last)`, `Implicit("cg", 100)`.
         resume: the `TrainingInterrupted` of the same run, given the same arguments. Its steps are not
             taken again, and the results have the bits of a run that was not interrupted.
+        checkpoint_to: a file for all that is done: the carry, the records, the position in the plan. It is
+            written between segments, at the end, and on Ctrl-C, SIGTERM or an error. If it is there, the
+            same call goes on from it, to the same bits; a file of another run is refused. The plan and lr
+            after the step where it stopped may be others, so that a finished run can be made longer. See
+            `help(gd.checkpoint)`.
+        checkpoint_every: write at least every so many steps; None for about once a minute.
+        checkpoint_keep: how many files to keep. Those before the last have the number of their step in
+            their name.
+        log: called with the finished steps and a dict of numbers after every segment, about ten times a
+            second: lr, and the last value of each record and evaluation that is one number.
 
     Returns:
         `(final, trajectory)`: the carry after the last step, and the records, [⌈T/every⌉, ...] each, of the
@@ -96,7 +112,9 @@ def train(
             to pass); stop gives no 0-d bool tensor; see `batch_grad`.
         ValueError: data, index and lr do not fit; an unknown record; a name for two; evaluate_every is no
             multiple of every; stop= judges what is not evaluated; stop= with an adjoint that counts from
-            the planned end, `Truncated` or `Implicit`; resume= of another run.
+            the planned end, `Truncated` or `Implicit`; resume= of another run; checkpoint_to= or log=
+            under vmap, grad, jvp or jit.
+        CheckpointError: (a ValueError) the file is damaged, or of another run; it names what differs.
         IndexError: index points outside the data.
         BackendError: (a RuntimeError) the backend cannot run this step; see `scan`.
         NonFiniteError: (a GdfuncError) `check_finite` found NaN or infinity; it holds the last good carry.
@@ -134,5 +152,6 @@ def train(
         stop,
         adjoint,
     )
-    final, trajectory = drive(plan, progress, resume)
+    where = kept(checkpoint_to, checkpoint_every, checkpoint_keep)
+    final, trajectory = drive(plan, progress, check_log(log), resume, where)
     return adjoint.end(partial(plan.last_step, final), carry_of(plan.state), final), trajectory

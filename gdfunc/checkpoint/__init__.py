@@ -21,15 +21,17 @@ Example:
     {'params': {'w': tensor([1., 1.])}, 'epoch': 4}
 """
 
-from ._describe import register
+from ._describe import check_known, register
 from ._file import CheckpointCorruptError, CheckpointError, CheckpointVersionError
-from ._save import load, save
+from ._save import load, opened, save
 
 __all__ = [
     "CheckpointCorruptError",
     "CheckpointError",
     "CheckpointVersionError",
+    "check_known",
     "load",
+    "opened",
     "register",
     "save",
 ]

@@ -170,9 +170,7 @@ def _built(node: Node, name: str, tensors: Mapping[str, Tensor]) -> Tree:
         return {"dict": dict, "OrderedDict": OrderedDict}[kind](children)
     make = _maker(kind)
     if make is None:
-        raise CheckpointError(
-            f"{name or 'the tree'} is a {kind}, which only a tree of its kind can make again: pass like="
-        )
+        raise _unknown(name, kind)
     return make(**children)
 
 
@@ -226,13 +224,38 @@ def _filled(like: Tree, node: Node, name: str, tensors: Mapping[str, Tensor]) ->
     wanted_tensors = restored(wanted_node, stored, (), name)
     found, wanted = dict(_texts(node, name, tensors)), dict(_texts(wanted_node, name, wanted_tensors))
     if found != wanted:
-        raise CheckpointError(f"the file differs from like: {_differences(found, wanted)}")
+        raise CheckpointError(f"it differs from like: {_differences(found, wanted)}")
     given = dict(_leaves(node, name, tensors))
     leaves, structure = _tree.flatten(like)
     names = [of_leaf for of_leaf, _ in _leaves(wanted_node, name, wanted_tensors)]
     pairs = zip((given[of_leaf] for of_leaf in names), leaves, strict=True)
     placed = [new.to(old.device) if isinstance(new, Tensor) else new for new, old in pairs]
     return _tree.unflatten(structure, placed)
+
+
+def check_known(tree: Tree) -> None:
+    """Refuse a tree that a file could not give back without another like it.
+
+    Raises:
+        CheckpointError: it has a class of the user's own.
+    """
+    _check_known(describe(tree)[0], "")
+
+
+def _check_known(node: Node, name: str) -> None:
+    kind, *rest = node
+    if kind in ("none", "value", "tensor"):
+        return
+    if kind not in ("list", "tuple", "dict", "OrderedDict") and _maker(kind) is None:
+        raise _unknown(name, kind)
+    for label, child in rest[0]:
+        _check_known(child, _name(name, kind, label))
+
+
+def _unknown(name: str, kind: str) -> CheckpointError:
+    return CheckpointError(
+        f"{name or 'the tree'} is a {kind}, a class that is not known here: pass like=, a tree with one"
+    )
 
 
 def _leaves(node: Node, name: str, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Any]]:

@@ -76,7 +76,7 @@ def load(path: str | PathLike[str], like: Tree = None) -> Tree:
         ...     gd.load(path, like={"w": torch.ones(2)})
         ... except gd.CheckpointError as error:
         ...     print(str(error).partition(": ")[2])
-        the file differs from like: w is float32[3] in it, float32[2] in like
+        it differs from like: w is float32[3] in it, float32[2] in like
     """
     with opened(path) as whole:
         return whole.build(like)

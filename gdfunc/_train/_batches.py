@@ -1,0 +1,57 @@
+"""The source of a run's batches: the seam between data and the loop."""
+
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _tree
+from .._shown import shown
+from .._tree import Tree
+
+
+class Batches(NamedTuple):
+    """The source of a run's batches.
+
+    Attributes:
+        rows: `(first, last) -> rows`, a tree [last − first, ...] over which a segment scans.
+        batch: makes the batch of a step from its row.
+        fingerprint: `step -> digests by name` of all that the batches before a step were made of.
+    """
+
+    rows: Callable[[int, int], Tree]
+    batch: Callable[[Tree], Tree]
+    fingerprint: Callable[[int], dict[str, str]]
+
+
+def from_memory(data: Tree, index: Tensor) -> Batches:
+    """Take the batches of data in memory by a plan [T, B] of sample numbers."""
+    leaves, structure = _tree.flatten(data)
+    of_data = cache(lambda: digest(data))
+    return Batches(
+        lambda first, last: part(index, first, last),
+        lambda row: _tree.unflatten(structure, [leaf[row] for leaf in leaves]),
+        lambda step: {"data": of_data(), "index": digest(index[:step])},
+    )
+
+
+def part(leaf: Tensor, first: int, last: int) -> Tensor:
+    """Slice rows, or give all of them as they are."""
+    return leaf if last - first == leaf.shape[0] else leaf[first:last]
+
+
+def digest(tree: Tree) -> str:
+    """Compute the SHA-256 of the dtypes, shapes and bytes of a tree."""
+    made = hashlib.sha256()
+    for path, leaf in _tree.named_leaves(tree, ""):
+        made.update(f"{path} {shown(leaf)};".encode())
+        made.update(_bytes(leaf))
+    return made.hexdigest()
+
+
+def _bytes(leaf: Tensor) -> Any:
+    plain = leaf.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    return plain.reshape(-1).view(torch.uint8).numpy() if plain.numel() else b""

@@ -1,0 +1,189 @@
+"""The files of a run: what is done of it, written between segments, and found again."""
+
+import time
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from .. import _tree
+from .._errors import TrainingInterrupted, check_int, warn
+from .._torch._modes import is_tracing
+from .._torch._transforms import is_transforming
+from ..checkpoint import CheckpointError, check_known, opened, save
+from ._batches import digest
+from ._done import Done
+from ._plan import Plan
+
+_SECONDS = 60.0  # between two files, unless the steps between them are given
+
+
+class Kept(NamedTuple):
+    """Where a run is written, and how often.
+
+    Attributes:
+        path: the file.
+        every: at least so many steps lie between two files; None for about a minute.
+        keep: how many files there are: the last, and those before it under the number of their step.
+    """
+
+    path: Path
+    every: int | None
+    keep: int
+
+
+def kept(path: str | PathLike[str] | None, every: int | None, keep: int) -> Kept | None:
+    """Check where a run is to be written."""
+    if path is None:
+        if every is not None or keep != 1:
+            raise ValueError("checkpoint_every and checkpoint_keep need checkpoint_to, the path of a file")
+        return None
+    if is_transforming() or is_tracing():
+        raise ValueError(
+            "checkpoint_to writes files, which a run inside vmap, grad, jvp or jit cannot, because it has "
+            "no values there; leave it out, and save what the whole returns"
+        )
+    every = None if every is None else check_int("checkpoint_every", every, 1)
+    return Kept(Path(fspath(path)), every, check_int("checkpoint_keep", keep, 1))
+
+
+def found(where: Kept, plan: Plan, resume: Any) -> TrainingInterrupted | None:
+    """Return the run that is on disk, if there is one; refuse another run.
+
+    Raises:
+        CheckpointError: the file is damaged, or of another run.
+        ValueError: there is a file, and `resume` besides.
+    """
+    if not where.path.exists():
+        return resume
+    if resume is not None:
+        raise ValueError(f"both resume= and {where.path} hold a run; pass one, or remove the file")
+    with opened(where.path) as whole:
+        parts = whole.parts()
+        if "run" not in parts:
+            raise CheckpointError("it holds no run of gd.train(..., checkpoint_to=)")
+        step, written = parts["step"].build(), parts["run"].build()
+        differences = _differences(written, _description(plan, step))
+        try:
+            state = parts["state"].build(plan.state)
+        except CheckpointError as error:
+            differences.append(str(error))
+        if differences:
+            raise CheckpointError(
+                f"{'; '.join(differences)}: pass what was passed then, or remove the file"
+            )
+        done = Done(
+            step=step,
+            state=state,
+            backend=parts["backend"].build(),
+            records=parts["records"].build(),
+            values=parts["values"].build(),
+        )
+        written_by = parts["torch"].build()
+    if written_by != str(torch.__version__):
+        warn(
+            f"{where.path} was written under torch {written_by}, and this is {torch.__version__}: the run "
+            f"goes on, but its bits may differ from those of a run that was not stopped"
+        )
+    return TrainingInterrupted(step=step, state=None, trajectory=None, done=done)
+
+
+def _differences(written: dict[str, Any], own: dict[str, Any]) -> list[str]:
+    """Say in what another run differs."""
+    said = []
+    for name in (name for name in own if written.get(name) != own[name]):
+        if name in ("data", "index", "lr"):
+            until = "" if name == "data" else " up to the step where it stopped"
+            said.append(f"its {name} is not that of this run{until}")
+        else:
+            said.append(f"its {name} is {written.get(name)}, but that of this run is {own[name]}")
+    return said
+
+
+def _description(plan: Plan, step: int) -> dict[str, Any]:
+    """Describe a run by what its first steps depend on."""
+    body = plan.body
+    return {
+        "step": plan.name,
+        "record": [*body.recorders],
+        "every": plan.every,
+        "evaluate": [*body.evaluators],
+        "evaluate_every": plan.block,
+        "stop": "none" if body.stop is None else ", ".join(body.stop.quantities) or "a function",
+        "check_finite": body.check_finite,
+        **plan.batches.fingerprint(step),
+        "lr": digest(plan.lrs[:step]),
+    }
+
+
+class Keeper:
+    """Writes what is done of a run.
+
+    Attributes:
+        step: after how many steps it was last written; None before that.
+        written: when this process last wrote it; None before that.
+        failure: why it could not be written the last time.
+    """
+
+    def __init__(self, where: Kept, plan: Plan, step: int | None) -> None:
+        self.where, self.plan, self.step = where, plan, step
+        self.written: float | None = None
+        self.failure: BaseException | None = None
+
+    def __call__(self, done: Done) -> None:
+        """Write what is done if it is time."""
+        if self.written is None:  # at once, so that a path that cannot be written is told at the start
+            self.write(done)
+        elif self.where.every is not None:
+            if done.step // self.where.every > (self.step or 0) // self.where.every:
+                self.try_to_write(done)
+        elif time.monotonic() - self.written > _SECONDS:
+            self.try_to_write(done)
+
+    def try_to_write(self, done: Done) -> None:
+        """Write what is done; a disk that is full costs a file, not the run."""
+        try:
+            self.write(done)
+        except OSError as error:
+            warn(f"the run goes on without a file of step {done.step}: {error}")
+            self.written = time.monotonic()
+
+    def save_from(self, error: BaseException, done: Done) -> None:
+        """Write what is done before an error, which tells where it is."""
+        if done.records and error is not self.failure:
+            self.try_to_write(done)
+            error.add_note(f"gdfunc: {self.where.path} holds the run after {self.step} steps")
+
+    def write(self, done: Done) -> None:
+        """Write what is done, unless the file has it."""
+        if done.step == self.step:
+            return
+        tree = {
+            "run": _description(self.plan, done.step),
+            "torch": str(torch.__version__),
+            "step": done.step,
+            "backend": done.backend,
+            "state": done.state,
+            "records": (_tree.cat(done.records),),
+            "values": (_tree.cat(done.values),) if done.values else (),
+        }
+        path = self.where.path
+        try:
+            if self.written is None:
+                check_known({name: tree[name] for name in ("records", "values")})
+            save(path, tree)
+            if self.where.keep > 1:
+                self._keep_earlier(tree)
+        except Exception as error:
+            self.failure = error
+            raise
+        self.step, self.written = done.step, time.monotonic()
+
+    def _keep_earlier(self, tree: dict[str, Any]) -> None:
+        """Write the file under the number of its step too, and remove the oldest of these."""
+        path = self.where.path
+        save(path.with_name(f"{path.stem}.{tree['step']:012}{path.suffix}"), tree)
+        earlier = sorted(path.parent.glob(f"{path.stem}.{'[0-9]' * 12}{path.suffix}"))
+        for old in earlier[: -self.where.keep]:
+            old.unlink(missing_ok=True)

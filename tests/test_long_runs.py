@@ -1,0 +1,360 @@
+"""Runs on disk: one that is stopped and called again has the bits of one that was not."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch.func import vmap
+
+import gdfunc as gd
+from gdfunc._train import _drive
+
+from .assertions import assert_same
+from .references import linear_data, linear_loss, normal
+from .tables import STEPS, TABLE, make, start_of
+
+pytest.importorskip("safetensors")
+PARAMS = {"w": normal(0, 3), "b": normal(1, 1)[0]}
+DATA = linear_data(3, 40, 3)
+INDEX = gd.sample_batches(gd.random.key(1), 40, 4, 60)
+
+
+@pytest.fixture(autouse=True)
+def _short_segments(monkeypatch):
+    monkeypatch.setattr(_drive, "_SEGMENT_SECONDS", 0.0)
+
+
+each_backend = pytest.mark.parametrize("backend", ["eager", "native", "auto"])
+
+
+def run(path=None, until=None, step=None, index=INDEX, lr=0.05, data=None, init=None, **options):
+    """A run that is written to a path, and stopped once so many steps are done."""
+
+    def stop(done, total):
+        if until is not None and done >= until:
+            raise KeyboardInterrupt
+
+    step = step or gd.make_step(linear_loss, gd.adam())
+    init = step.init(PARAMS) if init is None else init
+    data = DATA if data is None else data
+    return gd.train(step, init, data, index, lr, progress=stop, checkpoint_to=path, **options)
+
+
+def stopped(path, until=20, **options):
+    with pytest.raises(gd.TrainingInterrupted) as caught:
+        run(path, until, **options)
+    return caught.value
+
+
+@each_backend
+def test_a_run_that_is_called_again_goes_on_to_the_same_bits(backend, tmp_path):
+    options = {"backend": backend, "record": ("loss", "params", "grad_norm"), "every": 3}
+    path = tmp_path / "run"
+    error = stopped(path, **options)
+    assert 0 < error.step < 60
+    assert error.__notes__ == [f"gdfunc: {path} holds the run after {error.step} steps"]
+    assert_same(run(path, **options), run(**options))
+    assert_same(run(path, until=0, **options), run(**options))  # is done: no step is taken
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("native", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", STEPS)
+def test_every_method_goes_on_to_the_same_bits(name, backend, tmp_path):
+    row = STEPS[name]
+    step = row.make(linear_loss, DATA, **row.hyperparameters)
+    data = torch.arange(40) if row.has_data else DATA
+    options = {
+        "step": step,
+        "init": step.init(PARAMS),
+        "data": data,
+        "index": INDEX[:24],
+        "backend": backend,
+    }
+    options |= {"record": ("loss", "state")}
+    stopped(tmp_path / "run", until=1, **options)
+    assert_same(run(tmp_path / "run", **options), run(**options))
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_every_transformation_goes_on_to_the_same_bits(name, tmp_path):
+    row = TABLE[name]
+    step = gd.make_step(lambda params, batch: sum((leaf**2).sum() for leaf in params.values()), make(row))
+    options = {
+        "step": step,
+        "init": step.init(start_of(row)),
+        "data": (),
+        "index": torch.zeros(12, 0).long(),
+    }
+    stopped(tmp_path / "run", until=1, **options)
+    assert_same(run(tmp_path / "run", **options), run(**options))
+
+
+class Pair(NamedTuple):
+    w: torch.Tensor
+    b: torch.Tensor
+
+
+def test_containers_of_the_users_own_come_back(tmp_path):
+    def loss_fn(params, batch):
+        return linear_loss(params._asdict(), batch)
+
+    init = Pair(**PARAMS)
+    options = {"step": gd.make_step(loss_fn), "init": init}
+    stopped(tmp_path / "run", **options)
+    assert_same(run(tmp_path / "run", **options), run(**options))
+    options["record"] = ("params",)
+    with pytest.raises(
+        gd.CheckpointError, match=r"records\.0\.params is a Pair, a class that is not known"
+    ):
+        run(tmp_path / "other", **options)
+
+
+@each_backend
+def test_buffers_keys_stops_and_evaluations_come_back(backend, tmp_path):
+    def loss_fn(params, batch, buffers, key):
+        noise = gd.random.normal(key[0], (3,), dtype=torch.float64)
+        loss = linear_loss(params | {"w": params["w"] + 0.01 * noise}, batch)
+        return loss, {"mean": 0.9 * buffers["mean"] + 0.1 * loss}
+
+    step = gd.make_step(gd.stateful(loss_fn), gd.adam())
+    zero = {"mean": torch.zeros((), dtype=torch.float64)}
+    options = {"step": step, "init": step.init(PARAMS, zero, gd.random.key(2)), "backend": backend}
+    options |= {"evaluate": {"error": lambda carry: (carry.params["w"] ** 2).sum()}, "evaluate_every": 2}
+    options |= {"stop": gd.stops.patience("error", 2, mode="max")}
+    stopped(tmp_path / "run", until=1, **options)
+    assert_same(run(tmp_path / "run", **options), run(**options))
+
+
+def test_a_finished_run_is_made_longer(tmp_path):
+    run(tmp_path / "run", index=INDEX[:30])
+    assert_same(run(tmp_path / "run"), run())
+
+
+def other(**changed):
+    return {"step": gd.make_step(linear_loss, gd.adam()), "record": ("loss",), "every": 2} | changed
+
+
+def changed_at(i, j):
+    index = INDEX.clone()
+    index[i, j] = (index[i, j] + 1) % 40
+    return index
+
+
+OTHERS = {
+    "transformation": (
+        other(step=gd.make_step(linear_loss, gd.momentum(0.5))),
+        "its step is make_step.*adam",
+    ),
+    "record": (
+        other(record=("loss", "lr")),
+        r"its record is \['loss'\], but that of this run is \['loss', 'lr'\]",
+    ),
+    "every": (other(every=4), "its every is 2, but that of this run is 4"),
+    "data": (other(data=tuple(2 * leaf for leaf in DATA)), "its data is not that of this run: pass"),
+    "index": (
+        other(index=changed_at(3, 1)),
+        "its index is not that of this run up to the step where it stopped",
+    ),
+    "lr": (other(lr=0.06), "its lr is not that of this run up to the step"),
+    "backend": (other(backend="native"), "resume is of a run on backend='eager'"),
+    "stop": (
+        other(stop=lambda carry, loss: loss < 0),
+        "its stop is none, but that of this run is a function",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_run_is_refused_by_name(name, tmp_path):
+    changed, words = OTHERS[name]
+    path = tmp_path / "run"
+    stopped(path, backend="eager", **{key: value for key, value in other().items() if key != "backend"})
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=words):
+        run(path, **changed)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"v": torch.ones(3)}, r"state\.w is in it, not in like"),
+        ({"w": torch.ones(2)}, r"state\.w is float32\[3\] in it, float32\[2\] in like"),
+        ({"w": torch.ones(3).double()}, r"state\.w is float32\[3\] in it, float64\[3\] in like"),
+    ],
+)
+def test_other_parameters_are_refused_by_name(params, words, tmp_path):
+    step = gd.make_step(lambda params, batch: sum((leaf**2).sum() for leaf in params.values()))
+    options = {"step": step, "data": (), "index": torch.zeros(12, 0).long()}
+    stopped(tmp_path / "run", until=1, init={"w": torch.ones(3)}, **options)
+    with pytest.raises(gd.CheckpointError, match=words):
+        run(tmp_path / "run", init=params, **options)
+
+
+def test_a_plan_may_differ_after_the_step_where_the_run_stopped(tmp_path):
+    error = stopped(tmp_path / "run", until=10)
+    assert error.step < 59
+    index = changed_at(59, 0)
+    assert_same(run(tmp_path / "run", index=index), run(index=index))
+
+
+def test_files_and_interruptions_are_not_mixed_up(tmp_path):
+    error = stopped(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"both resume= and .*run hold a run"):
+        run(tmp_path / "run", resume=error)
+    gd.save(tmp_path / "run", {"w": torch.ones(2)})
+    with pytest.raises(gd.CheckpointError, match=r"it holds no run of gd\.train"):
+        run(tmp_path / "run")
+
+
+def test_options_without_a_file_are_refused():
+    with pytest.raises(ValueError, match="checkpoint_every and checkpoint_keep need checkpoint_to"):
+        run(checkpoint_every=3)
+    with pytest.raises(ValueError, match="checkpoint_every must be an int >= 1"):
+        run("run", checkpoint_every=0)
+
+
+@pytest.mark.parametrize("argument", ["checkpoint_to", "log"])
+def test_a_run_inside_a_transformation_writes_and_logs_nothing(argument, tmp_path):
+    given = {"checkpoint_to": tmp_path / "run", "log": lambda step, numbers: None}[argument]
+
+    def final(lr):
+        return gd.train(gd.make_step(linear_loss), PARAMS, DATA, INDEX, lr, **{argument: given})
+
+    with pytest.raises(ValueError, match=f"{argument} .*inside vmap, grad, jvp or jit"):
+        vmap(final)(torch.tensor([0.1, 0.2]))
+
+
+def test_files_are_written_every_so_many_steps_and_the_last_are_kept(tmp_path):
+    path = tmp_path / "run.safetensors"
+    run(path, backend="eager", checkpoint_every=1, checkpoint_keep=3)
+    numbered = sorted(file.name for file in tmp_path.iterdir())
+    assert numbered == [
+        *(f"run.{step:012}.safetensors" for step in kept_steps(tmp_path)),
+        "run.safetensors",
+    ]
+    assert len(numbered) == 4
+    last = tmp_path / numbered[0]
+    os.replace(last, path)  # go back to an earlier step
+    assert_same(run(path, backend="eager"), run(backend="eager"))
+
+
+def kept_steps(folder):
+    return sorted(int(file.name.split(".")[1]) for file in folder.glob("run.0*"))
+
+
+def test_an_error_in_a_run_tells_where_its_file_is(tmp_path):
+    def fail(step, numbers):
+        if step >= 10:
+            raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine") as caught:
+        run(tmp_path / "run", log=fail)
+    assert "holds the run after" in caught.value.__notes__[0]
+    assert_same(run(tmp_path / "run"), run())
+
+
+def test_a_path_that_cannot_be_written_is_told_at_the_start(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        run(tmp_path / "none" / "run")
+
+
+def test_a_full_disk_costs_a_file_and_not_the_run(tmp_path):
+    path, old = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(step, numbers):
+        if step == 10:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1024, old[1]))
+
+    try:
+        with pytest.warns(UserWarning, match="the run goes on without a file of step"):
+            error = stopped(path, until=30, checkpoint_every=1, log=fill, backend="eager")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert gd.load(path)["step"] == 9
+    assert error.step == 30
+    assert error.__notes__ == [f"gdfunc: {path} holds the run after 9 steps"]
+    assert_same(run(path, backend="eager"), run(backend="eager"))
+
+
+def test_another_torch_is_told(tmp_path):
+    path = tmp_path / "run"
+    stopped(path)
+    gd.save(path, gd.load(path) | {"torch": "1.0"})
+    with pytest.warns(UserWarning, match=r"was written under torch 1\.0, and this is 2"):
+        run(path)
+
+
+CHILD = """
+import os, signal, sys
+import torch
+import gdfunc as gd
+from gdfunc._train import _drive
+from tests.test_long_runs import run
+
+_drive._SEGMENT_SECONDS = 0.0
+
+path, number = sys.argv[1], int(sys.argv[2])
+
+
+def end(done, numbers):
+    if done >= 20:
+        os.kill(os.getpid(), number)
+
+
+run(path, backend="eager", checkpoint_every=1, log=end)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_run_goes_on_in_another_process(number, tmp_path):
+    path = tmp_path / "run"
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, path, str(int(number))], capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    if number != signal.SIGKILL:
+        assert "TrainingInterrupted: stopped after 2" in done.stderr
+        assert f"{path} holds the run after 2" in done.stderr
+    assert gd.load(path)["step"] >= 19
+    assert_same(run(path, backend="eager"), run(backend="eager"))
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_log_gets_the_numbers_of_every_segment():
+    rows = []
+    options = {
+        "record": {
+            "loss": "loss",
+            "size": lambda carry, loss: {"w": carry.params["w"].norm(), "all": carry.params},
+        }
+    }
+    options |= {"evaluate": {"gap": lambda carry: (carry.params["w"] ** 2).sum()}, "backend": "eager"}
+    _, trajectory = run(log=lambda step, numbers: rows.append((step, numbers)), **options)
+    assert rows[-1][0] == 60
+    for step, numbers in rows:
+        assert set(numbers) == {"lr", "loss", "size.w", "size.all.b", "gap"}
+        assert numbers["loss"] == trajectory.loss[step - 1].item()
+        assert numbers["gap"] == trajectory.gap[step - 1].item()
+        assert numbers["lr"] == 0.05
+    with pytest.raises(TypeError, match="log is str"):
+        run(log="file.csv")
+
+
+def test_progress_shows_the_loss_and_begins_where_the_run_does(tmp_path, capsys):
+    pytest.importorskip("tqdm")
+    error = stopped(tmp_path / "run")
+    step = gd.make_step(linear_loss, gd.adam())
+    init = step.init(PARAMS)
+    gd.train(step, init, DATA, INDEX, 0.05, progress=True, checkpoint_to=tmp_path / "run")
+    shown = capsys.readouterr().err
+    assert f"| {error.step}/60 " in shown
+    assert "60/60" in shown
+    assert "loss=" in shown
+    assert "lr=0.05" in shown
