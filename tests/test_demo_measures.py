@@ -10,7 +10,10 @@ import torch
 pytest.importorskip("matplotlib")
 
 import condition_number
+import real_mountain
 import trainability
+
+import gdfunc as gd
 
 
 def carpet(levels):
@@ -228,3 +231,142 @@ def test_the_growth_of_steps_follows_its_numbers(powers, said):
         dict(zip(condition_number.METHODS, pair, strict=True)) for pair in (powers, (3208, 203))
     )
     assert re.search(said, condition_number.count_conclusion(powers, last, 470.1, "1 of 2"))
+
+
+def bowl(rows=12, columns=9, k=0.01):
+    """Make a mountain that is a quadratic of the distances from the middle, in cells, and its middle."""
+    y, x = torch.arange(rows).double() - (rows - 1) / 2, torch.arange(columns).double() - (columns - 1) / 2
+    mountain = real_mountain.Mountain(k * (y[:, None] ** 2 + x**2))
+    return mountain, mountain.spacing * torch.tensor([(columns - 1) / 2, (rows - 1) / 2])
+
+
+def test_a_spline_is_smooth_and_keeps_planes_and_curvatures():
+    y, x = torch.meshgrid(torch.arange(9.0).double(), torch.arange(8.0).double(), indexing="ij")
+    plane = real_mountain.Mountain(3 + 2 * x - 5 * y)
+    place = torch.tensor([0.31, 0.47]).double()
+    east, north = place / plane.spacing
+    torch.testing.assert_close(plane.height(place), 3 + 2 * east - 5 * north)
+    rough = real_mountain.Mountain(gd.random.normal(gd.random.key(0), (9, 8), dtype=torch.float64))
+    for knot in (torch.tensor([3.0, 4.4]), torch.tensor([3.4, 4.0])):
+        sides = [(knot + shift) * rough.spacing for shift in (-1e-9, 1e-9)]
+        left, right = (torch.func.hessian(rough.height)(side) for side in sides)
+        torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5)
+        assert left.abs().min() > 1e-2
+
+
+def test_a_bowl_has_the_curvature_of_its_coefficients():
+    mountain, _ = bowl(k=0.01)
+    expected = 2 * 0.01 / mountain.spacing.min().square()
+    assert mountain.steepest_curvature(5, 4) == pytest.approx(float(expected))
+    saddle = real_mountain.Mountain(mountain.coefficients - 0.05 * torch.arange(9).double() ** 2)
+    expected = abs(2 * (0.01 - 0.05)) / saddle.spacing[0].square()
+    assert saddle.steepest_curvature(5, 4) == pytest.approx(float(expected))
+
+
+def test_beyond_the_map_is_the_height_of_its_edge():
+    mountain, middle = bowl()
+    assert mountain.inside(middle)
+    for far, near in ((mountain.low - 3, mountain.low), (mountain.high + 3, mountain.high)):
+        assert not mountain.inside(far)
+        assert mountain.inside(near)
+        assert mountain.height(far) == mountain.height(near)
+    assert mountain.inside(mountain.grid(7, 6)).all()
+    assert mountain.grid(7, 6).shape == (7, 6, 2)
+
+
+def test_a_blur_keeps_planes_and_has_its_variance():
+    impulse = torch.zeros(41, 51).double()
+    impulse[20, 25] = 1
+    found, offsets = real_mountain.blur(impulse, 3.0), torch.arange(51) - 25
+    assert found.sum() == pytest.approx(1)
+    assert (found.sum(dim=0) * offsets**2).sum() == pytest.approx(9, rel=0.01)
+    torch.testing.assert_close(real_mountain.blur(torch.ones(5, 7), 3.0), torch.ones(5, 7))
+    plane = torch.arange(41.0).double()[:, None] + 2 * torch.arange(51.0).double()
+    torch.testing.assert_close(real_mountain.blur(plane, 3.0)[12:-12, 12:-12], plane[12:-12, 12:-12])
+
+
+def test_the_map_is_that_of_the_problem_without_its_details():
+    rough, smooth = gd.problems.elevation(), real_mountain.jacksboro()
+    places = torch.tensor([[50.0, 300.0], [200.0, 120.0], [347.0, 288.0], [219.0, 297.0]]).double()
+    for column, row in places:
+        place = torch.stack([column, 343 - row]) * smooth.spacing
+        assert 1000 * smooth.height(place) == pytest.approx(
+            float(rough.loss_fn(torch.stack([column, row]))), abs=60
+        )
+
+
+@pytest.mark.parametrize("method", real_mountain.METHODS)
+def test_walks_come_down_to_the_bottom_of_a_bowl(method):
+    mountain, middle = bowl()
+    starts = mountain.grid(2, 2).flatten(0, 1)
+    walks = real_mountain.walk(mountain, method, 0.02, starts, 1500)
+    torch.testing.assert_close(walks.paths[:, 0], starts)
+    torch.testing.assert_close(walks.ends, middle.expand(4, 2), rtol=0, atol=1e-4)
+    assert walks.arrived.all()
+    assert not walks.left.any()
+    if method == "descent":
+        shrunk = (1 - 0.02 * 2 * 0.01 / mountain.spacing**2) ** torch.arange(1501)[:, None]
+        torch.testing.assert_close(walks.paths, middle + (starts - middle)[:, None] * shrunk)
+
+
+def test_a_run_ends_where_it_leaves_the_map():
+    mountain, middle = bowl()
+    off, slope = mountain.high + 1, middle + 0.1
+    paths = torch.stack(
+        [
+            torch.stack([slope, middle, off, middle]),
+            torch.stack([slope, slope, slope, middle]),
+            torch.stack([middle, middle, middle, slope]),
+        ]
+    )
+    walks = real_mountain.look_back(mountain, 0.1, paths)
+    assert walks.left.tolist() == [True, False, False]
+    assert walks.arrived.tolist() == [False, True, False]
+    assert walks.lasts.tolist() == [1, 3, 3]
+    torch.testing.assert_close(walks.ends, torch.stack([middle, middle, slope]))
+    torch.testing.assert_close(walks.heights[2], 1000 * mountain.height(slope))
+
+
+def test_ends_at_one_place_are_one_hollow():
+    ends = torch.tensor([[1.0, 1.0], [5.0, 5.0], [1.0, 1.01], [5.0, 6.0], [1.02, 1.0]])
+    assert [count for _, count in real_mountain.hollows(ends)] == [3, 1, 1]
+    assert real_mountain.hollows(ends)[0][0].tolist() == [1.0, 1.0]
+    assert real_mountain.hollows(ends[:0]) == []
+
+
+def test_methods_are_compared_start_by_start():
+    mountain, _ = bowl()
+    starts = mountain.grid(3, 3).flatten(0, 1)
+    plain = real_mountain.look_back(mountain, 0.1, starts[:, None])
+    lower = plain._replace(heights=plain.heights - torch.arange(9.0) - 1)
+    found = real_mountain.compare(lower, plain)
+    assert found.metres == pytest.approx(-5)
+    assert found.errors == pytest.approx(-5 / (torch.arange(9.0).std() / 3))
+    assert real_mountain.compare(plain, plain) == (0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        (
+            (256, [7, 3] + 100 * [2], 16),
+            "no common valley: 210 of 256 .* 102 .* 7 in one; 16 .* 30 never",
+        ),
+        (
+            (256, [200, 10], 16),
+            "one valley: 210 of 256 .* 2 .* 200 of them in one; 16 .* 30 never",
+        ),
+        ((9, [], 9), "no common valley: 0 of 9 runs end in 0 different hollows; 9 leave .* 0 never"),
+    ],
+)
+def test_the_mountain_concludes_from_its_numbers(numbers, said):
+    assert re.search(said, real_mountain.conclusion(*numbers))
+
+
+def test_methods_on_the_mountain_are_judged_by_their_standard_errors():
+    compared = {"a": (-15.2, -5.5, 94), "b": (3.0, 2.9, 100), "c": (8.8, 4.0, 7)}
+    compared = {name: real_mountain.Compared(*numbers) for name, numbers in compared.items()}
+    assert real_mountain.comparison(compared, 128) == (
+        "Compared with descent (128 hollows), a ends 15 m lower (5.5 standard errors, 94 hollows),"
+        " b as high (2.9 standard errors, 100 hollows), c 9 m higher (4.0 standard errors, 7 hollows)"
+    )
