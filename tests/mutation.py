@@ -226,6 +226,8 @@ def _run(mutant: Mutant) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     # Tests of controls, and of torch and problems alone, run nothing of what is mutated.
     options = [
+        "-m",
+        "not slow and not benchmark",
         "-k",
         "not control and not diagnos and not docstring and not wrong and not test_torchs and not public",
         "-x",

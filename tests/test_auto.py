@@ -290,6 +290,7 @@ ASSIGNMENTS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ASSIGNMENTS)
 def test_a_loss_that_assigns_has_vmap_and_derivatives(name):
     def loss_fn(params, batch):
@@ -375,6 +376,7 @@ TRANSFORMS = {
 }
 
 
+@pytest.mark.long
 @settings(max_examples=12)
 @given(
     model=st.sampled_from([*MODELS]),

@@ -423,6 +423,7 @@ def test_torch_func_serves_a_subclass_and_every_transformation(by_autograd):
     assert not by_autograd
 
 
+@pytest.mark.long
 def test_the_first_gradient_imports_no_compiler():
     code = """
 import sys, torch, gdfunc as gd

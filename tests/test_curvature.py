@@ -308,6 +308,7 @@ def test_sharpness_is_recorded_along_a_run():
     assert trajectory.sharpness.unique().numel() == 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [{"adjoint": gd.adjoints.Checkpoint(1)}, pytest.param({"backend": "inductor"}, marks=pytest.mark.slow)],
@@ -320,6 +321,7 @@ def test_a_compiled_run_records_the_same(options):
     close(members.trace[0], expected.trace)
 
 
+@pytest.mark.long
 def test_the_derivative_of_a_recorded_eigenvalue_goes_through_a_traced_run():
     find = top_eigenvalues(hvp(lambda p, batch: (p**4).sum()), iterations=2)
 

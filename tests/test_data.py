@@ -351,6 +351,7 @@ def test_columns_of_one_name_are_refused():
     assert gd.take(frame.loc[:, ~frame.columns.duplicated()], torch.tensor([0]))["a"] == 1.0
 
 
+@pytest.mark.long
 def test_pandas_is_not_imported_for_users_who_have_not():
     code = """
 import sys, numpy, torch, gdfunc

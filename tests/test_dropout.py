@@ -97,6 +97,7 @@ def test_a_batch_its_chunks_and_its_samples_have_the_same_masks(name, dtype):
     assert not whole.equal(run(x, training=False)) or not isinstance(layer, nn.Module)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", COMPILED)
 def test_compiled_masks_are_the_eager_ones(backend):
     few = ("dropout2d", "channels of alpha", "in place", "written", "attention", "blocks of rows")
@@ -302,6 +303,7 @@ def loss_fn(params, batch):
     return APPLY(params, x, key=key).square().mean()
 
 
+@pytest.mark.long
 def test_per_sample_gradients_of_a_transformer_average_to_that_of_the_batch():
     batch = X, ROWS
     grads, losses = gd.per_sample_grad(loss_fn)(PARAMS, batch)
@@ -319,6 +321,7 @@ def test_per_sample_gradients_of_a_transformer_average_to_that_of_the_batch():
     assert_same_bits(same, whole)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["eager", "native"])
 def test_a_transformer_trains_with_a_key_in_the_carry(backend):
     def step(carry, batch, lr):

@@ -168,6 +168,7 @@ def test_truncated_derivatives_begin_at_the_last_evaluation_before_the_last_step
     torch.testing.assert_close(got, exact, rtol=1e-11, atol=0)
 
 
+@pytest.mark.long
 def test_what_an_implicit_run_evaluates_is_a_constant():
     def value(lr, which):
         final, trajectory = run(60, lr, evaluate_every=10, adjoint=gd.adjoints.Implicit("cg", 20))
@@ -192,6 +193,7 @@ def test_members_of_a_vmapped_run_are_evaluated_as_they_are_alone(backend):
             assert_agrees(rows, getattr(expected, name))
 
 
+@pytest.mark.long
 def test_a_sweep_and_a_compiled_call_evaluate_too():
     lrs = torch.tensor([0.01, 0.05], dtype=torch.float64)
     result = gd.sweep(lambda lr: run(lr=lr, evaluate_every=5)[1].validation, gd.grid(lr=lrs))

@@ -83,6 +83,7 @@ def test_lock_that_the_forking_thread_holds_is_held_in_both():
     assert answer_of_child(lambda: run(0.75))
 
 
+@pytest.mark.long
 def test_fork_while_a_thread_compiles_leaves_the_child_able_to_compile():
     stop, wrong, before = threading.Event(), [], torch.get_default_dtype()
 

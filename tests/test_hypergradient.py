@@ -236,6 +236,7 @@ def test_a_system_that_is_solved_early_stays_solved(solver, weight):
     assert result.residual < 1e-12
 
 
+@pytest.mark.long
 def test_a_wrong_solver_warns_and_names_the_other():
     run, point = ridge_run(transform=gd.momentum(0.9))
     with pytest.warns(UserWarning, match=r"residual of .*solver='neumann'"):
@@ -286,6 +287,7 @@ def test_a_number_that_misses_the_end_of_the_run_is_refused():
         gd.hypergrad(ridge_run(steps=0)[0], adjoint=Implicit())(*point)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("wrap", [lambda f: f, partial(gd.jit, backend="native")], ids=["plain", "jit"])
 def test_implicit_refuses_forward_mode_and_second_derivatives_in_words(wrap):
     run, (penalty, init, aim) = ridge_run(steps=60)
@@ -323,6 +325,7 @@ def test_a_zero_second_moment_has_finite_derivatives(make, adjoint):
 # Composition.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("adjoint", EXACT[:-1], ids=str)
 def test_second_derivatives(adjoint):
     run, point = make_run("logistic")
@@ -336,6 +339,7 @@ def test_second_derivatives(adjoint):
     assert_close(torch.func.jvp(slope, (point["lr"],), (one,))[1], expected, 1e-8)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("compile", [lambda f: f, partial(gd.jit, backend="native")], ids=["plain", "jit"])
 @pytest.mark.parametrize("backend", ["eager", "native"])
 def test_a_hypergradient_has_derivatives_in_what_its_run_closes_over(backend, compile):
@@ -353,6 +357,7 @@ def test_a_hypergradient_has_derivatives_in_what_its_run_closes_over(backend, co
     assert_close(torch.autograd.grad(slope(weights), weights)[0], expected, 1e-8)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("adjoint", [*EXACT, Truncated(7), Implicit()], ids=str)
 def test_a_sweep_of_hypergradients_is_a_loop(adjoint):
     run, (penalty, init, aim) = ridge_run(steps=60)
@@ -378,6 +383,7 @@ def test_a_run_inside_a_scan_of_runs():
     assert_close(final, lr, 1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "adjoint", [Reverse(), Checkpoint(3), Truncated(3), Implicit("neumann", 30)], ids=str
 )
@@ -396,6 +402,7 @@ def test_a_run_inside_a_compiled_loop_keeps_its_adjoint(adjoint):
     assert_close(got[:2], expected[:2], 1e-9)
 
 
+@pytest.mark.long
 def test_loops_that_differ_in_their_adjoint_alone_are_told_apart():
     def slope(iterations):
         def run(decay):
@@ -429,10 +436,12 @@ def peak(adjoint, steps, derivative=lambda run, adjoint: gd.hypergrad(run, adjoi
     return live.peak
 
 
+@pytest.mark.long
 def test_a_reverse_pass_keeps_nothing_for_a_derivative_that_nobody_takes():
     assert peak(Reverse(), 32) < 0.6 * peak(Reverse(), 32, lambda run, _: grad(run))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("adjoint", "low", "high"),
     [
@@ -450,6 +459,7 @@ def test_memory_grows_as_promised(adjoint, low, high):
     assert low < long / short < high
 
 
+@pytest.mark.long
 def test_memory_of_few_carries_is_a_multiple_of_theirs():
     """c between segments, c in a segment, and up to two copies of the latter while a loop runs."""
     few, more = (peak(Checkpoint(carries=carries), 60) for carries in (4, 12))
@@ -487,6 +497,7 @@ def test_aux_comes_along(adjoint):
     assert result.aux["count"] == 3
 
 
+@pytest.mark.long
 def test_float32_parameters_keep_their_dtype():
     data = tuple(leaf.float() for leaf in linear_data(0, 20, 3))
     init = {"w": torch.zeros(3), "b": torch.zeros(())}
@@ -615,6 +626,7 @@ def test_adjoints_that_count_from_the_end_refuse_a_run_that_may_stop(adjoint):
         gd.train(step, torch.zeros(()), None, plan, 0.1, stop=lambda w, loss: loss < 0, adjoint=adjoint)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("adjoint", [Checkpoint(carries=2), Checkpoint(2), Reverse()], ids=str)
 def test_hessians_in_forward_mode_over_reverse_go_through_a_scan(adjoint):
     def total(w):

@@ -18,6 +18,7 @@ from .runs import assert_close, make_run, ridge_run
 ADJOINTS = [None, Reverse(), Checkpoint(5), Truncated(5), Forward()]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
 def test_a_compiled_hypergradient_is_the_hypergradient(adjoint):
     run, point = make_run("regression", every=2, backend="native")
@@ -30,6 +31,7 @@ def test_a_compiled_hypergradient_is_the_hypergradient(adjoint):
     assert_close(gd.jit(gradient, backend="native")(**point), gradient(**point), 1e-9)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("adjoint", "kept"),
     [(Reverse(), [True, False]), (Checkpoint("sqrt"), [True, False]), (Forward(), [False])],
@@ -64,6 +66,7 @@ def test_a_tangent_that_does_not_exist_is_neither_multiplied_nor_added():
     assert not {"aten::zeros", "aten::full"} & {*names[False, True]}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("adjoint", [Implicit(), Implicit("neumann", 400)], ids=str)
 def test_a_compiled_fixed_point_reports_its_residual(adjoint):
     run, point = ridge_run(steps=60)
@@ -73,6 +76,7 @@ def test_a_compiled_fixed_point_reports_its_residual(adjoint):
     assert 0 < got.residual < 1e-9
 
 
+@pytest.mark.long
 def test_a_compiled_run_is_swept_and_differentiated():
     step = gd.make_step(lambda w, batch: (w.cos() + (w - 1) ** 2).sum())
     start, plan = torch.tensor([0.0, 2.0], dtype=torch.float64), gd.full_batch(1, 3)
@@ -88,6 +92,7 @@ def test_a_compiled_run_is_swept_and_differentiated():
     assert_close(grad(slope)(lrs[0]), grad(grad(value))(lrs[0]), 1e-8)
 
 
+@pytest.mark.long
 def test_a_loop_within_a_loop_closes_over_what_a_compiled_function_computed():
     def value(rate):
         half = rate / 2
@@ -103,6 +108,7 @@ def test_a_loop_within_a_loop_closes_over_what_a_compiled_function_computed():
         assert_close(gd.jit(f, backend="native")(rate), f(rate), 1e-6)
 
 
+@pytest.mark.long
 def test_another_number_traces_nothing_and_another_shape_or_int_does(traces):
     f = gd.jit(lambda x, rate, power=2: {"y": x**power * rate}, backend="native")
 
@@ -119,6 +125,7 @@ def test_another_number_traces_nothing_and_another_shape_or_int_does(traces):
     assert f(2 * torch.ones(3), 2.0, power=3)["y"].tolist() == [16, 16, 16]
 
 
+@pytest.mark.long
 def test_a_compiled_run_sees_tensors_change_and_is_traced_again_after_a_change_of_python(traces):
     scale, target, index = [1.0], torch.tensor(2.0), gd.full_batch(1, 40)
 

@@ -276,6 +276,7 @@ def test_equal_values_have_equal_keys_and_different_values_have_different_keys()
     assert equal == [(i, i) for i in range(len(first))]
 
 
+@pytest.mark.long
 def test_keys_keep_alive_what_they_compare_by_identity():
     mark = type("Mark", (), {})
     held, alive = key(reader(mark)), weakref.ref(mark)
@@ -805,6 +806,7 @@ def test_a_loop_without_a_key_warns_once_and_names_the_object_and_the_cost(held,
     run()
 
 
+@pytest.mark.long
 def test_the_walk_stops_at_the_first_thing_that_is_not_plain():
     held = [iter(()), [[float(i)] for i in range(10**6)]]
     started = time.perf_counter()
@@ -838,6 +840,7 @@ def test_an_object_of_any_library_costs_at_most_50_ms(name):
     assert min(times) < 0.05
 
 
+@pytest.mark.long
 def test_a_walk_that_goes_too_far_gives_no_key_in_time():
     rows = [[float(i)] for i in range(10**6)]
     started = time.process_time()

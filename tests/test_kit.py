@@ -33,6 +33,7 @@ def by_hand(update, init=torch.zeros_like):
     return gt.subject(init, update, "mine")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MOMENTUM)
 def test_a_right_optimizer_passes_whoever_wrote_it(name):
     report = gt.check_optimizer(MOMENTUM[name], gt.Momentum(BETA))
@@ -42,6 +43,7 @@ def test_a_right_optimizer_passes_whoever_wrote_it(name):
     assert "changes its state in place" in str(report) or name != "torch"
 
 
+@pytest.mark.long
 @given(st.floats(0, 0.99), st.floats(0, 1), st.booleans())
 @example(0.0, 1.0, False)
 @few
@@ -84,6 +86,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MISTAKES)
 def test_the_diagnosis_names_the_mistake(name):
     subject, words = MISTAKES[name]
@@ -107,6 +110,7 @@ def test_a_broken_law_says_everything_and_survives_pickle():
     assert isinstance(broken, AssertionError)
 
 
+@pytest.mark.long
 def test_a_failure_of_a_control_or_a_transformation_is_repeated_by_its_line():
     lion = gt.from_transform(gd.lion((0.9, 0.5)))
     for subject, claim in ((gt.WRONG["lion: betas swapped"].subject, gt.Lion()), (lion, gt.Lion())):
@@ -143,6 +147,7 @@ def test_a_diagnosis_finds_any_value_of_a_hyperparameter(beta):
     assert caught.value.diagnosis == f"agrees with momentum = {beta}"
 
 
+@pytest.mark.long
 def test_a_diagnosis_prefers_the_right_lr_and_names_no_fault_that_does_nothing():
     buffer = gt.from_transform(gd.momentum(0.9))
     with pytest.raises(gt.LawBroken) as caught:
@@ -249,12 +254,14 @@ APPLIES: dict = {}
 RIGHT = {(control.build, repr(control.claim)): control for control in gt.WRONG.values()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("first", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 5))])
 def test_a_control_without_its_fault_keeps_every_law(first):
     for control in list(RIGHT.values())[first::5]:
         assert not gt.examine(control.build(control.claim, ""), control.claim).failed, control.claim
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("first", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 24))])
 def test_a_diagnosis_names_the_planted_fault(first):
     controls = list(gt.WRONG.values())[first::24]
@@ -309,6 +316,7 @@ def test_right_subjects_keep_a_law_in_many_draws(law):
         check()
 
 
+@pytest.mark.long
 def test_power_is_printed_as_a_table_of_laws_and_controls(capsys):
     controls = {name: gt.WRONG[name] for name in ("lion: betas swapped", "sign: lr left out")}
     controls["right"] = gt.Control("", gt.Sign(), gt.WRONG["sign: lr left out"].build)
@@ -441,6 +449,7 @@ def test_a_claim_that_makes_no_sense_is_refused(make, message):
         make()
 
 
+@pytest.mark.long
 def test_subjects_that_overflow_write_or_keep_a_history_break_a_law_without_warnings():
     grows = by_hand(lambda g, state, x, lr: (1e300 * x - lr * g, state))
     assert "check_kernel" in gt.examine(grows, gt.GradientDescent()).failed
@@ -449,6 +458,7 @@ def test_subjects_that_overflow_write_or_keep_a_history_break_a_law_without_warn
         gt.check_resume(keeps, gt.GradientDescent())
 
 
+@pytest.mark.long
 def test_a_step_that_writes_into_its_parameters_is_diagnosed_by_its_moves():
     writes = by_hand(lambda g, state, x, lr: (x.sub_(lr * g), state))
     gt.check_kernel(writes, gt.GradientDescent())

@@ -75,6 +75,7 @@ FAMILY = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", FAMILY)
 @given(st.data())
 @rare
@@ -89,6 +90,7 @@ def test_ours_and_torchs_are_what_they_claim(name, data):
         gt.check_optimizer(gt.from_torch(lambda params: theirs(params, **options)), claim)
 
 
+@pytest.mark.long
 def test_the_conventions_of_amsgrad_are_told_apart():
     subject = gt.from_transform(gd.adam((0.5, 0.9), amsgrad=True))
     gt.check_optimizer(subject, gt.Adam((0.5, 0.9), amsgrad="raw"))

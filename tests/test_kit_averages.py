@@ -45,6 +45,7 @@ def test_ema_keeps_the_claim(inner, decay, debias):
     check_moves_and_answers(averaging(make), gt.EMA(claim, decay, debias))
 
 
+@pytest.mark.long
 @given(inners, st.integers(1, 5), st.floats(0, 1))
 @few
 def test_lookahead_keeps_the_claim(inner, k, alpha):
@@ -73,6 +74,7 @@ asgd_options = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.long
 @given(asgd_options)
 @few
 def test_asgd_keeps_the_claim(options):
@@ -142,6 +144,7 @@ def test_an_average_of_other_points_is_caught():
         gt.check_answer(averaging(make), gt.GradientDescent())
 
 
+@pytest.mark.long
 @given(shares)
 @few
 def test_an_average_removes_as_much_noise_as_it_should(decay):

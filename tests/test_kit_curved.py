@@ -65,6 +65,7 @@ def test_sam_keeps_the_claim(rho, adaptive):
         check(method(gd.methods.sam, **options), gt.SAM(**options))
 
 
+@pytest.mark.long
 @given(st.integers(1, 6), st.sampled_from([0.0, 1e-10, 1e-3]))
 @settings(max_examples=6)
 def test_lbfgs_keeps_the_claim(history, eps):

@@ -65,6 +65,7 @@ def triple_momentum(kappa):
     return of_position(lambda loss_fn: gd.methods.triple_momentum(loss_fn, kappa)), gt.TripleMomentum(kappa)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SUBJECTS)
 @rare
 @given(st.data())
@@ -88,6 +89,7 @@ def test_the_method_of_1983_is_fista_with_its_table_of_momenta():
     gt.check_optimizer(subject, claim)
 
 
+@pytest.mark.long
 def test_torchs_nesterov_is_the_method_while_the_momentum_is_constant_and_not_else():
     gt.check_kernel(gt.from_transform(gd.momentum(0.5, nesterov=True)), gt.Nesterov(0.5), lr=0.25)
 

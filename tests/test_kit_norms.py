@@ -126,6 +126,7 @@ def test_torchs_muon_in_bfloat16_needs_a_slack_of_its_own():
 # ---------------------------------------------------------------- laws of their own
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("betas", [(0.9, 0.99), (0.5, 0.75), (0.95, 0.98)])
 @pytest.mark.parametrize("ones", [3, 20])
 def test_lion_turns_at_one_step_and_no_other(betas, ones):
@@ -139,6 +140,7 @@ def test_lion_turns_at_one_step_and_no_other(betas, ones):
         gt.check_flip(gt.from_transform(gd.sign()), gt.Lion((0.9, 0.99)), 20)
 
 
+@pytest.mark.long
 def test_a_clip_is_a_projection():
     scaled = gt.from_transform(gd.chain(gd.clip_by_global_norm(1.0), gd.scale(1 + 1e-6)))
     with pytest.raises(gt.LawBroken, match="at most"):
@@ -150,6 +152,7 @@ def test_a_clip_is_a_projection():
         gt.check_clip(gt.from_transform(gd.clip_by_value(0.5)), gt.ClipByGlobalNorm(1.0))
 
 
+@pytest.mark.long
 def test_a_rest_moves_nothing_at_all():
     tiny = gt.from_transform(gd.chain(gd.accumulate(gd.chain(), 2), gd.weight_decay(1e-12)))
     with pytest.raises(gt.LawBroken, match="unless 2 divides t"):

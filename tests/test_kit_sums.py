@@ -57,6 +57,7 @@ def test_moves_on_drawn_sums_are_the_formulas(subject, claim, problem, many, see
     gt.check_batches(subject, claim, problem, plan, lrs=(0.5, 0.125, 0.25))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("subject", "claim"), [(SGD, gt.GradientDescent()), PASSES[0], PASSES[4], *TABLES])
 @given(sums(), st.sampled_from([0.125, 0.5]))
 @few
@@ -71,6 +72,7 @@ def test_batches_of_two_have_the_moments_of_all_plans(subject, claim):
     gt.check_second_moment(subject, claim, lrs=(0.3, 0.1), batch_size=2, replace=True)
 
 
+@pytest.mark.long
 def test_an_optimizer_that_looks_at_values_keeps_the_laws():
     def update(g, state, x, lr):
         return (x - lr * g if float(g.sum()) > 0 else x + (-lr) * g), state
@@ -78,6 +80,7 @@ def test_an_optimizer_that_looks_at_values_keeps_the_laws():
     gt.check_optimizer(gt.subject(lambda x: (), update), gt.GradientDescent())
 
 
+@pytest.mark.long
 def test_a_wrong_batch_mean_of_any_optimizer_is_seen():
     def make(loss_fn):
         def summed(params, batch):
@@ -170,6 +173,7 @@ def test_all_plans_are_all_there_are():
         assert plans.shape[1:] == (steps, size)
 
 
+@pytest.mark.long
 def test_a_broken_law_names_the_fault_and_repeats_itself():
     control = gt.WRONG["saga: repeated samples counted twice in the mean"]
     with pytest.raises(gt.LawBroken) as caught:

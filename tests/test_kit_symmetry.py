@@ -46,6 +46,7 @@ def test_scale_is_forgotten_or_kept_to_the_bit(subject, claim):
     gt.check_scale(subject, claim)
 
 
+@pytest.mark.long
 @given(BETAS)
 @few
 def test_adam_forgets_the_scale_with_any_betas(betas):
@@ -54,6 +55,7 @@ def test_adam_forgets_the_scale_with_any_betas(betas):
     gt.check_vmap(ours(gd.adam(betas)), gt.Adam(betas))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("subject", "claim"),
     [
@@ -88,6 +90,7 @@ def test_coordinates_do_not_matter(subject, claim):
     gt.check_rotation(subject, claim)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("subject", "claim", "mixing"),
     [
@@ -113,6 +116,7 @@ def test_reddis_example_drifts_as_it_must(beta2):
         gt.check_drift(subject, gt.Adam(betas, 0.0, amsgrad="raw" if amsgrad else None))
 
 
+@pytest.mark.long
 def test_the_drift_tells_conventions_apart():
     betas = (0.0, 0.1)
     raw = torchs(torch.optim.Adam, betas=betas, eps=0.0, amsgrad=True)
@@ -139,6 +143,7 @@ def forgetful():
     return gt.from_step(make, "forgetful")
 
 
+@pytest.mark.long
 def test_a_run_is_resumed_from_its_carry():
     gt.check_resume(torchs(torch.optim.Adam), gt.Adam())
     with pytest.raises(gt.LawBroken, match="6 steps = 3 steps, a copy of the carry, and 3 steps"):
@@ -177,6 +182,7 @@ class Double(torch.autograd.Function):
         return 2 * x.mean(0, keepdim=True).expand_as(x), 0
 
 
+@pytest.mark.long
 def test_a_vmap_is_runs_alone():
     mixing = by_hand(lambda g, b, x, lr: (x - lr * Double.apply(g) / 2, b))
     with pytest.raises(gt.LawBroken, match="row 0 of a vmap"):

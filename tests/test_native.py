@@ -243,6 +243,7 @@ def assert_same(run, rtol=0.0, atol=0.0, compiled="native"):
 SHAPES = st.lists(st.sampled_from([0, 1, 2, 3, 7, 16, 33]), max_size=3).map(tuple)
 
 
+@pytest.mark.long
 @pytest.mark.optimised
 @few
 @given(SHAPES, dtypes, seeds)
@@ -257,6 +258,7 @@ def test_functions_of_one_number_are_those_of_torch(shape, dtype, seed):
     assert_close(got, expected, 32, torch.tensor(8.0).double(), signs=False)
 
 
+@pytest.mark.long
 @pytest.mark.optimised
 @few
 @given(SHAPES, st.lists(st.booleans(), min_size=3, max_size=3), dtypes, st.booleans(), st.booleans(), seeds)
@@ -272,6 +274,7 @@ def test_functions_of_two_numbers_broadcast(shape, ones, dtype, shorter, swapped
     assert_close(got, expected, 1 if dtype in HALVES else 8)
 
 
+@pytest.mark.long
 @few
 @given(SHAPES, st.sampled_from([torch.int64, torch.int32]), seeds)
 def test_integers_are_those_of_torch(shape, dtype, seed):
@@ -292,6 +295,7 @@ def test_nan_has_no_slope_of_zero():
     assert_close(*both(losses, a), 4, signs=False)
 
 
+@pytest.mark.long
 @pytest.mark.optimised
 @few
 @given(extents, extents, extents, dtypes, seeds)
@@ -300,6 +304,7 @@ def test_reductions_are_those_of_torch(rows, columns, depth, dtype, seed):
     assert_close(*both(reductions, tame(seed, (rows + 1, columns, depth + 1), dtype)), 64, scale)
 
 
+@pytest.mark.long
 @few
 @given(extents, extents, extents, dtypes, seeds)
 def test_extrema_are_those_of_torch(rows, columns, depth, dtype, seed):
@@ -313,6 +318,7 @@ def test_long_sums_are_as_exact_as_those_of_torch():
     assert_close(both(f, a)[0], [leaf.float() for leaf in f(a.double())], 1)
 
 
+@pytest.mark.long
 @pytest.mark.optimised
 @few
 @given(extents, extents, dtypes, seeds)
@@ -327,6 +333,7 @@ def test_reductions_of_numbers_that_are_not_finite_are_those_of_torch(rows, colu
     assert_close(*both(f, a), 16, a.double().abs().nan_to_num(0, 0, 0).sum(), signs=False)
 
 
+@pytest.mark.long
 @few
 @given(st.sampled_from([0, 1, 3]), st.sampled_from([0, 1, 4]), st.integers(0, 2), dtypes)
 @example(0, 1, 0, torch.float32)
@@ -587,6 +594,7 @@ def test_views_are_those_of_torch(rows, columns, depth, dtype, seed):
     assert_close(*both(views, hostile(seed, (rows, columns, depth), dtype)), 0)
 
 
+@pytest.mark.long
 @pytest.mark.optimised
 @few
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), dtypes, seeds)
@@ -864,6 +872,7 @@ def descend(c, x):
     return c - 0.1 * torch.sin(c + x), c.sum()
 
 
+@pytest.mark.long
 def test_results_depend_on_neither_segments_nor_threads(monkeypatch):
     xs, starts = tame(0, (500, 3)), tame(1, (5, 3))
     run = lambda start: gd.scan(descend, start, xs, backend="native")  # noqa: E731
@@ -901,6 +910,7 @@ def test_threads_are_started_only_for_members_that_take_longer_than_the_start(mo
         assert started == threads
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("nothing_traced")
 def test_threads_trace_and_compile_side_by_side():
     """Because torch's tracer patches modules that all threads share."""
@@ -923,6 +933,7 @@ def test_threads_trace_and_compile_side_by_side():
         torch.testing.assert_close(leaf, slope(number, "eager"), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_division_rounds_as_eager_does_for_none_one_and_many_elements(dtype):
     """torch divides by a tensor of one element, whatever its axes, as by a number."""
@@ -1142,6 +1153,7 @@ CHAINS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CHAINS)
 def test_a_chain_of_hundreds_of_operations_is_written_without_deep_recursion(name):
     def f(carry, x):

@@ -601,12 +601,14 @@ def is_the_loop(body):
 slow_filling = pytest.mark.filterwarnings("ignore:There is a performance drop")
 
 
+@pytest.mark.long
 @slow_filling
 @drawn(bodies, 10)
 def test_drawn_bodies_are_the_loop(body):
     is_the_loop(body)
 
 
+@pytest.mark.long
 @drawn(together(trainings), 5)
 def test_drawn_training_is_that_of_eager(trainings):
     assert_right(trainings, trained(trainings))

@@ -145,6 +145,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("suffix", [".so", ".sha256"])
 def test_damaged_library_is_compiled_again(suffix, cache):
     assert _build.build(C.format(3)).answer() == 3
@@ -259,6 +260,7 @@ def test_library_is_unloaded_when_nothing_refers_to_it(cache):
     assert mapped() == 0
 
 
+@pytest.mark.long
 def test_library_of_a_forgotten_loop_is_unloaded(monkeypatch):
     monkeypatch.setattr(_recent, "REMEMBERED", 2)
 
@@ -294,6 +296,7 @@ threading.Thread(target=late).start()
 """
 
 
+@pytest.mark.long
 def test_native_runs_on_several_threads_while_the_interpreter_exits():
     command = [sys.executable, "-c", LAST_CALL]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)

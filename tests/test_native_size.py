@@ -65,6 +65,7 @@ def test_code_that_is_compiled_does_not_grow_with_equal_leaves(monkeypatch, writ
     assert loops[0] == loops[1] < 10
 
 
+@pytest.mark.long
 def test_an_expression_of_hundreds_of_operations_is_covered():
     def f(carry, x):
         return reduce(lambda y, _: y * 0.999 + x, range(400), carry), None

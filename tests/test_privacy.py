@@ -60,6 +60,7 @@ def as_batch(entries, dtype):
     return x[:, :3], x[:, 3:].reshape(-1, 2, 2)
 
 
+@pytest.mark.long
 @given(entries=rows(HOSTILE, 1), dtype=st.sampled_from(DTYPES), max_norm=st.sampled_from([1e-3, 1.0, 7.0]))
 def test_every_sample_is_clipped_to_its_bound(entries, dtype, max_norm):
     for entry in entries:
@@ -78,6 +79,7 @@ def test_a_factor_that_would_round_up_is_zero():
     assert flat(got).norm() <= bound(1e-6, torch.float32)
 
 
+@pytest.mark.long
 @given(entries=rows(WILD, 2), dtype=st.sampled_from(DTYPES))
 def test_one_sample_more_moves_the_sum_by_its_bound_at_most(entries, dtype):
     batch = as_batch(entries, dtype)
@@ -88,6 +90,7 @@ def test_one_sample_more_moves_the_sum_by_its_bound_at_most(entries, dtype):
     assert moved.norm() <= bound(1.0, wide) + len(entries) * torch.finfo(wide).eps
 
 
+@pytest.mark.long
 @given(entries=rows(WILD, 2), dtype=st.sampled_from(DTYPES), chunk_size=st.sampled_from([None, 1]))
 def test_what_is_not_finite_adds_exactly_zero(entries, dtype, chunk_size):
     batch = as_batch(entries, dtype)
@@ -101,6 +104,7 @@ def test_what_is_not_finite_adds_exactly_zero(entries, dtype, chunk_size):
     assert flat(got).isfinite().all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_long_gradient_keeps_its_bound(dtype):
     """torch's own norm is off by hundreds of roundings here."""
@@ -223,6 +227,7 @@ def sum_loss(params, x):
 MANY = {"a": torch.zeros(200_000, dtype=torch.float64), "b": torch.zeros(400, 250, dtype=torch.float64)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("max_norm", [{"a": 0.3, "b": 0.4}, P.Quantile(start=0.5)])
 def test_the_noise_has_its_size_and_no_other(max_norm):
     """With one number for max_norm: the kit's law, in test_kit_draws."""
@@ -276,6 +281,7 @@ def test_runs_are_vmapped_over_keys_and_noise():
         torch.testing.assert_close(got, run(key, noise_multiplier=sigma), rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", COMPILED)
 def test_a_compiled_run_is_the_run(backend):
     torch.testing.assert_close(run(KEY, backend), run(KEY), rtol=1e-9, atol=1e-12)
@@ -298,6 +304,7 @@ def test_the_norm_moves_by_its_formula(seed, quantile, lr):
     torch.testing.assert_close(state.max_norm, 1.2 * torch.exp(-lr * (share - quantile)))
 
 
+@pytest.mark.long
 def test_the_norm_finds_the_quantile():
     x = normal(0, 500, 2)
     step = private_step(

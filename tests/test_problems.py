@@ -139,6 +139,7 @@ def test_start_is_above_the_minimum_and_like_the_minimizers(float64_problem):
 # L and μ
 
 
+@pytest.mark.long
 @given(
     spectrum=st.lists(st.floats(0, 100, allow_subnormal=False), min_size=1, max_size=6),
     rotated=st.booleans(),
@@ -169,6 +170,7 @@ def test_quadratic_is_diagonal_unless_a_key_rotates_it():
     assert first.triu(1).abs().max() > 0.1
 
 
+@pytest.mark.long
 def test_rotations_are_uniform():
     # Without positive diagonals of R, LAPACK's Q has a first entry that is never positive.
     keys = random.split(random.key(0), 400)
@@ -194,6 +196,7 @@ def test_mu_is_exactly_zero_where_the_rank_is_short(name):
     assert SMOOTH[name]().mu == 0.0
 
 
+@pytest.mark.long
 @given(seed=seeds, l2=st.sampled_from([0.1, 1.0]), radius=st.sampled_from([0.1, 1.0, 30.0]))
 def test_logistic_curvature_lies_between_mu_and_L(seed, l2, radius):
     problem = logistic_regression(*classification_data(seed), l2=l2)
@@ -211,6 +214,7 @@ def test_logistic_curvature_approaches_mu_far_out():
     assert (far - problem.mu).abs().max() < 1e-3
 
 
+@pytest.mark.long
 @given(seed=seeds)
 def test_rastrigin_curvature_is_at_most_L(seed):
     problem = problems.rastrigin(3)
@@ -378,6 +382,7 @@ def test_logistic_gradient_vanishes_at_any_scale_and_rank(scale, l2):
     assert_newton_has_ended(problem, l2)
 
 
+@pytest.mark.long
 def test_newton_does_not_overshoot_on_heavy_tails():
     for seed in range(20):
         x = normal(seed, 40, 3) / normal(seed + 100, 40, 3) ** 3
@@ -609,6 +614,7 @@ def test_a_missing_extra_is_named_on_one_line(call, module, message, monkeypatch
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.long
 def test_digits():
     sklearn = pytest.importorskip("sklearn.datasets")
     data, file = datasets.digits(), sklearn.load_digits()

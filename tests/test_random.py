@@ -215,6 +215,7 @@ def test_dropout_has_the_slope_of_its_mask():
     assert gd.random.dropout(key, x + 1j * x, 0.25).real.equal(gd.random.dropout(key, x, 0.25))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", COMPILED)
 def test_compiled_draws_have_the_same_bits(backend):
     keys, names = (

@@ -322,6 +322,7 @@ def built(width, positions, kinds, mean, seed):
     return loss_fn, params
 
 
+@pytest.mark.long
 @given(architectures(), st.integers(1, 7), st.integers(1, 8))
 def test_drawn_architectures(architecture, size, chunk_size):
     loss_fn, params = built(*architecture)
@@ -351,6 +352,7 @@ def test_the_mean_is_the_batch_gradient():
     close({"grads": results, "loss": losses.mean()}, {"grads": grads, "loss": loss}, 1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["linear at two places", "conv1d over many", "table"])
 def test_a_reduction_writes_nothing_in_place(name):
     """Or a loop that is to be compiled could not have it in what it records."""
@@ -411,6 +413,7 @@ TRANSFORMED = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TRANSFORMED)
 def test_torch_func_and_scan_go_through_a_reduction(name):
     loss_fn, params, data, _ = CASES[name]

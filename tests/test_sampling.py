@@ -190,6 +190,7 @@ PLANS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", PLANS)
 def test_members_with_equal_and_different_keys_have_the_plans_of_their_keys(name, monkeypatch):
     plan, vmap = PLANS[name], torch.func.vmap

@@ -51,6 +51,7 @@ def test_every_unroll_is_the_loop(unroll, steps, reverse):
     assert_agrees(got, loop(descend, xs[0], xs, reverse))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", EACH)
 def test_any_number_of_steps(backend):
     scan, device = scan_of(backend)
@@ -80,6 +81,7 @@ def test_without_xs_without_carry_and_without_both(backend):
         assert_same_bits(ys["y"].cpu(), closed_over.cpu().T.expand(steps, 3, 2))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", EACH)
 def test_outputs_are_the_callers_own_and_inputs_are_left_alone(backend):
     scan, device = scan_of(backend)
@@ -125,6 +127,7 @@ def shared_within(scan):
     return f
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("steps", "is_loop"), [pytest.param(16, False, marks=pytest.mark.slow), (17, True)]
 )
@@ -152,6 +155,7 @@ def test_a_scan_within_may_depend_on_closed_over_tensors_alone(options):
         start.mul_(3)
 
 
+@pytest.mark.long
 @traced
 def test_a_scan_within_goes_with_assignments(options):
     """Because torch's rewriting of assignments has no rule for the primitive of a loop."""
@@ -179,6 +183,7 @@ def test_a_scan_within_goes_with_assignments(options):
         assert_agrees(run(options), run({}))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("backend", "many"), [("native", 12), pytest.param("inductor", 50, marks=pytest.mark.slow)]
 )

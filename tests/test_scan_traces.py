@@ -227,6 +227,7 @@ def test_ctrl_c_waits_for_the_end_of_a_trace(options, monkeypatch):
     assert_agrees(got, gd.scan(lambda c, x: (torch.sin(c), c), START, length=2))
 
 
+@pytest.mark.long
 def test_traces_take_a_bounded_memory(monkeypatch):
     """Of functions that each close over other numbers or arrays."""
     monkeypatch.setattr(_recent, "BYTES", 2**20)
@@ -580,6 +581,7 @@ def test_equal_functions_of_other_tensors_are_traced_once(traces):
     assert len(traces) == 8
 
 
+@pytest.mark.long
 def test_a_trace_is_for_one_kind_of_carry_and_of_x():
     def f(c, x):
         return c * 2, (torch.ones(c.shape, dtype=c.dtype), torch.zeros(x.shape, dtype=x.dtype))
@@ -698,6 +700,7 @@ def test_tensors_and_modes_of_the_users_own_are_refused(options):
         gd.scan(f, START, length=2, **options)
 
 
+@pytest.mark.long
 @traced
 def test_the_default_device_is_that_of_new_tensors_alone(options):
     with torch.device("meta"):

@@ -121,6 +121,7 @@ def test_a_sample_draws_the_same_alone_in_chunks_and_in_its_batch(chunk_size):
     assert_agrees(private_loss, loss, 1e-12)
 
 
+@pytest.mark.long
 def test_padded_batches_have_keys():
     @gd.stateful
     def loss_fn(params, batch, buffers, key):
@@ -185,6 +186,7 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["eager", *COMPILED])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_net_with_batch_normalisation_is_that_of_a_plain_torch_loop(name, backend):
@@ -223,6 +225,7 @@ def test_batch_normalisation_sees_each_of_the_batches_that_are_accumulated_as_in
     assert expected["1.num_batches_tracked"] == len(ROWS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["eager", "native"])
 def test_a_sweep_of_a_net_with_batch_normalisation_is_its_runs_one_by_one(backend):
     apply, params, buffers = gd.modules.functional(net())
@@ -389,6 +392,7 @@ def residual_net():
         return filled(nn.Sequential(*stem, *blocks, *head).double())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["eager", *COMPILED])
 def test_a_residual_network_is_that_of_a_plain_torch_loop(backend):
     images, labels = normal(8, 12, 1, 6, 6), torch.arange(12) % 3
@@ -421,6 +425,7 @@ class Transformer(nn.Module):
         return self.head(self.layer(self.embedding(tokens))).mT
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", COMPILED)
 def test_a_transformer_with_dropout_draws_alike_on_every_backend(backend):
     with torch.random.fork_rng():
@@ -500,6 +505,7 @@ def test_misuse_of_a_module_is_refused_with_its_remedy(name):
         call()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["eager", "native"])
 @pytest.mark.parametrize("adjoint", [gd.adjoints.Reverse(), gd.adjoints.Checkpoint("sqrt")], ids=str)
 def test_derivatives_go_through_a_run_with_batch_normalisation(backend, adjoint):

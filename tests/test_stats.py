@@ -34,6 +34,7 @@ def close(got, expected, rtol=1e-10):
     torch.testing.assert_close(got, torch.as_tensor(expected, dtype=got.dtype), rtol=rtol, atol=1e-12)
 
 
+@pytest.mark.long
 @given(seed=st.integers(0, 2**20), n=st.integers(2, 9), chunk_size=st.sampled_from([None, 1, 2, "auto"]))
 def test_every_statistic_is_its_definition(seed, n, chunk_size):
     batch = linear_data(seed, n, 3)
@@ -60,6 +61,7 @@ def test_every_statistic_is_its_definition(seed, n, chunk_size):
         close(verdict.batch_size, n * side / bound, rtol=1e-8)
 
 
+@pytest.mark.long
 @given(seed=st.integers(0, 2**20), n=st.integers(2, 9), chunk_size=st.sampled_from([None, 1, 2]))
 def test_listed_statistics_are_their_definitions(seed, n, chunk_size):
     batch = linear_data(seed, n, 3)
@@ -250,6 +252,7 @@ def recorded(backend="eager", lr=0.1):
     )[1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["eager", *COMPILED])
 def test_a_run_records_its_spread(backend):
     trajectory = recorded(backend)

@@ -50,6 +50,7 @@ def test_zero_gradient_or_zero_lr_leaves_the_bits(kind, dtype, seed):
     assert torch.equal(params_of(still), params)
 
 
+@pytest.mark.long
 @given(st.integers(0, 2**32))
 def test_a_scaled_loss_with_lr_scaled_back_is_the_same_path_bit_for_bit(seed):
     params, batch = normal(seed, 3), linear_data(seed + 1, 5, 3)

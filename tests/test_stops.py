@@ -75,6 +75,7 @@ def tensor(numbers):
     return torch.tensor(numbers, dtype=torch.float64)
 
 
+@pytest.mark.long
 @given(
     series,
     st.data(),
@@ -121,6 +122,7 @@ CASES = [
 ]
 
 
+@pytest.mark.long
 @each
 @pytest.mark.parametrize(("quantity", "patience", "mode", "k", "every"), CASES)
 def test_patience_is_the_same_on_every_backend_and_for_every_member(
@@ -180,6 +182,7 @@ def test_the_best_carry_is_whole_and_that_of_the_loop_bit_for_bit(lr, patience, 
     assert trajectory.best.value == measured.min()
 
 
+@pytest.mark.long
 @each
 @pytest.mark.parametrize("quantity", ["loss", "validation"])
 def test_members_of_a_sweep_keep_the_best_that_they_keep_alone(quantity, backend):
@@ -193,6 +196,7 @@ def test_members_of_a_sweep_keep_the_best_that_they_keep_alone(quantity, backend
     assert len(set(trajectory.steps.tolist())) > 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["eager", "native"])
 def test_the_best_carry_has_the_buffers_keys_and_learning_rate_of_its_step(backend):
     @gd.stateful
@@ -215,6 +219,7 @@ def test_the_best_carry_has_the_buffers_keys_and_learning_rate_of_its_step(backe
     assert_agrees(best.value, validation(best.carry))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("no_segment_time", "ctrl_c_is_heard")
 @pytest.mark.parametrize("quantity", ["loss", "validation"])
 @pytest.mark.parametrize(
@@ -243,6 +248,7 @@ def test_an_interrupted_run_is_resumed_to_the_bits_of_the_whole(quantity, backen
         run(resume=stopped, **options | {"stop": None})
 
 
+@pytest.mark.long
 @each
 def test_derivatives_go_through_the_best_carry_and_value(backend):
     lr = torch.tensor(0.3, dtype=torch.float64)
@@ -273,6 +279,7 @@ def test_an_error_of_check_finite_and_a_divergence_leave_the_best_so_far():
         assert (float(best.value), int(best.step)) == (3.25, 5)
 
 
+@pytest.mark.long
 @each
 @pytest.mark.parametrize("k", [1, 3, 4])
 def test_a_carry_between_two_evaluations_never_is_the_best(k, backend):
@@ -315,6 +322,7 @@ def test_min_delta_is_mapped():
     assert len(set(expected)) > 1
 
 
+@pytest.mark.long
 def test_equal_stops_compile_once(traces):
     for patience in (3, 3, 4):
         run(backend="native", stop=gd.stops.patience("validation", patience))
@@ -330,6 +338,7 @@ def ends(losses, *stops, k=1):
     return int(watch(losses, VALUES, *stops, k=k)[1].steps)
 
 
+@pytest.mark.long
 @given(st.lists(numbers, min_size=1, max_size=16), st.integers(1, 4), st.floats(-2, 2), st.integers(1, 3))
 def test_any_and_all_end_with_the_first_and_with_the_last(losses, patience, bound, k):
     assume(k <= len(losses))
@@ -369,6 +378,7 @@ def test_the_best_of_several_is_that_of_the_first_that_keeps_one():
         assert "best" not in vars(watch(LOSSES, VALUES, join(low, low))[1])
 
 
+@pytest.mark.long
 @each
 def test_a_stop_of_ones_own_sees_where_values_were_measured(backend):
     """Its memory adds up the carries before and after every step, and doubles at every evaluation."""

@@ -165,6 +165,7 @@ def test_an_infinite_clip_is_a_value():
 # Row i is the single run i.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("chunk_size", [None, 1, 2, 3, "auto"])
 @settings(max_examples=few.max_examples // 2)
 @given(
@@ -502,6 +503,7 @@ def test_progress_goes_to_stderr(capsys):
 # Derivatives.
 
 
+@pytest.mark.long
 def test_derivatives_go_through_members_padding_and_autograd():
     def losses(scale, run=last_loss, **options):
         grid = gd.grid(batch_size=[4, 6], lr=scale * torch.tensor([0.05, 0.1], dtype=torch.float64))

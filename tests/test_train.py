@@ -419,6 +419,7 @@ def run_below(threshold, lr, **options):
     return run(lr, stop=lambda carry, loss: loss < threshold, **options)
 
 
+@pytest.mark.long
 @each
 @pytest.mark.parametrize("every", [1, 2])
 def test_members_of_a_sweep_end_as_they_do_alone(every, backend):
@@ -445,6 +446,7 @@ def test_members_of_a_sweep_end_as_they_do_alone(every, backend):
     assert 1 < sweep.steps[1] < 15
 
 
+@pytest.mark.long
 def test_derivatives_go_through_a_run_that_stops():
     threshold = torch.tensor(0.6, dtype=torch.float64)
 
@@ -560,6 +562,7 @@ def test_an_interrupted_run_with_stop_goes_on_to_the_same_end(monkeypatch, secon
 # Checkpoints of the backward pass.
 
 
+@pytest.mark.long
 def test_checkpoints_go_with_stop():
     def final_loss(lr, **options):
         final, trajectory = run(lr, stop=lambda carry, loss: loss < 2.0, **options)

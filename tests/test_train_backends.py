@@ -52,6 +52,7 @@ each = pytest.mark.parametrize("backend", ["eager", "inductor"])
 # The same numbers.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("steps", [1, 4, 5, 9, 130])
 def test_every_length_of_run_is_the_run_in_python(steps):
     assert_agrees(run(steps), run(steps, backend="eager"))
@@ -80,6 +81,7 @@ def test_inputs_are_left_alone_and_outputs_are_the_callers_own(backend):
     assert (fingerprint(inputs), fingerprint(outputs)) == (before, first)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("no_segment_time")
 @pytest.mark.parametrize("backend", ["eager", "native"])
 def test_a_run_keeps_neither_a_graph_nor_tensors_beyond_its_record(backend):
@@ -200,6 +202,7 @@ def test_segments_change_no_bit(monkeypatch, steps, backend):
         assert_same_bits(run(steps, backend=backend), expected)
 
 
+@pytest.mark.long
 @each
 @pytest.mark.parametrize("cut", [0, 1, 4, 6, 20, 36, 39, 42])
 def test_a_run_in_two_parts_is_the_run(cut, backend):
@@ -226,6 +229,7 @@ def test_progress_of_a_compiled_run_is_told_after_every_segment():
     assert calls == [(done, 50) for done in (16, 32, 36, 40, 44, 50)]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("nothing_traced")
 def test_a_compilation_tells_that_it_goes_on(monkeypatch, capfd):
     def told_so_far(*args, **options):
@@ -265,6 +269,7 @@ def test_ctrl_c_keeps_all_steps_done_and_the_rest_goes_on_to_the_same_bits(backe
     assert rest.loss.equal(whole.loss[stopped.step :])
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("no_segment_time", "ctrl_c_is_heard")
 @pytest.mark.parametrize("stop", [None, lambda carry, loss: loss < 0])
 @pytest.mark.parametrize(
@@ -351,6 +356,7 @@ print(torch.func.vmap(run)(torch.tensor([0.01, 0.1, 0.2])).numpy().tobytes().hex
 """
 
 
+@pytest.mark.long
 def test_a_run_in_another_process_has_the_same_bits(capsys):
     exec(REPEATED, {})
     here, call = capsys.readouterr().out, [sys.executable, "-c", REPEATED]
@@ -371,6 +377,7 @@ def convolution():
     return {"kernel": kernel, "out": params}, (x, (x.sum((1, 2)) > 0).double()), loss
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", COMPILED)
 @pytest.mark.parametrize(("dtype", "share"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("model", [*MODELS.values(), convolution])

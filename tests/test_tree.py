@@ -197,6 +197,7 @@ def test_random_trees_refuse_leaves_that_are_not_real_floats(leaf):
         gd.tree.random_like(gd.random.key(0), {"n": leaf})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["eager", "native"])
 def test_masked_decay_of_matrices_is_adamw_with_two_groups(backend):
     with torch.random.fork_rng():

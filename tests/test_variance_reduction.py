@@ -94,6 +94,7 @@ def test_vmap_over_rows_is_single_runs(name):
         torch.testing.assert_close(trajectory.loss[i], alone.loss, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.long
 @each
 @pytest.mark.parametrize(
     "options",
@@ -163,6 +164,7 @@ small_sums = st.builds(least_squares, seeds, st.just(3), st.floats(0.3, 3.0))
 K = torch.arange(7, dtype=torch.float64)
 
 
+@pytest.mark.long
 @given(small_sums, seeds)
 @few
 def test_saga_meets_its_theorem(problem, seed):
@@ -182,6 +184,7 @@ def test_saga_meets_its_theorem(problem, seed):
         assert (expected <= (1 - rate) ** K * first * (1 + 1e-9)).all()
 
 
+@pytest.mark.long
 @given(small_sums, seeds)
 @few
 def test_sag_meets_its_theorem(problem, seed):
@@ -217,6 +220,7 @@ def test_the_last_point_of_svrg_meets_its_bound(problem, seed, relative_lr):
         assert expected <= bound * (start - best(problem)).square().sum() * (1 + 1e-9)
 
 
+@pytest.mark.long
 @given(small_sums, seeds, st.floats(0.1, 1.0))
 @few
 def test_the_average_of_sarah_meets_its_theorem(problem, seed, relative_lr):
@@ -234,6 +238,7 @@ def test_the_average_of_sarah_meets_its_theorem(problem, seed, relative_lr):
         assert expected <= factor * gradient(start).square().sum() * (1 + 1e-9)
 
 
+@pytest.mark.long
 def test_the_average_of_svrg_meets_its_theorem():
     """E f(θₛ) − f* ≤ αˢ (f(θ₀) − f*) with α = 1/(μ·lr·(1 − 2·lr·L)·m) + 2·lr·L/(1 − 2·lr·L)
     (Johnson and Zhang 2013, theorem 1, for a point at random; for their mean as f is convex).
@@ -255,6 +260,7 @@ def test_the_average_of_svrg_meets_its_theorem():
     assert gap(problem, means)[0, -1] > 5 * bound[-1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["svrg", "svrg_average", "sarah", "sag", "saga"])
 def test_it_goes_on_at_a_linear_rate_where_sgd_stalls_at_its_noise(name):
     """The theorem of SAGA in the long run, and that SGD breaks it with the same lr and samples."""
