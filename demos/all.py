@@ -17,6 +17,7 @@ import torch
 from _page.build import build
 from _page.cards import read_cards
 from _page.runs import hero
+from _page.zooms import POINTS, zooms
 
 DEMOS = Path(__file__).parent
 LINES = 12  # of the output of a demo that fails
@@ -85,9 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     failed = run_all(names() if args.only is None else args.only, args.out, args.fast)
-    torch.set_num_threads(1)  # on tensors this small, threads would only wait for one another
     cards = read_cards(args.out, names())
-    page = build(args.out, cards, hero(), missing=sorted(failed))
+    page = build(args.out, cards, hero(), zooms(48 if args.fast else POINTS), missing=sorted(failed))
     print(f"saved {page}: {len(cards)} demos, {page.stat().st_size / 1e6:.1f} MB")
     for name, lines in failed.items():
         print(f"\n{name} failed:\n{lines}")
@@ -95,4 +95,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # on tensors this small, threads would only wait for one another
+    torch.set_flush_denormal(True)  # losses near 0 would slow the networks down
     raise SystemExit(main())

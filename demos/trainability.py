@@ -80,14 +80,19 @@ def loss_fn(params: Params, batch: Data) -> Tensor:
     return gd.losses.mse(torch.tanh(x @ params["first"]) @ params["second"], y)
 
 
-def run(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Descend with one learning rate for each layer; return the fields of `Runs` for this run."""
+def relative_losses(first: Tensor, second: Tensor) -> Tensor:
+    """Descend with one learning rate for each layer; return the losses divided by the first, [STEPS]."""
     params, data = task()
     rates = {"first": gd.scale(first), "second": gd.scale(second)}
     step = gd.make_step(loss_fn, gd.partition(rates, {name: name for name in params}))
     index = gd.full_batch(SAMPLES, STEPS)
     _, trajectory = gd.train(step, step.init(params), data, index, 1.0, backend="native")
-    losses = trajectory.loss / trajectory.loss[0]
+    return trajectory.loss / trajectory.loss[0]
+
+
+def run(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Descend with a pair of learning rates; return the fields of `Runs` for this run."""
+    losses = relative_losses(first, second)
     inverse = (1 / losses).nan_to_num(0)  # NaN comes after infinity
     return losses[-LAST:].mean() < 1, losses.sum(), inverse.sum()
 

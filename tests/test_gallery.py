@@ -1,11 +1,12 @@
 """The gallery's page holds what the demos' cards say, in both languages, and needs no network."""
 
+import base64
 import csv
 import html
 import importlib.util
 import io
+import itertools
 import re
-from base64 import b64decode
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,7 +16,8 @@ import torch
 
 pytest.importorskip("matplotlib")
 
-from _page import _encode, build, cards, excerpt, runs
+import trainability
+from _page import _encode, build, cards, excerpt, runs, zooms
 from _page._template import STRINGS, fill
 from PIL import Image
 
@@ -29,6 +31,11 @@ DEMOS = Path(__file__).parents[1] / "demos"
 @pytest.fixture(scope="module")
 def hero():
     return runs.hero(passes=2, lrs=LRS)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return zooms.zooms(points=24)
 
 
 @pytest.fixture(autouse=True)
@@ -87,18 +94,18 @@ def test_a_card_shows_its_question_conclusion_numbers_and_files(tmp_path, hero):
     assert shown["alt"] == card["pictures"][0]["conclusion"]
 
 
-def test_the_page_and_its_thumbnails_are_small_and_need_no_network(tmp_path, hero):
+def test_the_page_and_its_thumbnails_are_small_and_need_no_network(tmp_path, hero, trained):
     names = [name for row in build.ROWS.values() for name in row]
     for name in names:
         write_card(tmp_path, name, size=(500, 300))
-    found = page_of(tmp_path, names, hero)
+    found = page_of(tmp_path, names, hero, zooms=trained)
     sources = [element["src"] for element in found if "src" in element]
     assert len(sources) == len(names) + 1  # and the picture for readers without scripts
     for source in sources:
         kind, content = source.split(",")
         assert kind == "data:image/webp;base64"
-        assert len(b64decode(content)) <= 30_000
-        assert Image.open(io.BytesIO(b64decode(content))).format == "WEBP"
+        assert len(base64.b64decode(content)) <= 30_000
+        assert Image.open(io.BytesIO(base64.b64decode(content))).format == "WEBP"
     assert (tmp_path / "index.html").stat().st_size < 3e6
     assert "http:" not in (page := (tmp_path / "index.html").read_text(encoding="utf-8"))
     assert "https:" not in page
@@ -133,7 +140,7 @@ def test_a_slide_holds_its_picture_whole(tmp_path, hero):
     page_of(tmp_path, ["quickstart"], hero)
     slide = (tmp_path / "cards/quickstart.one.html").read_text(encoding="utf-8")
     content = re.search(r'src="data:image/png;base64,([^"]+)"', slide)[1]
-    assert b64decode(content) == (tmp_path / "quickstart/one.bare.png").read_bytes()
+    assert base64.b64decode(content) == (tmp_path / "quickstart/one.bare.png").read_bytes()
 
 
 def test_every_phrase_is_in_both_languages_and_used():
@@ -253,6 +260,64 @@ def test_each_run_is_named_by_its_end(hero):
     assert runs.kinds(made._replace(batch=runs.MONTHS))[3] == "overshoots"
 
 
+def losses_of(first, second):
+    """Train one network of the map in a plain loop; return its losses over the first one."""
+    params, (x, y) = trainability.task()
+    w1, w2, losses = params["first"], params["second"], []
+    for _ in range(trainability.STEPS):
+        hidden = torch.tanh(x @ w1)
+        error = hidden @ w2 - y
+        losses.append(float((error**2).mean()))
+        slope = 2 / len(y) * error
+        back = x.T @ (slope[:, None] * w2 * (1 - hidden**2))
+        w1, w2 = w1 - first * back, w2 - second * hidden.T @ slope
+    return np.array(losses) / losses[0]
+
+
+def test_the_map_is_that_of_single_networks(trained):
+    points = trained["points"]
+    for shown in trained["windows"][:2]:
+        shades = np.frombuffer(base64.b64decode(shown["shades"]), np.uint8).reshape(points, points)
+        kept = _encode.decode(shown["curves"], 8, 8, 100)
+        second, first = (
+            10 ** trainability.centres(shown[axis], points).numpy() for axis in ("second", "first")
+        )
+        for k, column in ((0, 0), (3, 7), (7, 7), (1, 6)):
+            x, y = zooms.lattice(points)[column], zooms.lattice(points)[k]
+            losses = losses_of(first[y], second[x])
+            assert (shades[y, x] < 128) == (losses[-trainability.LAST :].mean() < 1)
+            levels = np.log10(losses[:20:2])  # later, chaos magnifies rounding errors
+            np.testing.assert_allclose(
+                kept[k, column, :10] * trained["decades"], levels.clip(-8, 8), atol=1e-3
+            )
+        assert shown["share"] == f"{100 * (shades < 128).mean():.0f}\u00a0%"
+        for half in (shades[shades < 128], shades[shades >= 128] - 128):
+            assert (half.min(), half.max()) == (0, 127)
+
+
+def test_each_frame_is_the_next_window(trained):
+    windows = trained["windows"]
+    assert len(windows) == 4
+    assert "inner" not in windows[-1]
+    for outer, inner in itertools.pairwise(windows):
+        for axis, ends in zip(("second", "first"), outer["inner"], strict=True):
+            low, high = outer[axis]
+            found = [low + share * (high - low) for share in ends]
+            assert found == pytest.approx(inner[axis])
+            assert ends[1] - ends[0] == pytest.approx(1 / trained["enlarged"])
+
+
+def test_the_map_follows_the_row_on_learning_rates(tmp_path, hero, trained):
+    for name in ("quickstart", "learning_rate_map", "stationary"):
+        write_card(tmp_path, name)
+    names = ["quickstart", "learning_rate_map", "stationary"]
+    found = page_of(tmp_path, names, hero, zooms=trained)
+    assert [e["id"] for e in found if e.get("class") == "row"] == ["start", "rates", "map", "curvature"]
+    assert [e["value"] for e in found if e.get("name") == "zoom"] == ["0", "1", "2", "3"]
+    found = page_of(tmp_path, ["quickstart"], hero, zooms=trained)
+    assert [e["id"] for e in found if e.get("class") == "row"] == ["start", "map"]
+
+
 @pytest.fixture
 def gallery(tmp_path, hero, monkeypatch):
     """demos/all.py over three demos that are made for the test, of which the second fails."""
@@ -273,9 +338,8 @@ def gallery(tmp_path, hero, monkeypatch):
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "DEMOS", tmp_path / "demos")
     monkeypatch.setattr(module, "hero", lambda: hero)
-    threads = torch.get_num_threads()
-    yield module
-    torch.set_num_threads(threads)
+    monkeypatch.setattr(module, "zooms", lambda points: None)
+    return module
 
 
 def test_a_demo_that_fails_is_named_and_the_others_are_shown(gallery, tmp_path, capsys):

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 pytest.importorskip("matplotlib")
-from _page import build, cards, runs
+from _page import build, cards, runs, zooms
 from _page._encode import percent
 from _page._template import STRINGS
 
@@ -29,7 +29,10 @@ def gallery(tmp_path_factory):
     out = tmp_path_factory.mktemp("gallery")
     for name in DEMOS:
         write_card(out, name, conclusion=f"{name} is so, by 12 % & more", size=(320, 200))
-    build.build(out, cards.read_cards(out, DEMOS), runs.hero(passes=4), questions={"Is it so?": "真的吗？"})
+    shown = cards.read_cards(out, DEMOS)
+    build.build(
+        out, shown, runs.hero(passes=4), zooms.zooms(points=24), questions={"Is it so?": "真的吗？"}
+    )
     return out
 
 
@@ -246,6 +249,78 @@ def test_keys_move_the_learning_rate_and_the_batch(visit):
     page.focus("input[name=batch]:checked")
     page.keyboard.press("ArrowRight")
     assert ", batch 389:" in page.inner_text("#says")
+
+
+def test_a_click_on_the_map_tells_of_its_network_and_the_frame_leads_deeper(visit):
+    page = visit()
+    map_data = page.evaluate("data.map")
+    box = page.locator("#cells").bounding_box()
+    seen = {drawn(page, "cells")}
+    for zoom in range(3):
+        shown, points = map_data["windows"][zoom], map_data["points"]
+        assert page.inner_text("#share").startswith(f"{shown['share']} of these 576 networks learn")
+        for x, y in ((0, 0), (23, 0), (0, 23), (23, 23)):
+            page.locator("#cells").click(
+                position={
+                    "x": (x + 0.5) / points * box["width"],
+                    "y": (1 - (y + 0.5) / points) * box["height"],
+                }
+            )
+            first, second, said = re.match(
+                r"First layer (\S+), second layer (\S+): (learns|does not learn)",
+                page.inner_text("#outcome"),
+            ).groups()
+            rates = [
+                10 ** float(zooms.trainability.centres(shown[axis], points)[i])
+                for axis, i in (("first", y), ("second", x))
+            ]
+            assert [float(first), float(second)] == pytest.approx(rates, rel=5e-3)
+            shade = page.evaluate(f"data.map.windows[{zoom}].cells[{y * points + x}]")
+            assert (said == "learns") == (shade < 128)
+            assert colours(page, "curve") > 20
+            seen.add(drawn(page, "cells"))
+        (x0, x1), (y0, y1) = shown["inner"]
+        middle = {"x": (x0 + x1) / 2 * box["width"], "y": (1 - (y0 + y1) / 2) * box["height"]}
+        page.locator("#cells").click(position=middle)
+        assert page.evaluate("location.hash").endswith(f"zoom={zoom + 1}")
+        assert page.locator("input[name=zoom]:checked").input_value() == str(zoom + 1)
+        seen.add(drawn(page, "cells"))
+    assert len(seen) > 12
+    assert "enlarged 216 times" in page.inner_text("#share")
+
+
+def test_keys_move_over_the_map_and_its_address_restores_it(visit):
+    page = visit("#zoom=1&at=5,6")
+    before = page.inner_text("#outcome")
+    page.focus("#cells")
+    page.keyboard.press("ArrowUp")
+    assert page.evaluate("location.hash") == "#zoom=1&at=5%2C7"
+    assert page.inner_text("#outcome") != before
+    page.keyboard.press("ArrowDown")
+    assert page.inner_text("#outcome") == before
+    again = visit(page.evaluate("location.hash"))
+    for name in ("cells", "curve"):
+        assert drawn(again, name) == drawn(page, name)
+    page.keyboard.press("+")
+    assert page.locator("input[name=zoom]:checked").input_value() == "2"
+    page.keyboard.press("-")
+    page.keyboard.press("-")
+    assert page.locator("input[name=zoom]:checked").input_value() == "0"
+    assert visit("#zoom=9&at=1,99").inner_text("#outcome") == visit().inner_text("#outcome")
+
+
+def test_a_window_grows_into_the_next(visit):
+    page = visit(motion="no-preference")
+    page.wait_for_timeout(200)
+    seen = [drawn(page, "cells")]
+    page.click("input[name=zoom][value='1']", force=True)
+    for _ in range(2):
+        page.wait_for_timeout(200)
+        seen.append(drawn(page, "cells"))
+    page.wait_for_timeout(1200)
+    seen.append(drawn(page, "cells"))
+    assert len(set(seen)) == 4
+    assert seen[-1] == drawn(visit("#zoom=1"), "cells")
 
 
 def test_everything_that_can_be_reached_has_a_name(visit):

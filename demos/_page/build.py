@@ -23,6 +23,7 @@ def build(
     out: Path,
     demos: Mapping[str, Demo],
     hero: Mapping[str, Any],
+    zooms: Mapping[str, Any] | None = None,
     missing: Sequence[str] = (),
     questions: Mapping[str, str] | None = None,
 ) -> Path:
@@ -32,11 +33,14 @@ def build(
         out: the folder of the page, in which each demo has a folder of its own.
         demos: the cards by demo.
         hero: the runs of the first picture.
+        zooms: the map of trainability; None leaves it out.
         missing: the demos that the page names as not shown.
         questions: Chinese questions by their English.
     """
     out.mkdir(parents=True, exist_ok=True)
     rows = {name: shown for name in names_of(demos) if (shown := row(name, demos, out))}
+    if zooms is not None:
+        rows = insert_map(rows, zooms)
     first = min(range(len(hero["lrs"])), key=lambda i: abs(math.log(float(hero["lrs"][i]) / FIRST)))
     write_table(hero, out / "hero.csv")
     draw_still(hero, first, out / "hero.png")
@@ -46,11 +50,17 @@ def build(
         "title": STRINGS["en"]["title"],
         "summary": STRINGS["en"]["summary"],
         "style": read("style.css"),
-        "script": read("page.js") + read("hero.js"),
+        "script": read("page.js") + read("hero.js") + read("map.js"),
         "data": script_data(
-            {"strings": STRINGS, "questions": {"zh": questions or {}}, "hero": hero, "first": first}
+            {
+                "strings": STRINGS,
+                "questions": {"zh": questions or {}},
+                "hero": hero,
+                "map": zooms,
+                "first": first,
+            }
         ),
-        "nav": "".join(f'<a href="#{name}">{phrase(f"rows.{name}")}</a>' for name in rows),
+        "nav": "".join(f'<a href="#{name}">{phrase(f"rows.{name}")}</a>' for name in rows if name != "map"),
         "rows": "\n".join(rows.values()),
         "still": still,
         "still_alt": STRINGS["en"]["hero.path_alt"],
@@ -87,6 +97,20 @@ def row(name: str, demos: Mapping[str, Demo], out: Path) -> str:
         f'<section class="row" id="{name}">\n<h2>{phrase(f"rows.{name}")}</h2>\n'
         f'<div class="cards">\n{"".join(cards)}</div>\n</section>'
     )
+
+
+def insert_map(rows: Mapping[str, str], zooms: Mapping[str, Any]) -> dict[str, str]:
+    """Put the map of trainability after the row on learning rates, or last."""
+    times = [zooms["enlarged"] ** i for i in range(len(zooms["windows"]))]
+    choices = [
+        f'<label class="full"><input type="radio" name="zoom" value="{i}"><span>× {n}</span></label>'
+        for i, n in enumerate(times)
+    ]
+    section = fill("map.html", {"zooms": "".join(choices), "steps": zooms["steps"]})
+    names = list(rows)
+    at = names.index("rates") + 1 if "rates" in names else len(names)
+    shown = {name: rows[name] for name in names[:at]} | {"map": section}
+    return shown | {name: rows[name] for name in names[at:]}
 
 
 def batches(hero: Mapping[str, Any]) -> str:

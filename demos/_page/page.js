@@ -5,7 +5,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const root = document.documentElement;
 const element = (id) => document.getElementById(id);
 const drawers = []; // of the canvases
-const state = { lang: "en", theme: "", lr: data.hero.lrs[data.first], batch: 16 };
+const state = { lang: "en", theme: "", lr: data.hero.lrs[data.first], batch: 16, zoom: 0, at: "" };
 const saved = { lang: false, theme: false, lr: false, batch: false, zoom: false, at: false };
 
 function text(key, values = {}) {
@@ -53,7 +53,7 @@ function setTheme(theme) {
 // The address holds what the reader has chosen, so that a link leads to what is seen.
 function keep(...names) {
   for (const name of names) saved[name] = true;
-  const pairs = Object.keys(saved).filter((name) => saved[name] && state[name] !== undefined && state[name] !== "");
+  const pairs = Object.keys(saved).filter((name) => saved[name] && state[name] !== "");
   const hash = "#" + pairs.map((name) => `${name}=${encodeURIComponent(state[name])}`).join("&");
   try {
     history.replaceState(null, "", hash);
