@@ -21,18 +21,18 @@ selection in optimization methods for machine learning", 2012; R. Bollapragada, 
     python demos/gradient_noise.py [--out DIR] [--fast]
 """
 
-import argparse
-import csv
-import textwrap
-from pathlib import Path
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from _card import Card
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.func import vmap
 
 import gdfunc as gd
+from gdfunc.stats import cabs, inner_product_test, noise_scale, norm_test
 
 SHARES = ("IBM", "XRX")
 START = (-0.3, 0.7)
@@ -40,10 +40,12 @@ MONTHS = 389
 LR = 0.2  # of the run that is looked at; full batches diverge above 2/L = 1.24
 STEPS = 30
 LOOKED_AT = (0, 3, 8, 20)  # the steps whose clouds are drawn
-DRAWN_BATCH = 16
+DRAWN_BATCH, DRAWN = 16, 400
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 TARGETS = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05, 0.03)
+TRADED = (1.0, 0.3, 0.1, 0.03)  # the gaps whose trade-off is drawn
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+SUBTITLE: dict[str, Any] = {"loc": "left", "fontsize": 9, "color": "0.35"}
 
 
 def regression() -> gd.problems.Problem:
@@ -76,7 +78,7 @@ def gradients(problem: gd.problems.Problem, trajectory: gd.Trajectory, t: int) -
 
 
 def batch_errors(g: Tensor, batch_size: int, draws: int, *, replacement: bool) -> float:
-    """The mean of ‖g_B − ḡ‖² over many batches."""
+    """Average ‖g_B − ḡ‖² over many batches."""
     key = gd.random.fold_in(gd.random.key(2), batch_size)
     index = gd.sample_batches(key, len(g), batch_size, draws, replacement=replacement)
     return float((g[index].mean(dim=1) - g.mean(dim=0)).square().sum(dim=1).mean())
@@ -147,34 +149,72 @@ def sweep(problem: gd.problems.Problem, trajectory: gd.Trajectory, fast: bool) -
     lrs = torch.logspace(-2.7, 0.2, 12 if fast else 40, dtype=torch.float64)
     orders, least, most = (8, 40, 120) if fast else (64, 100, 2000)
     gaps = {size: mean_gaps(problem, size, lrs, orders, max(least, most // size)) for size in BATCH_SIZES}
-    scales, run_gaps = gd.stats.noise_scale(trajectory.spread), trajectory.loss / problem.minimum - 1
+    scales, run_gaps = noise_scale(trajectory.spread), trajectory.loss / problem.minimum - 1
     return [
         fit(target, [steps_to(target, gaps[size]) for size in BATCH_SIZES], run_gaps, scales)
         for target in TARGETS
     ]
 
 
-def conclusion(mean: float, noise: float, uphill: tuple[float, float], step: int) -> str:
+def uphill_of(g: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw batches among the gradients [n, 2]: their means, and which of them lead uphill."""
+    index = gd.sample_batches(gd.random.key(3), len(g), DRAWN_BATCH, DRAWN)
+    means = g[index].mean(dim=1)
+    return means, means @ g.mean(dim=0) < 0
+
+
+# The conclusions.
+
+
+def conclusion(mean: float, noise: float, first: float, last: float, step: int) -> str:
     """Compare a step with the start: ‖ḡ‖ and √tr Σ as ratios, the shares of batches uphill at both."""
     ratios = f"to {100 * mean:.2g} %, the noise to {100 * noise:.2g} %"
     word = "shrinks far more than" if mean < noise / 2 else "does not shrink far more than"
-    first, last = (f"{100 * share:.0f} %" for share in uphill)
-    shares = f"{first} of batches lead uphill at the start, {last} at step {step}"
+    shares = f"{100 * first:.0f} % of batches lead uphill at the start, {100 * last:.0f} % at step {step}"
     return f"The mean gradient {word} its noise ({ratios}): {shares}"
 
 
-def sweep_conclusion(ratios: list[float]) -> str:
+def errors_conclusion(power: float, off: float, batches: int) -> str:
+    """Judge B^power, fitted to the squared errors, and the largest relative distance off tr Σ/B."""
+    if abs(power + 1) > 0.1:
+        return f"Mini-batch noise does not fall as 1/B, but as B^{power:.2f}"
+    measured = f"over {batches:,} batches of each size it is at most {100 * off:.0f} % off tr Σ/B"
+    return f"Mini-batch noise falls as 1/B: {measured}"
+
+
+def scale_conclusion(ratios: Sequence[float]) -> str:
     """Judge the noise scale on the way to a gap, over the batch size that the sweep finds best for it."""
     low, high = min(ratios), max(ratios)
     word = "is" if low > 0.1 and high < 10 else "is not"
     times = f"{low:.1f} to {high:.1f} times what a sweep finds"
-    return (
-        f"The noise scale on the way to a gap {word} within a factor of ten of the best batch size: {times}"
-    )
+    return f"The noise scale on the way {word} within a factor of ten of the best batch size: {times}"
 
 
-def report(rows: list[Critical]) -> str:
-    """Print the sweep, and return what it shows."""
+def trade_conclusion(gap: float, sizes: tuple[int, int], steps: tuple[float, float], b: float) -> str:
+    """Compare the steps of two batch sizes to a gap; at b both costs are twice the least."""
+    (small, large), fewer = sizes, steps[0] / steps[1]
+    more = large / small / fewer
+    saved = f"{fewer:.2g} times fewer steps" if fewer > 1 else "no fewer steps"
+    paid = f"{more:.2g} times the samples" if more > 1 else "no more samples"
+    compared = f"batches of {large} take {saved} than batches of {small}, and {paid}"
+    return f"To a gap of {gap:g}, {compared}; batches of {b:.0f}, twice the least of both"
+
+
+def report(trajectory: gd.Trajectory, minimum: float, rows: list[Critical]) -> None:
+    """Print the run with the batch sizes that its noise suggests, and the sweep."""
+    spread, gaps = trajectory.spread, trajectory.loss / minimum - 1
+    suggested = {
+        "noise scale": noise_scale(spread),
+        "norm test, ½": norm_test(spread, 0.5).batch_size,
+        "inner-product test, 0.9": inner_product_test(spread, 0.9).batch_size,
+        f"CABS at lr {LR}": cabs(spread, LR),
+    }
+    print(f"full-batch descent, lr {LR}, and the batch sizes that its noise suggests:")
+    print(f"{'step':>5}  {'gap':>7}  {'‖ḡ‖²':>9}  {'tr Σ':>7}  {'  '.join(suggested)}")
+    for t in (*LOOKED_AT, STEPS - 1):
+        sizes = "  ".join(f"{float(size[t]):{len(name)}.1f}" for name, size in suggested.items())
+        signal, noise = float(spread.squared_norm[t]), float(spread.variance[t])
+        print(f"{t:5}  {float(gaps[t]):7.4f}  {signal:9.5f}  {noise:7.4f}  {sizes}")
     print("\nsteps that the best learning rate takes to a gap, for each batch size; b; noise scale")
     sizes = "".join(f"{size:>7}" for size in BATCH_SIZES)
     print(f"{'gap':>5} {sizes}  {'b':>5}  {'on the way':>10}  {'at the gap':>10}")
@@ -182,163 +222,220 @@ def report(rows: list[Critical]) -> str:
         steps = "".join(f"{step:7.1f}" if step < 1e4 else "      –" for step in row.steps)
         scales = f"{row.noise_scale_before:10.0f}  {row.noise_scale:10.0f}"
         print(f"{row.gap:5} {steps}  {row.batch_size:5.0f}  {scales}")
-    said = sweep_conclusion([row.noise_scale_before / row.batch_size for row in rows])
-    print(f"{said}.\n")
-    return said
+    print()
 
 
 # The pictures.
 
 
-def draw_clouds(problem: gd.problems.Problem, trajectory: gd.Trajectory, path: Path) -> None:
+def clean(ax: Any) -> None:
+    ax.grid(color="0.9", linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def draw_clouds(problem: gd.problems.Problem, trajectory: gd.Trajectory) -> Figure:
     """Draw every sample's gradient at some steps, and the means of batches among them."""
-    figure = Figure(figsize=(12, 4.6), layout="constrained")
-    axes = figure.subplots(1, len(LOOKED_AT), sharex=True, sharey=True)
-    uphill = []
-    scales = gd.stats.noise_scale(trajectory.spread)
-    for ax, t in zip(axes, LOOKED_AT, strict=True):
+    figure = Figure(figsize=(10, 3.7), layout="constrained")
+    for ax, t in zip(figure.subplots(1, len(LOOKED_AT)), LOOKED_AT, strict=True):
         g = gradients(problem, trajectory, t)
-        index = gd.sample_batches(gd.random.key(3), len(g), DRAWN_BATCH, 150)
-        means, mean = g[index].mean(dim=1), g.mean(dim=0)
-        ax.axhline(0, color="0.85", linewidth=0.8, zorder=0)
-        ax.axvline(0, color="0.85", linewidth=0.8, zorder=0)
-        ax.plot(*g.T, ".", color="0.55", markersize=3, label=f"{len(g)} single months")
-        ax.plot(*means.T, ".", color=COLORS[0], markersize=3, label=f"150 batches of {DRAWN_BATCH}")
-        arrow = {"arrowstyle": "-|>", "color": COLORS[1], "lw": 2.5, "shrinkA": 0, "shrinkB": 0}
-        ax.annotate("", xy=mean, xytext=(0, 0), arrowprops=arrow, zorder=5)
-        ax.plot([], [], "-", color=COLORS[1], linewidth=2, label="their mean, the full gradient")
-        uphill.append(float((means @ mean < 0).double().mean()))
-        share = f"{100 * uphill[-1]:.0f} % of the batches lead uphill"
-        title = f"step {t}: noise scale {float(scales[t]):.0f}\n{share}"
-        ax.set_title(title, fontsize=10, loc="left", color="0.35")
-        ax.set_xlabel(f"∂loss / ∂w of {SHARES[0]}")
+        (means, uphill), mean = uphill_of(g), g.mean(dim=0)
+        reach = 2.6 * math.sqrt(float(trajectory.spread.variance[t]) / DRAWN_BATCH)
+        ax.plot(*g.T, ".", color="0.75", markersize=3, label=f"{MONTHS} single months")
+        for side, color, name in ((~uphill, COLORS[0], "downhill"), (uphill, COLORS[1], "uphill")):
+            label = f"batches of {DRAWN_BATCH} that lead {name}"
+            ax.plot(*means[side].T, ".", color=color, markersize=4, label=label)
+        across = torch.stack([-mean[1], mean[0]]) / mean.norm() * 3 * reach
+        ax.plot(*torch.stack([-across, across]).T, color="black", linewidth=0.8)
+        arrow = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.016, "zorder": 5}
+        ax.quiver(0, 0, *mean, **arrow, minlength=0.1)
+        ax.plot([], [], "-", color="black", linewidth=2, label="their mean, the full gradient")
+        outside = int((g.abs() > reach).any(dim=1).sum())
+        share = float(uphill.double().mean())
+        ax.set_title(f"step {t}: {100 * share:.0f} % uphill\n{outside} months outside", **SUBTITLE)
+        ax.set(
+            xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel=f"∂loss / ∂w, {SHARES[0]}"
+        )
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set(
-        ylabel=f"∂loss / ∂w of {SHARES[1]} (some months lie outside)", xlim=(-1.3, 1.0), ylim=(-1.0, 1.6)
-    )
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    spread, last = trajectory.spread, LOOKED_AT[-1]
-    mean, noise = (float((v[last] / v[0]).sqrt()) for v in (spread.squared_norm, spread.variance))
-    said = conclusion(mean, noise, (uphill[0], uphill[-1]), last)
-    print(f"{said}.")
-    figure.suptitle(textwrap.fill(said, 96), x=0.01, ha="left", fontweight="bold", fontsize=12)
-    figure.savefig(path, dpi=150)
+        ax.locator_params(nbins=4)
+    figure.axes[0].set_ylabel(f"∂loss / ∂w, {SHARES[1]}")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize="small")
+    return figure
 
 
-def draw_errors(problem: gd.problems.Problem, trajectory: gd.Trajectory, draws: int, ax: Any) -> None:
-    """Draw the error of mini-batch gradients over the batch size, at the start and near the end."""
-    sizes = [*BATCH_SIZES, 350]
-    for t, color in zip((0, LOOKED_AT[-1]), COLORS, strict=False):
+class Errors(NamedTuple):
+    """The mean squared errors of mini-batch gradients, by batch size, at a step."""
+
+    step: int
+    total: float  # tr Σ, of one sample
+    signal: float  # ‖ḡ‖²
+    replaced: list[float]
+    distinct: list[float]
+
+
+SIZES = (*BATCH_SIZES, 350)
+
+
+def measure(problem: gd.problems.Problem, trajectory: gd.Trajectory, draws: int) -> list[Errors]:
+    found = []
+    for t in (0, LOOKED_AT[-1]):
         g = gradients(problem, trajectory, t)
+        both = [
+            [batch_errors(g, size, draws, replacement=with_) for size in SIZES] for with_ in (True, False)
+        ]
         total = float(trajectory.spread.variance[t]) * (1 - 1 / MONTHS)
-        line = torch.logspace(0, 2.585, 100)
-        ax.plot(line, total / line, "-", color=color, linewidth=1)
-        ax.plot(line, total / line * (MONTHS - line) / (MONTHS - 1), "--", color=color, linewidth=1)
-        for marker, replacement in (("o", True), ("x", False)):
-            errors = [batch_errors(g, size, draws, replacement=replacement) for size in sizes]
-            kind = "with" if replacement else "without"
-            ax.plot(sizes, errors, marker, color=color, label=f"step {t}, {kind} replacement")
-        signal = float(trajectory.spread.squared_norm[t])
-        ax.axhline(signal, color=color, linestyle=":", linewidth=1.5, label=f"‖full gradient‖² at step {t}")
-    ax.plot([], [], "-", color="0.4", linewidth=1, label="tr Σ/B")
-    ax.plot([], [], "--", color="0.4", linewidth=1, label="tr Σ/B · (n − B)/(n − 1)")
-    ax.set(xscale="log", yscale="log", xlabel="batch size B", ylabel="mean of ‖g_B − ḡ‖²")
-    ax.set_title("Mini-batch noise falls as 1/B", loc="left", color="0.35")
+        found.append(Errors(t, total, float(trajectory.spread.squared_norm[t]), *both))
+    return found
 
 
-def draw_suggestions(
-    problem: gd.problems.Problem, trajectory: gd.Trajectory, rows: list[Critical], ax: Any
-) -> None:
-    """Draw batch sizes over the gap: those that statistics suggest, and those that the sweep finds."""
-    gap, spread = trajectory.loss / problem.minimum - 1, trajectory.spread
-    suggestions = {
-        "noise scale": (gd.stats.noise_scale(spread), "-"),
-        "norm test, θ = ½": (gd.stats.norm_test(spread, 0.5).batch_size, "--"),
-        "inner-product test, θ = 0.9": (gd.stats.inner_product_test(spread, 0.9).batch_size, "-."),
-        f"CABS at lr {LR}": (gd.stats.cabs(spread, LR), ":"),
-    }
-    for (name, (sizes, style)), color in zip(suggestions.items(), COLORS, strict=True):
-        ax.plot(gap, sizes, style, color=color, label=name)
-    gaps = [row.gap for row in rows]
-    ax.plot(
-        gaps,
-        [row.noise_scale_before for row in rows],
-        "k-",
-        linewidth=1,
-        label="noise scale, median so far",
+def judge_errors(found: list[Errors]) -> tuple[float, float]:
+    """Fit the power of B to the errors with replacement, and find the largest distance off tr Σ/B."""
+    sizes = torch.tensor(SIZES, dtype=torch.float64)
+    totals = torch.tensor([[errors.total] for errors in found], dtype=torch.float64)
+    ratios = sizes / totals * torch.tensor([errors.replaced for errors in found], dtype=torch.float64)
+    x = sizes.log() - sizes.log().mean()
+    power = float((ratios.log() @ x / (x @ x)).mean()) - 1
+    return power, float((ratios - 1).abs().max())
+
+
+def draw_errors(found: list[Errors]) -> Figure:
+    """Draw the error of mini-batch gradients over the batch size, at the start and near the end."""
+    figure = Figure(figsize=(7.2, 4.8), layout="constrained")
+    ax, line = figure.subplots(), torch.logspace(0, math.log10(388), 100)
+    for errors, color in zip(found, COLORS, strict=False):
+        ax.plot(line, errors.total / line, "-", color=color, linewidth=1)
+        distinct = errors.total / line * (MONTHS - line) / (MONTHS - 1)
+        ax.plot(line, distinct, "--", color=color, linewidth=1)
+        ax.plot(SIZES, errors.replaced, "o", color=color, markersize=5)
+        ax.plot(SIZES, errors.distinct, "x", color=color)
+        ax.axhline(errors.signal, color=color, linestyle=":", linewidth=1.2)
+        text: dict[str, Any] = {"color": color, "fontsize": "small", "textcoords": "offset points"}
+        ax.annotate(f"step {errors.step}", (2, errors.total / 2), (6, 4), **text)
+        ax.annotate(f"‖ḡ‖² at step {errors.step}", (1, errors.signal), (0, -4), va="top", **text)
+    keys = {"o": "with replacement, and tr Σ/B", "x": "without, and tr Σ/B · (n − B)/(n − 1)"}
+    for (marker, name), style in zip(keys.items(), ("-", "--"), strict=True):
+        ax.plot([], [], marker + style, color="0.4", linewidth=1, markersize=5, label=name)
+    ax.set(
+        xscale="log", yscale="log", xlabel="batch size B", ylabel="mean of ‖g_B − ḡ‖²", ylim=(5e-5, None)
     )
-    ax.plot(gaps, [row.batch_size for row in rows], "ko", label="b of the sweep, to that gap")
-    ax.set(xscale="log", yscale="log", xlim=(4, 0.02), ylim=(1, 3000))
-    ax.set(xlabel="loss / minimum − 1, falling along the run", ylabel="batch size")
-    ax.set_title("What the noise suggests, and what is best", loc="left", color="0.35")
+    ax.legend(fontsize="small", loc="lower left", framealpha=1)
+    clean(ax)
+    return figure
 
 
-def draw_trade_off(rows: list[Critical], ax: Any) -> None:
+def draw_scales(trajectory: gd.Trajectory, minimum: float, rows: list[Critical]) -> Figure:
+    """Draw the noise scale over the gap, and the batch sizes that the sweep finds."""
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    ax, gaps = figure.subplots(), [row.gap for row in rows]
+    before = [row.noise_scale_before for row in rows]
+    ax.plot(trajectory.loss / minimum - 1, noise_scale(trajectory.spread), "-", color="0.6")
+    ax.plot(gaps, before, "-", color=COLORS[0])
+    ax.plot(gaps, [row.batch_size for row in rows], "ko")
+    text: dict[str, Any] = {"fontsize": "small", "textcoords": "offset points", "va": "center"}
+    ax.annotate(
+        "noise scale at the gap", (gaps[-3], rows[-3].noise_scale), (-8, 4), ha="right", color="0.4", **text
+    )
+    ax.annotate("median on the way to it", (gaps[-1], before[-1]), (6, 0), color=COLORS[0], **text)
+    ax.annotate("best batch size, by the sweep", (gaps[-1], rows[-1].batch_size), (8, 0), **text)
+    ax.set(xscale="log", yscale="log", xlim=(4, 0.028), ylim=(10, 1500))
+    ax.set(xlabel="gap, loss / minimum − 1, falling along the run", ylabel="batch size")
+    clean(ax)
+    return figure
+
+
+def draw_trade_off(rows: list[Critical]) -> Figure:
     """Draw samples over steps for each batch size, with the fitted hyperbola."""
-    sizes = torch.tensor(BATCH_SIZES, dtype=torch.float64)
-    chosen = [row for row in rows if row.gap in (1.0, 0.3, 0.1, 0.03)]
-    for row, color in zip(chosen, COLORS, strict=True):
+    figure = Figure(figsize=(7.2, 4.8), layout="constrained")
+    ax, sizes = figure.subplots(), torch.tensor(BATCH_SIZES, dtype=torch.float64)
+    for row, color in zip([row for row in rows if row.gap in TRADED], COLORS, strict=True):
         steps = torch.tensor(row.steps)
-        ax.plot(steps, steps * sizes, "o", color=color, label=f"to gap {row.gap}: b = {row.batch_size:.0f}")
-        line = torch.logspace(-0.5, 3.3, 200)
+        ax.plot(steps, steps * sizes, "o", color=color, markersize=5)
+        line = torch.logspace(0, math.log10(BATCH_SIZES[-1]), 200)
         fitted = row.least_steps + row.least_samples / line
         ax.plot(fitted, fitted * line, "-", color=color, linewidth=1)
-        ax.plot(
-            2 * row.least_steps, 2 * row.least_samples, "*", color=color, markersize=13, markeredgecolor="k"
+        star = (2 * row.least_steps, 2 * row.least_samples)
+        ax.plot(*star, "*", color=color, markersize=13, markeredgecolor="black")
+        end = (float(fitted[0]), float(fitted[0]))
+        ax.annotate(
+            f"to a gap of {row.gap:g}",
+            end,
+            (6, -9),
+            color=color,
+            fontsize="small",
+            textcoords="offset points",
         )
-    ax.plot([], [], "k*", markersize=10, label="batches of b: twice the least of both")
-    ax.set(xscale="log", yscale="log", xlim=(0.9, 2000), ylim=(8, 6000))
-    ax.set(xlabel="steps, best learning rate", ylabel="samples = batch size · steps")
+    star = "twice the least steps and the least samples"
+    ax.plot([], [], "*", color="white", markeredgecolor="black", markersize=11, label=star)
+    ax.legend(fontsize="small", loc="upper right", frameon=False)
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="steps at the best learning rate",
+        ylabel="samples = batch size · steps",
+    )
     ax.set_title(
-        f"The sweep: batches of {BATCH_SIZES[0]} (right) to {BATCH_SIZES[-1]} (left)",
-        loc="left",
-        color="0.35",
+        f"batches of {BATCH_SIZES[0]} (right) to {BATCH_SIZES[-1]} (left of each curve)", **SUBTITLE
     )
+    clean(ax)
+    return figure
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--out", type=Path, default=Path("out/gradient_noise"), help="folder for the results"
-    )
-    parser.add_argument("--fast", action="store_true", help="fewer learning rates, orders and draws")
-    args = parser.parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)  # on tensors this small, threads would only wait for one another
+def show_clouds(card: Card, problem: gd.problems.Problem, trajectory: gd.Trajectory) -> None:
+    step, spread = LOOKED_AT[-1], trajectory.spread
+    mean, noise = (float((v[step] / v[0]).sqrt()) for v in (spread.squared_norm, spread.variance))
+    uphill = [uphill_of(gradients(problem, trajectory, t))[1].double().mean() for t in (0, step)]
+    numbers = {
+        "mean": mean,
+        "noise": noise,
+        "first": float(uphill[0]),
+        "last": float(uphill[1]),
+        "step": step,
+    }
+    question = "Why do mini-batches lose their way near the minimum?"
+    card.picture("clouds", draw_clouds(problem, trajectory), conclusion(**numbers), numbers, question)
 
-    problem = regression()
-    trajectory = follow(problem)
-    scales = gd.stats.noise_scale(trajectory.spread)
-    print(
-        f"full-batch descent, lr {LR}: step, gap, ‖gradient‖², tr Σ of the samples' gradients, noise scale"
-    )
-    for t in (*LOOKED_AT, STEPS - 1):
-        spread = [float(leaf[t]) for leaf in trajectory.spread]
-        gap = spread[1] / problem.minimum - 1
-        print(f"{t:5}  {gap:7.4f}  {spread[2]:9.5f}  {spread[3]:7.4f}  {float(scales[t]):8.1f}")
-    rows = sweep(problem, trajectory, args.fast)
-    said = report(rows)
 
-    with (args.out / "batch_sizes.csv").open("w", newline="", encoding="utf-8") as file:
+def show_sweep(
+    card: Card, problem: gd.problems.Problem, trajectory: gd.Trajectory, rows: list[Critical]
+) -> None:
+    ratios = [row.noise_scale_before / row.batch_size for row in rows]
+    question = "Does the noise tell the best batch size?"
+    figure = draw_scales(trajectory, float(problem.minimum), rows)
+    card.picture("noise_scale", figure, scale_conclusion(ratios), {"ratios": ratios}, question)
+
+    def ends(row: Critical) -> list[tuple[int, float]]:
+        there = [
+            (size, steps) for size, steps in zip(BATCH_SIZES, row.steps, strict=True) if steps < math.inf
+        ]
+        return [there[0], there[-1]]
+
+    row = rows[TARGETS.index(0.1)]
+    sizes, steps = zip(*ends(row), strict=True)
+    traded: dict[str, Any] = {"gap": row.gap, "sizes": sizes, "steps": steps, "b": row.batch_size}
+    question = "What do large batches save, and what do they cost?"
+    card.picture("trade_off", draw_trade_off(rows), trade_conclusion(**traded), traded, question)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    with Card(__file__, "Which batch size does the noise of gradients suggest?", argv) as card:
+        problem = regression()
+        trajectory = follow(problem)
+        rows = sweep(problem, trajectory, card.fast)
+        report(trajectory, float(problem.minimum), rows)
         header = ("gap", *(f"steps at {size}" for size in BATCH_SIZES), *Critical._fields[2:])
-        csv.writer(file).writerows([header, *((row.gap, *row.steps, *row[2:]) for row in rows)])
-    draw_clouds(problem, trajectory, args.out / "clouds.png")
-    figure = Figure(figsize=(15, 6), layout="constrained")
-    figure.suptitle(said, x=0.01, ha="left", fontweight="bold", fontsize=14)
-    left, middle, right = figure.subplots(1, 3)
-    draw_errors(problem, trajectory, 300 if args.fast else 10_000, left)
-    draw_suggestions(problem, trajectory, rows, middle)
-    draw_trade_off(rows, right)
-    for ax in (left, middle, right):
-        ax.legend(fontsize="small", framealpha=1)
-        ax.grid(color="0.9", linewidth=0.6)
-        ax.set_axisbelow(True)
-        ax.spines[["top", "right"]].set_visible(False)
-    figure.savefig(args.out / "batch_sizes.png", dpi=150)
-    print(f"Written: batch_sizes.csv, clouds.png and batch_sizes.png in {args.out}")
+        card.table("batch_sizes", header, ((row.gap, *row.steps, *row[2:]) for row in rows))
+        show_clouds(card, problem, trajectory)
+        draws = 300 if card.fast else 20_000
+        found = measure(problem, trajectory, draws)
+        power, off = judge_errors(found)
+        numbers: dict[str, Any] = {"power": power, "off": off, "batches": draws}
+        question = "How does the noise of a mini-batch depend on its size?"
+        card.picture("errors", draw_errors(found), errors_conclusion(**numbers), numbers, question)
+        show_sweep(card, problem, trajectory, rows)
     return 0
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # on tensors this small, threads would only wait for one another
     raise SystemExit(main())

@@ -26,15 +26,12 @@ data are matplotlib's `Stocks.csv`: the S&P 500's monthly return on those of fiv
     python demos/learn_the_schedule.py [--out DIR] [--fast]
 """
 
-import argparse
-import csv
-import textwrap
 import weakref
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from _card import Card
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.func import vmap
@@ -53,6 +50,8 @@ ADJOINTS: dict[str, Any] = {
 }
 ONE_RATE = "forward, of one rate"
 LENGTHS = (12, 24, 48, 96)  # steps of the runs whose memory is counted
+CONSTANT, FALLING, LEARNED, BEST = "best constant", "best lr/(1 + decay·t)", "learned", "best of all"
+COLORS = {CONSTANT: "#0072B2", FALLING: "#009E73", LEARNED: "#D55E00", BEST: "black"}
 AGREES = 1e-6  # largest difference of a derivative to finite differences, over the largest derivative
 
 PROBLEM = gd.problems.stock_regression()
@@ -187,16 +186,17 @@ def conclusion(constant: float, learned: float, best: float) -> str:
     if taken < 0:
         worse = f"{100 * (learned / constant - 1):.2g} % more loss"
         return f"Descent through descent finds nothing: {worse} than by the best constant rate"
-    word = "nearly all" if taken > 0.9 else "a part"
+    above, share = f"{100 * (learned / best - 1):.2g} %", f"{100 * taken:.0f} %"
+    opening = (
+        "finds nearly the best schedule there is" if taken > 0.9 else "stops short of the best schedule"
+    )
     return (
-        f"Descent through descent finds {word} of the best schedule: {100 * taken:.0f} % of what there is "
-        f"to gain over a constant rate; it ends {100 * (learned / best - 1):.2g} % above the least "
-        "expected loss"
+        f"Descent through descent {opening}: {share} of the gain over the best constant rate, and {above} "
+        "more loss than the least"
     )
 
 
-def report(rows: list[Row], outer: gd.Trajectory, orders: int) -> str:
-    """Print the table, and return what it shows."""
+def report(rows: list[Row], outer: gd.Trajectory, orders: int) -> None:
     print(f"{'schedule':22}  lr: first  largest    last  expected   {orders:5} fresh orders  differ by")
     for row in rows:
         lrs = f"{row.first_lr:10.4f} {row.largest_lr:8.4f} {row.last_lr:7.4f}"
@@ -204,13 +204,9 @@ def report(rows: list[Row], outer: gd.Trajectory, orders: int) -> str:
         print(f"{row.schedule:22} {lrs} {row.expected:9.5f} {measured:>20} {row.z:+5.1f} s.e.")
     print("excess loss = loss / minimum − 1 after the last step, mean over the orders, which all schedules")
     print("share: they err together")
-    constant, _, learned, optimum = (row.expected for row in rows)
-    said = conclusion(constant, learned, optimum)
-    print(f"{said}.")
     tenth = -(-len(outer.loss) // 10)
     first, last = outer.loss[:tenth].mean(), outer.loss[-tenth:].mean()
     print(f"On its own orders, each seen once: {first:.5f} in the first tenth, {last:.5f} in the last.\n")
-    return said
 
 
 # The ways to the derivative.
@@ -299,66 +295,48 @@ def report_modes(errors: dict[str, float], peaks: dict[str, list[int]], lengths:
 # The picture.
 
 
-def draw(
-    schedules: dict[str, Tensor], walks: dict[str, Tensor], shown: list[str], said: str, path: Path
-) -> None:
-    """Draw the schedules, and the runs of some of them."""
-    figure = Figure(figsize=(10, 5.2), layout="constrained")
-    figure.suptitle(textwrap.fill(said, 92), x=0.01, ha="left", fontweight="bold", fontsize=12)
+def draw(schedules: dict[str, Tensor], walks: dict[str, Tensor]) -> Figure:
+    """Draw the schedules, and the runs of the best constant and of the learned one."""
+    figure = Figure(figsize=(9, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    subtitle: dict[str, Any] = {"loc": "left", "fontsize": 10, "color": "0.35"}
-    # The schedules whose runs are drawn come first, and so have one colour in both panels.
-    ordered = {name: schedules[name] for name in (*shown, *schedules)}
-    gd.plot.plot_curves(ordered, ax=left, ylabel="learning rate")
+    subtitle: dict[str, Any] = {"loc": "left", "fontsize": 9, "color": "0.35"}
+    look: dict[str, Any] = {"colors": COLORS, "label_lines": True}
+    gd.plot.plot_curves(schedules, ax=left, ylabel="learning rate", **look)
     left.set_title("the schedules", **subtitle)
-    gd.plot.plot_curves(
-        {name: walks[name] for name in shown},
-        ax=right,
-        ylabel="excess loss, loss / minimum − 1",
-    )
-    right.set_title(f"runs on {len(walks[shown[0]]):,} fresh orders of the data", **subtitle)
-    figure.savefig(path, dpi=150)
+    shown = {name: walks[name] for name in (CONSTANT, LEARNED)}
+    gd.plot.plot_curves(shown, ax=right, ylabel="excess loss, loss / minimum − 1", **look)
+    right.set_title(f"runs on {len(walks[LEARNED]):,} fresh orders of the data", **subtitle)
+    return figure
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--out", type=Path, default=Path("out/learn_the_schedule"), help="folder for the results"
-    )
-    parser.add_argument("--fast", action="store_true", help="shorter runs, fewer outer steps and orders")
-    args = parser.parse_args(argv)
-    steps, outer_steps, orders, lengths = (12, 4, 64, (4, 12)) if args.fast else (T, 100, 2000, LENGTHS)
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)  # on tensors this small, threads would only wait for one another
+def main(argv: Sequence[str] | None = None) -> int:
+    with Card(__file__, "Can descent learn the schedule of descent?", argv) as card:
+        fast = (12, 4, 64, (4, 12))
+        steps, outer_steps, orders, lengths = fast if card.fast else (T, 100, 2000, LENGTHS)
+        constant = best_constant(steps)
+        learned, outer = learn(constant, outer_steps)
+        powers = torch.tensor([0.1, 0.05], dtype=torch.float64).log()
+        schedules = {
+            CONSTANT: constant,
+            FALLING: best_of(falling(steps), powers),
+            LEARNED: learned,
+            BEST: best_of(torch.exp, constant.log()),
+        }
+        walks = {name: walk(lrs, orders) for name, lrs in schedules.items()}
+        rows = [sum_up(name, schedules[name], walks[name]) for name in schedules]
+        print(f"{steps} steps on batches of {BATCH}; learned in {outer_steps} steps:\n")
+        report(rows, outer, orders)
+        errors, peaks = check_gradients(constant), count_memory(lengths)
+        report_modes(errors, peaks, lengths)
 
-    constant = best_constant(steps)
-    learned, outer = learn(constant, outer_steps)
-    schedules = {
-        "best constant": constant,
-        "best lr/(1 + decay·t)": best_of(
-            falling(steps), torch.tensor([0.1, 0.05], dtype=torch.float64).log()
-        ),
-        f"learned, {outer_steps} steps": learned,
-        "best of all": best_of(torch.exp, constant.log()),
-    }
-    walks = {name: walk(lrs, orders) for name, lrs in schedules.items()}
-    rows = [sum_up(name, schedules[name], walks[name]) for name in schedules]
-    print(f"{steps} steps on batches of {BATCH}:\n")
-    said = report(rows, outer, orders)
-    errors, peaks = check_gradients(constant), count_memory(lengths)
-    report_modes(errors, peaks, lengths)
-
-    with (args.out / "schedules.csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["step", *schedules])
-        table.writerows(
-            [t, *lrs] for t, lrs in enumerate(torch.stack(list(schedules.values()), 1).tolist())
-        )
-    shown = [rows[0].schedule, rows[2].schedule]
-    draw(schedules, walks, shown, said, args.out / "learn_the_schedule.png")
-    print(f"\nWritten: schedules.csv and learn_the_schedule.png in {args.out}")
+        expected = {row.schedule: row.expected for row in rows}
+        numbers = {"constant": expected[CONSTANT], "learned": expected[LEARNED], "best": expected[BEST]}
+        card.picture("learn_the_schedule", draw(schedules, walks), conclusion(**numbers), numbers)
+        table = torch.stack(list(schedules.values()), 1).tolist()
+        card.table("schedules", ["step", *schedules], ([t, *lrs] for t, lrs in enumerate(table)))
     return 0 if max(errors.values()) < AGREES else 1
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # on tensors this small, threads would only wait for one another
     raise SystemExit(main())

@@ -20,13 +20,12 @@ parallelism on neural network training", 2019. The data are matplotlib's `Stocks
     python demos/learning_rate_map.py [--out DIR] [--fast]
 """
 
-import argparse
 import math
-import textwrap
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from _card import Card
 from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
 from torch import Tensor
@@ -39,7 +38,7 @@ LRS = (5e-4, 2.0)
 SMALL = 8  # batch sizes up to this one are to obey the rule
 GOOD = 2.0  # a good lr leaves at most so many times the least loss
 EXCESS_LIMITS = (1e-3, 10.0)  # of the U-curves
-SUBTITLE: dict[str, Any] = {"loc": "left", "fontsize": 11, "color": "0.35"}
+SUBTITLE: dict[str, Any] = {"loc": "left", "fontsize": 9, "color": "0.35"}
 
 
 class Outcome(NamedTuple):
@@ -142,8 +141,14 @@ def conclusion(power: float, good: int, sizes: int, meets: float) -> str:
     return f"The best lr {linear} (as batch^{power:.2f}); {counts}, and meets 2/L at batches of {meets:.0f}"
 
 
-def report(rows: list[Best], L: float) -> str:
-    """Print the table, and return what it shows."""
+def numbers_of(rows: list[Best], L: float) -> dict[str, float]:
+    """Sum up the table for the conclusion."""
+    c = rule(rows)
+    good = sum(row.low <= c * row.batch_size <= row.high for row in rows)
+    return {"power": exponent(rows), "good": good, "sizes": len(rows), "meets": 2 / L / c}
+
+
+def report(rows: list[Best], L: float) -> None:
     c = rule(rows)
     print(f"\n{76 * ' '}all orders")
     print(
@@ -162,60 +167,56 @@ def report(rows: list[Best], L: float) -> str:
     obeying = [row.batch_size for row in rows if row.low <= c * row.batch_size <= row.high]
     print(f"The rule is that of batches up to {SMALL}, and promises nothing above 2/L = {2 / L:.3f}.")
     print(f"Its lr is good for batches of {', '.join(map(str, obeying)) or 'no size'}.")
-    said = conclusion(exponent(rows), len(obeying), len(rows), 2 / L / c)
-    print(said)
-    return said
 
 
 # The picture.
 
 
-def draw(
-    result: gd.SweepResult, rows: list[Best], problem: gd.problems.Problem, said: str, path: Path
-) -> None:
-    figure = Figure(figsize=(14, 7), layout="constrained")
-    figure.suptitle(textwrap.fill(said, 120), x=0.01, ha="left", fontweight="bold", fontsize=14)
-    left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))
-    draw_curves(left, result, rows, 2 / problem.L)
-    draw_rule(right.subplots(), result, rows, 2 / problem.L)
-    figure.savefig(path, dpi=150)
+def draw(result: gd.SweepResult, rows: list[Best], problem: gd.problems.Problem) -> Figure:
+    figure = Figure(figsize=(8, 9.4), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.15))
+    draw_curves(top, result, rows, 2 / problem.L)
+    draw_rule(bottom, result, rows, 2 / problem.L)
+    return figure
 
 
-def draw_curves(figure: Any, result: gd.SweepResult, rows: list[Best], limit: float) -> None:
-    """Draw the U-curves, and below them how many of the runs diverged."""
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+def draw_curves(ax: Any, result: gd.SweepResult, rows: list[Best], limit: float) -> None:
+    """Draw the U-curves of some batch sizes."""
     drawn = [row for row in rows if row.batch_size in DRAWN]
     runs = [result.select(batch_size=row.batch_size).reshape() for row in drawn]
-    style: dict[str, Any] = {"x": result.axes["lr"], "labels": [f"batch {row.batch_size}" for row in drawn]}
-    top.set(ylim=EXCESS_LIMITS)
+    ax.set(ylim=EXCESS_LIMITS)
     worst = 10 * EXCESS_LIMITS[1]  # out of view, without a cross for every order
-    curves = [torch.where(run.diverged, worst, run.excess).mT for run in runs]
-    gd.plot.plot_curves(curves, ax=top, ylabel="excess loss, loss / minimum − 1", log_x=True, **style)
-    shares = [run.diverged.double().mean(dim=1) for run in runs]
     gd.plot.plot_curves(
-        shares, ax=bottom, xlabel="learning rate", ylabel="diverged", log_x=True, log_y=False, **style
+        [torch.where(run.diverged, worst, run.excess).mT for run in runs],
+        x=result.axes["lr"],
+        ax=ax,
+        labels=[row.batch_size for row in drawn],
+        label_lines=False,
+        xlabel=" ",
+        ylabel="excess loss, loss / minimum − 1",
+        log_x=True,
     )
-    top.get_legend().remove()
-    top.set(xlabel="")
-    top.set_title("What is left of the loss: median and 10–90 % of the orders", **SUBTITLE)
-    for row, line in zip(drawn, list(top.lines), strict=False):
-        top.plot(row.lr, row.excess, "*", color=line.get_color(), markeredgecolor="black", markersize=13)
-        below: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "top", "zorder": 6}
-        halo = [Stroke(linewidth=3, foreground="white"), Normal()]
+    ax.get_legend().remove()
+    ax.set(xlabel="")
+    ax.set_title(
+        f"what is left of the loss: median and 10–90 % of {len(runs[0].excess[0])} orders", **SUBTITLE
+    )
+    below: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "top", "zorder": 6}
+    halo = [Stroke(linewidth=3, foreground="white"), Normal()]
+    for row, line in zip(drawn, list(ax.lines), strict=False):
+        ax.plot(row.lr, row.excess, "*", color=line.get_color(), markeredgecolor="black", markersize=12)
         name = f"batch {row.batch_size}"
-        top.annotate(name, (row.lr, row.excess), (0, -9), path_effects=halo, **below)
-    for ax in (top, bottom):
-        ax.axvline(limit, color="0.4", linewidth=1)
-    top.annotate("2/L ", (limit, EXCESS_LIMITS[0]), ha="right", va="bottom", color="0.4")
-    bottom.set_yticks((0, 0.5, 1), ("0", "50 %", "100 %"))
+        ax.annotate(name, (row.lr, row.excess), (0, -9), path_effects=halo, **below)
+    ax.axvline(limit, color="0.4", linewidth=1)
+    ax.annotate("2/L ", (limit, EXCESS_LIMITS[0]), ha="right", va="bottom", color="0.4")
 
 
 def draw_rule(ax: Any, result: gd.SweepResult, rows: list[Best], limit: float) -> None:
     """Draw the best learning rates beside the rule, on the map of all medians."""
     gd.plot.plot_grid(
         result,
-        "batch_size",
         "lr",
+        "batch_size",
         values=result.outputs.excess,
         ax=ax,
         label="excess loss, median of the orders",
@@ -230,47 +231,41 @@ def draw_rule(ax: Any, result: gd.SweepResult, rows: list[Best], limit: float) -
     batches = torch.tensor([row.batch_size for row in rows])
     lr = torch.tensor([row.lr for row in rows])
     reach = [[row.lr - row.low for row in rows], [row.high - row.lr for row in rows]]
-    c = rule(rows)
-    ax.plot(batches, c * batches, color="#D55E00", linewidth=2, label="linear scaling: lr ∝ batch")
-    ax.plot(batches, lr[0] * batches.sqrt(), "--", color="#D55E00", label="√ scaling, from the first")
-    ax.axhline(limit, color="0.3", linewidth=1, label="2/L")
-    points: dict[str, Any] = {"fmt": "o", "color": "black", "markeredgecolor": "white", "capsize": 3}
-    ax.errorbar(batches, lr, reach, **points, label=f"best lr, and those within × {GOOD:g} of its loss")
-    legend = ax.get_legend()
+    line: dict[str, Any] = {"color": "black", "linewidth": 1.8}
+    line["path_effects"] = [Stroke(linewidth=4, foreground="white"), Normal()]
+    ax.plot(rule(rows) * batches, batches, **line, label="linear scaling: lr ∝ batch")
+    ax.plot(lr[0] * (batches / batches[0]).sqrt(), batches, ":", **line, label="√ scaling, from the first")
+    ax.axvline(limit, color="0.4", linewidth=1)
+    points: dict[str, Any] = {"fmt": "o", "color": "#D55E00", "markeredgecolor": "white", "capsize": 3}
+    reached = f"best lr, and those within × {GOOD:g} of its loss"
+    ax.errorbar(lr, batches, xerr=reach, **points, zorder=5, label=reached)
+    old = ax.get_legend()
     handles, labels = ax.get_legend_handles_labels()
-    handles += legend.legend_handles if legend else []
-    labels += [text.get_text() for text in legend.get_texts()] if legend else []
-    ax.legend(
-        handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False, fontsize="small"
-    )
-    ax.set(ylim=LRS, xlabel="batch size", ylabel="learning rate")
-    ax.set_title("The best learning rate, on the map of all medians", **SUBTITLE)
+    handles += old.legend_handles if old else []
+    labels += [text.get_text() for text in old.get_texts()] if old else []
+    below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12), "ncols": 2}
+    ax.legend(handles, labels, **below, frameon=False, fontsize="small")
+    ax.set(xlim=LRS, xlabel="learning rate", ylabel="batch size")
+    ax.set_title("the best learning rate of each batch size, on the map of all medians", **SUBTITLE)
     ticks = [row.batch_size for row in rows if row.batch_size != 194]  # too near 128 for a number
-    ax.set_xticks(ticks, [str(size) for size in ticks])
-    ax.set_xticks((), minor=True)
+    ax.set_yticks(ticks, [str(size) for size in ticks])
+    ax.set_yticks((), minor=True)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--out", type=Path, default=Path("out/learning_rate_map"), help="folder for the results"
-    )
-    parser.add_argument("--fast", action="store_true", help="fewer batch sizes, rates, orders and epochs")
-    args = parser.parse_args(argv)
-    sizes, rates, orders, epochs = ((4, 8, 64), 12, 5, 1) if args.fast else (BATCH_SIZES, 47, 49, 2)
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)  # on tensors this small, threads would only wait for one another
-
-    problem = gd.problems.stock_regression()
-    result = train_all(problem, sizes, rates, orders, epochs)
-    print(f"{result}\n{epochs} epochs each")
-    result.save(args.out / "runs.csv")
-    rows = sum_up(result, len(problem.data[1]), epochs)
-    said = report(rows, problem.L)
-    draw(result, rows, problem, said, args.out / "learning_rate_map.png")
-    print(f"Written: runs.csv and learning_rate_map.png in {args.out}")
+def main(argv: Sequence[str] | None = None) -> int:
+    with Card(__file__, "Which learning rate suits which batch size?", argv) as card:
+        sizes, rates, orders, epochs = ((4, 8, 64), 12, 5, 1) if card.fast else (BATCH_SIZES, 47, 49, 2)
+        problem = gd.problems.stock_regression()
+        result = train_all(problem, sizes, rates, orders, epochs)
+        print(f"{result}\n{epochs} epochs each")
+        rows = sum_up(result, len(problem.data[1]), epochs)
+        report(rows, problem.L)
+        result.save(card.file("runs.csv"))
+        numbers = numbers_of(rows, problem.L)
+        card.picture("learning_rate_map", draw(result, rows, problem), conclusion(**numbers), numbers)
     return 0
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # on tensors this small, threads would only wait for one another
     raise SystemExit(main())

@@ -19,14 +19,12 @@ H. McMahan, S. Ramaswamy, "Differentially private learning with adaptive clippin
     python demos/private_descent.py [--out DIR] [--fast]
 """
 
-import argparse
-import csv
-import textwrap
 import warnings
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from _card import Card
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.func import vmap
@@ -38,16 +36,12 @@ RATE = 0.1
 STEPS = 200
 NOISES = (0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
 MAX_NORMS = (0.1, 1.0, 3.0, 10.0)
-JUDGED = 2.0  # the noise at which the norms are compared
-LRS = (
-    0.03,
-    0.1,
-    0.3,
-    1.0,
-    3.0,
-    10.0,
-)  # over the clipping norm, once that is smaller than a gradient is long
+JUDGED = NOISES[-1]  # the noise at which the norms are compared
+ALIKE = 0.03  # of the accuracy: norms that cost hardly more than the best
+# Learning rates, over the clipping norm once that is smaller than a gradient is long.
+LRS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 SEEDS = 4
+COLORS = ("#56B4E9", "#0072B2", "#009E73", "#D55E00", "black")
 
 
 class Task(NamedTuple):
@@ -154,7 +148,7 @@ def compare(task: Task, plan: gd.privacy.PoissonPlan, seeds: int) -> list[Curve]
     for max_norm in MAX_NORMS:
         lrs = torch.tensor(LRS) / min(1.0, max_norm)
         curves.append(
-            best_of(f"clipped to {max_norm}", private_runs(task, plan, max_norm, lrs, seeds), lrs)
+            best_of(f"clipped to {max_norm:g}", private_runs(task, plan, max_norm, lrs, seeds), lrs)
         )
     # The count of the unclipped is released too: its noise must be more than half of any multiplier here.
     follow = gd.privacy.Quantile(start=1.0, noise=2.0 * max(NOISES))
@@ -165,14 +159,15 @@ def compare(task: Task, plan: gd.privacy.PoissonPlan, seeds: int) -> list[Curve]
 
 def conclusion(noise: float, costs: dict[float, float], following: float) -> str:
     """Compare what clipping norms cost at a noise, and the norm that follows the median, in accuracy."""
-    worst, best = max(costs, key=costs.__getitem__), min(costs, key=costs.__getitem__)
-    word = "largest" if worst == max(costs) else "smallest" if worst == min(costs) else "middling"
-    place = "less than any" if following < costs[best] else "not less than the best"
-    return (
-        f"The {word} clipping norm, {worst:g}, costs most at noise {noise:g}: "
-        f"{100 * costs[worst]:.1f} points of accuracy, but {best:g} costs {100 * costs[best]:.1f}; "
-        f"following the median costs {100 * following:.1f}, {place}"
+    alike = [norm for norm, cost in costs.items() if cost < min(costs.values()) + ALIKE]
+    low, high = (f"{100 * cost(costs[norm] for norm in alike):.0f}" for cost in (min, max))
+    points = f"{low} to {high} points" if low != high else f"{low} points"
+    names = (
+        f"norms from {min(alike):g} to {max(alike):g} cost" if len(alike) > 1 else f"to {alike[0]:g} costs"
     )
+    others = [f"{norm:g} costs {100 * cost:.0f}" for norm, cost in costs.items() if norm not in alike]
+    parts = [f"Clipping {names} {points} of accuracy at σ = {noise:g}", *others]
+    return ", ".join(parts) + f"; following the median costs {100 * following:.0f}"
 
 
 def costs_at(noise: float, curves: list[Curve], best: float) -> tuple[dict[float, float], float]:
@@ -190,90 +185,71 @@ def report(curves: list[Curve], epsilon: list[float] | None) -> None:
         print(f"{noise:5} {spent}  " + "".join(f"{cell:>22}" for cell in cells))
 
 
-def draw(
-    task: Task, curves: list[Curve], epsilon: list[float] | None, best: float, said: str, file: Path
-) -> None:
-    """Draw accuracy over noise, and over ε where that is known."""
-    figure = Figure(figsize=(12 if epsilon else 7.2, 5.6), layout="constrained")
-    wrapped = textwrap.fill(said, 140 if epsilon else 82)
-    figure.suptitle(wrapped, x=0.01, ha="left", fontweight="bold", fontsize=10)
-    columns = {"noise multiplier σ": torch.tensor(NOISES)}
-    if epsilon:
-        columns["ε at δ = 10⁻⁵"] = torch.tensor(epsilon)
-    axes = figure.subplots(1, len(columns), squeeze=False)[0]
-    for ax, (xlabel, x) in zip(axes, columns.items(), strict=True):
-        gd.plot.plot_curves(
-            [100 * curve.accuracies.mT for curve in curves],
-            x=x,
-            ax=ax,
-            labels=[curve.name for curve in curves],
-            band=(0.0, 1.0),
-            xlabel=xlabel,
-            ylabel="test accuracy, %",
-            log_x=True,
-            log_y=False,
-        )
-    for ax in axes:
-        ax.axhline(100 * best, color="black", linestyle="--", linewidth=1)
-        place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "top"}
-        ax.annotate("neither clipped nor noisy", (0.98, 100 * best - 0.5), **place)
-    axes[0].set_xticks(NOISES, [f"{noise:g}" for noise in NOISES])
-    axes[0].set_xticks((), minor=True)
-    subtitle: dict[str, Any] = {"loc": "left", "fontsize": 9, "color": "0.35"}
-    axes[0].set_title(f"DP-SGD on {len(task.train[1]):,} {task.name}, batches at rate {RATE}", **subtitle)
-    if epsilon:
-        ticks = (0.5, 1, 2, 5, 10, 20, 50)
-        axes[1].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes[1].set_xticks((), minor=True)
-        axes[1].set_title("the same, by what an adversary may learn", **subtitle)
-    figure.savefig(file, dpi=150)
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--out", type=Path, default=Path("out/private_descent"), help="folder for the results"
+def draw(task: Task, curves: list[Curve], epsilon: list[float] | None, best: float) -> Figure:
+    """Draw accuracy over noise, and ε above it where that is known."""
+    figure = Figure(figsize=(7.2, 5), layout="constrained")
+    ax = figure.subplots()
+    gd.plot.plot_curves(
+        {curve.name: 100 * curve.accuracies.mT for curve in curves},
+        x=torch.tensor(NOISES),
+        ax=ax,
+        colors=COLORS,
+        label_lines=True,
+        band=(0.0, 1.0),
+        xlabel=f"noise multiplier σ, on {len(task.train[1]):,} {task.name} in batches at rate {RATE}",
+        ylabel="test accuracy, %",
+        log_x=True,
+        log_y=False,
     )
-    parser.add_argument("--fast", action="store_true", help="fewer steps and seeds")
-    args = parser.parse_args(argv)
-    steps, seeds = (20, 2) if args.fast else (STEPS, SEEDS)
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
+    ax.axhline(100 * best, color="black", linewidth=0.8)
+    place: dict[str, Any] = {"xytext": (0, 4), "textcoords": "offset points", "fontsize": "small"}
+    ax.annotate("neither clipped nor noisy", (NOISES[0], 100 * best), **place)
+    ax.set_ylim(top=100)
+    seeds = curves[0].accuracies.shape[1]
+    said = f"median, and least to most of {seeds} seeds; each at the best learning rate, by the test set"
+    ax.get_legend().get_texts()[0].set_text(said)
+    ax.set_xticks(NOISES, [f"{noise:g}" for noise in NOISES])
+    ax.set_xticks((), minor=True)
+    if epsilon:
+        top = ax.secondary_xaxis("top")
+        top.set_xticks(NOISES, [f"{spent:.2g}" for spent in epsilon])
+        top.set_xticks((), minor=True)
+        top.set_xlabel(f"ε at δ = {DELTA:g}: the less, the more private")
+    return figure
 
-    task = load()
-    plan = gd.privacy.poisson_batches(gd.random.key(1), len(task.train[1]), RATE, steps)
-    sizes = (plan.index < len(task.train[1])).sum(dim=1)
-    print(f"{len(task.train[1])} {task.name}; {steps} batches at rate {RATE}: ", end="")
-    print(f"{int(sizes.min())} to {int(sizes.max())} samples")
-    best = without_privacy(task, plan)
-    curves = compare(task, plan, seeds)
-    epsilon = epsilons(plan)
-    report(curves, epsilon)
-    print(
-        f"Without clipping and noise: {100 * best:.1f} %."
-        + ("" if epsilon else " Opacus is not installed: no ε.")
-    )
 
-    with (args.out / "accuracy.csv").open("w", newline="", encoding="utf-8") as file:
-        header = ("clipping", "noise", "epsilon", "lr", "mean test accuracy")
-        rows = [
+def main(argv: Sequence[str] | None = None) -> int:
+    with Card(__file__, "What does privacy cost, and does the clipping norm matter?", argv) as card:
+        steps, seeds = (20, 2) if card.fast else (STEPS, SEEDS)
+        task = load()
+        plan = gd.privacy.poisson_batches(gd.random.key(1), len(task.train[1]), RATE, steps)
+        sizes = (plan.index < len(task.train[1])).sum(dim=1)
+        print(f"{len(task.train[1])} {task.name}; {steps} batches at rate {RATE}: ", end="")
+        print(f"{int(sizes.min())} to {int(sizes.max())} samples")
+        best = without_privacy(task, plan)
+        curves = compare(task, plan, seeds)
+        epsilon = epsilons(plan)
+        report(curves, epsilon)
+        note = "" if epsilon else " Opacus is not installed: no ε."
+        print(f"Without clipping and noise: {100 * best:.1f} %.{note}")
+
+        costs, following = costs_at(JUDGED, curves, best)
+        numbers = {"noise": JUDGED, "costs": costs, "following": following}
+        figure = draw(task, curves, epsilon, best)
+        card.picture("accuracy", figure, conclusion(JUDGED, costs, following), numbers)
+        spent = epsilon or [""] * len(NOISES)
+        card.table(
+            "accuracy",
+            ("clipping", "noise", "epsilon", "lr", "mean test accuracy"),
             (
-                curve.name,
-                noise,
-                epsilon[i] if epsilon else "",
-                curve.lrs[i],
-                float(curve.accuracies[i].mean()),
-            )
-            for curve in curves
-            for i, noise in enumerate(NOISES)
-        ]
-        csv.writer(file).writerows([header, *rows])
-    said = conclusion(JUDGED, *costs_at(JUDGED, curves, best))
-    print(f"{said}.")
-    draw(task, curves, epsilon, best, said, args.out / "accuracy.png")
-    print(f"Written: accuracy.csv and accuracy.png in {args.out}")
+                (curve.name, noise, spent[i], curve.lrs[i], curve.accuracies[i].mean())
+                for curve in curves
+                for i, noise in enumerate(NOISES)
+            ),
+        )
     return 0
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # on tensors this small, threads would only wait for one another
     raise SystemExit(main())

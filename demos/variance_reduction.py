@@ -20,15 +20,12 @@ machine learning problems using stochastic recursive gradient", 2017. Data: matp
     python demos/variance_reduction.py [--out DIR] [--fast]
 """
 
-import argparse
-import csv
 import math
-import textwrap
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from _card import Card
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -38,7 +35,17 @@ SHARES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)  # learning rate
 FAST_SHARES, FAST = (0.2, 1.0), ("SGD", "SVRG", "SAGA")
 PASS = 2  # how many steps of SVRG and SARAH lie between two full gradients, in units of n
 GOALS = (1e-4, 1e-8, 1e-12)  # the table tells when a gap is below them
-GAP_LIMITS = (1e-24, 1e4)  # of the pictures; what diverges leaves through the top
+GAP_LIMITS = (1e-24, 1e4)  # of the picture; what diverges leaves through the top
+FULL = "full batches"
+COLORS = {
+    "SGD": "#0072B2",
+    "SGD, falling lr": "#56B4E9",
+    "SVRG": "#009E73",
+    "SARAH": "#CC79A7",
+    "SAG": "#E69F00",
+    "SAGA": "#D55E00",
+    FULL: "black",
+}
 
 
 class Method(NamedTuple):
@@ -184,90 +191,81 @@ def report(rows: list[list[Any]]) -> None:
 
 
 def conclusion(sgd: float, saga: float, cost: float, goal: float) -> str:
-    """Compare the final gaps of SGD and SAGA at lr = 1/(3L), and what SAGA spent on a goal (inf: never)."""
-    least = "never" if math.isinf(cost) else f"after {cost:g} n gradients"
-    word = "goes on" if saga < sgd / 10 else "is hardly closer" if saga < sgd else "is no closer"
-    stalls = f"SGD ends {float(f'{100 * sgd:.2g}'):g} % above the minimum"
-    return f"Same constant lr: {stalls}, SAGA {word}, to {saga:.0e} (below {goal:.0e}: {least})"
+    """Compare the final gaps of SGD and SAGA at one lr, and what SAGA spent on a goal (inf: never)."""
+    stalls = f"At one constant lr, SGD ends {float(f'{100 * sgd:.2g}'):g} % above the minimum"
+    if saga >= sgd:
+        return f"{stalls}, and SAGA is no closer: {saga:.0e}"
+    if math.isinf(cost):
+        word = "goes on" if saga < sgd / 10 else "is hardly closer"
+        return f"{stalls}, and SAGA {word}: {saga:.0e}, never within {goal:.0e}"
+    return f"{stalls}, and SAGA is within {goal:.0e} of it after {cost:g} n gradients"
 
 
-def draw(
-    problem: gd.problems.Problem,
-    gaps: dict[str, Tensor],
-    shares: tuple[float, ...],
-    said: str,
-    path: Path,
-) -> None:
+def draw(problem: gd.problems.Problem, gaps: dict[str, Tensor], shares: tuple[float, ...]) -> Figure:
     """Draw the gap over the gradients at lr = 1/(3L), and the final gap over the learning rate."""
-    figure = Figure(figsize=(11, 6), layout="constrained")
-    figure.suptitle(textwrap.fill(said, 88), x=0.01, ha="left", fontweight="bold", fontsize=12)
-    left, right = figure.subplots(1, 2, sharey=True)
+    figure = Figure(figsize=(9, 4.8), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.15, 1))
     costs = [METHODS[name].costs(runs.shape[-1] - 1) for name, runs in gaps.items()]
     whole = full_batch_descent(problem, int(costs[0][-1]))
     left.set(ylim=GAP_LIMITS)
     subtitle: dict[str, Any] = {"loc": "left", "fontsize": 9, "color": "0.35"}
-    left.set_title("lr = 1/(3L), constant but for the one that falls to zero", **subtitle)
+    left.set_title("lr = 1/(3L), or falling from it to 0, or 2/(μ + L) of full batches", **subtitle)
     gd.plot.plot_curves(
-        [*[runs[shares.index(1.0)] for runs in gaps.values()], whole],
+        {**{name: runs[shares.index(1.0)] for name, runs in gaps.items()}, FULL: whole},
         x=[*costs, costs[0]],
         ax=left,
-        labels=[*gaps, "full batches, lr 2/(μ + L)"],
+        colors=COLORS,
+        label_lines=True,
         xlabel="gradients of samples computed / n",
-        ylabel="gap to the exact optimum, loss / minimum − 1",
+        ylabel="loss / minimum − 1 (its quadratic form, below rounding)",
     )
     bound = theorem(problem, costs[-1])
-    left.plot(costs[-1], bound, color="0.4", linewidth=1)
-    left.annotate("what SAGA's theorem promises", (costs[-1][1], 3 * bound[0]), color="0.4")
+    left.plot(costs[-1], bound, color="black", linewidth=0.8)
+    left.annotate("what SAGA's theorem promises", (costs[-1][1], 3 * bound[0]), fontsize="small")
     right.set(ylim=GAP_LIMITS)
     right.set_title(f"after {costs[0][-1]} n gradients, medians", **subtitle)
     gd.plot.plot_curves(
-        [median(runs)[:, -1] for runs in gaps.values()],
+        {name: median(runs)[:, -1] for name, runs in gaps.items()},
         x=torch.tensor(shares),
         ax=right,
-        labels=[*gaps],
+        colors=COLORS,
+        label_lines=False,
         xlabel="learning rate, in units of 1/(3L)",
         ylabel="",
         log_x=True,
     )
-    right.get_legend().remove()  # the left one's
-    right.axhline(gaps["SGD"][0, 0, 0], color="0.4", linewidth=1)
-    right.annotate("above the start: diverged", (shares[0], 1.5 * gaps["SGD"][0, 0, 0]), color="0.4")
-    figure.savefig(path, dpi=150)
+    right.get_legend().remove()  # the colours of the left panel
+    start = gaps["SGD"][0, 0, 0]
+    right.axhline(start, color="0.4", linewidth=0.8)
+    right.annotate("above the start: diverged", (shares[0], 1.5 * start), color="0.35", fontsize="small")
+    return figure
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--out", type=Path, default=Path("out/variance_reduction"), help="folder for results"
-    )
-    parser.add_argument("--fast", action="store_true", help="fewer gradients, learning rates and orders")
-    args = parser.parse_args(argv)
-    shares, budget, orders = (FAST_SHARES, 10, 3) if args.fast else (SHARES, 40, 9)
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)  # on tensors this small, threads would only wait for one another
+def main(argv: Sequence[str] | None = None) -> int:
+    with Card(__file__, "Does a constant learning rate lead to the optimum?", argv) as card:
+        shares, budget, orders = (FAST_SHARES, 10, 3) if card.fast else (SHARES, 40, 9)
+        problem = gd.problems.stock_regression()
+        steepest = design(problem).square().sum(dim=1).max()
+        lrs = torch.tensor(shares, dtype=torch.float64) / (3 * steepest)
+        keys = gd.random.split(gd.random.key(0), orders)
+        gaps = {}
+        for name in FAST if card.fast else METHODS:
+            print(f"{name}: {len(lrs) * orders} runs at once", flush=True)
+            gaps[name] = sweep(problem, METHODS[name], lrs, keys, budget)
 
-    problem = gd.problems.stock_regression()
-    steepest = design(problem).square().sum(dim=1).max()
-    lrs = torch.tensor(shares, dtype=torch.float64) / (3 * steepest)
-    keys = gd.random.split(gd.random.key(0), orders)
-    gaps = {}
-    for name in FAST if args.fast else METHODS:
-        print(f"{name}: {len(lrs) * orders} runs at once", flush=True)
-        gaps[name] = sweep(problem, METHODS[name], lrs, keys, budget)
-
-    rows = tabulate(gaps, shares)
-    with (args.out / "gaps.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([COLUMNS, *rows])
-    report(rows)
-    ends = {row[0]: row for row in rows if row[1] == 1.0}
-    goal = GOALS[-1]
-    said = conclusion(
-        ends["SGD"][-2], ends["SAGA"][-2], ends["SAGA"][COLUMNS.index(f"cost to {goal:.0e}")], goal
-    )
-    print(said)
-    draw(problem, gaps, shares, said, args.out / "variance_reduction.png")
-    print(f"Written: gaps.csv and variance_reduction.png in {args.out}")
-    return judge(gaps, shares.index(1.0))
+        rows = tabulate(gaps, shares)
+        report(rows)
+        card.table("gaps", COLUMNS, rows)
+        ends = {row[0]: row for row in rows if row[1] == 1.0}
+        goal = GOALS[-1]
+        numbers = {
+            "sgd": ends["SGD"][-2],
+            "saga": ends["SAGA"][-2],
+            "cost": ends["SAGA"][COLUMNS.index(f"cost to {goal:.0e}")],
+            "goal": goal,
+        }
+        card.picture("gaps", draw(problem, gaps, shares), conclusion(**numbers), numbers)
+        return judge(gaps, shares.index(1.0))
 
 
 def judge(gaps: dict[str, Tensor], at: int) -> int:
@@ -281,4 +279,5 @@ def judge(gaps: dict[str, Tensor], at: int) -> int:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # on tensors this small, threads would only wait for one another
     raise SystemExit(main())

@@ -4,8 +4,8 @@ Digits: one in twenty training labels is replaced by a wrong one, and a small ne
 heart. Its samples are ranked by loss and gradient norm, early and at the end, and by self-influence along
 the path, Σ lr·‖gᵢ‖² (Pruthi et al.). How many wrong labels are among the first that a human would look at?
 Early all three find them. In the end, when all losses are small, only the self-influence still does: it
-remembers. Drawn too are the first two dozen suspects, and the training samples that helped or harmed some
-test digits most, their proponents and opponents, by Σ lr·⟨gᵢ, g_test⟩.
+remembers. Drawn too are the first two dozen suspects, and the training samples that helped or harmed the
+test digits read worst, their proponents and opponents, by Σ lr·⟨gᵢ, g_test⟩.
 
 Stocks: the months that pull hardest at the regression of the S&P 500 on five of its shares, and whether
 they helped or harmed the fit of the last ten years.
@@ -19,14 +19,13 @@ early on). The digits are scikit-learn's; without it that part is left out. The 
     python demos/which_samples_matter.py [--out DIR] [--fast]
 """
 
-import argparse
-import csv
-import textwrap
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from _card import Card
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 import gdfunc as gd
@@ -38,10 +37,11 @@ BATCH_SIZE, LR, EPOCHS = 40, 0.5, 300
 EARLY = 10  # the epoch of the early rankings
 TRACED = 10  # epochs between two points of the path
 MONTHS, RECENT = 389, 120
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "0.5")
+SUSPECTS, WORST, EACH = 24, 3, 4  # how many are drawn; of the last, on either side
+BLUE, RED, GREEN = "#0072B2", "#D55E00", "#009E73"
 
 
-# Each conclusion is printed, and is the title of a picture.
+# The conclusions.
 
 
 def conclusion(looked_at: int, loss: float, influence: float) -> str:
@@ -57,15 +57,24 @@ def conclusion(looked_at: int, loss: float, influence: float) -> str:
 
 def suspects_conclusion(planted: int, shown: int, of: int) -> str:
     count = "All" if planted == shown else f"{planted} of"
-    return f"{count} {shown} most suspect of {of:,} labels are planted errors (in orange)"
+    return f"{count} {shown} most suspect of {of:,} labels are planted errors"
 
 
-def influence_conclusion(planted: int, shown: int) -> str:
-    return f"{planted} of the {shown} samples that harmed the three worst test digits most are mislabelled"
+def influence_conclusion(planted: int, shown: int, share: float) -> str:
+    """Compare the mislabelled samples among the most harmful ones with their share of all samples."""
+    word = (
+        "are mostly"
+        if planted > shown / 2
+        else "are often"
+        if planted > 2 * share * shown
+        else "are rarely"
+    )
+    counts = f"{planted} of {shown}, against {100 * share:.0f} % of all samples"
+    return f"The samples that harm the worst test digits most {word} mislabelled: {counts}"
 
 
 def months_conclusion(month: str, share: float, half: int, of: int) -> str:
-    rest = f"and {half} months of {of} half of it"
+    rest = f"and {half} month{'s' * (half > 1)} of {of} half of it"
     return f"One month, {month}, did {100 * share:.0f} % of the fitting, Σ lr‖g‖², {rest}"
 
 
@@ -136,10 +145,10 @@ class Scores(NamedTuple):
 
     loss: Tensor
     norm: Tensor
-    self_influence: Tensor  # up to there
+    self_influence: Tensor  # up to that point
 
 
-NAMES = Scores("loss", "gradient norm", "self-influence up to there")
+NAMES = Scores("loss", "gradient norm", "self-influence")
 
 
 def score(task: Task, run: Run) -> Scores:
@@ -167,85 +176,97 @@ def show(ax: Any, image: Tensor, title: str, color: str = "black") -> None:
     ax.set(xticks=[], yticks=[])
 
 
-def head(figure: Figure, said: str, width: int = 110) -> None:
-    """Print a conclusion, and make it the title."""
-    print(f"{said}.")
-    figure.suptitle(textwrap.fill(said, width), x=0.01, ha="left", fontweight="bold", fontsize=12)
+def show_sample(ax: Any, task: Task, i: int) -> None:
+    """Draw a training sample with the label given, and the right one if that is another."""
+    given, true = int(task.data[1][i]), int(task.truth[i])
+    title = f'"{given}"' if given == true else f'"{given}", is {true}'
+    show(ax, task.data[0][i], title, "black" if given == true else RED)
 
 
-def draw_found(scores: Scores, wrong: Tensor, said: str, file: Path) -> None:
-    """Draw the wrong labels found: over the labels looked at, and over the epochs."""
-    figure = Figure(figsize=(12, 5.3), layout="constrained")
-    head(figure, said)
-    left, right = figure.subplots(1, 2)
-    planted = int(wrong.sum())
-    looked_at = 100 * torch.arange(len(wrong) + 1) / len(wrong)
-    for name, values, color in zip(NAMES, scores, COLORS, strict=False):
-        for t, style, when in ((EARLY // TRACED, "--", f"epoch {EARLY}"), (-1, "-", "the end")):
-            curve = 100 * found(values[t], wrong)
-            left.plot(looked_at, curve, style, color=color, label=f"{name}, {when}")
-        shares = [100 * float(found(row, wrong)[planted]) for row in values]
-        right.plot(TRACED * torch.arange(len(shares)), shares, ".-", color=color, label=name)
-    share = 100 * planted / len(wrong)
-    left.plot([0, share, 100], [0, 100, 100], ":", color="black", linewidth=1, label="the best possible")
-    left.plot([0, 100], [0, 100], "-.", color="black", linewidth=1, label="at random")
-    left.set(xlim=(0, 25), xlabel="labels looked at, % of all, most suspect first")
-    subtitle: dict[str, Any] = {"loc": "left", "fontsize": 10, "color": "0.35"}
-    left.set_title(f"finding {planted} wrong labels among {len(wrong):,} digits", **subtitle)
-    right.axhline(share, color="black", linestyle="-.", linewidth=1, label="at random")
-    right.set(xlabel="epoch")
-    right.set_title(f"found among the first {planted}, as training goes on", **subtitle)
-    for ax in (left, right):
-        ax.set(ylim=(0, 102), ylabel="wrong labels found, % of them")
-        # Above the line of a ranking at random.
-        ax.legend(loc="lower right", bbox_to_anchor=(1, 0.25), fontsize="small", framealpha=1)
-        ax.grid(color="0.9", linewidth=0.6)
-        ax.set_axisbelow(True)
-        ax.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, dpi=150)
+def draw_found(shares: Scores, random: float, looked_at: int) -> Figure:
+    """Draw the shares [points] of the wrong labels that rankings find, over the epochs."""
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    ax = figure.subplots()
+    gd.plot.plot_curves(
+        {name: 100 * values for name, values in zip(NAMES, shares, strict=True)},
+        x=TRACED * torch.arange(len(shares.loss)),
+        ax=ax,
+        colors=[BLUE, "#56B4E9", RED],
+        label_lines=True,
+        xlabel="epoch",
+        ylabel=f"wrong labels among the first {looked_at}, %",
+        log_y=False,
+    )
+    ax.axhline(100 * random, color="0.4", linewidth=0.8)
+    place = {"xycoords": ("axes fraction", "data"), "xytext": (0, 3), "textcoords": "offset points"}
+    ax.annotate("at random", (0.9, 100 * random), **place, fontsize="small", color="0.35")
+    ax.set(ylim=(0, 100))
+    return figure
 
 
-def draw_suspects(task: Task, scores: Tensor, file: Path) -> None:
-    """Draw the first two dozen of a ranking, with the labels given, and the right ones if others."""
-    figure = Figure(figsize=(9, 4.6), layout="constrained")
-    first = gd.stats.ranks(scores).argsort()[:24]
-    head(figure, suspects_conclusion(int(task.wrong[first].sum()), len(first), len(scores)), 84)
-    for ax, i in zip(figure.subplots(3, 8).flat, first.tolist(), strict=True):
-        planted, given = bool(task.wrong[i]), int(task.data[1][i])
-        title = f'"{given}", is {int(task.truth[i])}' if planted else f'"{given}"'
-        show(ax, task.data[0][i], title, COLORS[1] if planted else "black")
-    figure.supxlabel("the first by self-influence, with the labels given", fontsize=9, color="0.35")
-    figure.savefig(file, dpi=150)
+def draw_suspects(task: Task, scores: Tensor, first: Tensor) -> Figure:
+    """Draw the first of a ranking, with the labels given, the right ones if others, and their scores."""
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    for ax, i in zip(figure.subplots(3, SUSPECTS // 3).flat, first.tolist(), strict=True):
+        show_sample(ax, task, i)
+        ax.set_xlabel(f"× {float(scores[i] / scores.median()):,.0f}", fontsize="small", color="0.35")
+    note = "in quotes the label given, in orange where it is wrong; × the median's self-influence, Σ lr‖g‖²"
+    figure.supxlabel(note, fontsize=9, color="0.35")
+    return figure
 
 
-def draw_influence(task: Task, run: Run, file: Path) -> None:
-    """Draw those test digits that the network gets most wrong, with who helped and who harmed them."""
+class Influence(NamedTuple):
+    """What the training samples did to a test digit."""
+
+    image: Tensor
+    digit: int
+    read: int
+    effect: Tensor  # [n]: > 0 helped
+    order: list[int]  # of the samples, from the one that helped most
+
+
+def influences(task: Task, run: Run) -> list[Influence]:
+    """Trace the test digits of the largest loss."""
     losses = gd.reduce_per_sample(loss_fn, gd.reducers.norms())(run.final, task.test)[1]
-    worst = gd.stats.ranks(losses).argsort()[:3].tolist()
-    figure, harmful = Figure(figsize=(9, 4.6), layout="constrained"), 0
-    for row, i in zip(figure.subplots(3, 9), worst, strict=True):
+    found = []
+    for i in gd.stats.ranks(losses).argsort()[:WORST].tolist():
         target = tuple(leaf[i : i + 1] for leaf in task.test)
         effect = gd.stats.influence(loss_fn, run.points, run.lr, task.data, target)
         order = gd.stats.ranks(effect).argsort().tolist()
-        predicted = int(logits(run.final, target[0]).argmax())
-        show(row[0], target[0][0], f"test: {int(target[1])}\nread as {predicted}")
-        for ax, j in zip(row[1:], [*order[:4], *order[-4:]], strict=True):
-            planted = bool(task.wrong[j])
-            sign = "+" if float(effect[j]) > 0 else "−"
-            show(
-                ax, task.data[0][j], f'{sign}  "{int(task.data[1][j])}"', COLORS[1] if planted else "black"
-            )
-        harmful += sum(bool(task.wrong[j]) for j in order[-4:])
-    head(figure, influence_conclusion(harmful, 12), 84)
-    note = "test digits, the samples that helped (+) or harmed (−) each most; planted errors in orange"
+        read = int(logits(run.final, target[0]).argmax())
+        found.append(Influence(target[0][0], int(target[1]), read, effect, order))
+    return found
+
+
+def draw_influence(task: Task, found: list[Influence]) -> Figure:
+    """Draw a row for each test digit: the samples that helped it most, and those that harmed it most."""
+    figure = Figure(figsize=(9, 5.2), layout="constrained")
+    parts = figure.subfigures(1, 3, width_ratios=(1.1, EACH, EACH), wspace=0.05)
+    heads = ("test digit", "helped it most", "harmed it most")
+    for part, head in zip(parts, heads, strict=True):
+        part.suptitle(head, x=0.02, ha="left", fontsize=10, fontweight="bold", color="0.35")
+    tested = parts[0].subplots(len(found), 1, squeeze=False)[:, 0]
+    for ax, one in zip(tested, found, strict=True):
+        show(ax, one.image, f"{one.digit}, read as {one.read}")
+    for part, color, places in zip(
+        parts[1:], (GREEN, RED), (range(EACH), range(-1, -EACH - 1, -1)), strict=True
+    ):
+        for row, one in zip(part.subplots(len(found), EACH, squeeze=False), found, strict=True):
+            chosen, effect = [one.order[place] for place in places], one.effect.abs()
+            for ax, i in zip(row, chosen, strict=True):
+                show_sample(ax, task, i)
+                share = float(effect[i] / effect.max())
+                bar = Rectangle((0, -0.14), share, 0.08, transform=ax.transAxes, color=color, clip_on=False)
+                ax.add_patch(bar)
+    note = "in quotes the label given, in orange where it is wrong; bars: the influence, within each row"
     figure.supxlabel(note, fontsize=9, color="0.35")
-    figure.savefig(file, dpi=150)
+    return figure
 
 
-def digits(out: Path, fast: bool) -> Scores:
+def show_digits(card: Card) -> Scores:
     """Plant wrong labels, find them, and return the share that each ranking finds at every point."""
     task = mislabelled_digits()
-    run = learn(task.data, EPOCHS // 10 if fast else EPOCHS)
+    run = learn(task.data, EPOCHS // 10 if card.fast else EPOCHS)
     planted = int(task.wrong.sum())
     right = 100 * accuracy(run.final, task.data), 100 * accuracy(run.final, task.test)
     print(f"digits: {TRAINED} samples, {planted} of them mislabelled; in the end {right[0]:.1f} % of the")
@@ -253,15 +274,31 @@ def digits(out: Path, fast: bool) -> Scores:
         f"  given labels are learned, wrong ones included, and {right[1]:.1f} % of the test set read right"
     )
     scores = score(task, run)
-    shares = Scores(*([float(found(row, task.wrong)[planted]) for row in rows] for rows in scores))
+    shares = Scores(*(torch.stack([found(row, task.wrong)[planted] for row in rows]) for rows in scores))
     print(f"\n  of the wrong labels are among the first {planted}: at the start, epoch {EARLY}, the end")
     for name, share in zip(NAMES, shares, strict=True):
-        print(f"    {name:27} " + "".join(f"{100 * share[t]:6.0f} %" for t in (0, EARLY // TRACED, -1)))
+        print(f"    {name:15} " + "".join(f"{100 * share[t]:6.0f} %" for t in (0, EARLY // TRACED, -1)))
     print()
-    said = conclusion(planted, shares.loss[-1], shares.self_influence[-1])
-    draw_found(scores, task.wrong, said, out / "found.png")
-    draw_suspects(task, scores.self_influence[-1], out / "suspects.png")
-    draw_influence(task, run, out / "influence.png")
+    loss, influence = float(shares.loss[-1]), float(shares.self_influence[-1])
+    numbers: dict[str, Any] = {"looked_at": planted, "loss": loss, "influence": influence}
+    question = "Which ranking finds wrong labels?"
+    figure = draw_found(shares, planted / TRAINED, planted)
+    card.picture("found", figure, conclusion(**numbers), numbers, question)
+
+    suspicion = scores.self_influence[-1]
+    first = gd.stats.ranks(suspicion).argsort()[:SUSPECTS]
+    numbers = {"planted": int(task.wrong[first].sum()), "shown": SUSPECTS, "of": TRAINED}
+    said, question = suspects_conclusion(**numbers), "Are the most suspect labels wrong?"
+    card.picture("suspects", draw_suspects(task, suspicion, first), said, numbers, question)
+
+    traced = influences(task, run)
+    harmful = sum(int(task.wrong[one.order[-EACH:]].sum()) for one in traced)
+    numbers = {"planted": harmful, "shown": EACH * len(traced), "share": planted / TRAINED}
+    said, question = (
+        influence_conclusion(**numbers),
+        "Which samples harm the test digits that are read worst?",
+    )
+    card.picture("influence", draw_influence(task, traced), said, numbers, question)
     print()
     return shares
 
@@ -269,83 +306,101 @@ def digits(out: Path, fast: bool) -> Scores:
 # Stocks.
 
 
-def months(out: Path, fast: bool) -> list[tuple[str, float, float]]:
-    """Rank the months by what they did to a regression: date, mean norm along the path, and influence."""
-    problem, dates = gd.problems.stock_regression(), gd.datasets.stocks().dates
-    index = gd.epoch_batches(gd.random.key(3), MONTHS, 10, 2 if fast else 10)
+class Months(NamedTuple):
+    """What the months did to a regression."""
+
+    dates: tuple[str, ...]
+    share: Tensor  # [n], of Σ lr‖g‖² over all months
+    effect: Tensor  # [n], on the fit of the last ten years: > 0 helped
+    order: list[int]  # from the largest share
+
+
+def rank_months(epochs: int) -> Months:
+    problem = gd.problems.stock_regression()
+    index = gd.epoch_batches(gd.random.key(3), MONTHS, 10, epochs)
     step = gd.make_step(problem.loss_fn)
     _, trajectory = gd.train(step, problem.params, problem.data, index, 0.03, record=("params",))
     recent = tuple(leaf[-RECENT:] for leaf in problem.data)
     norms = gd.stats.self_influence(problem.loss_fn, trajectory.params, 0.03, problem.data, index=index)
     effect = gd.stats.influence(problem.loss_fn, trajectory.params, 0.03, problem.data, recent, index=index)
     order = gd.stats.ranks(norms).argsort().tolist()
-    print(f"stocks: the months that moved the fit most, of {MONTHS}")
-    print(f"  {'month':8} {'share of all Σ lr‖g‖²':>22} {'effect on the loss of the last ten years':>42}")
-    for i in order[:8]:
-        print(f"  {dates[i]:8} {100 * float(norms[i] / norms.sum()):20.1f} % {-float(effect[i]):+42.2e}")
-    half = int((norms.sort(descending=True).values.cumsum(dim=0) < norms.sum() / 2).sum()) + 1
+    return Months(gd.datasets.stocks().dates, norms / norms.sum(), effect, order)
 
-    figure = Figure(figsize=(11, 6), layout="constrained")
-    head(figure, months_conclusion(dates[order[0]], float(norms[order[0]] / norms.sum()), half, MONTHS))
+
+def show_months(card: Card) -> None:
+    """Rank the months by what they did to a regression."""
+    months = rank_months(2 if card.fast else 10)
+    print(f"stocks: the months that moved the fit most, of {MONTHS}")
+    print(
+        f"  {'month':8} {'share of all Σ lr‖g‖²':>22} {'influence on the last ten years (> 0: helped)':>48}"
+    )
+    for i in months.order[:8]:
+        print(
+            f"  {months.dates[i]:8} {100 * float(months.share[i]):20.1f} % {float(months.effect[i]):+48.2e}"
+        )
+    total = months.share[months.order].cumsum(dim=0)
+    first = months.order[0]
+    numbers: dict[str, Any] = {
+        "month": months.dates[first],
+        "share": float(months.share[first]),
+        "half": int((total < 0.5).sum()) + 1,
+        "of": MONTHS,
+    }
+    question = "Which months did the fitting?"
+    card.picture("months", draw_months(months), months_conclusion(**numbers), numbers, question)
+    header = ("month", "share of the sum of lr times squared norms", "influence on the last ten years")
+    ranked = ((months.dates[i], months.share[i], months.effect[i]) for i in months.order)
+    card.table("months", header, ranked)
+
+
+def draw_months(months: Months) -> Figure:
+    """Draw the share of every month, and its influence on the last ten years."""
+    figure = Figure(figsize=(9, 5.6), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
-    years = 1990 + (torch.arange(MONTHS) + 1) / 12
-    top.vlines(years, 0, 100 * norms / norms.sum(), color=COLORS[0], linewidth=1.5)
+    years, shares = 1990 + (torch.arange(MONTHS) + 1) / 12, 100 * months.share
+    top.vlines(years, 0, shares, color=BLUE, linewidth=1.5)
     top.set(ylabel="share of Σ lr‖gᵢ‖², %", ylim=(0, None), xlim=(1990, 2022.6))
-    top.set_title("the S&P 500 regressed on five shares", loc="left", fontsize=10, color="0.35")
-    for helped, color, name in ((True, COLORS[2], "helped"), (False, COLORS[1], "harmed")):
-        chosen = (effect > 0) == helped
-        bottom.vlines(years[chosen], 0, effect[chosen], color=color, linewidth=1.5, label=name)
-    label(top, years, 100 * norms / norms.sum(), dates)
-    label(bottom, years, effect, dates)
+    top.set_title("the S&P 500 regressed on five shares", loc="left", fontsize=9, color="0.35")
+    for helped, color, name in ((True, GREEN, "helped"), (False, RED, "harmed")):
+        chosen = (months.effect > 0) == helped
+        bottom.vlines(years[chosen], 0, months.effect[chosen], color=color, linewidth=1.5, label=name)
+    label(top, years, shares, months.dates)
+    label(bottom, years, months.effect, months.dates)
     bottom.axhline(0, color="0.3", linewidth=0.8)
     bottom.axvspan(2022.5 - RECENT / 12, 2022.5, color="0.92", zorder=0, label="the last ten years")
     bottom.set(ylabel="influence on the loss of\nthe last ten years", xlabel="month")
     bottom.legend(fontsize="small", loc="lower left")
     for ax in (top, bottom):
         ax.spines[["top", "right"]].set_visible(False)
-    figure.savefig(out / "months.png", dpi=150)
-    return [(dates[i], float(norms[i]), float(effect[i])) for i in order]
+        ax.margins(y=0.1)
+    return figure
 
 
 def label(ax: Any, years: Tensor, heights: Tensor, dates: tuple[str, ...]) -> None:
-    """Write the dates of the largest bars, but not of neighbours."""
+    """Write the dates of the largest bars on the side that is free, but not of neighbours."""
     done: list[float] = []
-    for i in gd.stats.ranks(heights.abs()).argsort()[:12].tolist():
+    for i in gd.stats.ranks(heights.abs()).argsort()[:8].tolist():
         year, height = float(years[i]), float(heights[i])
-        if all(abs(year - other) > 1.7 for other in done):
-            place = {
-                "xytext": (4, 0),
-                "textcoords": "offset points",
-                "va": "bottom" if height > 0 else "top",
-            }
-            ax.annotate(dates[i], (year, height), fontsize="small", **place)
-            done.append(year)
+        if any(abs(year - other) <= 1.7 for other in done):
+            continue
+        after = heights[(years > year) & (years < year + 2.5)] / height
+        side, shift = ("right", -4) if (after > 0.7).any() else ("left", 4)
+        place = {"xytext": (shift, 0), "textcoords": "offset points", "ha": side}
+        va = "bottom" if height > 0 else "top"
+        ax.annotate(dates[i], (year, height), fontsize="small", va=va, **place)
+        done.append(year)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--out", type=Path, default=Path("out/which_samples_matter"), help="folder for the results"
-    )
-    parser.add_argument("--fast", action="store_true", help="fewer epochs")
-    args = parser.parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)  # on tensors this small, threads would only wait for one another
-
-    pictures = ["months.png"]
-    try:
-        digits(args.out, args.fast)
-    except ModuleNotFoundError as error:
-        print(f"the digits are left out: {error}\n")
-    else:
-        pictures += ["found.png", "suspects.png", "influence.png"]
-    ranked = months(args.out, args.fast)
-    with (args.out / "months.csv").open("w", newline="", encoding="utf-8") as file:
-        header = ("month", "sum of lr times squared norm", "influence on the last ten years")
-        csv.writer(file).writerows([header, *ranked])
-    print(f"Written: months.csv, {', '.join(pictures)} in {args.out}")
+def main(argv: Sequence[str] | None = None) -> int:
+    with Card(__file__, "Which samples drive training?", argv) as card:
+        try:
+            show_digits(card)
+        except ModuleNotFoundError as error:
+            print(f"the digits are left out: {error}\n")
+        show_months(card)
     return 0
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # on tensors this small, threads would only wait for one another
     raise SystemExit(main())

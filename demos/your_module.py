@@ -16,11 +16,11 @@ overfitting", 2014; L. Prechelt, "Early stopping, but when?", 1998. The digits a
     python demos/your_module.py [--out DIR] [--fast]
 """
 
-import argparse
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from _card import Card
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -98,70 +98,98 @@ def share_right(logits: Tensor, digits: Tensor) -> Tensor:
     return (logits.argmax(dim=1) == digits).float().mean()
 
 
-def draw(trajectory: gd.Trajectory, net: nn.Module, test: Data, path: Path) -> None:
-    """Draw the errors on the validation digits over the epochs, and all test digits that are read wrong."""
-    images, digits = test
-    read = net(images).argmax(dim=1)
-    wrong = torch.nonzero(read != digits)[:, 0]
-    epochs = len(trajectory.average)
-    figure = Figure(figsize=(10, 5), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(3, 2))
+class Stop(NamedTuple):
+    """Where a run ended, and the shares of validation digits that it read wrong at its best epoch."""
 
-    ax = left.subplots()
-    errors = [100 * (1 - trajectory.parameters), 100 * (1 - trajectory.average)]
+    best: int
+    stopped: int
+    epochs: int
+    average: float
+    parameters: float
+
+
+def stop_of(trajectory: gd.Trajectory, epochs: int) -> Stop:
+    per_epoch = TRAINED // BATCH_SIZE
+    best, stopped = (int(step) // per_epoch for step in (trajectory.best.step, trajectory.steps))
+    wrong = [float(1 - record[best - 1]) for record in (trajectory.average, trajectory.parameters)]
+    return Stop(best, stopped, epochs, *wrong)
+
+
+def conclusion(best: int, stopped: int, epochs: int, average: float, parameters: float) -> str:
+    """Say where the run ended, and compare the moving average with the parameters at its best epoch."""
+    early = f"Stopped after {stopped} of {epochs} epochs, and back to epoch {best}"
+    early = early if stopped < epochs else f"Not stopped in {epochs} epochs, and best at epoch {best}"
+    word = "fewer" if average < parameters else "no fewer" if average == parameters else "more"
+    read = f"{100 * average:.1f} % of validation digits wrong, {word} than the parameters"
+    compared = f"{read}' {100 * parameters:.1f} %" if average != parameters else read
+    return f"{early}: the moving average reads {compared}"
+
+
+def reading_conclusion(wrong: int, of: int) -> str:
+    right = f"{of - wrong} of {of}" if wrong else f"all {of}"
+    return f"Back in its nn.Module, the network reads {right} digits right that it has not seen"
+
+
+def draw_errors(trajectory: gd.Trajectory, stop: Stop) -> Figure:
+    """Draw the errors on the validation digits over the epochs."""
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    ax = figure.subplots()
     gd.plot.plot_curves(
-        errors,
-        x=torch.arange(1, epochs + 1),
+        {
+            "parameters": 100 * (1 - trajectory.parameters),
+            "their moving average": 100 * (1 - trajectory.average),
+        },
+        x=torch.arange(1, stop.stopped + 1),
         ax=ax,
-        labels=["parameters", "their moving average"],
+        label_lines=True,
         xlabel="epoch",
         ylabel="validation digits read wrong, %",
     )
-    best = int(trajectory.best.step) // (TRAINED // BATCH_SIZE)
-    ax.axvline(best, color="0.4", linewidth=1)
-    ax.annotate(f" best average: epoch {best}", (best, ax.get_ylim()[1]), va="top", color="0.4")
-    error = 100 * (1 - trajectory.best.value)
-    ax.set_title(
-        f"Stopped after epoch {epochs}, back to {best}: {error:.1f} % of validation digits read wrong"
-    )
-
-    axes = list(right.subplots(max(1, -(-len(wrong) // 3)), 3, squeeze=False).flat)
-    for place in axes:
-        place.set_axis_off()
-    for place, i in zip(axes, wrong, strict=False):
-        place.imshow(images[i, 0].numpy(), cmap="gray_r")
-        place.set_title(f"{int(digits[i])} read as {int(read[i])}", fontsize=9)
-    right.suptitle(f"All {len(wrong)} of {len(digits)} test digits that are read wrong")
-    figure.savefig(path, dpi=150)
+    ax.axvline(stop.best, color="0.4", linewidth=1)
+    place = (stop.best, ax.get_ylim()[1])
+    ax.annotate(" best average ", place, va="top", ha="right", color="0.35", fontsize="small")
+    return figure
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("out/your_module"), help="folder for the picture")
-    parser.add_argument("--fast", action="store_true", help="fewer epochs")
-    args = parser.parse_args(argv)
-    epochs, patience = (4, 2) if args.fast else (40, 8)
-    args.out.mkdir(parents=True, exist_ok=True)
+def draw_wrong(images: Tensor, digits: Tensor, read: Tensor) -> Figure:
+    """Draw all digits that are read wrong."""
+    wrong = torch.nonzero(read != digits)[:, 0]
+    columns = 8
+    rows = max(1, -(-len(wrong) // columns))
+    figure = Figure(figsize=(7.2, 0.7 + 1.15 * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for ax in axes:
+        ax.set_axis_off()
+    for ax, i in zip(axes, wrong, strict=False):
+        ax.imshow(images[i, 0].numpy(), cmap="gray_r")
+        ax.set_title(f"{int(digits[i])} read as {int(read[i])}", fontsize=8)
+    return figure
 
-    split_key, init_key, run_key = gd.random.split(gd.random.key(0), 3)
-    data = split(split_key)
-    net = make_net()
-    start = gd.modules.init(make_net, init_key)
-    net.load_state_dict(gd.modules.state_dict(net, start.params, start.buffers))
-    trajectory = train(net, data, run_key, epochs, patience)
 
-    state = trajectory.best.carry
-    net.load_state_dict(gd.modules.state_dict(net, state.average, state.carry.buffers))
-    net.eval().requires_grad_(False)
-    accuracy = share_right(net(data.test[0]), data.test[1])
-    taken, best = (int(t) // (TRAINED // BATCH_SIZE) for t in (trajectory.steps, trajectory.best.step))
-    print(f"Trained for {taken} of {epochs} epochs.")
-    print(f"The best by validation was epoch {best}, with {trajectory.best.value:.2%} right.")
-    print(f"The nn.Module reads {accuracy:.2%} of {len(data.test[1])} test digits right.")
-    draw(trajectory, net, data.test, args.out / "your_module.png")
-    print(f"Written: your_module.png in {args.out}")
+def main(argv: Sequence[str] | None = None) -> int:
+    with Card(__file__, "When should the training of an nn.Module stop?", argv) as card:
+        epochs, patience = (4, 2) if card.fast else (40, 8)
+        split_key, init_key, run_key = gd.random.split(gd.random.key(0), 3)
+        data = split(split_key)
+        net = make_net()
+        start = gd.modules.init(make_net, init_key)
+        net.load_state_dict(gd.modules.state_dict(net, start.params, start.buffers))
+        trajectory = train(net, data, run_key, epochs, patience)
+        stop = stop_of(trajectory, epochs)
+        numbers = stop._asdict()
+        card.picture("epochs", draw_errors(trajectory, stop), conclusion(**numbers), numbers)
+
+        state = trajectory.best.carry
+        net.load_state_dict(gd.modules.state_dict(net, state.average, state.carry.buffers))
+        net.eval().requires_grad_(False)
+        images, digits = data.test
+        read = net(images).argmax(dim=1)
+        numbers = {"wrong": int((read != digits).sum()), "of": len(digits)}
+        said, question = reading_conclusion(**numbers), "What does the network read wrong?"
+        card.picture("wrong", draw_wrong(images, digits, read), said, numbers, question)
     return 0
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # on images this small, threads would only wait for one another
     raise SystemExit(main())
