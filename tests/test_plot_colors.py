@@ -92,6 +92,17 @@ def test_neighbouring_curves_differ_in_dashes_or_clearly_in_lightness(vision):
         assert one._unscaled_dash_pattern != two._unscaled_dash_pattern or lightness > 15
 
 
+@pytest.mark.parametrize("count", [2, 7, 12])
+def test_paths_that_are_named_in_the_legend_alone_differ_in_dashes(count):
+    names = [f"a label of sixty characters, which goes on until it is over {i}" for i in range(count)]
+    ax = plot.plot_descent(quadratic, [descend(0.01 * i, 5) for i in range(1, count + 1)], labels=names)
+    lines = [line for line in ax.lines if line.get_linestyle() != "None"]
+    assert len(lines) == count
+    looks = [(line.get_color(), str(line._unscaled_dash_pattern)) for line in lines]
+    assert len({*looks}) == count
+    assert all(one[1] != two[1] for one, two in itertools.pairwise(looks))
+
+
 def is_monotone(colors, vision):
     steps = np.diff([lab(color, vision)[0] for color in colors])
     return (steps > 0).all() or (steps < 0).all()

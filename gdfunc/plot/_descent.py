@@ -47,9 +47,9 @@ def plot_descent(
 
     A path is drawn through all its points, up to the last one inside the view. A cross marks the place at
     which the path leaves the view for good or stops being finite, and the legend tells the step, counted
-    in points of the path. Up to seven paths are named at their ends if the names are short, and points
-    are marked on paths of fewer than 60. More than seven paths without labels have the colours
-    of their final losses, bright for low ones, and a bar tells these.
+    in points of the path. Up to seven paths are named at their ends if the names are short, and are dashed
+    if they are not. Points are marked on solid paths of fewer than 60. More than seven paths without labels
+    have the colours of their final losses, bright for low ones, and a bar tells these.
 
     Args:
         loss: params -> 0-d real tensor, where params holds one or two scalars in all: a tensor [2],

@@ -64,24 +64,24 @@ def draw_paths(
     """Draw paths on axes that have their limits, and return the legend entries of those that need one.
 
     Up to seven paths are named at their ends, as far as the names fit. The legend then has only paths
-    of which there is more to tell. More paths that have no labels share one entry. On a curve the points
-    matter, and lines between them are thin.
+    of which there is more to tell. Else their dashes differ, too, so that the legend serves in grey.
+    More paths that have no labels share one entry. On a curve the points matter, and lines between them
+    are thin.
     """
     crowd = is_crowd(len(tracks), labelled)
-    # Lines are solid, until the colours are used up.
-    looks = [(color, line_style(0 if crowd else i // FEW)[1]) for i, color in enumerate(colors)]
     fates = [fate_of(track, box) for track in tracks]
+    anchors = [
+        fate.crosses[:1] or [track[-1]] * fate.ended for track, fate in zip(tracks, fates, strict=True)
+    ]
+    texts = [name if anchor else "" for name, anchor in zip(names, anchors, strict=True)]
+    direct = len(tracks) <= FEW and (labelled or len(tracks) > 1) and fits(ax, texts)
+    looks = [(color, line_style(0 if crowd or direct else i)[1]) for i, color in enumerate(colors)]
     lines = [
         _draw_path(ax, track, fate, look, thin=len(tracks) > FEW, on_curve=on_curve)
         for track, fate, look in zip(tracks, fates, looks, strict=True)
     ]
     if crowd:
         return [(_entry(ax, lines[0]), _crowd_label(fates))]
-    anchors = [
-        fate.crosses[:1] or [track[-1]] * fate.ended for track, fate in zip(tracks, fates, strict=True)
-    ]
-    texts = [name if anchor else "" for name, anchor in zip(names, anchors, strict=True)]
-    direct = len(tracks) <= FEW and (labelled or len(tracks) > 1) and fits(ax, texts)
     if direct:
         places = np.array([anchor[0] if anchor else box.mean(axis=0) for anchor in anchors])
         shown = [track[: fate.last + 2] for track, fate in zip(tracks, fates, strict=True)]
@@ -119,7 +119,8 @@ def _draw_path(
     if not on_curve:
         line.set_path_effects([Stroke(**halo), Normal()])
     marks: dict[str, Any] = {"linestyle": "", "markeredgecolor": color, "zorder": 4}
-    if len(points) < _BEADS and not thin:
+    # Beads on dashes would be taken for dashes.
+    if len(points) < _BEADS and not thin and dashes == "-":
         bead = scaled(8 if on_curve else 5)
         ax.plot(*shown.T, ".", markersize=bead, markerfacecolor=color, **{**marks, "zorder": 3.1})
     size = scaled(0.6 if thin else 1.0)
