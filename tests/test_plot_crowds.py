@@ -24,7 +24,7 @@ def crowd(ax=None, bad=None):
 
 
 def paths_of(ax):
-    return [line for line in ax.lines if line.get_linestyle() == "-" and len(line.get_xdata()) > 1]
+    return [line for line in ax.lines if line.get_linestyle() != "None" and len(line.get_xdata()) > 1]
 
 
 def finals(ax):

@@ -124,28 +124,19 @@ def plot_curves(
     band = None if band is None else _quantiles(band)
     if window is not None:
         check_int("window", window, 1)
+    given = [] if colors is None else _style.check_colors(colors, labels, len(runs))
     drawn = [
         _lines.summarize(name, places, values, window, band, over is not None)
         for name, places, values in zip(names, xs, runs, strict=True)
     ]
-
     drawn = drawn if over else _lines.with_limit(drawn)
     is_new, ax = ax is None, _axes.axes_for(ax)
     if label_lines is None:
         label_lines = is_new and labels is not None and len(drawn) <= _NAMED and _names.fits(ax, names)
-    given = [] if colors is None else _style.check_colors(colors, labels, len(drawn))
-
-    from matplotlib.ticker import FixedLocator, MaxNLocator
-
     note = _set_x_scale(ax, np.concatenate(xs), log_x)
     note = ", counted from 1" if log_x and x is None else note
-    ax.set(yscale="log" if log_y else "linear", xlabel=f"{xlabel}{note}", ylabel=ylabel, axisbelow=True)
-    ax.grid(color=_style.faint(ax, 0.1), linewidth=0.6)
-    ax.spines[["top", "left" if ax.yaxis.get_label_position() == "right" else "right"]].set_visible(False)
-    if over is None and not log_x and all((places % 1 == 0).all() for places in xs):
-        places = np.unique(np.concatenate(xs))
-        several = MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10])
-        ax.xaxis.set_major_locator(several if len(places) > 1 else FixedLocator(places.tolist()))
+    _prepare(ax, np.concatenate(xs), whole=over is None and not log_x)
+    ax.set(yscale="log" if log_y else "linear", xlabel=f"{xlabel}{note}", ylabel=ylabel)
     looks = [_style.line_style(i, ax) for i in range(len(drawn))]
     if colors is not None:
         looks = _style.chosen_looks(given)
@@ -164,6 +155,21 @@ def plot_curves(
     if entries:
         _axes.draw_legend(ax, entries)
     return ax
+
+
+def _prepare(ax: Axes, x: Array, whole: bool) -> None:
+    """Set grid and spines, and ticks at whole numbers if x has no others."""
+    from matplotlib.ticker import FixedLocator, MaxNLocator
+
+    ax.grid(color=_style.faint(ax, 0.1), linewidth=0.6)
+    ax.set_axisbelow(True)
+    # Axes of `twinx` have their numbers on the right.
+    unused = "left" if ax.yaxis.get_label_position() == "right" else "right"
+    ax.spines[["top", unused]].set_visible(False)
+    if whole and (x % 1 == 0).all():
+        several = MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10])
+        places = np.unique(x)
+        ax.xaxis.set_major_locator(several if len(places) > 1 else FixedLocator(places.tolist()))
 
 
 def _about(curve: Curve, window: int | None, band: tuple[float, float] | None) -> str:
