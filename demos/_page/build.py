@@ -15,6 +15,7 @@ from .cards import DEMOS, Demo, cards_of, thumbnail
 from .runs import write_table
 
 ROWS: dict[str, list[str]] = json.loads(read("rows.json"))
+QUESTIONS: dict[str, str] = json.loads(read("questions.json"))  # in Chinese
 FIRST = 0.25  # near the learning rate that the page opens with
 CLASSES = ("single", "mini", "full")
 
@@ -25,7 +26,6 @@ def build(
     hero: Mapping[str, Any],
     zooms: Mapping[str, Any] | None = None,
     missing: Sequence[str] = (),
-    questions: Mapping[str, str] | None = None,
 ) -> Path:
     """Write the page and return its path.
 
@@ -35,7 +35,6 @@ def build(
         hero: the runs of the first picture.
         zooms: the map of trainability; None leaves it out.
         missing: the demos that the page names as not shown.
-        questions: Chinese questions by their English.
     """
     out.mkdir(parents=True, exist_ok=True)
     rows = {name: shown for name in names_of(demos) if (shown := row(name, demos, out))}
@@ -54,7 +53,7 @@ def build(
         "data": script_data(
             {
                 "strings": STRINGS,
-                "questions": {"zh": questions or {}},
+                "questions": {"zh": QUESTIONS},
                 "hero": hero,
                 "map": zooms,
                 "first": first,
