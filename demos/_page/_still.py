@@ -25,7 +25,7 @@ def draw_still(hero: Mapping[str, Any], rate: int, file: Path, chosen: int = 1) 
         steps = np.array(run["steps"])
         gaps = 10 ** (decode(run["gaps"], rates, len(steps))[rate] * hero["decades"])
         passes = steps * run["batch"] / hero["months"]
-        width, order = (1.2, 3) if i == chosen else (0.5, 2)
+        width, order = (1.2, 3) if i == chosen else (0.8, 2)
         right.plot(passes, gaps, color=color, linewidth=width, zorder=order, label=f"batch {run['batch']}")
         if i == chosen:
             places = hero["reach"] * decode(run["weights"], rates, len(steps), 2)[rate]
