@@ -137,15 +137,16 @@ class Counts(NamedTuple):
     expected: dict[str, list[float]]
 
 
-def count_steps(quadratic: Quadratic, points: int) -> Counts:
-    """Count for ridges that spread κ evenly on a logarithmic axis, from 3 to that of the data."""
+def count_steps(quadratic: Quadratic, points: int, largest: float = math.inf) -> Counts:
+    """Count for ridges that spread κ evenly on a logarithmic axis, from 3 to that of the data at most."""
     low, high = quadratic.eigenvalues[0], quadratic.eigenvalues[-1]
-    conditions = torch.logspace(math.log10(3), float((high / low).log10()), points, dtype=low.dtype)
+    ends = math.log10(3), math.log10(min(largest, float(high / low)))
+    conditions = torch.logspace(*ends, points, dtype=low.dtype)
     ridges = ((high - conditions * low) / (conditions - 1)).clamp(min=0)
     measured, expected = {}, {}
     for name, method in METHODS.items():
         # Double roots delay the heavy ball: its error falls as t·rateᵗ.
-        slowest = method(low, high).rate
+        slowest = method(low + ridges.min(), high + ridges.min()).rate
         steps = int(1.5 * math.log(SMALL) / math.log(slowest))
 
         def run(ridge: Tensor, method=method, steps=steps) -> Tensor:
@@ -290,8 +291,8 @@ def show_errors(card: Card, quadratic: Quadratic) -> None:
     card.table("errors", ["eigenvalue", "start", *runs, "mostly"], rows)
 
 
-def show_counts(card: Card, quadratic: Quadratic, points: int) -> None:
-    counts = count_steps(quadratic, points)
+def show_counts(card: Card, quadratic: Quadratic, points: int, largest: float) -> None:
+    counts = count_steps(quadratic, points, largest)
     powers = {name: exponent(counts.conditions, values) for name, values in counts.measured.items()}
     pairs = [(counts.measured[name], counts.expected[name]) for name in METHODS]
     same = sum(a == b for measured, expected in pairs for a, b in zip(measured, expected, strict=True))
@@ -312,7 +313,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with Card(__file__, QUESTION, argv) as card:
         quadratic = diabetes()
         show_errors(card, quadratic)
-        show_counts(card, quadratic, points=4 if card.fast else 16)
+        points, largest = (4, 50) if card.fast else (16, math.inf)
+        show_counts(card, quadratic, points, largest)
     return 0
 
 

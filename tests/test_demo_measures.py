@@ -173,8 +173,9 @@ def test_ridges_give_the_condition_numbers_and_theory_their_steps():
     x, y = patients.data
     solved = torch.linalg.solve(x.mT @ x / len(y) + 0.3 * torch.eye(10).double(), x.mT @ y / len(y))
     torch.testing.assert_close(patients.minimizer(0.3), solved, rtol=1e-10, atol=1e-12)
-    counts = condition_number.count_steps(patients, 2)
+    counts = condition_number.count_steps(patients, 2, largest=50)
     assert counts.measured == counts.expected
+    assert counts.conditions == pytest.approx([3, 50])
     low, high = patients.eigenvalues[0], patients.eigenvalues[-1]
     ridge = (high - 3 * low) / 2
     assert (high + ridge) / (low + ridge) == pytest.approx(3)
