@@ -17,8 +17,8 @@ from matplotlib.colors import to_rgb
 from gdfunc import plot
 from gdfunc.plot._phase import _COLORS
 
+from .drawings import PICTURES, crowd, descent, grid, phase
 from .pictures import descend, drawn, quadratic
-from .test_plot_pictures import PICTURES, crowd, descent, grid, phase
 
 VISIONS = {
     "usual": np.eye(3),
