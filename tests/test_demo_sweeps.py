@@ -109,6 +109,7 @@ def test_the_expected_loss_of_a_schedule_is_the_mean_over_all_orders(monkeypatch
     torch.testing.assert_close(learn_the_schedule.expected_excess(lrs), every.mean(), rtol=1e-12, atol=0)
 
 
+@pytest.mark.long
 def test_no_schedule_beats_the_best_of_all():
     demo, powers = learn_the_schedule, torch.tensor([0.1, 0.05], dtype=torch.float64).log()
     constant = demo.best_constant(12)
@@ -119,6 +120,7 @@ def test_no_schedule_beats_the_best_of_all():
     assert slope.value < demo.expected_excess(falling) < demo.expected_excess(constant)
 
 
+@pytest.mark.long
 def test_live_bytes_are_those_that_are_held():
     given = torch.ones(1000)
     with learn_the_schedule.LiveBytes() as memory:
@@ -226,6 +228,7 @@ def test_the_trade_off_concludes_from_its_numbers(steps, said):
 # Samples.
 
 
+@pytest.mark.long
 def test_planted_labels_are_found():
     pytest.importorskip("sklearn")
     task = which_samples_matter.mislabelled_digits()
