@@ -7,6 +7,7 @@ import html
 import importlib.util
 import io
 import itertools
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,7 +20,7 @@ pytest.importorskip("matplotlib")
 
 import trainability
 from _page import _encode, build, cards, excerpt, runs, zooms
-from _page._template import STRINGS, fill
+from _page._template import STRINGS, fill, script_data
 from PIL import Image
 
 import gdfunc as gd
@@ -184,6 +185,12 @@ def test_a_template_is_filled_once(tmp_path, monkeypatch):
     assert filled == '&lt;{{b}}&gt; <{{b}}> <span data-text="rows.start">Start here</span>'
     with pytest.raises(KeyError):
         fill("x.html", {})
+
+
+def test_data_cannot_end_the_script_that_holds_it():
+    value = {"a": "</script><!--", "b": ["é", 0.5, None]}
+    assert "<" not in script_data(value)
+    assert json.loads(script_data(value)) == value
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in DEMOS.glob("[!_]*.py")))

@@ -18,7 +18,7 @@ from .excerpt import excerpt
 DEMOS = Path(__file__).parents[1]
 WIDTH = 1080  # pixels of a thumbnail, at most
 THUMBNAIL = 30_000  # bytes of a thumbnail, at most
-NUMBERS = 3  # of a conclusion that its card shows, at most
+LINE = 64  # letters of a card's numbers, if there is more than one
 
 
 class Demo(NamedTuple):
@@ -62,7 +62,9 @@ def data_uri(content: bytes, kind: str) -> str:
 def number_line(card: Mapping[str, Any], numbers: Mapping[str, Any]) -> str:
     """Return the first few numbers behind a conclusion, and the time of the run, as HTML."""
     shown = [f"{name} {words}" for name, value in numbers.items() if (words := in_words(value))]
-    parts = [f"<span>{escape(part)}</span>" for part in shown[:NUMBERS]]
+    while len(" · ".join(shown)) > LINE and len(shown) > 1:
+        shown.pop()
+    parts = [f"<span>{escape(part)}</span>" for part in shown]
     parts.append(phrase("card.seconds", {"seconds": f"{card['seconds']:.3g}"}))
     if card["fast"]:
         parts.append(phrase("card.fast"))
