@@ -61,7 +61,7 @@ def _converted(leaf: Any, path: Callable[[], str]) -> Tree:
         return _columns(leaf, path)
     if isinstance(leaf, getattr(pandas, "Series", ())):
         return _column(leaf, path, _remedy_for_series)
-    raise _refused(path(), type(leaf).__name__, _remedy_for(leaf))
+    raise _refused(path(), type(leaf).__name__, remedy_for(leaf))
 
 
 def _refused(path: str, kind: str, remedy: str) -> TypeError:
@@ -199,7 +199,7 @@ def _remedy_for_objects(array: np.ndarray) -> str:
         )
 
 
-def _remedy_for(leaf: Any) -> str:
+def remedy_for(leaf: Any) -> str:
     """Tell how what is no array becomes tensors."""
     if isinstance(leaf, DataLoader):
         return _remedy_for_loader(leaf)

@@ -13,18 +13,30 @@ from .._shown import shown
 from .._tree import Tree
 
 
+def _nothing(*_: Any) -> None: ...
+
+
 class Batches(NamedTuple):
     """The source of a run's batches.
 
     Attributes:
-        rows: `(first, last) -> rows`, a tree [last − first, ...] over which a segment scans.
+        rows: `(first, last) -> rows`, a tree [last − first, ...] over which a segment scans. A segment may
+            be asked for again until the next one is.
         batch: makes the batch of a step from its row.
         fingerprint: `step -> digests by name` of all that the batches before a step were made of.
+        most: a segment has at most so many steps, if it can, because its rows are in memory.
+        state: `step -> what the source goes on from`, after the batches before a step.
+        go_on: `(step, state)`, lets the source go on; None if it cannot.
+        close: called when the run ends, however it ends.
     """
 
     rows: Callable[[int, int], Tree]
     batch: Callable[[Tree], Tree]
     fingerprint: Callable[[int], dict[str, str]]
+    most: int | None = None
+    state: Callable[[int], Any] = _nothing
+    go_on: Callable[[int, Any], None] | None = _nothing
+    close: Callable[[], None] = _nothing
 
 
 def from_memory(data: Tree, index: Tensor) -> Batches:
@@ -35,6 +47,15 @@ def from_memory(data: Tree, index: Tensor) -> Batches:
         lambda first, last: part(index, first, last),
         lambda row: _tree.unflatten(structure, [leaf[row] for leaf in leaves]),
         lambda step: {"data": of_data(), "index": digest(index[:step])},
+    )
+
+
+def from_function(draw: Callable[[Tensor], Tree], device: torch.device) -> Batches:
+    """Make each batch from the number of its step, inside the loop."""
+    return Batches(
+        lambda first, last: torch.arange(first, last, device=device),
+        draw,
+        lambda step: {"data": shown(draw)},
     )
 
 

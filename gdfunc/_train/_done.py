@@ -13,6 +13,11 @@ from ._body import Stoppable, carry_of
 from ._plan import Plan
 from ._trajectory import Trajectory
 
+NO_WAY_BACK = (
+    "{} needs a source that can go on from a step: data with a plan, a function of the step, or an "
+    "iterable with state_dict and load_state_dict, such as torchdata's StatefulDataLoader"
+)
+
 
 class Done(NamedTuple):
     """The part of a run that is done."""
@@ -22,6 +27,7 @@ class Done(NamedTuple):
     backend: str
     records: tuple[Tree, ...] = ()  # of each segment
     values: tuple[Tree, ...] = ()  # of each segment that was evaluated
+    source: Any = None  # what the source of batches goes on from
 
     @property
     def taken(self) -> int:
@@ -88,6 +94,8 @@ def interrupted(plan: Plan, resume: Any) -> Done:
         raise ValueError(f"resume is of a run on backend={done.backend!r}; got backend={plan.backend!r}")
     if any({*records} != {*plan.body.recorders} for records in done.records):
         raise ValueError(f"resume has the records {[*done.records[0]]}, but record= names others")
+    if plan.batches.go_on is None:
+        raise ValueError(NO_WAY_BACK.format("resume"))
     evaluators = plan.body.evaluators
     values = [_tree.leaves(values) for values in done.values]
     is_whole = sum(len(leaves[0]) for leaves in values if leaves) == done.step // plan.block
@@ -96,6 +104,7 @@ def interrupted(plan: Plan, resume: Any) -> Done:
             f"resume has {[*done.values[0]] if values else 'nothing'} evaluated, but evaluate= and "
             f"evaluate_every= of this run are others"
         )
+    plan.batches.go_on(done.step, done.source)
     return done
 
 

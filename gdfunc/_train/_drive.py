@@ -51,11 +51,21 @@ def drive(
     plan: Plan, progress: Progress, log: Log | None, resume: TrainingInterrupted | None, where: Kept | None
 ) -> tuple[Any, Trajectory]:
     """Run a plan, or the rest of it, and after every segment report what is done, and write it."""
-    resume = resume if where is None else found(where, plan, resume)
-    first = done = Done(0, plan.state, plan.backend) if resume is None else interrupted(plan, resume)
-    keeper = None if where is None else Keeper(where, plan, None if resume is None else done.step)
     try:
-        with reporter(progress, plan.steps, "step", first.taken) as report, terminable(where is not None):
+        resume = resume if where is None else found(where, plan, resume)
+        first = Done(0, plan.state, plan.backend) if resume is None else interrupted(plan, resume)
+        keeper = None if where is None else Keeper(where, plan, None if resume is None else first.step)
+        return _drive(plan, first, progress, log, keeper)
+    finally:
+        plan.batches.close()
+
+
+def _drive(
+    plan: Plan, first: Done, progress: Progress, log: Log | None, keeper: Keeper | None
+) -> tuple[Any, Trajectory]:
+    done = first
+    try:
+        with reporter(progress, plan.steps, "step", first.taken) as report, terminable(keeper is not None):
             # The loop assigns whole segments, so that Ctrl-C finds each done or not begun.
             for done in segments(plan, first):
                 told = done.floats(plan) if log or (progress is True and not is_transforming()) else {}
@@ -109,7 +119,7 @@ def segments(plan: Plan, done: Done) -> Iterator[Done]:
     blocks, is_first = first_blocks(plan), True
     while not done.records or (done.step < plan.steps and not done.ended):
         started, stage = time.perf_counter(), plan.stage(done.step, _goal(plan, done))
-        last = segment_end(done.step, blocks, stage.size, stage.end, plan.grain)
+        last = segment_end(done.step, plan.at_most(blocks), stage.size, stage.end, plan.grain)
         try:
             new, finite = _advance(plan, done, last, stage)
         except BackendError as error:
@@ -194,7 +204,8 @@ def _advance(plan: Plan, done: Done, last: int, stage: Stage) -> tuple[Done, Ten
         records, values = _tree.map(lambda leaf: leaf.flatten(0, 1), records), (*values, new)
     else:
         records, finite = told
-    return Done(last, state, plan.backend, (*done.records, records), values), finite
+    source = plan.batches.state(last)
+    return Done(last, state, plan.backend, (*done.records, records), values, source), finite
 
 
 def _non_finite(plan: Plan, done: Done, finite: Tensor) -> NonFiniteError:

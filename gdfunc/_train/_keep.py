@@ -13,7 +13,7 @@ from .._torch._modes import is_tracing
 from .._torch._transforms import is_transforming
 from ..checkpoint import CheckpointError, check_known, opened, save
 from ._batches import digest
-from ._done import Done
+from ._done import NO_WAY_BACK, Done
 from ._plan import Plan
 
 _SECONDS = 60.0  # between two files, unless the steps between them are given
@@ -55,6 +55,8 @@ def found(where: Kept, plan: Plan, resume: Any) -> TrainingInterrupted | None:
         CheckpointError: the file is damaged, or of another run.
         ValueError: there is a file, and `resume` besides.
     """
+    if plan.batches.go_on is None:
+        raise ValueError(NO_WAY_BACK.format("checkpoint_to"))
     if not where.path.exists():
         return resume
     if resume is not None:
@@ -79,6 +81,7 @@ def found(where: Kept, plan: Plan, resume: Any) -> TrainingInterrupted | None:
             backend=parts["backend"].build(),
             records=parts["records"].build(),
             values=parts["values"].build(),
+            source=parts["source"].build(),
         )
         written_by = parts["torch"].build()
     if written_by != str(torch.__version__):
@@ -167,6 +170,7 @@ class Keeper:
             "state": done.state,
             "records": (_tree.cat(done.records),),
             "values": (_tree.cat(done.values),) if done.values else (),
+            "source": done.source,
         }
         path = self.where.path
         try:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _tree
-from .._data import as_data
+from .._data import as_data, remedy_for
 from .._errors import BackendError, check_choice, check_function, check_int, warn
 from .._inputs import check_batch, check_params
 from .._scan._adjoint import Adjoint, Segments, check_adjoint
@@ -20,11 +20,12 @@ from .._shown import shown
 from .._step import Step, StepLike, as_step, check_lr, params_of
 from .._torch._autograd import is_readable
 from .._torch._modes import is_tracing
-from .._torch._transforms import members
+from .._torch._transforms import is_transforming, members
 from .._tree import Tree
 from ..stops import Stop
-from ._batches import Batches, from_memory, part
+from ._batches import Batches, from_function, from_memory, part
 from ._body import RECORDERS, Body, Evaluator, Recorder, first_state
+from ._stream import from_dataset, from_iterable, is_indexed, is_source
 
 _GRAIN = 4  # blocks: segments of a compiled loop are whole multiples, so that each block always runs alike
 
@@ -86,6 +87,12 @@ class Plan:
             return Stage(self.block, whole, bool(self.body.evaluators))
         return Stage(self.every, end, False)
 
+    def at_most(self, blocks: int) -> int:
+        """Shorten a segment whose rows would take too much memory."""
+        if self.batches.most is None:
+            return blocks
+        return min(blocks, max(self.batches.most // self.block // self.grain, 1) * self.grain)
+
     def on(self, backend: str) -> "Plan":
         """Give the plan of the same run on another backend."""
         if backend == self.backend:
@@ -107,7 +114,9 @@ class Plan:
         for path, leaf in _tree.named_leaves(self.batches.batch(row), "data"):
             bad = torch.nonzero(~leaf.isfinite().flatten())
             if len(bad):
-                return f"{path}[{int(row[bad[0] // leaf[0].numel()])}]"
+                i = int(bad[0] // leaf[0].numel())
+                is_plan = isinstance(row, Tensor) and row.ndim == 1
+                return f"{path}[{int(row[i]) if is_plan else i}]"
         return None
 
     def last_step(self, carry: Any, adjoint: Adjoint) -> Any:
@@ -138,10 +147,8 @@ def make_plan(
     init = _tree.detach(init)
     params = params_of(init)
     _warn_of_half(params)
-    data = as_data(data, "data")
-    samples = check_batch(data, leaves, params, "data")
-    index = _check_index(index, data, samples, leaves[0].device)
-    steps, batch_size = index.shape
+    batches, size = _batches(data, index, leaves, params)
+    steps = size.steps
     lrs = _check_lrs(lr, steps, leaves)
     every = check_int("every", every, 1)
     recorders, evaluators = _recorders(record), _evaluators(evaluate)
@@ -153,9 +160,8 @@ def make_plan(
             f"stop judges what is evaluated every {block} steps, but the run has {steps}; use a smaller "
             f"evaluate_every"
         )
-    batches = from_memory(data, index)
-    if steps and not index.numel():
-        taken.accept(init, batches.batch(index[0]), lrs[0])  # an empty batch, which most steps refuse
+    if size.is_empty:
+        taken.accept(init, batches.batch(batches.rows(0, 1)[0]), lrs[0])  # most steps refuse it
     body = Body(taken.advance, batches.batch, recorders, evaluators, stop, check_finite, backend)
     check_adjoint(adjoint).check_steps(steps)
     if stop is not None and adjoint.counts_from_end:
@@ -164,8 +170,7 @@ def make_plan(
             f"Checkpoint()"
         )
     segments = adjoint.segments(steps, block)
-    size = sum([math.prod(leaf.shape[1:]) for leaf in _tree.leaves(data)]) * batch_size
-    work = sum([leaf.numel() for leaf in leaves]) * max(size, 1) * members() * block
+    work = sum([leaf.numel() for leaf in leaves]) * max(size.entries, 1) * members() * block
     return Plan(
         name=shown(step),
         body=body,
@@ -180,6 +185,72 @@ def make_plan(
         seen={},
         adjoint=segments,
     )
+
+
+class _Size(NamedTuple):
+    """The size of a run: its steps, the entries of a batch, and whether its batches have no samples."""
+
+    steps: int
+    entries: int
+    is_empty: bool = False
+
+
+def _batches(data: Any, index: Any, leaves: list[Tensor], params: Tree) -> tuple[Batches, _Size]:
+    """Check the data and the plan of a run, or the number of its steps."""
+    device = leaves[0].device
+    if isinstance(index, int) or is_source(data):
+        return _stream(data, index, leaves, params)
+    if is_indexed(data):
+        _check_place("a data set that computes its samples")
+        index = _check_index(index, None, len(data), device)
+        batches, first = from_dataset(data, index, device)
+        check_batch(first, leaves, params, "data")
+        return batches, _Size(len(index), sum([leaf.numel() for leaf in _tree.leaves(first)]))
+    data = as_data(data, "data")
+    samples = check_batch(data, leaves, params, "data")
+    index = _check_index(index, data, samples, device)
+    steps, batch_size = index.shape
+    entries = sum([math.prod(leaf.shape[1:]) for leaf in _tree.leaves(data)]) * batch_size
+    return from_memory(data, index), _Size(steps, entries, bool(steps) and not batch_size)
+
+
+def _stream(data: Any, index: Any, leaves: list[Tensor], params: Tree) -> tuple[Batches, _Size]:
+    """Check a source of batches and the number of steps."""
+    if not isinstance(index, int):
+        raise TypeError(
+            f"data is {type(data).__name__}, which gives batches one after another: let index be their "
+            f"number, or {remedy_for(data)}"
+        )
+    steps, device = check_int("index", index, 0), leaves[0].device
+    if is_source(data):
+        _check_place("a source of batches")
+        batches, first = from_iterable(data, steps, device)
+    elif callable(data):
+        check_function(
+            "data", data, ("step",), "a function (step) -> batch", "it is given the step, 0-d int64"
+        )
+        batches, first = (
+            from_function(data, device),
+            data(torch.zeros((), dtype=torch.int64, device=device)),
+        )
+        _tree.check_tensors(first, "data")
+    else:
+        raise TypeError(
+            f"index is {index}, a number of steps, which goes with a source of batches (an iterable, or a "
+            f"function of the step), but data is {type(data).__name__}; pass a plan int64 [T, B], as "
+            f"epoch_batches makes it"
+        )
+    check_batch(first, leaves, params, "data")
+    return batches, _Size(steps, sum([leaf.numel() for leaf in _tree.leaves(first)]))
+
+
+def _check_place(what: str) -> None:
+    """Refuse what gives each batch once where a run may be called many times."""
+    if is_transforming() or is_tracing():
+        raise ValueError(
+            f"data is {what}, which is read outside of vmap, grad, jvp and jit only; inside, pass tensors, "
+            f"or a function (step) -> batch with the number of steps as the index"
+        )
 
 
 def _grain(backend: str, adjoint: Segments) -> int:

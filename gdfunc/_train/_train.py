@@ -58,8 +58,12 @@ def train(
             `backward`.
         data: tree of tensors or NumPy arrays [n, ...]; None for a loss without data. A `TensorDataset` is
             the tuple of its tensors, a DataFrame of numbers the dict of its columns. `check_mean_loss`
-            tells whether the loss is a mean over the data.
-        index: the plan int64 [T, B], from `epoch_batches`, `sample_batches` or `full_batch`.
+            tells whether the loss is a mean over the data. Any other map-style `Dataset` is collated by
+            the plan. Or a source of batches: a `DataLoader`, a generator or another iterable of trees of
+            tensors, all of one shape, or a function `(step) -> batch` of a 0-d int64, which is part of the
+            loop. A thread reads iterables and data sets four batches ahead.
+        index: the plan int64 [T, B], from `epoch_batches`, `sample_batches` or `full_batch`. For a source
+            of batches the number of steps T, and no more batches than that are read.
         lr: a number or 0-d tensor for all steps, or a schedule [T], one value a step. Values are checked
             unless they are on a GPU or under a transformation.
         record: what to keep of each step: names among `loss` (the second value that the step returns),
@@ -88,7 +92,9 @@ def train(
         adjoint: how derivatives go back through the run, one of `gd.adjoints`: `Reverse()`,
             `Checkpoint("sqrt")`, `Truncated(last)`, `Implicit("cg", 100)`.
         resume: the `TrainingInterrupted` of the same run, given the same arguments. Its steps are not
-            taken again, and the results have the bits of a run that was not interrupted.
+            taken again, and the results have the bits of a run that was not interrupted. For that an
+            iterable of batches needs `state_dict` and `load_state_dict`, as torchdata's
+            `StatefulDataLoader` has.
         checkpoint_to: a file for all that is done: the carry, the records, the position in the plan. It is
             written between segments, at the end, and on Ctrl-C, SIGTERM or an error. If it is there, the
             same call goes on from it, to the same bits; a file of another run is refused. The plan and lr
@@ -110,10 +116,11 @@ def train(
     Raises:
         TypeError: index is not int64; a leaf of data is no tensor (of a `DataLoader`, the message says what
             to pass); stop gives no 0-d bool tensor; see `batch_grad`.
-        ValueError: data, index and lr do not fit; an unknown record; a name for two; evaluate_every is no
-            multiple of every; stop= judges what is not evaluated; stop= with an adjoint that counts from
-            the planned end, `Truncated` or `Implicit`; resume= of another run; checkpoint_to= or log=
-            under vmap, grad, jvp or jit.
+        ValueError: data, index and lr do not fit; a source of batches ends early, gives a batch unlike the
+            first, is used under a transformation, or cannot go on where a run was stopped; an unknown
+            record; a name for two; evaluate_every is no multiple of every; stop= judges what is not
+            evaluated; stop= with an adjoint that counts from the planned end, `Truncated` or `Implicit`;
+            resume= of another run; checkpoint_to= or log= under vmap, grad, jvp or jit.
         CheckpointError: (a ValueError) the file is damaged, or of another run; it names what differs.
         IndexError: index points outside the data.
         BackendError: (a RuntimeError) the backend cannot run this step; see `scan`.

@@ -1,0 +1,213 @@
+"""Batches that a thread reads ahead: of a loader, of any iterable, of a data set that is indexed."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from queue import Empty, Full, Queue
+from threading import Event, Thread
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, IterableDataset, TensorDataset, default_collate
+
+from .. import _tree
+from .._data import as_data
+from .._inputs import kind
+from .._tree import Tree
+from ._batches import Batches, digest
+
+_AHEAD = 4  # batches
+_BYTES = 2**26  # of the rows of a segment, at most
+_SECONDS = 0.1  # between two looks at whether to stop
+
+
+def is_source(data: Any) -> bool:
+    """Tell whether something gives batches one after another, and is no tree of arrays."""
+    if isinstance(data, TensorDataset) or _tree.children(data) is not None:
+        return False
+    return isinstance(data, Iterator | IterableDataset) or (
+        hasattr(data, "__iter__") and not hasattr(data, "__array__") and not isinstance(data, str)
+    )
+
+
+def is_indexed(data: Any) -> bool:
+    """Tell whether something is a data set of torch that computes its samples one by one."""
+    has_all = isinstance(data, TensorDataset) and type(data).__getitem__ is TensorDataset.__getitem__
+    return isinstance(data, Dataset) and not isinstance(data, IterableDataset) and not has_all
+
+
+def from_iterable(source: Any, steps: int, device: torch.device) -> tuple[Batches, Tree]:
+    """Read batches ahead; return their source, and the first."""
+    goes_on = hasattr(source, "state_dict") and hasattr(source, "load_state_dict")
+    reader = Reader(lambda step: source, steps, device, source.state_dict if goes_on else None)
+
+    def go_on(step: int, state: Any) -> None:
+        reader.close()
+        source.load_state_dict(state)
+        reader.begin(step, state)
+
+    first = reader.first()
+    return reader.batches(lambda step: {"data": type(source).__name__}, go_on if goes_on else None), first
+
+
+def from_dataset(dataset: Any, index: Any, device: torch.device) -> tuple[Batches, Tree]:
+    """Collate the samples of a data set by a plan, ahead; return their source, and the first batch."""
+
+    def read(step: int) -> Iterator[Tree]:
+        for t in range(step, len(index)):
+            yield default_collate([dataset[i] for i in index[t].tolist()])
+
+    reader = Reader(read, len(index), device, None)
+
+    def go_on(step: int, state: Any) -> None:
+        reader.close()
+        reader.begin(step, state)
+
+    def fingerprint(step: int) -> dict[str, str]:
+        return {"data": f"{type(dataset).__name__} of {len(dataset)}", "index": digest(index[:step])}
+
+    return reader.batches(fingerprint, go_on), reader.first()
+
+
+class Reader:
+    """Reads batches in a thread, a few ahead, and holds those of the segment under way.
+
+    Args:
+        read: `step -> batches`, from the one of that step on.
+        steps: the number of batches that the run takes.
+        device: of the batches.
+        state_of: returns what the source would go on from; None if nobody asks.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int], Iterable[Tree]],
+        steps: int,
+        device: torch.device,
+        state_of: Callable[[], Any] | None,
+    ) -> None:
+        self.read, self.steps, self.device, self.state_of = read, steps, device, state_of
+        self.like: Tree = None
+        self.begin(0, None)
+
+    def begin(self, step: int, state: Any) -> None:
+        """Begin to read at a step; nothing is read before the first batch is asked for."""
+        self.start, self.before = step, state
+        self.held: deque[tuple[Tree, Any]] = deque()
+        self.queue: Queue[Any] = Queue(_AHEAD)
+        self.stop = Event()
+        self.thread: Thread | None = None
+
+    def first(self) -> Tree:
+        """Return the first batch, with which all others must agree."""
+        if not self.steps:
+            raise ValueError("index is 0 steps: a run of a source of batches has at least one")
+        self.like = self._hold(0)
+        return self.like
+
+    def rows(self, first: int, last: int) -> Tree:
+        """Stack the batches of the steps first … last−1."""
+        while self.start < first:
+            _, self.before = self.held.popleft()
+            self.start += 1
+        while self.start + len(self.held) < last:
+            self._hold(self.start + len(self.held))
+        batches = [batch for batch, _ in list(self.held)[first - self.start : last - self.start]]
+        return _tree.map(lambda *leaves: torch.stack(leaves), *batches)
+
+    def state(self, step: int) -> Any:
+        """Return what the source goes on from after the batches before a step."""
+        return self.before if step == self.start else self.held[step - self.start - 1][1]
+
+    def close(self) -> None:
+        """Let the thread end."""
+        self.stop.set()
+        if self.thread is not None:
+            self.thread.join()
+
+    def batches(
+        self, fingerprint: Callable[[int], dict[str, str]], go_on: Callable[[int, Any], None] | None
+    ) -> Batches:
+        """Make the source of a run."""
+        size = sum(leaf.nbytes for leaf in _tree.leaves(self.like))
+        return Batches(
+            self.rows,
+            lambda row: row,
+            fingerprint,
+            max(1, _BYTES // max(size, 1)),
+            self.state,
+            go_on,
+            self.close,
+        )
+
+    def _hold(self, step: int) -> Tree:
+        """Take the next batch from the thread, and hold it."""
+        if self.thread is None:
+            arguments = self.read, step, self.steps, self.state_of, self.queue, self.stop
+            self.thread = Thread(target=_fill, args=arguments, name="gdfunc reads ahead", daemon=True)
+            self.thread.start()
+        batch, state, error = self._next()
+        if error is not None:
+            error.add_note(f"gdfunc: this happened where data made the batch of step {step}")
+            raise error
+        if batch is _END:
+            raise ValueError(
+                f"data ended after {step} batches, but the run has {self.steps} steps; for several passes: "
+                f"itertools.chain.from_iterable(itertools.repeat(data, passes))"
+            )
+        batch = _tree.map(lambda leaf: leaf.to(self.device), as_data(batch, f"the batch of step {step}"))
+        if self.like is not None:
+            self._check(batch, step)
+        self.held.append((batch, state))
+        return batch
+
+    def _next(self) -> tuple[Any, Any, BaseException | None]:
+        while True:
+            try:
+                return self.queue.get(timeout=_SECONDS)
+            except Empty:  # a chance for Ctrl-C
+                continue
+
+    def _check(self, batch: Tree, step: int) -> None:
+        """Refuse a batch that is not like the first."""
+        name = f"the batch of step {step}"
+        leaves = _tree.check_structure(batch, self.like, name, "the first batch")
+        for (path, first), leaf in zip(_tree.named_leaves(self.like, ""), leaves, strict=True):
+            if (leaf.shape, leaf.dtype) != (first.shape, first.dtype):
+                raise ValueError(
+                    f"{name} has {kind(leaf)}{list(leaf.shape)}{' at ' * bool(path)}{path}, but the first "
+                    f"has {kind(first)}{list(first.shape)}; drop_last=True of a loader leaves a shorter "
+                    f"last batch out"
+                )
+
+
+_END = object()
+
+
+def _fill(
+    read: Callable[[int], Iterable[Tree]],
+    first: int,
+    steps: int,
+    state_of: Callable[[], Any] | None,
+    queue: Queue[Any],
+    stop: Event,
+) -> None:
+    """Put the batches of a run into a queue, each with what its source goes on from, until told to stop."""
+    entry: tuple[Any, Any, BaseException | None] = _END, None, None
+    try:
+        for _, batch in zip(range(first, steps), read(first), strict=False):
+            if not _put(queue, (batch, state_of() if state_of else None, None), stop):
+                return
+    except BaseException as error:
+        entry = None, None, error
+    _put(queue, entry, stop)
+
+
+def _put(queue: Queue[Any], entry: Any, stop: Event) -> bool:
+    """Wait until there is room; tell whether nobody said stop before."""
+    while not stop.is_set():
+        try:
+            queue.put(entry, timeout=_SECONDS)
+            return True
+        except Full:
+            continue
+    return False
