@@ -113,6 +113,18 @@ def test_the_page_and_its_thumbnails_are_small_and_need_no_network(tmp_path, her
     assert "https:" not in page
 
 
+def test_thumbnails_are_smaller_where_there_are_many(tmp_path):
+    write_card(tmp_path, "quickstart", size=(500, 300))
+    (demo,) = cards.read_cards(tmp_path, ["quickstart"]).values()
+    assert cards.thumbnail_size([demo] * 20) == 30_000
+    assert cards.thumbnail_size([demo] * 100) == 15_000
+    uri, width, height = cards.thumbnail(tmp_path / "quickstart/one.png", 15_000)
+    content = base64.b64decode(uri.split(",")[1])
+    assert 7_000 < len(content) <= 15_000
+    assert Image.open(io.BytesIO(content)).size == (width, height)
+    assert width / height == pytest.approx(5 / 3, rel=0.02)
+
+
 @pytest.mark.parametrize("said", [NASTY, "</script><script>alert(1)</script>", "a {{{style}}} {months}"])
 def test_what_a_demo_says_stays_text(said, tmp_path, hero):
     write_card(tmp_path, "quickstart", conclusion=said)

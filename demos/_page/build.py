@@ -11,7 +11,7 @@ from typing import Any
 
 from ._still import draw_still
 from ._template import STRINGS, fill, phrase, read, script_data
-from .cards import DEMOS, Demo, cards_of, thumbnail
+from .cards import DEMOS, Demo, cards_of, thumbnail, thumbnail_size
 from .runs import write_table
 
 ROWS: dict[str, list[str]] = json.loads(read("rows.json"))
@@ -89,7 +89,8 @@ def names_of(demos: Mapping[str, Demo]) -> list[str]:
 def row(name: str, demos: Mapping[str, Demo], out: Path) -> str:
     """Return a row of cards, or nothing if it would be empty."""
     members = ROWS.get(name, [demo for demo in demos if not any(demo in row for row in ROWS.values())])
-    cards = [card for member in members if member in demos for card in cards_of(demos[member], out)]
+    most = thumbnail_size(demos.values())
+    cards = [card for member in members if member in demos for card in cards_of(demos[member], out, most)]
     if not cards:
         return ""
     return (

@@ -5,7 +5,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from .excerpt import excerpt
 DEMOS = Path(__file__).parents[1]
 WIDTH = 1080  # pixels of a thumbnail, at most
 THUMBNAIL = 30_000  # bytes of a thumbnail, at most
+THUMBNAILS = 1_500_000  # bytes of all of them, at most: two thirds of the page, in base64
 LINE = 64  # letters of a card's numbers, if there is more than one
 
 
@@ -38,8 +39,8 @@ def read_cards(out: Path, names: Sequence[str]) -> dict[str, Demo]:
     }
 
 
-def thumbnail(picture: Path) -> tuple[str, int, int]:
-    """Return a small picture as a data URI, and its width and height."""
+def thumbnail(picture: Path, most: int = THUMBNAIL) -> tuple[str, int, int]:
+    """Return a small picture as a data URI of at most so many bytes, and its width and height."""
     with Image.open(picture) as opened:
         image = Image.new("RGB", opened.size, "white")
         layer = opened.convert("RGBA")
@@ -49,9 +50,9 @@ def thumbnail(picture: Path) -> tuple[str, int, int]:
         for quality in (82, 64, 46):
             file = io.BytesIO()
             image.save(file, "WEBP", quality=quality)
-            if file.tell() <= THUMBNAIL:
+            if file.tell() <= most:
                 return data_uri(file.getvalue(), "webp"), *image.size
-        shrunk = 0.95 * math.sqrt(THUMBNAIL / file.tell())
+        shrunk = 0.95 * math.sqrt(most / file.tell())
         image = image.resize([max(1, int(shrunk * side)) for side in image.size])
 
 
@@ -90,8 +91,17 @@ def in_words(value: Any) -> str:
     return ", ".join(words)
 
 
-def cards_of(demo: Demo, out: Path) -> Iterator[str]:
-    """Return a card for each picture of a demo, and write each as a page of its own, for a slide."""
+def thumbnail_size(demos: Iterable[Demo]) -> int:
+    """Return how many bytes a thumbnail may have: less if there are many."""
+    count = sum(len(demo.card["pictures"]) for demo in demos)
+    return min(THUMBNAIL, THUMBNAILS // max(1, count))
+
+
+def cards_of(demo: Demo, out: Path, most: int = THUMBNAIL) -> Iterator[str]:
+    """Return a card for each picture of a demo, and write each as a page of its own, for a slide.
+
+    Thumbnails have at most so many bytes.
+    """
     name = demo.card["demo"]
     command = f"python demos/{name}.py" + (" --fast" if demo.card["fast"] else "")
     code = excerpt(DEMOS / f"{name}.py") if (DEMOS / f"{name}.py").exists() else ""
@@ -100,7 +110,7 @@ def cards_of(demo: Demo, out: Path) -> Iterator[str]:
         bare = demo.folder / picture.get("bare", picture["file"])
         if not bare.exists() or bare.suffix not in (".png", ".gif", ".webp"):
             continue
-        small, width, height = thumbnail(bare)
+        small, width, height = thumbnail(bare, most)
         slide = f"cards/{name}.{stem}.html"
         values = {
             "id": re.sub(r"\W+", "-", f"{name}-{stem}"),

@@ -113,13 +113,14 @@ function drawBetween(zoom, share) {
 }
 
 // The learning rate at a share of a window's side, with digits enough to tell neighbours apart.
-function rate(ends, share) {
-  return (10 ** (ends[0] + (ends[1] - ends[0]) * share)).toPrecision(3 + chosen().zoom);
+function rate(ends, share, zoom) {
+  const level = ends[0] + (ends[1] - ends[0]) * share;
+  return (10 ** level).toFixed(Math.max(0, 2 + zoom - Math.floor(level)));
 }
 
 function rates(x, y, shown) {
-  const middle = (cell) => (cell + 0.5) / map.points;
-  return { second: rate(shown.second, middle(x)), first: rate(shown.first, middle(y)) };
+  const [zoom, middle] = [map.windows.indexOf(shown), (cell) => (cell + 0.5) / map.points];
+  return { second: rate(shown.second, middle(x), zoom), first: rate(shown.first, middle(y), zoom) };
 }
 
 // The kept curves are those of a lattice of cells: the nearest that ends as the chosen network does.
@@ -148,7 +149,7 @@ function describeMap({ zoom, x, y, shown }) {
   element("outcome").className = learns ? "outcome learns" : "outcome fails";
   const near = nearestCurve(x, y, shown);
   element("nearest").textContent = text("map.curve", { count: map.side ** 2, ...rates(near.x, near.y, shown) });
-  const [second, first] = [shown.second, shown.first].map((ends) => [rate(ends, 0), rate(ends, 1)]);
+  const [second, first] = [shown.second, shown.first].map((ends) => [rate(ends, 0, zoom), rate(ends, 1, zoom)]);
   element("axes").textContent = text("map.axes", {
     second_low: second[0], second_high: second[1], first_low: first[0], first_high: first[1],
   });
