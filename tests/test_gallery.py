@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -220,6 +221,7 @@ def test_an_excerpt_is_a_part_of_the_demo_in_at_most_12_lines(name):
 def test_an_excerpt_is_what_trains(tmp_path):
     (tmp_path / "x.py").write_text(
         "def long():\n" + "    gd.train()\n" * 12 + "def draws():\n    gd.plot.a(gd.plot.b)\n"
+        "def prepares():\n    gd.a(gd.b, gd.c)\n    return gd.d\n"
         'class A:\n    @gd.stateful\n    def runs():\n        """Says."""\n\n        gd.train()\n'
     )
     assert excerpt.excerpt(tmp_path / "x.py") == "@gd.stateful\ndef runs():\n    gd.train()"
@@ -355,7 +357,7 @@ def gallery(tmp_path, hero, monkeypatch):
     (tmp_path / "demos").mkdir()
     for name, then in {
         "first": "",
-        "second": "print('so far'); raise ValueError('too bad')",
+        "second": "print(*range(30), 'so far', sep='\\n'); raise ValueError('too bad')",
         "third": "",
     }.items():
         (tmp_path / "demos" / f"{name}.py").write_text(
@@ -380,6 +382,7 @@ def test_a_demo_that_fails_is_named_and_the_others_are_shown(gallery, tmp_path, 
     assert re.search(r"\[1/3\] first: \d+ s\n\[2/3\] second: \d+ s\n\[3/3\] third: \d+ s\nsaved", said)
     assert "second failed:" in said
     assert "so far" in said
+    assert "\n9\n" not in said
     assert "ValueError: too bad\nsecond.py ended with status 1" in said
     page = html.unescape((tmp_path / "out/index.html").read_text(encoding="utf-8"))
     assert "It is first" in page
@@ -389,6 +392,32 @@ def test_a_demo_that_fails_is_named_and_the_others_are_shown(gallery, tmp_path, 
     assert "small run" in page
     assert gallery.main(["--out", out, "--only"]) == 0
     assert capsys.readouterr().out.startswith(f"saved {out}/index.html: 2 demos")
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_progress_is_a_bar_for_someone_who_watches_and_else_lines(watched, gallery, monkeypatch, capsys):
+    pytest.importorskip("tqdm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: watched)
+    assert list(gallery.progress(["first", "third"])) == ["first", "third"]
+    printed = capsys.readouterr()
+    assert ("2/2" in printed.err) == watched
+    assert ("[2/2] third: 0 s" in printed.out) == (not watched)
+
+
+def test_progress_is_in_lines_without_tqdm(gallery, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert list(gallery.progress(["first"])) == ["first"]
+    assert capsys.readouterr().out == "[1/1] first: 0 s\n"
+
+
+def test_a_thumbnail_of_a_moving_picture_is_its_last_frame(tmp_path):
+    frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "green", "blue")]
+    frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
+    uri, *_ = cards.thumbnail(tmp_path / "x.gif")
+    shown = Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGB")
+    red, green, blue = shown.getpixel((20, 15))
+    assert blue > 200 > 60 > max(red, green)
 
 
 def test_all_demos_run_but_the_gallery_itself(gallery, tmp_path):

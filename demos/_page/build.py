@@ -5,9 +5,14 @@ import math
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import matplotlib
+import numpy
+import torch
+
+import gdfunc
 
 from ._still import draw_still
 from ._template import STRINGS, fill, phrase, read, script_data
@@ -133,10 +138,6 @@ def commit() -> str:
 
 
 def versions() -> str:
-    names = []
-    for package in ("gdfunc", "torch", "numpy", "matplotlib"):
-        try:
-            names.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            names.append(package)
+    modules = (gdfunc, torch, numpy, matplotlib)
+    names = [f"{module.__name__} {module.__version__}" for module in modules]
     return ", ".join([*names, f"Python {platform.python_version()}"])

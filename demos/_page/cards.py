@@ -42,6 +42,7 @@ def read_cards(out: Path, names: Sequence[str]) -> dict[str, Demo]:
 def thumbnail(picture: Path, most: int = THUMBNAIL) -> tuple[str, int, int]:
     """Return a small picture as a data URI of at most so many bytes, and its width and height."""
     with Image.open(picture) as opened:
+        opened.seek(getattr(opened, "n_frames", 1) - 1)  # where a moving picture ends
         image = Image.new("RGB", opened.size, "white")
         layer = opened.convert("RGBA")
         image.paste(layer, mask=layer.getchannel("A"))

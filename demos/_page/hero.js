@@ -271,6 +271,10 @@ function labelEnds(pen, ends, box, chosen, colour) {
 
 function drawHero() {
   describe();
+  drawFrame();
+}
+
+function drawFrame() {
   drawPath();
   drawLoss();
 }
@@ -281,7 +285,7 @@ function play() {
   const move = (now) => {
     const share = Math.min(1, Math.max(0, (now - began) / MOVES));
     shownUpTo = share * share * (1.6 - 0.6 * share); // slowly at first, where the steps are large
-    drawHero();
+    drawFrame(); // the sentence stays, so that it is read aloud once
     if (share < 1) moving = requestAnimationFrame(move);
   };
   moving = requestAnimationFrame(move);
