@@ -133,6 +133,25 @@ def test_a_source_that_can_goes_on_to_the_same_bits(name, backend, tmp_path, mon
         assert_same(run(make(), index, backend=backend, **again), whole)
 
 
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+def test_torchdatas_loader_goes_on_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
+    stateful_dataloader = pytest.importorskip("torchdata.stateful_dataloader")
+    monkeypatch.setattr(_drive, "_SEGMENT_SECONDS", 0.0)
+
+    def shuffled():
+        generator = torch.Generator().manual_seed(3)
+        loader = stateful_dataloader.StatefulDataLoader
+        return loader(TensorDataset(*DATA), batch_size=4, shuffle=True, generator=generator)
+
+    def stop(done, total):
+        if done >= 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(gd.TrainingInterrupted):
+        run(shuffled(), 10, checkpoint_to=tmp_path / "run", progress=stop)
+    assert_same(run(shuffled(), 10, checkpoint_to=tmp_path / "run"), run(shuffled(), 10))
+
+
 @pytest.mark.parametrize("name", ["generator", "loader", "iterator of a list"])
 def test_a_source_that_cannot_go_on_says_so(name, tmp_path):
     make, index = SOURCES[name]
