@@ -34,10 +34,8 @@ def run(script: Path, out: Path, fast: bool) -> str:
     """
     out.mkdir(parents=True, exist_ok=True)
     (out / "card.json").unlink(missing_ok=True)
-    command = [sys.executable, str(script), "--out", str(out), *(["--fast"] if fast else [])]
+    command = [sys.executable, str(script), "--out", str(out), "--gallery", *(["--fast"] if fast else [])]
     with (out / "output.txt").open("w", encoding="utf-8") as output:
-        if "import Card" in script.read_text(encoding="utf-8"):
-            command.append("--gallery")
         status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
     if status == 0:
         return ""

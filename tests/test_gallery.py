@@ -97,6 +97,7 @@ def test_a_card_shows_its_question_conclusion_numbers_and_files(tmp_path, hero):
     assert shown["alt"] == card["pictures"][0]["conclusion"]
 
 
+@pytest.mark.long
 def test_the_page_and_its_thumbnails_are_small_and_need_no_network(tmp_path, hero, trained):
     names = [name for row in build.ROWS.values() for name in row]
     for name in names:
@@ -150,6 +151,12 @@ def test_a_demo_without_a_card_is_left_out_and_an_unknown_one_is_shown_last(tmp_
     assert "stationary" in said["text"]
 
 
+def test_every_demo_of_a_row_exists():
+    listed = [name for row in build.ROWS.values() for name in row]
+    assert len(listed) == len(set(listed))
+    assert all((DEMOS / f"{name}.py").exists() for name in listed)
+
+
 def test_a_slide_holds_its_picture_whole(tmp_path, hero):
     write_card(tmp_path, "quickstart", size=(300, 200))
     page_of(tmp_path, ["quickstart"], hero)
@@ -184,6 +191,7 @@ def test_every_question_of_a_demo_is_asked_in_chinese_too():
     assert all(re.search("[一-鿿].*？$", chinese) for chinese in build.QUESTIONS.values())
 
 
+@pytest.mark.long
 def test_the_still_for_readers_without_scripts_shows_its_learning_rate(tmp_path, hero):
     page_of(tmp_path, [], hero)
     shown = np.asarray(Image.open(tmp_path / "hero.png").convert("RGB"), dtype=int)
@@ -375,6 +383,7 @@ def gallery(tmp_path, hero, monkeypatch):
     return module
 
 
+@pytest.mark.long
 def test_a_demo_that_fails_is_named_and_the_others_are_shown(gallery, tmp_path, capsys):
     out = str(tmp_path / "out")
     assert gallery.main(["--fast", "--out", out]) == 1
