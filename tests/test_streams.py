@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import signal
 import threading
 import time
 
@@ -207,6 +208,93 @@ def test_data_that_end_early_say_where():
         run(iter([]), 60)
     passes = itertools.chain.from_iterable(itertools.repeat(list(itertools.islice(batches(), 5)), 3))
     torch.testing.assert_close(run(passes, 15)[0], run(index=INDEX[:5].repeat(3, 1))[0])
+
+
+def test_a_source_may_use_the_memory_of_a_batch_for_the_next():
+    def one_buffer(convert):
+        buffer = gd.tree.map(torch.clone, gd.take(DATA, INDEX[0]))
+        for batch in batches():
+            gd.tree.map(lambda to, leaf: to.copy_(leaf), buffer, batch)
+            yield convert(buffer)
+
+    whole = run(batches(), 60)
+    assert_same(run(one_buffer(lambda batch: batch), 60), whole)
+    assert_same(run(one_buffer(lambda batch: tuple(leaf.numpy() for leaf in batch)), 60), whole)
+
+
+@pytest.mark.parametrize("until", [0, 20])
+def test_a_source_may_change_the_state_that_it_gave(until, tmp_path, monkeypatch):
+    class Living(Loader):
+        """A source whose state is an object that it goes on changing."""
+
+        def __init__(self):
+            self.state = {"position": 0}
+
+        position = property(
+            lambda self: self.state["position"], lambda self, new: self.state.update(position=new)
+        )
+
+        def state_dict(self):
+            return self.state
+
+    def stop(done, total):
+        if done >= until:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(_drive, "_SEGMENT_SECONDS", 0.0)
+    options = {"backend": "eager", "checkpoint_to": tmp_path / "run"}
+    with pytest.raises(gd.TrainingInterrupted):
+        run(Living(), 60, progress=stop, **options)
+    assert_same(run(Living(), 60, **options), run(batches(), 60, backend="eager"))
+
+
+def test_a_run_that_is_interrupted_before_its_first_step_goes_on():
+    def loss_fn(params, batch):
+        raise KeyboardInterrupt
+
+    step = gd.make_step(loss_fn, gd.adam())
+    with pytest.raises(gd.TrainingInterrupted) as caught:
+        gd.train(step, step.init(PARAMS), Loader(), 60, 0.05, backend="eager")
+    assert caught.value.step == 0
+    resumed = run(Loader(), 60, backend="eager", resume=caught.value)
+    assert_same(resumed, run(batches(), 60, backend="eager"))
+
+
+def test_batches_that_require_a_gradient_keep_no_graph():
+    final, trajectory = run(((x.clone().requires_grad_(), y) for x, y in batches()), 60)
+    assert not any(leaf.requires_grad for leaf in [*gd.tree.leaves(final), trajectory.loss])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"lr": -1.0}, {"log": 3}, {"checkpoint_keep": 3}, {"backend": "none"}, {"record": "none"}],
+    ids=str,
+)
+def test_arguments_that_are_refused_leave_no_thread(options):
+    with pytest.raises((ValueError, TypeError)) as caught:
+        run(Loader(), 60, **options)
+    threads = [thread.name for thread in threading.enumerate()]
+    assert not any(name.startswith("gdfunc") for name in threads), (threads, caught)
+
+
+def test_an_interruption_does_not_wait_for_a_source_that_does_not_answer(monkeypatch):
+    monkeypatch.setattr(_stream, "_PATIENCE", 0.2)
+    monkeypatch.setattr(_drive, "_SEGMENT_SECONDS", 0.0)
+    released = threading.Event()
+
+    def silent():
+        yield from itertools.islice(batches(), 9)
+        signal.raise_signal(signal.SIGINT)  # the main thread gets it, while this one waits
+        released.wait(20)
+        yield from batches()
+
+    started = time.monotonic()
+    with pytest.raises(gd.TrainingInterrupted) as caught:
+        run(silent(), 60, backend="eager")
+    taken = time.monotonic() - started
+    released.set()
+    assert taken < 10
+    assert caught.value.step <= 9
 
 
 def test_an_endless_source_is_read_no_further_than_the_run():

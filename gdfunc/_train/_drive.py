@@ -53,7 +53,8 @@ def drive(
     """Run a plan, or the rest of it, and after every segment report what is done, and write it."""
     try:
         resume = resume if where is None else found(where, plan, resume)
-        first = Done(0, plan.state, plan.backend) if resume is None else interrupted(plan, resume)
+        start = Done(0, plan.state, plan.backend, source=plan.batches.state(0))
+        first = start if resume is None else interrupted(plan, resume)
         keeper = None if where is None else Keeper(where, plan, None if resume is None else first.step)
         return _drive(plan, first, progress, log, keeper)
     finally:
@@ -88,7 +89,7 @@ def _drive(
         if keeper:
             keeper.save_from(error, done)
         raise error from interrupt
-    except Exception as error:
+    except BaseException as error:  # also the SystemExit of a handler of the user's own
         if keeper:
             keeper.save_from(error, done)
         raise

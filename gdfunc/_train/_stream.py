@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
 from queue import Empty, Full, Queue
 from threading import Event, Thread
 from typing import Any
@@ -18,6 +19,7 @@ from ._batches import Batches, digest
 _AHEAD = 4  # batches
 _BYTES = 2**26  # of the rows of a segment, at most
 _SECONDS = 0.1  # between two looks at whether to stop
+_PATIENCE = 2.0  # seconds that the end of a run waits for a source that is reading
 
 
 def is_source(data: Any) -> bool:
@@ -91,6 +93,7 @@ class Reader:
 
     def begin(self, step: int, state: Any) -> None:
         """Begin to read at a step; nothing is read before the first batch is asked for."""
+        self.entries = _entries(self.read, step, self.steps, self.state_of)
         self.start, self.before = step, state
         self.held: deque[tuple[Tree, Any]] = deque()
         self.queue: Queue[Any] = Queue(_AHEAD)
@@ -98,10 +101,12 @@ class Reader:
         self.thread: Thread | None = None
 
     def first(self) -> Tree:
-        """Return the first batch, with which all others must agree."""
+        """Return the first batch, with which all others must agree. No thread reads before the run."""
         if not self.steps:
             raise ValueError("index is 0 steps: a run of a source of batches has at least one")
-        self.like = self._hold(0)
+        if self.state_of is not None:
+            self.before = deepcopy(self.state_of())
+        self.like = self._accept(next(self.entries), 0)
         return self.like
 
     def rows(self, first: int, last: int) -> Tree:
@@ -110,7 +115,7 @@ class Reader:
             _, self.before = self.held.popleft()
             self.start += 1
         while self.start + len(self.held) < last:
-            self._hold(self.start + len(self.held))
+            self._accept(self._next(), self.start + len(self.held))
         batches = [batch for batch, _ in list(self.held)[first - self.start : last - self.start]]
         return _tree.map(lambda *leaves: torch.stack(leaves), *batches)
 
@@ -119,10 +124,10 @@ class Reader:
         return self.before if step == self.start else self.held[step - self.start - 1][1]
 
     def close(self) -> None:
-        """Let the thread end."""
+        """Let the thread end; one whose source does not answer is left to end by itself."""
         self.stop.set()
         if self.thread is not None:
-            self.thread.join()
+            self.thread.join(_PATIENCE)
 
     def batches(
         self, fingerprint: Callable[[int], dict[str, str]], go_on: Callable[[int, Any], None] | None
@@ -139,13 +144,9 @@ class Reader:
             self.close,
         )
 
-    def _hold(self, step: int) -> Tree:
-        """Take the next batch from the thread, and hold it."""
-        if self.thread is None:
-            arguments = self.read, step, self.steps, self.state_of, self.queue, self.stop
-            self.thread = Thread(target=_fill, args=arguments, name="gdfunc reads ahead", daemon=True)
-            self.thread.start()
-        batch, state, error = self._next()
+    def _accept(self, entry: "Entry", step: int) -> Tree:
+        """Check the next batch, and hold it."""
+        batch, state, error = entry
         if error is not None:
             error.add_note(f"gdfunc: this happened where data made the batch of step {step}")
             raise error
@@ -154,13 +155,18 @@ class Reader:
                 f"data ended after {step} batches, but the run has {self.steps} steps; for several passes: "
                 f"itertools.chain.from_iterable(itertools.repeat(data, passes))"
             )
-        batch = _tree.map(lambda leaf: leaf.to(self.device), as_data(batch, f"the batch of step {step}"))
+        batch = _tree.map(lambda leaf: leaf.to(self.device), batch)
         if self.like is not None:
             self._check(batch, step)
         self.held.append((batch, state))
         return batch
 
-    def _next(self) -> tuple[Any, Any, BaseException | None]:
+    def _next(self) -> "Entry":
+        """Take the next batch from the thread."""
+        if self.thread is None:
+            arguments = self.entries, self.queue, self.stop
+            self.thread = Thread(target=_fill, args=arguments, name="gdfunc reads ahead", daemon=True)
+            self.thread.start()
         while True:
             try:
                 return self.queue.get(timeout=_SECONDS)
@@ -181,25 +187,37 @@ class Reader:
 
 
 _END = object()
+Entry = tuple[Any, Any, BaseException | None]  # a batch or the end, its source's state, an error
 
 
-def _fill(
-    read: Callable[[int], Iterable[Tree]],
-    first: int,
-    steps: int,
-    state_of: Callable[[], Any] | None,
-    queue: Queue[Any],
-    stop: Event,
-) -> None:
-    """Put the batches of a run into a queue, each with what its source goes on from, until told to stop."""
-    entry: tuple[Any, Any, BaseException | None] = _END, None, None
+def _entries(
+    read: Callable[[int], Iterable[Tree]], first: int, steps: int, state_of: Callable[[], Any] | None
+) -> Iterator[Entry]:
+    """Give the batches of a run, each with what its source goes on from; then the end, or the error."""
     try:
-        for _, batch in zip(range(first, steps), read(first), strict=False):
-            if not _put(queue, (batch, state_of() if state_of else None, None), stop):
-                return
+        for step, batch in zip(range(first, steps), read(first), strict=False):
+            yield _copy(batch, step), deepcopy(state_of()) if state_of else None, None
+    except GeneratorExit:
+        raise
     except BaseException as error:
-        entry = None, None, error
-    _put(queue, entry, stop)
+        yield None, None, error
+    else:
+        yield _END, None, None
+
+
+def _fill(entries: Iterator[Entry], queue: Queue[Any], stop: Event) -> None:
+    """Put batches into a queue until told to stop."""
+    for entry in entries:
+        if not _put(queue, entry, stop):
+            return
+
+
+def _copy(batch: Any, step: int) -> Tree:
+    """Copy a batch out of its source, which may use the memory of the batch for the next one.
+
+    The copy is no part of an autograd graph.
+    """
+    return _tree.map(lambda leaf: leaf.detach().clone(), as_data(batch, f"the batch of step {step}"))
 
 
 def _put(queue: Queue[Any], entry: Any, stop: Event) -> bool:

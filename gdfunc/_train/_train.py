@@ -144,6 +144,7 @@ def train(
     References:
         H. Robbins, S. Monro, "A stochastic approximation method", 1951.
     """
+    where, log = kept(checkpoint_to, checkpoint_every, checkpoint_keep), check_log(log)
     plan = make_plan(
         step,
         init,
@@ -159,6 +160,5 @@ def train(
         stop,
         adjoint,
     )
-    where = kept(checkpoint_to, checkpoint_every, checkpoint_keep)
-    final, trajectory = drive(plan, progress, check_log(log), resume, where)
+    final, trajectory = drive(plan, progress, log, resume, where)
     return adjoint.end(partial(plan.last_step, final), carry_of(plan.state), final), trajectory
