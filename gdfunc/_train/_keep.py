@@ -9,6 +9,7 @@ import torch
 
 from .. import _tree
 from .._errors import TrainingInterrupted, check_int, warn
+from .._shown import shown
 from .._torch._modes import is_tracing
 from .._torch._transforms import is_transforming
 from ..checkpoint import CheckpointError, check_known, opened, save
@@ -108,7 +109,7 @@ def _description(plan: Plan, step: int) -> dict[str, Any]:
     """Describe a run by what its first steps depend on."""
     body = plan.body
     return {
-        "step": plan.name,
+        "step": shown(plan.given),
         "record": [*body.recorders],
         "every": plan.every,
         "evaluate": [*body.evaluators],

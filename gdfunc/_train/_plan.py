@@ -16,7 +16,6 @@ from .._errors import BackendError, check_choice, check_function, check_int, war
 from .._inputs import check_batch, check_params
 from .._scan._adjoint import Adjoint, Segments, check_adjoint
 from .._scan._scan import fold, settle
-from .._shown import shown
 from .._step import Step, StepLike, as_step, check_lr, params_of
 from .._torch._autograd import is_readable
 from .._torch._modes import is_tracing
@@ -49,7 +48,7 @@ class Plan:
     """A run that has been checked.
 
     Attributes:
-        name: the call that made its step.
+        given: its step, as it was given.
         body: the body of its scan.
         state: the first state of its scan.
         batches: the source of its batches.
@@ -63,7 +62,7 @@ class Plan:
         adjoint: how derivatives go back through its segments.
     """
 
-    name: str
+    given: StepLike
     body: Body
     state: Any
     batches: Batches
@@ -172,7 +171,7 @@ def make_plan(
     segments = adjoint.segments(steps, block)
     work = sum([leaf.numel() for leaf in leaves]) * max(size.entries, 1) * members() * block
     return Plan(
-        name=shown(step),
+        given=step,
         body=body,
         state=first_state(init, stop),
         batches=batches,
