@@ -33,6 +33,8 @@ from ._gradients import per_sample_grad as per_sample_grad
 from ._hypergradient import Hypergradient as Hypergradient
 from ._hypergradient import hypergrad as hypergrad
 from ._jit import jit as jit
+from ._lazy import LazyBatches as LazyBatches
+from ._lazy import lazy_batches as lazy_batches
 from ._reductions._reduce import reduce_per_sample as reduce_per_sample
 from ._sampling import epoch_batches as epoch_batches
 from ._sampling import full_batch as full_batch

@@ -196,8 +196,11 @@ def _numbers(draw: Callable[[Tensor], Tensor], counts: range, size: int, key: Te
     return torch.cat([draw(fold_in(key, part)) for part in numbers.split(at_once)])
 
 
-def _shared(function: Callable[[Tensor], Tensor], at_once: int, key: Tensor) -> Tensor:
-    """Call a function of a key, once for all members of a vmap with the same key."""
+def _shared(function: Callable[[Tensor], Tensor], at_once: int | None, key: Tensor) -> Tensor:
+    """Call a function of a key, once for all members of a vmap with the same key.
+
+    It is mapped over so many keys at once; None if it takes keys [..., 2] itself.
+    """
     if not is_transformed(key) or is_tracing() or functionalization() is not None:
         return function(key)
     return _Shared.apply(function, at_once, key)
@@ -207,7 +210,7 @@ class _Shared(torch.autograd.Function):
     """A function of a key, which the members of a vmap with the same key share."""
 
     @staticmethod
-    def forward(function: Callable[[Tensor], Tensor], at_once: int, key: Tensor) -> Tensor:
+    def forward(function: Callable[[Tensor], Tensor], at_once: int | None, key: Tensor) -> Tensor:
         return function(key)
 
     @staticmethod
@@ -216,16 +219,18 @@ class _Shared(torch.autograd.Function):
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[Any, ...], function: Any, at_once: int, key: Tensor
+        info: Any, in_dims: tuple[Any, ...], function: Any, at_once: int | None, key: Tensor
     ) -> tuple[Tensor, int]:
         return _shared(partial(_each, function, at_once), at_once, key.movedim(in_dims[2], 0)), 0
 
 
-def _each(function: Callable[[Tensor], Tensor], at_once: int, keys: Tensor) -> Tensor:
+def _each(function: Callable[[Tensor], Tensor], at_once: int | None, keys: Tensor) -> Tensor:
     """Call a function of a key for each of several, once for those that are the same."""
     if not is_readable(keys):
-        return torch.func.vmap(function)(keys)
+        return function(keys) if at_once is None else torch.func.vmap(function)(keys)
     different, places = keys.unique(dim=0, return_inverse=True)
+    if at_once is None:
+        return function(different)[places]
     return torch.func.vmap(function, chunk_size=at_once)(different)[places]
 
 

@@ -15,7 +15,17 @@ PACKAGE = Path(gdfunc.__file__).parent
 RANKS = {
     0: {"_torch", "_lock", "_tree", "_numerics", "_errors", "_progress", "_shown", "_html", "random"}
     | {"_data", "_inputs"},
-    1: {"_sampling", "_gradients", "_transforms", "schedules", "_scan", "losses", "problems", "datasets"}
+    1: {
+        "_sampling",
+        "_lazy",
+        "_gradients",
+        "_transforms",
+        "schedules",
+        "_scan",
+        "losses",
+        "problems",
+        "datasets",
+    }
     | {"_per_sample", "reducers", "_reductions", "tree", "_stateful", "stops", "checkpoint"},
     2: {"_step", "curvature", "adjoints"},
     3: {"_train", "methods", "_sweep", "_hypergradient", "_jit", "modules", "stats", "privacy"},
@@ -38,6 +48,8 @@ SAME_RANK = {
     ("_gradients", "_stateful"),
     ("_stateful", "random"),
     ("_sampling", "random"),
+    ("_lazy", "random"),
+    ("_lazy", "_sampling"),
     ("_tree", "_errors"),
     ("_tree", "_numerics"),
     ("problems", "random"),

@@ -110,9 +110,14 @@ def is_followed(leaf: Tensor) -> bool:
     return _has_end(leaf, lambda end: getattr(end, _MARK, False))
 
 
+def has_values(leaf: Tensor) -> bool:
+    """Tell whether a tensor has a value that may be read, if by waiting for a GPU."""
+    return not (is_followed(leaf) or is_tracing() or has_no_value(leaf))
+
+
 def is_readable(leaf: Tensor) -> bool:
     """Tell whether a tensor's value is at hand: no transformation or gradient, no trace, no GPU."""
-    return leaf.is_cpu and not (is_followed(leaf) or is_tracing() or has_no_value(leaf))
+    return leaf.is_cpu and has_values(leaf)
 
 
 def written(copies: Sequence[Tensor], originals: Sequence[Tensor]) -> list[bool]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _tree
+from .._lazy import LazyBatches
 from .._shown import shown
 from .._tree import Tree
 
@@ -39,14 +40,14 @@ class Batches(NamedTuple):
     close: Callable[[], None] = _nothing
 
 
-def from_memory(data: Tree, index: Tensor) -> Batches:
-    """Take the batches of data in memory by a plan [T, B] of sample numbers."""
+def from_memory(data: Tree, index: Tensor | LazyBatches) -> Batches:
+    """Take the batches of data in memory, or mapped into it, by a plan [T, B] of sample numbers."""
     leaves, structure = _tree.flatten(data)
     of_data = cache(lambda: digest(data))
     return Batches(
         lambda first, last: part(index, first, last),
         lambda row: _tree.unflatten(structure, [leaf[row] for leaf in leaves]),
-        lambda step: {"data": of_data(), "index": digest(index[:step])},
+        lambda step: {"data": of_data(), "index": digest_of_plan(index, step)},
     )
 
 
@@ -59,9 +60,16 @@ def from_function(draw: Callable[[Tensor], Tree], device: torch.device) -> Batch
     )
 
 
-def part(leaf: Tensor, first: int, last: int) -> Tensor:
-    """Slice rows, or give all of them as they are."""
-    return leaf if last - first == leaf.shape[0] else leaf[first:last]
+def digest_of_plan(index: Tensor | LazyBatches, step: int) -> str:
+    """Compute the SHA-256 of all that the first rows of a plan depend on."""
+    return index.digest() if isinstance(index, LazyBatches) else digest(index[:step])
+
+
+def part(leaf: Tensor | LazyBatches, first: int, last: int) -> Tensor:
+    """Slice rows, or give all of a tensor as they are."""
+    if isinstance(leaf, Tensor) and last - first == leaf.shape[0]:
+        return leaf
+    return leaf[first:last]
 
 
 def digest(tree: Tree) -> str:

@@ -14,6 +14,7 @@ from .. import _tree
 from .._data import as_data, remedy_for
 from .._errors import BackendError, check_choice, check_function, check_int, warn
 from .._inputs import check_batch, check_params
+from .._lazy import LazyBatches
 from .._scan._adjoint import Adjoint, Segments, check_adjoint
 from .._scan._scan import fold, settle
 from .._step import Step, StepLike, as_step, check_lr, params_of
@@ -129,7 +130,7 @@ def make_plan(
     step: StepLike,
     init: Any,
     data: Tree,
-    index: Tensor,
+    index: Tensor | LazyBatches,
     lr: float | Tensor,
     record: Any,
     every: int,
@@ -365,8 +366,14 @@ def _name(entry: Any) -> str:
     return name
 
 
-def _check_index(index: Any, data: Tree, samples: int | None, device: torch.device) -> Tensor:
+def _check_index(index: Any, data: Tree, samples: int | None, device: torch.device) -> Tensor | LazyBatches:
     """Return the plan int64 [T, B], on the parameters' device."""
+    if isinstance(index, LazyBatches):
+        if samples is not None and index.n > samples:
+            raise IndexError(
+                f"index is a plan of n = {index.n} samples, but data has {samples}{_if_list(data)}"
+            )
+        return index.to(device)
     if not isinstance(index, Tensor) or index.dtype != torch.int64:
         got = index.dtype if isinstance(index, Tensor) else type(index).__name__
         inside = "; pass its .index" if isinstance(getattr(index, "index", None), Tensor) else ""

@@ -14,7 +14,7 @@ from .. import _tree
 from .._data import as_data
 from .._inputs import kind
 from .._tree import Tree
-from ._batches import Batches, digest
+from ._batches import Batches, digest_of_plan
 
 _AHEAD = 4  # batches
 _BYTES = 2**26  # of the rows of a segment, at most
@@ -65,7 +65,7 @@ def from_dataset(dataset: Any, index: Any, device: torch.device) -> tuple[Batche
         reader.begin(step, state)
 
     def fingerprint(step: int) -> dict[str, str]:
-        return {"data": f"{type(dataset).__name__} of {len(dataset)}", "index": digest(index[:step])}
+        return {"data": f"{type(dataset).__name__} of {len(dataset)}", "index": digest_of_plan(index, step)}
 
     return reader.batches(fingerprint, go_on), reader.first()
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from .._errors import TrainingInterrupted
+from .._lazy import LazyBatches
 from .._progress import Progress
 from .._scan._adjoint import Adjoint, Reverse
 from .._step import StepLike
@@ -24,7 +25,7 @@ def train(
     step: StepLike,
     init: Any,
     data: Tree,
-    index: Tensor,
+    index: Tensor | LazyBatches,
     lr: float | Tensor,
     *,
     record: Any = ("loss",),
@@ -62,8 +63,9 @@ def train(
             the plan. Or a source of batches: a `DataLoader`, a generator or another iterable of trees of
             tensors, all of one shape, or a function `(step) -> batch` of a 0-d int64, which is part of the
             loop. A thread reads iterables and data sets four batches ahead.
-        index: the plan int64 [T, B], from `epoch_batches`, `sample_batches` or `full_batch`. For a source
-            of batches the number of steps T, and no more batches than that are read.
+        index: the plan int64 [T, B], from `epoch_batches`, `sample_batches` or `full_batch`, or from
+            `lazy_batches`, which is never held as a whole. For a source of batches the number of steps T,
+            and no more batches than that are read.
         lr: a number or 0-d tensor for all steps, or a schedule [T], one value a step. Values are checked
             unless they are on a GPU or under a transformation.
         record: what to keep of each step: names among `loss` (the second value that the step returns),
