@@ -22,11 +22,12 @@ REGISTER = "a dataclass becomes a tree by torch.export.register_dataclass({})"
 _COLLATE = "torch.utils.data.default_collate"
 
 
-def as_data(tree: Tree, name: str) -> Tree:
+def as_data(tree: Tree, name: str, is_read: bool = False) -> Tree:
     """Turn arrays and data sets among the leaves into tensors.
 
     A `TensorDataset` becomes the tuple of its tensors, a DataFrame of pandas the dict of its columns. What
-    cannot be indexed by a tensor of sample numbers is refused with the line that works.
+    cannot be indexed by a tensor of sample numbers is refused with the line that works. An array that is
+    read-only, such as a file that is mapped, is copied, unless the tensors are only read (`is_read`).
 
     Raises:
         TypeError: a leaf has no form as tensors.
@@ -36,7 +37,7 @@ def as_data(tree: Tree, name: str) -> Tree:
     leaves, structure = _tree.flatten(tree)
     for i, leaf in enumerate(leaves):
         if not isinstance(leaf, Tensor):
-            leaves[i] = _converted(leaf, partial(_path, tree, name, i))
+            leaves[i] = _converted(leaf, partial(_path, tree, name, i), is_read)
     return _tree.unflatten(structure, leaves)
 
 
@@ -44,14 +45,14 @@ def _path(tree: Tree, name: str, position: int) -> str:
     return _tree.named_leaves(tree, name)[position][0]
 
 
-def _converted(leaf: Any, path: Callable[[], str]) -> Tree:
+def _converted(leaf: Any, path: Callable[[], str], is_read: bool) -> Tree:
     """Return a leaf as tensors."""
     if isinstance(leaf, np.ma.MaskedArray) and leaf.mask.any():
         remedy = "fill it with x.filled(0), and pass ~x.mask beside it"
         raise _refused(path(), "an array with masked entries", remedy)
     if isinstance(leaf, np.ndarray):
         try:
-            return from_numpy(leaf)
+            return from_numpy(leaf, is_read)
         except TypeError as error:
             raise _refused(path(), f"an array of dtype {leaf.dtype}", _remedy_for_array(leaf)) from error
     if _is_plain(leaf):

@@ -113,13 +113,28 @@ def softplus(x: Tensor) -> Tensor:
     return torch.nn.functional.softplus(x, threshold=40)
 
 
-def from_numpy(array: np.ndarray) -> Tensor:
-    """Turn a NumPy array into a tensor, which shares its memory where torch can."""
+class _Unlocked:
+    """The memory of a read-only array, offered as if it could be written to."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        self.__array_interface__ = array.__array_interface__ | {"data": (array.ctypes.data, False)}
+
+
+def from_numpy(array: np.ndarray, is_read: bool = False) -> Tensor:
+    """Turn a NumPy array into a tensor, which shares its memory where torch can.
+
+    Args:
+        array: numbers.
+        is_read: whether nobody writes to the tensor, so that it may share memory that is read-only, such as
+            that of a file that is mapped. torch has no tensors that are read-only.
+    """
     native = array.astype(array.dtype.newbyteorder("="), copy=False)
     # The strides of a field of a structured array may be no multiples of its own size.
     regular = all(stride >= 0 and stride % native.itemsize == 0 for stride in native.strides)
-    shareable = native.flags.writeable and regular
-    return torch.as_tensor(native if shareable else native.copy())
+    if not regular or not (is_read or native.flags.writeable):
+        native = native.copy()
+    return torch.as_tensor(native if native.flags.writeable else np.asarray(_Unlocked(native)))
 
 
 def finite_tensor(name: str, values: Any, dtype: torch.dtype) -> Tensor:

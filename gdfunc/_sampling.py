@@ -168,9 +168,9 @@ def take(data: Tree, index: Tensor) -> Tree:
         got = index.dtype if isinstance(index, Tensor) else type(index).__name__
         raise TypeError(f"index must be an int64 tensor; got {got}")
     if index.ndim:
-        return _tree.map(lambda leaf: leaf[index], as_data(data, "data"))
+        return _tree.map(lambda leaf: leaf[index], as_data(data, "data", is_read=True))
     # Because torch reads the value of a 0-d index on the host, and returns a view.
-    return _tree.map(lambda leaf: leaf[index[None]][0], as_data(data, "data"))
+    return _tree.map(lambda leaf: leaf[index[None]][0], as_data(data, "data", is_read=True))
 
 
 def _as_range(name: str, value: Any) -> range:

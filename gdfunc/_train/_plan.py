@@ -206,7 +206,7 @@ def _batches(data: Any, index: Any, leaves: list[Tensor], params: Tree) -> tuple
         batches, first = from_dataset(data, index, device)
         check_batch(first, leaves, params, "data")
         return batches, _Size(len(index), sum([leaf.numel() for leaf in _tree.leaves(first)]))
-    data = as_data(data, "data")
+    data = as_data(data, "data", is_read=True)
     samples = check_batch(data, leaves, params, "data")
     index = _check_index(index, data, samples, device)
     steps, batch_size = index.shape

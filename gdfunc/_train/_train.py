@@ -58,8 +58,10 @@ def train(
             It is detached from autograd's graph, so differentiate with `torch.func.grad`, not with
             `backward`.
         data: tree of tensors or NumPy arrays [n, ...]; None for a loss without data. A `TensorDataset` is
-            the tuple of its tensors, a DataFrame of numbers the dict of its columns. `check_mean_loss`
-            tells whether the loss is a mean over the data. Any other map-style `Dataset` is collated by
+            the tuple of its tensors, a DataFrame of numbers the dict of its columns. A file that is mapped
+            into memory, `np.load(path, mmap_mode="r")` or a tensor of safetensors, is read where it lies,
+            without a copy, if it is contiguous. `check_mean_loss` tells whether the loss is a mean over the
+            data. Any other map-style `Dataset` is collated by
             the plan. Or a source of batches: a `DataLoader`, a generator or another iterable of trees of
             tensors, all of one shape, or a function `(step) -> batch` of a 0-d int64, which is part of the
             loop. A thread reads iterables and data sets four batches ahead.
@@ -101,7 +103,8 @@ def train(
             written between segments, at the end, and on Ctrl-C, SIGTERM or an error. If it is there, the
             same call goes on from it, to the same bits; a file of another run is refused. The plan and lr
             after the step where it stopped may be others, so that a finished run can be made longer. See
-            `help(gd.checkpoint)`.
+            `help(gd.checkpoint)`. The file knows its data by their SHA-256, so all of them are read once, at
+            one or two GB/s, and none are held.
         checkpoint_every: write at least every so many steps; None for about once a minute.
         checkpoint_keep: how many files to keep. Those before the last have the number of their step in
             their name.
