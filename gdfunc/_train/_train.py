@@ -103,8 +103,8 @@ def train(
             written between segments, at the end, and on Ctrl-C, SIGTERM or an error. If it is there, the
             same call goes on from it, to the same bits; a file of another run is refused. The plan and lr
             after the step where it stopped may be others, so that a finished run can be made longer. See
-            `help(gd.checkpoint)`. The file knows its data by their SHA-256, so all of them are read once, at
-            one or two GB/s, and none are held.
+            `help(gd.checkpoint)`. The file knows its data by their SHA-256, so they are read once, at one
+            or two GB/s, and none are held.
         checkpoint_every: write at least every so many steps; None for about once a minute.
         checkpoint_keep: how many files to keep. Those before the last have the number of their step in
             their name.
