@@ -104,6 +104,7 @@ def test_a_room_imports_lower_ranks_only(path):
 DOORS = {  # modules, and the rooms that may import them; the last two are hidden channels
     "torch.utils._pytree": {"_tree"},
     "matplotlib": {"plot"},
+    "PIL": {"plot"},
     "hypothesis": {"testing"},
     "sklearn": {"datasets"},
     "tqdm": {"_progress"},
@@ -215,6 +216,7 @@ def test_only_listed_packages_are_imported():
         "torch",
         "numpy",
         "matplotlib",
+        "PIL",  # of matplotlib
         "sklearn",
         "tqdm",
         "pandas",

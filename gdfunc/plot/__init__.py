@@ -14,7 +14,8 @@ Runs that diverge are in every picture. `plot_curves` draws losses over steps, o
 or over a hyperparameter (`over="lr"`). `plot_grid` maps a sweep over two of its axes, numbers or names.
 `plot_phase` maps the outcome of its runs: converged, falling, stalled, oscillating or diverged.
 `plot_sensitivity` ranks optimizers by the range of learning rates that serve them. `plot_rate` draws a
-measured rate of convergence beside its theorem.
+measured rate of convergence beside its theorem. `animate` writes a GIF or an HTML page in which paths or
+curves grow.
 
 Example:
     >>> axes = gd.plot.plot_curves([torch.tensor([3.0, 2.0, 1.0])])
@@ -22,6 +23,7 @@ Example:
     1
 """
 
+from ._animate import animate as animate
 from ._curves import plot_curves as plot_curves
 from ._descent import plot_descent as plot_descent
 from ._grid import plot_grid as plot_grid

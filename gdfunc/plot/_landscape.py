@@ -15,7 +15,7 @@ from .._data import as_data
 from .._errors import check_int
 from .._numerics import Scalar
 from .._tree import Tree
-from . import _axes, _contours, _plane, _points
+from . import _axes, _contours, _moving, _plane, _points
 from ._axes import Array, Axes
 from ._contrast import FEW, path_colors
 from ._points import Paths, check_paths, evaluate
@@ -293,7 +293,8 @@ def _draw_beside(
         # The plane's losses are often close to the true ones: dark dashes on them can be seen.
         for values, tint, dashes in ((own, color, "-"), (shown, ink(ax, color), (0, (4, 2)))):
             height = np.where(np.abs(values) <= _axes.HUGE, values, np.nan)
-            side.plot(height, color=tint, linestyle=dashes, linewidth=width)
+            (line,) = side.plot(height, color=tint, linestyle=dashes, linewidth=width)
+            _moving.grow(line, np.arange(len(height)))
     side.set(xlabel="step", ylabel="loss")
     values = np.concatenate([*true, *flat])
     values = values[np.abs(values) <= _axes.HUGE]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _axes
+from . import _axes, _moving
 from ._axes import HUGE, Array, Axes
 from ._style import background, font_size
 
@@ -114,6 +114,7 @@ def draw_lines(ax: Axes, curve: Curve, look: tuple[Any, Any], top: float, over: 
     line = Line2D(x, middle, color=color, linestyle=dashes, linewidth=width, zorder=3)
     line.set(marker="o" if len(x) == 1 or (over and len(x) <= 12) else "", markersize=3 * width)
     ax.add_artist(line)  # unlike add_line, without making room for all of it
+    _moving.grow(line, x)
     ax.update_datalim(np.column_stack([x, x]), updatey=False)
     for shown in (middle, *curve.edges):
         ax.update_datalim(np.column_stack([x, shown])[_axes.in_view(shown, top)])
@@ -121,13 +122,15 @@ def draw_lines(ax: Axes, curve: Curve, look: tuple[Any, Any], top: float, over: 
         # One thin line for all of them: NaN parts the runs.
         parted = np.pad(lost, [(0, 0), (0, 1)], constant_values=np.nan).ravel()
         places = np.tile(np.append(x, np.nan), len(lost))
-        ax.add_artist(Line2D(places, parted, color=color, linewidth=0.4 * width))
+        thin = ax.add_artist(Line2D(places, parted, color=color, linewidth=0.4 * width))
+        _moving.grow(thin, np.nan_to_num(places, nan=-np.inf))  # what parts the runs is always there
     if not over and window is None:
         for run in lost:
             ax.update_datalim(np.column_stack([x, run])[_axes.in_view(run, top)])
     if ax.get_yscale() == "log" and (middle <= 0).any():
         low, bottom = x[middle <= 0], ax.get_xaxis_transform()
-        ax.plot(low, 0 * low + 0.012, "v", color=color, transform=bottom, markersize=3)
+        (triangles,) = ax.plot(low, 0 * low + 0.012, "v", color=color, transform=bottom, markersize=3)
+        _moving.grow(triangles, low)
     return line
 
 
@@ -143,6 +146,7 @@ def draw_ends(ax: Axes, curve: Curve, top: float, color: Any) -> None:
         crosses = Line2D(*ends, linestyle="", marker="x", color=color, zorder=4)
         crosses.set(markersize=7, markeredgewidth=1.8)
         ax.add_artist(crosses)
+        _moving.grow(crosses, ends[0])
 
 
 def draw_band(ax: Axes, curve: Curve, color: Any) -> Any:
@@ -162,10 +166,12 @@ def draw_band(ax: Axes, curve: Curve, color: Any) -> Any:
     polygons = [np.column_stack([points[:, 0], np.minimum(points[:, 1], sky)]) for points in polygons]
     band = PolyCollection(polygons, facecolor=color, edgecolor="none", alpha=0.2, zorder=2)
     ax.add_collection(band, autolim=False)
+    _moving.fill(band, polygons, [np.append(x[part], x[part][::-1]) for part in _axes.stretches(closed)])
     if not closed.all():
         beside = ~closed | np.append(~closed[1:], False) | np.append(False, ~closed[:-1])
         rest = np.where(beside & (np.abs(lower) <= HUGE), lower, np.nan)
-        ax.add_artist(Line2D(x, rest, color=color, linewidth=0.6, alpha=0.6, zorder=2))
+        edge = ax.add_artist(Line2D(x, rest, color=color, linewidth=0.6, alpha=0.6, zorder=2))
+        _moving.grow(edge, x)
     return band
 
 

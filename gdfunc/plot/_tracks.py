@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _axes
+from . import _axes, _moving
 from ._axes import Array, Axes
 from ._contrast import FEW, is_crowd
 from ._names import fits, write_names
@@ -23,6 +23,7 @@ class Fate(NamedTuple):
     ended: bool
     notes: list[str]
     crosses: list[Array]
+    ends: list[int]  # the step of each cross
 
 
 def fate_of(points: Array, box: Array) -> Fate:
@@ -30,17 +31,20 @@ def fate_of(points: Array, box: Array) -> Fate:
     inside = is_inside(points, box)
     # A path that never comes into the view has nothing to be cut at.
     last = int(np.flatnonzero(inside)[-1]) if inside.any() else len(points) - 1
-    notes, crosses = [], []
+    notes, crosses, ends = [], [], []
     if away := (alive & ~inside)[: last + 1].sum():
         notes.append(f"{away} of {len(points)} points outside the view")
     if last + 1 < len(points) and alive[last + 1]:
         notes.append(f"leaves the view at step {last + 1}")
         crosses.append(_crossing(points[last], points[last + 1], box))
+        ends.append(last + 1)
     if not alive.all():
         end = alive.argmin()
         notes.append(_axes.not_finite_note(alive, np.arange(len(points)), "step"))
-        crosses += [point for point in points[:end][-1:] if inside[end - 1]]
-    return Fate(last, bool(inside[-1]), notes, crosses)
+        if end > 0 and inside[end - 1]:
+            crosses.append(points[end - 1])
+            ends.append(int(end))
+    return Fate(last, bool(inside[-1]), notes, crosses, ends)
 
 
 def _crossing(inside: Array, outside: Array, box: Array) -> Array:
@@ -110,6 +114,7 @@ def _draw_path(
     page, width = background(ax), scaled(0.8 if on_curve else 0.9 if thin else 1.5)
     shown = points[: fate.last + 2]
     (line,) = ax.plot(*shown.T, color=color, linestyle=dashes, linewidth=width, zorder=3, marker="")
+    _moving.grow(line, np.arange(len(shown)))
     # The halo is solid also under dashes, because gaps in both look like crossings.
     halo: dict[str, Any] = {
         "dashes": {"dash_offset": 0, "dash_list": None},
@@ -122,13 +127,19 @@ def _draw_path(
     # Beads on dashes would be taken for dashes.
     if len(points) < _BEADS and not thin and dashes == "-":
         bead = scaled(8 if on_curve else 5)
-        ax.plot(*shown.T, ".", markersize=bead, markerfacecolor=color, **{**marks, "zorder": 3.1})
+        (beads,) = ax.plot(
+            *shown.T, ".", markersize=bead, markerfacecolor=color, **{**marks, "zorder": 3.1}
+        )
+        _moving.grow(beads, np.arange(len(shown)))
     size = scaled(0.6 if thin else 1.0)
     ax.plot(*points[:1].T, "o", markersize=7 * size, markerfacecolor=page, **marks)
     if fate.ended:
-        ax.plot(*points[-1:].T, "D", markersize=5 * size, markerfacecolor=color, **marks)
+        (end,) = ax.plot(*points[-1:].T, "D", markersize=5 * size, markerfacecolor=color, **marks)
+        _moving.travel(end, points)
     if fate.crosses:
-        ax.plot(*np.transpose(fate.crosses), "x", markersize=8 * size, markeredgewidth=2 * size, **marks)
+        places = np.transpose(fate.crosses)
+        (crosses,) = ax.plot(*places, "x", markersize=8 * size, markeredgewidth=2 * size, **marks)
+        _moving.grow(crosses, np.minimum(fate.ends, len(shown) - 1))
     return line
 
 
