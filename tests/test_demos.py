@@ -156,3 +156,13 @@ def test_a_network_sharpens_to_the_edge_of_stability():
 )
 def test_fewer_updates_conclude_from_their_numbers(compared, said):
     assert re.search(said, load("fewer_updates").conclusion(compared))
+
+
+@pytest.mark.parametrize(
+    ("difference", "said"),
+    [(0.0, "has the losses .*difference 0$"), (2e-7, r"has other losses .*difference 2\.0e-07$")],
+)
+def test_a_long_run_concludes_from_its_difference(difference, said):
+    conclusion = load("long_run").conclusion([10, 20], 30, difference)
+    assert conclusion.startswith("Killed after 10 and 20 of 30 steps, ")
+    assert re.search(said, conclusion)
