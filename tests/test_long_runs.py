@@ -203,6 +203,17 @@ def test_a_plan_may_differ_after_the_step_where_the_run_stopped(tmp_path):
     assert_same(run(tmp_path / "run", index=index), run(index=index))
 
 
+def test_a_loss_that_shows_its_address_goes_on(tmp_path):
+    class Loss:
+        def __call__(self, params, batch):
+            return linear_loss(params, batch)
+
+    losses = Loss(), Loss()  # one in each process
+    assert repr(losses[0]) != repr(losses[1])
+    stopped(tmp_path / "run", step=gd.make_step(losses[0], gd.adam()))
+    assert_same(run(tmp_path / "run", step=gd.make_step(losses[1], gd.adam())), run())
+
+
 def test_files_and_interruptions_are_not_mixed_up(tmp_path):
     error = stopped(tmp_path / "run")
     with pytest.raises(ValueError, match=r"both resume= and .*run hold a run"):
@@ -246,6 +257,39 @@ def test_files_are_written_every_so_many_steps_and_the_last_are_kept(tmp_path):
 
 def kept_steps(folder):
     return sorted(int(file.name.split(".")[1]) for file in folder.glob("run.0*"))
+
+
+@pytest.mark.parametrize("name", ["m*.run", "a[1].run", "what?", "sp ace é.run", ".hidden"])
+def test_a_name_is_no_pattern(name, tmp_path):
+    others = [tmp_path / f"{stem}.{step:012}.run" for stem in ("m", "mine", "a1") for step in range(3)]
+    for file in others:
+        file.touch()
+    left = tmp_path / f".{name}.abc.tmp"  # of a process that was killed
+    left.mkdir()
+    run(tmp_path / name, checkpoint_every=10, checkpoint_keep=2)
+    assert not left.exists()
+    assert all(file.exists() for file in others)
+    assert len([*tmp_path.iterdir()]) == len(others) + 3
+
+
+def test_a_handler_that_ends_the_process_leaves_the_file(tmp_path):
+    def end(step, numbers):
+        if step >= 20:
+            sys.exit(3)
+
+    with pytest.raises(SystemExit) as caught:
+        run(tmp_path / "run", log=end)
+    assert f"{tmp_path / 'run'} holds the run after" in caught.value.__notes__[0]
+    assert_same(run(tmp_path / "run"), run())
+
+
+def test_an_error_before_a_file_is_written_tells_of_none(tmp_path):
+    with (
+        pytest.warns(UserWarning, match=r"goes on without a file .*the folder .*no is not there"),
+        pytest.raises(gd.TrainingInterrupted) as caught,
+    ):
+        run(tmp_path / "no" / "run", until=1)
+    assert not hasattr(caught.value, "__notes__")
 
 
 def test_an_error_in_a_run_tells_where_its_file_is(tmp_path):

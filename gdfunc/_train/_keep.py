@@ -1,5 +1,6 @@
 """The files of a run: what is done of it, written between segments, and found again."""
 
+import re
 import time
 from os import PathLike, fspath
 from pathlib import Path
@@ -17,6 +18,7 @@ from ._batches import digest
 from ._done import NO_WAY_BACK, Done
 from ._plan import Plan
 
+_ADDRESS = re.compile(" at 0x[0-9a-fA-F]+")  # of an object, which is another in each process
 _SECONDS = 60.0  # between two files, unless the steps between them are given
 
 
@@ -109,7 +111,7 @@ def _description(plan: Plan, step: int) -> dict[str, Any]:
     """Describe a run by what its first steps depend on."""
     body = plan.body
     return {
-        "step": shown(plan.given),
+        "step": _ADDRESS.sub("", shown(plan.given)),
         "record": [*body.recorders],
         "every": plan.every,
         "evaluate": [*body.evaluators],
@@ -157,7 +159,8 @@ class Keeper:
         """Write what is done before an error, which tells where it is."""
         if done.records and error is not self.failure:
             self.try_to_write(done)
-            error.add_note(f"gdfunc: {self.where.path} holds the run after {self.step} steps")
+            if self.step is not None:
+                error.add_note(f"gdfunc: {self.where.path} holds the run after {self.step} steps")
 
     def write(self, done: Done) -> None:
         """Write what is done, unless the file has it."""
@@ -189,6 +192,7 @@ class Keeper:
         """Write the file under the number of its step too, and remove the oldest of these."""
         path = self.where.path
         save(path.with_name(f"{path.stem}.{tree['step']:012}{path.suffix}"), tree)
-        earlier = sorted(path.parent.glob(f"{path.stem}.{'[0-9]' * 12}{path.suffix}"))
+        is_earlier = re.compile(rf"{re.escape(path.stem)}\.[0-9]{{12}}{re.escape(path.suffix)}")
+        earlier = sorted(old for old in path.parent.iterdir() if is_earlier.fullmatch(old.name))
         for old in earlier[: -self.where.keep]:
             old.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ The metadata of the file hold two texts beside what it is told: `bytes`, its siz
 `sha256`, 64 hexadecimal digits. They are the SHA-256 of the file with these 64 digits as zeros.
 """
 
+import glob
 import hashlib
 import os
 import re
@@ -113,7 +114,9 @@ def _replacing(path: Path) -> Iterator[Path]:
     path = Path(os.path.realpath(path))
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; give the name of a file in it")
-    for left in path.parent.glob(f".{path.name}.*.tmp"):
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written, because the folder {path.parent} is not there")
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         with _held(left) as is_ours:
             if is_ours:
                 shutil.rmtree(left, ignore_errors=True)
