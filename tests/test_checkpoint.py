@@ -10,7 +10,7 @@ import stat
 import struct
 import subprocess
 import sys
-from collections import OrderedDict
+from collections import OrderedDict, namedtuple
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,6 +108,25 @@ def test_containers_of_every_kind_come_back(tmp_path):
     tree = OrderedDict(b=torch.ones(1), a=[{}, (), [], None, torch.tensor(2.0)])
     gd.save(path, tree)
     assert_same(gd.load(path), tree)
+
+
+def test_a_key_may_have_the_name_of_the_metadata(tmp_path):
+    tree = {"__metadata__": torch.ones(2), "\\__metadata__": torch.zeros(3), "a": {"__metadata__": 1}}
+    gd.save(tmp_path / "a", tree)
+    assert_same(gd.load(tmp_path / "a"), tree)
+    assert_same(gd.load(tmp_path / "a", like=tree), tree)
+
+
+@pytest.mark.parametrize("name", ["TrainState", "Trajectory"])
+def test_a_class_of_the_user_is_not_ours_of_the_same_name(name, tmp_path):
+    own = namedtuple(name, ["params", "more"])
+    tree = own(torch.ones(2), torch.zeros(3))
+    gd.save(tmp_path / "a", tree)
+    with pytest.raises(gd.CheckpointError, match=f"a user's {name}, a class that is not known here"):
+        gd.load(tmp_path / "a")
+    back = gd.load(tmp_path / "a", like=tree)
+    assert type(back) is own
+    assert_same(back, tree)
 
 
 def test_leaves_that_were_one_are_one_again(tmp_path):

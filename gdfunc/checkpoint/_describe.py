@@ -1,7 +1,8 @@
 """Trees as tensors by name and JSON, and trees made from these.
 
 The name of a tensor is its path, `params.layer1.w`. A full stop or backslash in a key has a backslash
-before it, and a key that is empty or no text is written as `\\#1`, so that no two leaves have one name.
+before it, and a key that is empty or no text is written as `\\#1`, so that no two leaves have one name. The
+key `__metadata__`, which safetensors has for itself, has a backslash before it too.
 JSON holds the rest, a list for each node: its kind, and its value, its layout in memory, or its children
 by label.
 
@@ -11,6 +12,7 @@ by label.
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -74,6 +76,7 @@ def _name(parent: str, kind: str, label: Any) -> str:
     if kind in ("dict", "OrderedDict", "defaultdict"):
         text = text.replace("\\", "\\\\") if label and type(label) is str else f"\\#{label!r}"
         text = text.replace(".", "\\.")
+        text = f"\\{text}" if text == "__metadata__" else text
     return f"{parent}.{text}" if parent else text
 
 
@@ -95,6 +98,8 @@ def _opened(tree: Any, name: str) -> tuple[str, dict[Any, Any]]:
             f"{place} is {shown(tree)}, but a file holds tensors, numbers, texts and None, in dicts, "
             f"lists, tuples and NamedTuples"
         )
+    if kind in _classes or type(tree) is not _own_classes().get(kind, type(tree)):
+        kind = f"user's {kind}"  # which has the name of a class of this package
     return kind, dict(zip(getattr(tree, "_fields", range(len(children))), children, strict=True))
 
 
@@ -181,6 +186,12 @@ def _maker(kind: str) -> Callable[..., Any] | None:
 
 def _own_classes() -> dict[str, type]:
     """Return the NamedTuples of this package by name."""
+    return _named_tuples(len(sys.modules))
+
+
+@lru_cache(1)
+def _named_tuples(imported: int) -> dict[str, type]:
+    """Look for the NamedTuples of this package, again whenever more modules are imported."""
     modules = [
         module for name, module in sys.modules.items() if name.startswith(__name__.split(".")[0] + ".")
     ]
