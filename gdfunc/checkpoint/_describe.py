@@ -192,8 +192,11 @@ def _own_classes() -> dict[str, type]:
 @lru_cache(1)
 def _named_tuples(imported: int) -> dict[str, type]:
     """Look for the NamedTuples of this package, again whenever more modules are imported."""
+    package = __name__.partition(".")[0]
     modules = [
-        module for name, module in sys.modules.items() if name.startswith(__name__.split(".")[0] + ".")
+        module
+        for name, module in sys.modules.items()
+        if name.startswith(f"{package}.") and not name.startswith(f"{package}.testing")  # no part of a run
     ]
     members = (member for module in modules for member in list(vars(module).values()))
     return {
