@@ -402,3 +402,30 @@ def test_progress_shows_the_loss_and_begins_where_the_run_does(tmp_path, capsys)
     assert "60/60" in shown
     assert "loss=" in shown
     assert "lr=0.05" in shown
+
+
+@pytest.mark.parametrize("backend", ["eager", "native"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_raises_skips_or_stops(bad, backend):
+    x, y = (leaf.clone() for leaf in DATA)
+    x[7] = bad
+    index = INDEX.clone()
+    index[index == 7] = 8
+    index[30, 0] = 7  # step 30 alone reads it
+    before = run(data=(x, y), index=index[:30], backend=backend)[0]
+    with pytest.raises(gd.NonFiniteError) as caught:
+        run(data=(x, y), index=index, backend=backend, check_finite="all")
+    assert caught.value.step == 30
+    assert_same(caught.value.state, before)
+    ended, trajectory = run(data=(x, y), index=index, backend=backend, stop=lambda carry, loss: loss < 0)
+    assert trajectory.diverged
+    assert_same(ended, before)
+    step = gd.make_step(linear_loss, gd.apply_if_finite(gd.adam()))
+    options = {"data": (x, y), "step": step, "backend": backend}
+    skipped = run(index=index[:31], **options)[0]
+    until = run(index=index[:30], **options)[0]
+    assert_same(skipped.params, until.params)
+    assert_same(skipped.opt_state.inner, until.opt_state.inner)
+    assert (int(skipped.opt_state.consecutive), int(skipped.opt_state.total)) == (1, 1)
+    later = run(index=index, **options)[0].opt_state
+    assert (int(later.consecutive), int(later.total)) == (0, 1)

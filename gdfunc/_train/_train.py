@@ -87,7 +87,9 @@ def train(
             what the step reads, a compiled loop does not see the change.
         check_finite: `"loss"`, or `"all"` for the carry too, stops at the first NaN or infinity, and names
             the sample if it came from the data; `"off"` lets it spread. Reads values, so not under vmap,
-            grad or jvp.
+            grad or jvp. A run that should not end skips such a step with
+            `apply_if_finite(transform)`. A run that should end without an error has
+            `stop=`.
         stop: `(carry, loss) -> 0-d bool`, called with the carry after a step and the loss that the step
             returned, or a stop with memory from `gd.stops`, such as `patience`. The step (or evaluation)
             for which it holds is the last. A loss that is not finite ends the run too,
@@ -145,6 +147,23 @@ def train(
         tensor(3.)
         >>> trajectory.loss.shape
         torch.Size([100])
+
+        Writers of logs take the numbers as they are, here csv's `DictWriter`.
+
+        >>> import csv, sys
+        >>> table = csv.DictWriter(sys.stdout, ["step", "lr", "loss"], lineterminator="\\n")
+        >>> def write(step, numbers):
+        ...     table.writerow({"step": step} | numbers)
+        >>> _ = gd.train(gd.make_step(loss_fn), torch.tensor(3.0), data, index[:1], lr=0.5, log=write)
+        1,0.5,0.0
+
+        For Weights & Biases and TensorBoard (`run` from `wandb.init()`, `writer` a `SummaryWriter`):
+
+        >>> def to_wandb(step, numbers):
+        ...     run.log(numbers, step=step)
+        >>> def to_tensorboard(step, numbers):
+        ...     for name, number in numbers.items():
+        ...         writer.add_scalar(name, number, step)
 
     References:
         H. Robbins, S. Monro, "A stochastic approximation method", 1951.
