@@ -326,6 +326,22 @@ def test_a_full_disk_costs_a_file_and_not_the_run(tmp_path):
     assert_same(run(path, backend="eager"), run(backend="eager"))
 
 
+def test_a_disk_that_is_full_at_the_end_costs_no_result(tmp_path):
+    path, old = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(step, numbers):
+        if step == 60:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1024, old[1]))
+
+    try:
+        with pytest.warns(UserWarning, match="the run goes on without a file of step 60"):
+            got = run(path, log=fill, backend="eager")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert_same(got, run(backend="eager"))
+    assert gd.load(path)["step"] == 1
+
+
 def test_another_torch_is_told(tmp_path):
     path = tmp_path / "run"
     stopped(path)

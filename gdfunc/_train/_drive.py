@@ -76,7 +76,7 @@ def _drive(
                 if keeper:
                     keeper(done)
         if keeper:
-            keeper.write(done)
+            keeper.try_to_write(done)
         return carry_of(done.state), done.trajectory(plan)
     except KeyboardInterrupt as interrupt:
         # Under vmap the members become rows, because a wrapped tensor would not outlive this call.
