@@ -10,6 +10,7 @@ The card is the file card.json beside the pictures, for pages that show what the
      "pictures": [{"file": "gap.png", "question": "…", "conclusion": "…", "numbers": {"gap": 0.01}}],
      "tables": ["gap.csv"]}
 
+A picture of which there is a moving one, a GIF file of the same name, has it as `motion` in its entry.
 With `--gallery` a picture is also an SVG file, and its entry has `bare`, a PNG file without the title.
 """
 
@@ -18,13 +19,19 @@ import csv
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
+from PIL import Image
+
+import gdfunc as gd
 
 TITLE = 11  # points
 
@@ -104,6 +111,29 @@ class Card:
             "numbers": dict(numbers),
         }
         self.pictures.append(shown)
+
+    def motion(self, name: str, ax: Axes | Sequence[Axes], **options: Any) -> None:
+        """Write a GIF in which paths or curves grow, and keep it with the picture of this name."""
+        self._keep_motion(gd.plot.animate(ax, self.out / f"{name}.gif", **options))
+
+    def film(self, name: str, figure: Figure, draw: Callable[[int], None], frames: int) -> None:
+        """Write a GIF of a figure that a function draws for each frame, in the colours of the last."""
+        canvas, images = FigureCanvasAgg(figure), []
+        for i in reversed(range(frames)):
+            draw(i)
+            canvas.draw()
+            image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+            if not images:
+                palette = image.quantize(255)
+            images.insert(0, image.quantize(palette=palette, dither=Image.Dither.NONE))
+        path, waits = self.out / f"{name}.gif", [80] * (frames - 1) + [2000]
+        images[0].save(path, save_all=True, append_images=images[1:], duration=waits, loop=0)
+        self._keep_motion(path)
+
+    def _keep_motion(self, path: Path) -> None:
+        (shown,) = (shown for shown in self.pictures if Path(shown["file"]).stem == path.stem)
+        shown["motion"] = path.name
+        print(f"saved {path}")
 
     def table(self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Write a CSV file, a line for each row."""

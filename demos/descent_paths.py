@@ -190,6 +190,15 @@ def restyle(ax: Axes, color: str, width: float) -> None:
             line.set_markerfacecolor(color)
 
 
+def show_heads(figure: Figure) -> None:
+    """Mark where each path is, for a picture that moves."""
+    for ax in figure.axes:
+        for line in ax.lines:
+            if line.get_marker() == "D":
+                line.set(visible=True, marker="o", markersize=6, zorder=6)
+                line.set(markerfacecolor=line.get_color(), markeredgecolor="white")
+
+
 def draw_gaps(runs: dict[str, tuple[Tensor, Tensor]]) -> Figure:
     """Draw every method's gap over the samples, with its band over the orders of the data."""
     # On a logarithmic axis, points as far apart as the eye can tell, out of thousands of steps.
@@ -231,15 +240,18 @@ def show(card: Card, epochs: int, orders: int) -> None:
     print(f"gap = loss / minimum − 1 over all of the data; {epochs} passes over them\n")
 
     found = {METHODS[name][0]: shaking(*run) for name, run in runs.items()}
+    figure = draw_paths(problem, runs)
     card.picture(
         "descent_paths",
-        draw_paths(problem, runs),
+        figure,
         paths_conclusion(found),
         {
             "uphill": {size: s.uphill for size, s in found.items()},
             "length": {size: s.length for size, s in found.items()},
         },
     )
+    show_heads(figure)
+    card.motion("descent_paths", figure.axes, frames=12 if card.fast else 100, seconds=10, dpi=90)
     samples, ends = ({row[1]: row[column] for row in rows} for column in (4, 5))
     card.picture(
         "gaps",

@@ -28,6 +28,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LightSource, LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from torch import Tensor
 from torch.func import grad, jacrev, vmap
 from torch.nn.functional import conv2d, pad
@@ -241,6 +242,24 @@ def draw_map(mountain: Mountain, walks: Walks) -> Figure:
     return figure
 
 
+def draw_walk(mountain: Mountain, walks: Walks) -> tuple[Axes, list[Line2D]]:
+    """Draw all runs with a mark at the head of each, for a picture that moves."""
+    figure = Figure((7, 6.6), layout="constrained")
+    ax = figure.subplots()
+    draw_relief(ax, mountain)
+    head = {"marker": "o", "markevery": [-1], "markersize": 5, "color": "#12355b", "linewidth": 0.9}
+    head |= {"markerfacecolor": "#c8102e", "markeredgecolor": "white", "markeredgewidth": 0.6}
+    lines = [
+        line
+        for path, last in zip(walks.paths, walks.lasts, strict=True)
+        for line in ax.plot(*path[: int(last) + 1].T, **head)
+    ]
+    ax.set(xlabel="km to the east", ylabel="km to the north")
+    steps = walks.paths.shape[1] - 1
+    ax.set_title(f"{len(lines)} runs of gradient descent, {steps:,} steps", loc="left", fontsize=10)
+    return ax, lines
+
+
 def draw_comparison(best: dict[str, Walks]) -> Figure:
     """Draw how much higher than descent's each method's end is, start by start, in order."""
     figure = Figure((7.2, 4.6), layout="constrained")
@@ -296,6 +315,8 @@ def show(card: Card, side: int, factors: Sequence[float], steps: int) -> None:
         conclusion(len(starts), counts, left),
         {"hollows": len(counts), "largest": counts[:1], "arrived": sum(counts), "left": left},
     )
+    ax, lines = draw_walk(mountain, plain)
+    card.motion("map", ax, lines=lines, frames=8 if card.fast else 100, spacing="log", dpi=80)
     compared = {name: compare(walks, plain) for name, walks in best.items() if name != "descent"}
     said = comparison(compared, len(counts))
     numbers = {name: result._asdict() for name, result in compared.items()}

@@ -10,6 +10,7 @@ pytest.importorskip("matplotlib")
 from _card import Card
 from matplotlib import image
 from matplotlib.figure import Figure
+from PIL import Image
 
 
 def test_a_card_says_what_was_found(tmp_path, capsys):
@@ -89,3 +90,38 @@ def test_a_demo_that_fails_leaves_no_card(tmp_path):
     with pytest.raises(KeyboardInterrupt), Card("x.py", "Is it?", ["--out", str(tmp_path)]):
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
+
+
+def test_a_moving_picture_is_kept_with_the_picture_of_its_name(tmp_path, capsys):
+    with Card("x.py", "Is it?", ["--out", str(tmp_path)]) as card:
+        for name in ("paths", "film", "still"):
+            card.picture(name, Figure((2, 2)), "It is", {})
+        figure = Figure((2, 2))
+        (line,) = figure.subplots().plot([1.0, 2.0, 3.0])
+        card.motion("paths", line.axes, lines=[line])
+        colors = ["red", "lime", "blue"]
+        card.film("film", figure, lambda i: figure.set_facecolor(colors[i]), 3)
+    shown = json.loads((tmp_path / "card.json").read_text())["pictures"]
+    assert [picture.get("motion") for picture in shown] == ["paths.gif", "film.gif", None]
+    assert f"saved {tmp_path}/paths.gif" in capsys.readouterr().out
+    for name in ("paths", "film"):
+        with Image.open(tmp_path / f"{name}.gif") as moving:
+            assert moving.n_frames == 3
+
+
+def test_a_film_shows_its_frames_in_order(tmp_path):
+    with Card("x.py", "Is it?", ["--out", str(tmp_path)]) as card:
+        figure = Figure((2, 2))
+        card.picture("film", figure, "It is", {})
+        (line,) = figure.add_axes((0, 0, 1, 1)).plot([0, 0], [0, 1], color="red", linewidth=6)
+        line.axes.set(xlim=(-1, 3), ylim=(0, 1))
+        card.film("film", figure, lambda i: line.set_xdata([i, i]), 3)
+    places = []
+    with Image.open(tmp_path / "film.gif") as moving:
+        for i in range(3):
+            moving.seek(i)
+            red, green, _ = moving.convert("RGB").split()
+            places.append(
+                [x for x in range(200) if red.getpixel((x, 150)) - green.getpixel((x, 150)) > 150]
+            )
+    assert [sum(found) / len(found) for found in places] == pytest.approx([50, 100, 150], abs=2)

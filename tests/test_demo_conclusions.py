@@ -310,3 +310,30 @@ def test_running_means_are_of_all_pieces_so_far():
     moments[0, 0, :, 2, 2] = 1.0
     found = demo.running_means(demo.Measured(moments, 0, 0.0, 0.0))
     assert found.tolist() == [[[1.0, 1.5, 3.0]]]
+
+
+def test_sides_of_a_boundary_are_counted_at_every_step():
+    demo = load("decision_boundary")
+    benign = torch.tensor([[0, 0, 0, 1], [1, 1, 0, 1], [1, 1, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]]) > 0
+    found = demo.sides(benign, torch.tensor([1.0, 1.0, 0.0, 0.0]))
+    assert found.right == [1, 3, 4, 3, 3]
+    assert (found.nearly, found.changed_late, found.last_change) == (1, 2, 3)
+    still = demo.sides(benign[:1].expand(3, 4), torch.tensor([1.0, 1.0, 0.0, 0.0]))
+    assert (still.nearly, still.changed_late, still.last_change) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (
+            ([3, 99, 99, 100], 3, 2),
+            "After 1 of 3 steps 99 of 110 tumours are on the right side, and 1 more in the end: "
+            "2 change sides later, the last at step 3",
+        ),
+        (([3, 100, 99], 2, 1), "100 of 110 .* and 1 fewer in the end: 1 change"),
+        (([3, 99, 99], 1, 0), "After 1 of 2 steps 99 .* and as many in the end: none changes sides later$"),
+    ],
+)
+def test_the_conclusion_on_a_boundary_follows_its_numbers(found, said):
+    demo = load("decision_boundary")
+    assert re.search(said, demo.conclusion(demo.Sides(*found), 110))
