@@ -39,6 +39,7 @@ TRACED = 10  # epochs between two points of the path
 MONTHS, RECENT = 389, 120
 SUSPECTS, WORST, EACH = 24, 3, 4  # how many are drawn; of the last, on either side
 BLUE, RED, GREEN = "#0072B2", "#D55E00", "#009E73"
+PURPLE = "#7B2D8E"  # of wrong labels
 
 
 # The conclusions.
@@ -60,17 +61,16 @@ def suspects_conclusion(planted: int, shown: int, of: int) -> str:
     return f"{count} {shown} most suspect of {of:,} labels are planted errors"
 
 
-def influence_conclusion(planted: int, shown: int, share: float) -> str:
-    """Compare the mislabelled samples among the most harmful ones with their share of all samples."""
-    word = (
-        "are mostly"
-        if planted > shown / 2
-        else "are often"
-        if planted > 2 * share * shown
-        else "are rarely"
-    )
-    counts = f"{planted} of {shown}, against {100 * share:.0f} % of all samples"
-    return f"The samples that harm the worst test digits most {word} mislabelled: {counts}"
+def influence_conclusion(helpers: Sequence[int], harmers: Sequence[int], share: float) -> str:
+    """Compare the mislabelled among the most helpful and among the most harmful samples with all samples.
+
+    Both groups are (mislabelled, samples), each sample counted once.
+    """
+    least = min(wrong / of for wrong, of in (helpers, harmers))
+    word = "are mostly" if least > 0.5 else "are often" if least > 2 * share else "are not all often"
+    groups = "The samples that help and those that harm the worst test digits most"
+    counts = " and ".join(f"{wrong} of {of}" for wrong, of in (helpers, harmers))
+    return f"{groups} {word} mislabelled: {counts}, against {100 * share:.0f} % of all samples"
 
 
 def months_conclusion(month: str, share: float, half: int, of: int) -> str:
@@ -176,11 +176,11 @@ def show(ax: Any, image: Tensor, title: str, color: str = "black") -> None:
     ax.set(xticks=[], yticks=[])
 
 
-def show_sample(ax: Any, task: Task, i: int) -> None:
-    """Draw a training sample with the label given, and the right one if that is another."""
+def show_sample(ax: Any, task: Task, i: int, note: str = "") -> None:
+    """Draw a training sample with the label given, the right one if that is another, and a note."""
     given, true = int(task.data[1][i]), int(task.truth[i])
     title = f'"{given}"' if given == true else f'"{given}", is {true}'
-    show(ax, task.data[0][i], title, "black" if given == true else RED)
+    show(ax, task.data[0][i], title + note, "black" if given == true else PURPLE)
 
 
 def draw_found(shares: Scores, random: float, looked_at: int) -> Figure:
@@ -210,7 +210,7 @@ def draw_suspects(task: Task, scores: Tensor, first: Tensor) -> Figure:
     for ax, i in zip(figure.subplots(3, SUSPECTS // 3).flat, first.tolist(), strict=True):
         show_sample(ax, task, i)
         ax.set_xlabel(f"× {float(scores[i] / scores.median()):,.0f}", fontsize="small", color="0.35")
-    note = "in quotes the label given, in orange where it is wrong; × the median's self-influence, Σ lr‖g‖²"
+    note = "in quotes the label given, in purple where it is wrong; × the median's self-influence, Σ lr‖g‖²"
     figure.supxlabel(note, fontsize=9, color="0.35")
     return figure
 
@@ -239,7 +239,10 @@ def influences(task: Task, run: Run) -> list[Influence]:
 
 
 def draw_influence(task: Task, found: list[Influence]) -> Figure:
-    """Draw a row for each test digit: the samples that helped it most, and those that harmed it most."""
+    """Draw a row for each test digit: the samples that helped it most, and those that harmed it most.
+
+    A sample that a row above has in the same group is marked.
+    """
     figure = Figure(figsize=(9, 5.2), layout="constrained")
     parts = figure.subfigures(1, 3, width_ratios=(1.1, EACH, EACH), wspace=0.05)
     heads = ("test digit", "helped it most", "harmed it most")
@@ -251,14 +254,17 @@ def draw_influence(task: Task, found: list[Influence]) -> Figure:
     for part, color, places in zip(
         parts[1:], (GREEN, RED), (range(EACH), range(-1, -EACH - 1, -1)), strict=True
     ):
+        drawn: set[int] = set()
         for row, one in zip(part.subplots(len(found), EACH, squeeze=False), found, strict=True):
             chosen, effect = [one.order[place] for place in places], one.effect.abs()
             for ax, i in zip(row, chosen, strict=True):
-                show_sample(ax, task, i)
+                show_sample(ax, task, i, ", again" if i in drawn else "")
                 share = float(effect[i] / effect.max())
                 bar = Rectangle((0, -0.14), share, 0.08, transform=ax.transAxes, color=color, clip_on=False)
                 ax.add_patch(bar)
-    note = "in quotes the label given, in orange where it is wrong; bars: the influence, within each row"
+            drawn.update(chosen)
+    note = "in quotes the label given, in purple where it is wrong; bars: the influence, within each row;"
+    note += "\nagain: in a row above, and counted once"
     figure.supxlabel(note, fontsize=9, color="0.35")
     return figure
 
@@ -292,12 +298,13 @@ def show_digits(card: Card) -> Scores:
     card.picture("suspects", draw_suspects(task, suspicion, first), said, numbers, question)
 
     traced = influences(task, run)
-    harmful = sum(int(task.wrong[one.order[-EACH:]].sum()) for one in traced)
-    numbers = {"planted": harmful, "shown": EACH * len(traced), "share": planted / TRAINED}
-    said, question = (
-        influence_conclusion(**numbers),
-        "Which samples harm the test digits that are read worst?",
-    )
+    groups = [
+        sorted({i for one in traced for i in one.order[part]}) for part in (slice(EACH), slice(-EACH, None))
+    ]
+    helpers, harmers = ((int(task.wrong[group].sum()), len(group)) for group in groups)
+    numbers = {"helpers": helpers, "harmers": harmers, "share": planted / TRAINED}
+    said = influence_conclusion(**numbers)
+    question = "Which samples help and harm the test digits that are read worst?"
     card.picture("influence", draw_influence(task, traced), said, numbers, question)
     print()
     return shares
