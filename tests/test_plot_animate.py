@@ -190,8 +190,17 @@ def test_view_of_a_run_that_diverges_is_that_of_the_picture(tmp_path):
     assert [count for _, count in seen[1:]] == [0] * 12 + [1] * (len(seen) - 13)  # leaves at step 12
 
 
+def test_a_band_grows_with_its_line(tmp_path):
+    ax = plot.plot_curves([torch.linspace(1, 2, 5)[:, None] * torch.arange(1.0, 12.0)])
+    (band,), seen = ax.collections, []
+    band.draw = lambda _: seen.append(max(path.vertices[:, 0].max() for path in band.get_paths()))
+    plot.animate(ax, tmp_path / "x.gif", frames=6, dpi=40)
+    assert seen == [10, 0, 2, 4, 6, 8]
+
+
 def test_legend_at_the_best_place_stays_where_it_is(tmp_path):
-    ax = plot.plot_descent(quadratic, {"one": descend(0.05, 30)}, ax=Figure().subplots())
+    rising = torch.arange(1.0, 12.0)
+    ax = plot.plot_curves({"one": rising, "two": 2 * rising}, ax=Figure().subplots(), log_y=False)
     legend, seen = ax.get_legend(), []
     draw = type(legend).draw
     legend.draw = lambda renderer: draw(legend, renderer) or seen.append(legend.get_window_extent().p0)
