@@ -99,30 +99,38 @@ def share_right(logits: Tensor, digits: Tensor) -> Tensor:
 
 
 class Stop(NamedTuple):
-    """Where a run ended, and the shares of validation digits that it read wrong at its best epoch."""
+    """Where a run ended, and the least and most validation digits read wrong from its best epoch on."""
 
     best: int
     stopped: int
     epochs: int
-    average: float
-    parameters: float
+    average: tuple[int, int]
+    parameters: tuple[int, int]
+    of: int
+
+
+def wrong_of(shares: Tensor) -> Tensor:
+    """Return the number of validation digits read wrong, from the shares read right."""
+    return (VALIDATED * (1 - shares)).round().int()
 
 
 def stop_of(trajectory: gd.Trajectory, epochs: int) -> Stop:
     per_epoch = TRAINED // BATCH_SIZE
     best, stopped = (int(step) // per_epoch for step in (trajectory.best.step, trajectory.steps))
-    wrong = [float(1 - record[best - 1]) for record in (trajectory.average, trajectory.parameters)]
-    return Stop(best, stopped, epochs, *wrong)
+    after = [wrong_of(shares)[best - 1 :] for shares in (trajectory.average, trajectory.parameters)]
+    average, parameters = ((int(wrong.min()), int(wrong.max())) for wrong in after)
+    return Stop(best, stopped, epochs, average, parameters, VALIDATED)
 
 
-def conclusion(best: int, stopped: int, epochs: int, average: float, parameters: float) -> str:
-    """Say where the run ended, and compare the moving average with the parameters at its best epoch."""
+def conclusion(
+    best: int, stopped: int, epochs: int, average: Sequence[int], parameters: Sequence[int], of: int
+) -> str:
+    """Say where the run ended, and what the moving average and the parameters read wrong from there on."""
     early = f"Stopped after {stopped} of {epochs} epochs, and back to epoch {best}"
     early = early if stopped < epochs else f"Not stopped in {epochs} epochs, and best at epoch {best}"
-    word = "fewer" if average < parameters else "no fewer" if average == parameters else "more"
-    read = f"{100 * average:.1f} % of validation digits wrong, {word} than the parameters"
-    compared = f"{read}' {100 * parameters:.1f} %" if average != parameters else read
-    return f"{early}: the moving average reads {compared}"
+    ranges = [f"{least} to {most}" if least < most else f"{least}" for least, most in (average, parameters)]
+    read = f"the moving average reads {ranges[0]} of {of} validation digits wrong"
+    return f"{early}: from there on {read}, the parameters {ranges[1]}"
 
 
 def reading_conclusion(wrong: int, of: int) -> str:
@@ -136,15 +144,19 @@ def draw_errors(trajectory: gd.Trajectory, stop: Stop) -> Figure:
     ax = figure.subplots()
     gd.plot.plot_curves(
         {
-            "parameters": 100 * (1 - trajectory.parameters),
-            "their moving average": 100 * (1 - trajectory.average),
+            "parameters": wrong_of(trajectory.parameters),
+            "their moving average": wrong_of(trajectory.average),
         },
         x=torch.arange(1, stop.stopped + 1),
         ax=ax,
         label_lines=True,
         xlabel="epoch",
-        ylabel="validation digits read wrong, %",
+        ylabel=f"validation digits read wrong, of {VALIDATED}",
     )
+    low, high = ax.get_ylim()
+    ticks = [n for n in (1, 2, 3, 4, 5, 7, 10, 20, 30, 50, 100, 200, 300) if low <= n <= high]
+    ax.set_yticks(ticks, [str(n) for n in ticks])
+    ax.set_yticks((), minor=True)
     ax.axvline(stop.best, color="0.4", linewidth=1)
     place = (stop.best, ax.get_ylim()[1])
     ax.annotate(" best average ", place, va="top", ha="right", color="0.35", fontsize="small")

@@ -303,24 +303,26 @@ def test_the_privacy_spent_stands_above_the_noise():
 
 
 def test_a_run_ends_where_its_trajectory_says():
-    average, parameters = torch.tensor([0.5, 0.99, 0.98]), torch.tensor([0.6, 0.985, 1.0])
+    wrong = torch.tensor([[200, 4, 8, 5], [160, 6, 0, 2]])
+    average, parameters = 1 - wrong / your_module.VALIDATED
     per_epoch = your_module.TRAINED // your_module.BATCH_SIZE
     best = SimpleNamespace(step=torch.tensor(2 * per_epoch))
-    steps = torch.tensor(3 * per_epoch)
+    steps = torch.tensor(4 * per_epoch)
     trajectory = SimpleNamespace(average=average, parameters=parameters, best=best, steps=steps)
-    stop = your_module.stop_of(trajectory, 5)
-    assert stop == pytest.approx((2, 3, 5, 0.01, 0.015), abs=1e-6)
+    assert your_module.stop_of(trajectory, 5) == (2, 4, 5, (4, 8), (0, 6), 397)
 
 
 @pytest.mark.parametrize(
     ("numbers", "said"),
     [
-        ((16, 24, 40, 0.01, 0.013), "Stopped after 24 of 40 .* to epoch 16: .* 1.0 % .* fewer .* 1.3 %$"),
         (
-            (3, 4, 4, 0.05, 0.02),
-            "Not stopped in 4 epochs, and best at epoch 3: .* 5.0 % .* more .* 2.0 %$",
+            (16, 24, 40, (4, 5), (3, 7), 397),
+            "Stopped after 24 of 40 .* to epoch 16: .* average reads 4 to 5 of 397 .* parameters 3 to 7$",
         ),
-        ((3, 4, 9, 0.05, 0.05), "reads 5.0 % of validation digits wrong, no fewer than the parameters$"),
+        (
+            (4, 4, 4, (9, 9), (6, 6), 397),
+            "Not stopped in 4 epochs, and best at epoch 4: .* reads 9 of 397 .* the parameters 6$",
+        ),
     ],
 )
 def test_your_module_concludes_from_its_numbers(numbers, said):
