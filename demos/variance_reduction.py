@@ -48,6 +48,18 @@ COLORS = {
 }
 
 
+# Colours alone are alike in grey and to the colour-blind, so the lines differ in dashes and markers, too.
+LOOKS = {
+    "SGD": ("-", ""),
+    "SGD, falling lr": ("--", ""),
+    "SVRG": ("-", "o"),
+    "SARAH": ("--", "s"),
+    "SAG": ("-", "^"),
+    "SAGA": ("-", "D"),
+    FULL: (":", ""),
+}
+
+
 class Method(NamedTuple):
     """How to make a step, and what it costs."""
 
@@ -217,8 +229,9 @@ def draw(problem: gd.problems.Problem, gaps: dict[str, Tensor], shares: tuple[fl
         colors=COLORS,
         label_lines=True,
         xlabel="gradients of samples computed / n",
-        ylabel="loss / minimum − 1 (its quadratic form, below rounding)",
+        ylabel="loss / minimum − 1",
     )
+    distinguish(left, [*gaps, FULL])
     bound = theorem(problem, costs[-1])
     left.plot(costs[-1], bound, color="black", linewidth=0.8)
     left.annotate("what SAGA's theorem promises", (costs[-1][1], 3 * bound[0]), fontsize="small")
@@ -229,16 +242,24 @@ def draw(problem: gd.problems.Problem, gaps: dict[str, Tensor], shares: tuple[fl
         x=torch.tensor(shares),
         ax=right,
         colors=COLORS,
-        label_lines=False,
+        label_lines=True,
         xlabel="learning rate, in units of 1/(3L)",
         ylabel="",
         log_x=True,
     )
-    right.get_legend().remove()  # the colours of the left panel
+    distinguish(right, list(gaps))
     start = gaps["SGD"][0, 0, 0]
     right.axhline(start, color="0.4", linewidth=0.8)
     right.annotate("above the start: diverged", (shares[0], 1.5 * start), color="0.35", fontsize="small")
     return figure
+
+
+def distinguish(ax: Any, names: Sequence[str]) -> None:
+    """Give the first lines of the axes, one for each name, the dashes and markers of their methods."""
+    for line, name in zip(ax.get_lines(), names, strict=False):
+        dashes, marker = LOOKS[name]
+        line.set(linestyle=dashes, marker=marker, markersize=4)
+        line.set_markevery(max(1, len(line.get_xdata()) // 10))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
