@@ -206,12 +206,15 @@ def show(card: Card, samples: int, seeds: int, timed_updates: int) -> None:
 
 
 def conclusion(compared: dict[str, tuple[float, float]]) -> str:
-    """Say by how much batches are less accurate, from the ratio of rms errors and the standard errors."""
-    less = [f"{ratio - 1:.0%} with {choice}" for choice, (ratio, z) in compared.items() if z > 3]
-    updates = "A tenth of the updates, on ten samples each, is"
-    if len(less) == len(compared):
-        return f"{updates} less accurate: by {', '.join(less)}"
-    return f"{updates} not clearly less accurate{', but for ' if less else ''}{' and '.join(less)}"
+    """Say for each choice of lr how the rms error changes, from the ratio and the standard errors."""
+    parts = []
+    for choice, (ratio, z) in compared.items():
+        factor = max(ratio, 1 / ratio)
+        change = f"{factor:.2g} times" if factor > 2 else f"{abs(ratio - 1):.0%}"
+        word = "larger" if ratio > 1 else "smaller"
+        change = f"{change} {word}" if abs(z) > 3 else "not clearly changed"
+        parts.append(f"{change} with {choice}")
+    return f"With a tenth of the updates, on ten samples each, the error is {', '.join(parts)}"
 
 
 def draw_accuracy(result: Accuracy) -> Figure:
@@ -229,12 +232,16 @@ def draw_accuracy(result: Accuracy) -> Figure:
             ylabel="",
             log_x=True,
         )
+        # Single samples are wide and pale, because both curves coincide in one of the panels.
+        singles = [ax.get_lines()[0], *ax.get_legend().get_lines()[:1]]
+        for line in singles:
+            line.set(linewidth=5, alpha=0.45)
         for expected in result.expected.values():
             ax.plot(result.seen[shown], expected[i, shown], color="black", linewidth=0.6, zorder=5)
         if i:
             ax.get_legend().remove()
         ax.set_title(choice, loc="left", fontsize=9, color="0.35")
-    axes[0].set_ylabel(f"rms of w − 5 over {len(result.errors[1])} seeds (thin: theory)")
+    axes[0].set_ylabel(f"rms of w − 5 over {len(result.errors[1])} seeds\n(thin: theory)")
     return figure
 
 

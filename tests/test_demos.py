@@ -149,9 +149,9 @@ def test_a_network_sharpens_to_the_edge_of_stability():
 @pytest.mark.parametrize(
     ("compared", "said"),
     [
-        ({"a": (0.3, -7.0), "b": (1.05, 4.6)}, "is not clearly less accurate, but for 5% with b$"),
-        ({"a": (0.3, -7.0), "b": (1.05, 1.0)}, "is not clearly less accurate$"),
-        ({"a": (1.3, 7.0), "b": (1.05, 4.6)}, "is less accurate: by 30% with a, 5% with b$"),
+        ({"a": (0.34, -7.0), "b": (1.05, 4.6)}, "error is 2.9 times smaller with a, 5% larger with b$"),
+        ({"a": (0.9, -7.0), "b": (1.05, 1.0)}, "error is 10% smaller with a, not clearly changed with b$"),
+        ({"a": (2.5, 7.0), "b": (0.3, -1.0)}, "is 2.5 times larger with a, not clearly changed with b$"),
     ],
 )
 def test_fewer_updates_conclude_from_their_numbers(compared, said):
