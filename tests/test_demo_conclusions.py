@@ -145,6 +145,16 @@ def test_the_paths_conclude_from_their_numbers(samples, ends, said):
     )
 
 
+def test_the_gap_that_the_paths_name_is_where_their_median_line_ends():
+    demo = load("descent_paths")
+    gap = torch.tensor([[3.0, 2.0, 0.9, 0.01], [3.0, 0.5, 0.8, 0.03], [3.0, 0.5, 0.7, 0.02]])
+    *_, last, worst = demo.summarize("mini-batch", gap)
+    line = demo.draw_gaps({"mini-batch": (None, gap)}).axes[0].lines[0]
+    assert (last, worst) == pytest.approx((0.02, 0.03))
+    assert line.get_ydata()[-1] == pytest.approx(last)
+    assert line.get_xdata().tolist() == [16, 32, 48]  # nothing is drawn before the first update
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
