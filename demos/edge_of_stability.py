@@ -103,6 +103,12 @@ def train_network(steps: int, every: int) -> gd.SweepResult:
     return gd.sweep(run, gd.grid(lr=2 / torch.tensor(EDGES)))
 
 
+def pooled(runs: Descent) -> Tensor:
+    """The median of the losses of every stretch, as they are drawn."""
+    losses, records = runs.losses, runs.sharpness.shape[-1]
+    return losses.reshape(len(losses), records, -1).quantile(0.5, dim=-1)
+
+
 def hovering(sharpness: Tensor) -> Tensor:
     """The mean of the last quarter of the records."""
     return sharpness[..., -(sharpness.shape[-1] // 4) :].mean(dim=-1)
@@ -113,7 +119,7 @@ def report_network(runs: Descent) -> dict[str, list[float]]:
     steps = runs.losses.shape[1]
     rises = (runs.losses.diff() > 0).double().mean(dim=1)
     ratios = hovering(runs.sharpness) / torch.tensor(EDGES)
-    falls = 1 - runs.losses[:, -1] / runs.losses[:, 0]
+    falls = 1 - pooled(runs)[:, -1] / pooled(runs)[:, 0]
     print(f"A {'-'.join(map(str, SIZES))} tanh network on monthly returns, {steps} full-batch steps:")
     print("     lr   2/lr  sharpness: start   largest  last quarter  of 2/lr   loss: start     end  rises")
     for i, (edge, curve, loss) in enumerate(zip(EDGES, runs.sharpness, runs.losses, strict=True)):
@@ -131,7 +137,8 @@ def conclusion(ratios: list[float], falls: list[float], rises: list[float]) -> s
     there = all(abs(ratio - 1) < SETTLED for ratio in ratios)
     verb = "settles" if there else "has not settled"
     opening = f"The sharpness of a network {verb} at 2/lr ({min(ratios):.2f} to {max(ratios):.2f} of it)"
-    loss = f"the loss falls by {min(falls):.0%} or more" if min(falls) > 0 else "the loss need not fall"
+    loss = f"the median loss falls by {min(falls):.0%} or more"
+    loss = loss if min(falls) > 0 else "the loss need not fall"
     though = f"though {min(rises):.0%} to {max(rises):.0%} of the steps raise it"
     return f"{opening}; meanwhile {loss}, {though if max(rises) >= 0.005 else 'at nearly every step'}"
 
@@ -253,18 +260,18 @@ def draw_network(runs: Descent) -> Figure:
     left, right = figure.subplots(1, 2)
     steps, records = runs.losses.shape[1], runs.sharpness.shape[1]
     every = steps // records
-    named: dict[str, Any] = {"labels": EDGES, "by": "2/lr =", "label_lines": True, "ylabel": ""}
-    gd.plot.plot_curves(list(runs.sharpness), x=torch.arange(records) * every, ax=left, **named)
-    gd.plot.plot_curves(list(runs.losses), ax=right, window=every, band=(0.0, 1.0), **named)
+    named: dict[str, Any] = {"labels": EDGES, "by": "2/lr =", "label_lines": True}
+    places = torch.arange(records) * every
+    gd.plot.plot_curves(list(runs.sharpness), x=places, ax=left, ylabel="sharpness", **named)
+    gd.plot.plot_curves(list(runs.losses), ax=right, window=every, band=(0.0, 1.0), ylabel="loss", **named)
     lines = list(left.lines[: len(EDGES)])
     for line, edge in zip(lines, EDGES, strict=True):
         left.axhline(edge, color=line.get_color(), linewidth=1, linestyle=":", zorder=1)
     ticks = (10, 20, 30, 40, 60)
     left.set_yticks(ticks, [f"{tick}" for tick in ticks])
     left.set_yticks((), minor=True)
-    left.set_title("sharpness, the largest eigenvalue of the Hessian", loc="left", fontsize=9, color="0.35")
-    title = f"loss: median and range within {every} steps"
-    right.set_title(title, loc="left", fontsize=9, color="0.35")
+    left.set_title("sharpness: largest eigenvalue of the Hessian", loc="left", fontsize=9, color="0.35")
+    right.set_title(f"median and range within {every} steps", loc="left", fontsize=9, color="0.35")
     for ax in (left, right):
         if ax.get_legend():
             ax.get_legend().remove()
@@ -285,7 +292,7 @@ def draw_map(found: Map, steps: int) -> Figure:
         "friction",
         values=steps_a_digit(result.outputs),
         ax=left,
-        label="steps until the error is ten times smaller",
+        label="",
         best=None,
         limits=(25, 5000),
         log_x=True,
@@ -308,7 +315,9 @@ def draw_map(found: Map, steps: int) -> Figure:
     box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
     place = {"ha": "right", "va": "center", "rotation": 90, "bbox": box}
     left.annotate("diverges", (4.4 / L, 0.55), fontsize="small", **place)
-    left.set_title("measured; white: theory, ☆: Polyak's best", loc="left", fontsize=9, color="0.35")
+    title = "colour: measured steps until the error is ten times smaller\nwhite: theory, ☆: Polyak's best"
+    left.set_title(title, loc="left", fontsize=9, color="0.35")
+    figure.axes[-1].set_title("steps", fontsize=9, color="0.35")  # of the bar, between both panels
     draw_cuts(right, found)
     note = f"the heavy ball on the levels of five shares, {len(result.outputs):,} runs of {steps} steps"
     figure.supxlabel(f"{note}; orange: lr = 2(1 + momentum)/L", fontsize=8, color="0.35")
@@ -333,8 +342,10 @@ def draw_cuts(ax: Any, found: Map) -> None:
     ax.set(xscale="log", xlabel="lr", ylim=(0.92, 1.03))
     ax.spines[["top", "left"]].set_visible(False)
     ax.yaxis.tick_right()
+    ax.yaxis.set_label_position("right")
+    ax.set_ylabel("factor of the error a step")
     ax.legend(frameon=False, fontsize=8, loc="lower left")
-    ax.set_title("factor of the error a step; lines: theory", loc="left", fontsize=9, color="0.35")
+    ax.set_title("● measured; lines: theory", loc="left", fontsize=9, color="0.35")
 
 
 def show(card: Card) -> bool:
