@@ -11,12 +11,15 @@ Started from the loops that tutorials on mini-batch descent write by hand; the d
     python demos/quickstart.py [--out DIR] [--fast]
 """
 
+import math
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from _card import Card
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 import gdfunc as gd
@@ -135,15 +138,15 @@ def gains(rows: list[Row]) -> dict[str, dict[int, float]]:
 def conclusion(constant: dict[int, float], falling: dict[int, float]) -> str:
     """Say who stalls, from how much the second half of the epochs divides the gap, by batch size."""
     *mini, full = (constant[size] for size in sorted(constant))
-    *mini_falling, _ = (falling[size] for size in sorted(falling))
+    *mini_falling, full_falling = (falling[size] for size in sorted(falling))
     most, least = max(mini), min(mini_falling)
     opening = "Mini-batches stall" if most < STALLS else "Mini-batches do not all stall"
     goes_on = "go on" if least >= STALLS else "do not all go on"
     word = "but" if (most < STALLS) == (least >= STALLS) else "and"
     return (
-        f"{opening} at a constant lr, {word} {goes_on} at a falling one: the second half of the epochs"
-        f" divides their excess loss by {most:.1f} at most and by {least:.1f} at least,"
-        f" and the full batch's by {full:,.0f}"
+        f"{opening} at a constant lr, {word} {goes_on} at a falling one. The second half of the epochs"
+        f" divides their excess loss by at most {most:.1f} at the constant lr (full batch: {full:,.0f}),"
+        f" and by at least {least:.1f} at the falling one (full batch: {full_falling:.1f})"
     )
 
 
@@ -192,8 +195,21 @@ def draw_map(result: gd.SweepResult, limit: float) -> Figure:
         ax.axhline(start, color="0.4", linewidth=1)
         ax.annotate("at the start", (LRS[0], 1.1 * start), va="bottom", color="0.4", fontsize=8)
         ax.set_title(f"{schedule} lr", loc="left", fontsize=9, color="0.35")
-    finish(figure, result, "hatched: the median ends above the start")
+        begin_strips(ax, result.axes["lr"])
+        for text in ax.texts:
+            if end and text.get_text() == "batch 1":  # on the right of its line another one passes
+                text.set(position=(-6, 4), ha="right")
+    finish(figure, result, "hatched: lrs at which the median ends above the start")
     return figure
+
+
+def begin_strips(ax: Axes, lrs: Tensor) -> None:
+    """Begin hatched strips between the last lr that ends below the start and the next one, not upon it."""
+    for strip in ax.patches:
+        last = int((lrs - strip.get_x()).abs().argmin())
+        if isinstance(strip, Rectangle) and float(lrs[last]) == strip.get_x():
+            between = math.sqrt(float(lrs[last] * lrs[last + 1]))
+            strip.set(width=strip.get_x() + strip.get_width() - between, x=between)
 
 
 def finish(figure: Figure, result: gd.SweepResult, note: str) -> None:
@@ -212,11 +228,11 @@ def best_of(runs: Tensor) -> float:
 
 def lr_conclusion(best: dict[str, list[float]]) -> str:
     """Say how near schedules bring mini-batches to the optimum; the full batch's best gap is last."""
-    parts = [f"{min(mini):.0e} with a {name} lr" for name, (*mini, _) in best.items()]
+    parts = [f"{min(mini):.0e} against {full:.0e} with a {name} lr" for name, (*mini, full) in best.items()]
     full = min(gaps[-1] for gaps in best.values())
     nearest = min(min(mini) for *mini, _ in best.values())
     verb = "come as near the optimum as" if nearest <= 10 * full else "stay farther from the optimum than"
-    return f"At their best lr mini-batches {verb} the full batch: {', '.join(parts)}, against {full:.0e}"
+    return f"At their best lr mini-batches {verb} the full batch: {', '.join(parts)}"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -22,17 +22,17 @@ def load(name):
         (
             (1.2, 2.0, 842.0),
             (9.0, 8.5, 5.0),
-            "stall at a constant lr, but go on at .* by 2.0 at most and by 8.5 .* 842$",
+            "stall at a constant lr, but go on at .* at most 2.0 .* 842.,.* at least 8.5 .*batch: 5.0.$",
         ),
         (
             (1.2, 20.0, 8.0),
             (9.0, 8.5, 5.0),
-            "do not all stall at a constant lr, and go on at .* by 20.0 .* by 8$",
+            "do not all stall at a constant lr, and go on at .* at most 20.0 .*batch: 8.,.*batch: 5.0.$",
         ),
         (
             (1.2, 2.0, 842.0),
             (1.5, 8.5, 5.0),
-            "Mini-batches stall .*, and do not all go on .* by 1.5 at least",
+            "Mini-batches stall .*, and do not all go on .* at least 1.5 at the falling",
         ),
         ((9.0, 9.0, 9.0), (0.5, 0.5, 9.0), "do not all stall .*, but do not all go on"),
     ],
@@ -46,10 +46,26 @@ def test_the_quickstart_concludes_who_stalls_from_its_numbers(constant, falling,
 def test_the_quickstart_concludes_how_near_batches_come_from_its_numbers():
     conclude = load("quickstart").lr_conclusion
     apart = conclude({"constant": [1e-2, 1e-3, 4e-8], "falling": [2e-5, 1e-4, 6e-9]})
-    assert "stay farther from the optimum than the full batch: 1e-03 with a constant lr, 2e-05" in apart
-    assert apart.endswith("against 6e-09")
+    assert (
+        "stay farther from the optimum than the full batch: 1e-03 against 4e-08 with a constant lr" in apart
+    )
+    assert apart.endswith("2e-05 against 6e-09 with a falling lr")
     near = conclude({"constant": [1e-2, 1e-3, 4e-8], "falling": [5e-8, 1e-4, 6e-9]})
-    assert "come as near the optimum as the full batch: 1e-03 with a constant lr, 5e-08" in near
+    assert (
+        "come as near the optimum as the full batch: 1e-03 against 4e-08 with a constant lr, 5e-08 against"
+        in near
+    )
+
+
+def test_a_hatched_strip_begins_after_the_last_lr_that_ends_below_the_start():
+    lrs = torch.tensor([0.01, 0.04, 0.16, 0.64], dtype=torch.float64)
+    gaps = torch.tensor([1.0, 0.5, torch.inf, torch.inf])
+    ax = gd.plot.plot_curves([gaps, gaps.nan_to_num(posinf=2.0)], x=lrs, over="lr", log_x=True)
+    (strip,) = ax.patches
+    end = strip.get_x() + strip.get_width()
+    load("quickstart").begin_strips(ax, lrs)
+    assert strip.get_x() == pytest.approx(0.08)  # the geometric mean of 0.04 and 0.16
+    assert strip.get_x() + strip.get_width() == pytest.approx(end)
 
 
 def test_gains_of_the_second_half_are_of_the_drawn_learning_rates():
@@ -245,6 +261,16 @@ def test_a_fault_is_caught_only_if_the_diagnosis_names_it():
 )
 def test_the_edge_of_stability_concludes_from_its_numbers(numbers, said):
     assert re.search(said, load("edge_of_stability").conclusion(*numbers))
+
+
+def test_the_fall_of_the_loss_is_that_of_the_drawn_medians():
+    demo = load("edge_of_stability")
+    sharpness = torch.full((4, 3), 20.0)
+    losses = torch.rand(4, 15, generator=torch.Generator().manual_seed(0)) + 0.1
+    runs = demo.Descent(losses, sharpness, 0 * sharpness)
+    falls = demo.report_network(runs)["falls"]
+    lines = demo.draw_network(runs).axes[1].lines[: len(demo.EDGES)]
+    assert falls == pytest.approx([1 - float(line.get_ydata()[-1] / line.get_ydata()[0]) for line in lines])
 
 
 def test_the_heavy_ball_concludes_from_its_numbers():
