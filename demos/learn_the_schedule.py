@@ -296,14 +296,14 @@ def report_modes(errors: dict[str, float], peaks: dict[str, list[int]], lengths:
 
 
 def draw(schedules: dict[str, Tensor], walks: dict[str, Tensor]) -> Figure:
-    """Draw the schedules, and the runs of the best constant and of the learned one."""
+    """Draw the schedules, and the runs of the best constant, of the learned one and of the best of all."""
     figure = Figure(figsize=(9, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     subtitle: dict[str, Any] = {"loc": "left", "fontsize": 9, "color": "0.35"}
     look: dict[str, Any] = {"colors": COLORS, "label_lines": True}
     gd.plot.plot_curves(schedules, ax=left, ylabel="learning rate", **look)
     left.set_title("the schedules", **subtitle)
-    shown = {name: walks[name] for name in (CONSTANT, LEARNED)}
+    shown = {name: walks[name] for name in (CONSTANT, LEARNED, BEST)}
     gd.plot.plot_curves(shown, ax=right, ylabel="excess loss, loss / minimum − 1", **look)
     right.set_title(f"runs on {len(walks[LEARNED]):,} fresh orders of the data", **subtitle)
     return figure
