@@ -275,9 +275,13 @@ def draw_traces(
         for row in (row for row in rows if row.batch_size == size):
             height = row.measured if row.measured < high else high  # what overflowed, NaN, is above too
             ax.plot(row.lr, height, mark(row), color=color, fillstyle=fill(row), clip_on=False, zorder=4)
+    full = 2 / problem.L
+    ax.axvline(full, color="0.3", linewidth=1)
+    edge: dict[str, Any] = {"ha": "right", "va": "bottom", "rotation": 90, "fontsize": 9, "color": "0.3"}
+    ax.annotate(f"full batches diverge: {full:.2g} ", (full, 1.2 * low), **edge)
     key = {"color": "0.3", "linestyle": ""}
-    ax.plot([], [], "o", **key, label="measured, finite error")
-    ax.plot([], [], "o", fillstyle="none", **key, label="measured, infinite error (shaded)")
+    ax.plot([], [], "o", **key, label="measured, finite error bar")
+    ax.plot([], [], "o", fillstyle="none", **key, label="measured, infinite error bar (shaded)")
     ax.plot([], [], "^", fillstyle="none", **key, label="measured, infinite variance")
     ax.plot([], [], "x", **key, label="the iterates diverge")
     ax.plot([], [], "-", color="0.3", label="exact")
@@ -314,7 +318,7 @@ def draw_agreement(rows: list[Row], limits: dict[int, tuple[float, float]]) -> F
     errors.set(ylim=(-5, 5), xlabel="learning rate")
     title = "(measured − exact) / standard error; neighbours share their batches, and err together"
     errors.set_title(title, loc="left", fontsize=9, color="0.35")
-    finish(figure, "open, shaded: the error is infinite")
+    finish(figure, "open, shaded: the error bar is infinite")
     return figure
 
 
