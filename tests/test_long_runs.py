@@ -342,6 +342,20 @@ def test_a_disk_that_is_full_at_the_end_costs_no_result(tmp_path):
     assert gd.load(path)["step"] == 1
 
 
+def test_the_file_of_another_process_is_not_overwritten(tmp_path):
+    path, other = tmp_path / "run", tmp_path / "other"
+    run(other, lr=0.01, backend="eager")
+
+    def write(step, numbers):
+        if step == 10:
+            os.replace(other, path)
+
+    with pytest.warns(UserWarning, match="run was written by another process since; give each run a file"):
+        got = run(path, log=write, backend="eager", checkpoint_every=5)
+    assert_same(got, run(backend="eager"))
+    assert_same(run(path, lr=0.01, backend="eager"), run(lr=0.01, backend="eager"))
+
+
 def test_another_torch_is_told(tmp_path):
     path = tmp_path / "run"
     stopped(path)

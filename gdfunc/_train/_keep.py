@@ -130,12 +130,14 @@ class Keeper:
         step: after how many steps it was last written; None before that.
         written: when this process last wrote it; None before that.
         failure: why it could not be written the last time.
+        mark: of the file that this process read or wrote; another's has another.
     """
 
     def __init__(self, where: Kept, plan: Plan, step: int | None) -> None:
         self.where, self.plan, self.step = where, plan, step
         self.written: float | None = None
         self.failure: BaseException | None = None
+        self.mark = _mark(where.path)
 
     def __call__(self, done: Done) -> None:
         """Write what is done if it is time."""
@@ -178,6 +180,10 @@ class Keeper:
         }
         path = self.where.path
         try:
+            if _mark(path) not in (None, self.mark):
+                raise OSError(
+                    f"{path} was written by another process since; give each run a file of its own"
+                )
             if self.written is None:
                 check_known({name: tree[name] for name in ("records", "values")})
             save(path, tree)
@@ -186,7 +192,7 @@ class Keeper:
         except Exception as error:
             self.failure = error
             raise
-        self.step, self.written = done.step, time.monotonic()
+        self.step, self.written, self.mark = done.step, time.monotonic(), _mark(path)
 
     def _keep_earlier(self, tree: dict[str, Any]) -> None:
         """Write the file under the number of its step too, and remove the oldest of these."""
@@ -196,3 +202,12 @@ class Keeper:
         earlier = sorted(old for old in path.parent.iterdir() if is_earlier.fullmatch(old.name))
         for old in earlier[: -self.where.keep]:
             old.unlink(missing_ok=True)
+
+
+def _mark(path: Path) -> tuple[int, int] | None:
+    """Tell one file at a path from another."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
