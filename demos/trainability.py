@@ -35,13 +35,9 @@ ENLARGED = 6  # how many times a window is enlarged in the next
 SMOOTH = 1.2  # the dimension of a boundary that still counts as a smooth curve, at most
 QUESTION = "Is there a clear line between the learning rates that train a network and the others?"
 
-# Light meets dark where slow convergence meets slow divergence, so that greys show the boundary too.
-CONVERGED = LinearSegmentedColormap.from_list(
-    "converged", ["#0b1f4b", "#1b4f8a", "#2f8fb3", "#8fd3d1", "#e8f6f3"]
-)
-DIVERGED = LinearSegmentedColormap.from_list(
-    "diverged", ["#2b0a16", "#7a1020", "#cf3a1c", "#f59b2d", "#fff2a8"]
-)
+# Colours of convergence are darker than all of divergence, so that greys show the boundary too.
+CONVERGED = LinearSegmentedColormap.from_list("converged", ["#050d26", "#10316b", "#1f5f9e"])
+DIVERGED = LinearSegmentedColormap.from_list("diverged", ["#f08a3c", "#fbc15e", "#fff8cf"])
 
 Params = dict[str, Tensor]
 Data = tuple[Tensor, Tensor]
@@ -158,17 +154,18 @@ def densest(marked: np.ndarray, window: Window) -> Window:
     return Window(*ends)
 
 
-def conclusion(dimensions: Sequence[float]) -> str:
-    """Say whether the boundary becomes smooth as it is enlarged, from the dimension in each window."""
-    times = ENLARGED ** (len(dimensions) - 1)
-    values = ", ".join(f"{value:.2f}" for value in dimensions)
-    measured = f"box-counting dimension {values} from window to window (a smooth curve: 1)"
-    if min(dimensions) > SMOOTH:
-        return f"Enlarged {times} times, the boundary of trainability stays rough: {measured}"
-    if dimensions[-1] > SMOOTH:
-        looks = "The boundary of trainability looks smooth, but is rough when enlarged"
-        return f"{looks} {times} times: {measured}"
-    return f"Enlarged {times} times, the boundary of trainability is smooth: {measured}"
+def conclusion(found: Sequence[Dimension]) -> str:
+    """Say whether the boundary is smooth in the last window, from the band of its dimension there."""
+    last, times = found[-1], ENLARGED ** (len(found) - 1)
+    if last.low > SMOOTH:
+        word = "is rough"
+    elif last.high < SMOOTH:
+        word = "is smooth"
+    else:
+        word = "may be rough or smooth"
+    measured = f"box-counting dimension {last.low:.2f} to {last.high:.2f}"
+    whole = f"{found[0].low:.2f} to {found[0].high:.2f} not enlarged (a smooth curve: 1)"
+    return f"Enlarged {times} times, the boundary of trainability {word}: {measured}, and {whole}"
 
 
 def ranks(values: np.ndarray, among: np.ndarray) -> np.ndarray:
@@ -178,14 +175,30 @@ def ranks(values: np.ndarray, among: np.ndarray) -> np.ndarray:
     return ranked
 
 
-def draw_window(ax: Axes, window: Window, runs: Runs) -> None:
+def ranked_speeds(runs: Sequence[Runs]) -> tuple[np.ndarray, np.ndarray]:
+    """Rank the runs of all windows together, [windows, N, N]: those that converged, and those that did not.
+
+    A run then has the same colour in a window and in its enlargement.
+    """
+    converged, to_zero, to_infinity = (np.stack(field) for field in zip(*runs, strict=True))
+    return ranks(to_zero, converged), ranks(-to_infinity, ~converged)
+
+
+def draw_window(ax: Axes, window: Window, converged: np.ndarray, diverged: np.ndarray) -> None:
+    """Draw the ranks [N, N] of the runs that converged and of those that diverged; others are NaN."""
     extent = (*window.second, *window.first)
-    for measure, among, colours in (
-        (runs.to_zero, runs.converged, CONVERGED),
-        (-runs.to_infinity, ~runs.converged, DIVERGED),
-    ):
-        image = np.ma.masked_invalid(ranks(measure, among))
-        ax.imshow(image, colours, origin="lower", extent=extent, aspect="auto", interpolation="nearest")
+    for ranked, colours in ((converged, CONVERGED), (diverged, DIVERGED)):
+        image = np.ma.masked_invalid(ranked)
+        ax.imshow(
+            image,
+            colours,
+            origin="lower",
+            extent=extent,
+            aspect="auto",
+            interpolation="nearest",
+            vmin=0,
+            vmax=1,
+        )
     ax.locator_params(nbins=4)
     ax.ticklabel_format(useOffset=False)
     ax.tick_params(labelsize=9)
@@ -194,8 +207,9 @@ def draw_window(ax: Axes, window: Window, runs: Runs) -> None:
 def draw(windows: Sequence[Window], runs: Sequence[Runs], found: Sequence[Dimension]) -> Figure:
     figure = Figure((9, 10), layout="constrained")
     axes = figure.subplots(-(-len(windows) // 2), 2, squeeze=False).flatten()
-    for i, (ax, window, members, fit) in enumerate(zip(axes, windows, runs, found, strict=True)):
-        draw_window(ax, window, members)
+    speeds = zip(*ranked_speeds(runs), strict=True)
+    for i, (ax, window, ranked, fit) in enumerate(zip(axes, windows, speeds, found, strict=True)):
+        draw_window(ax, window, *ranked)
         if i + 1 < len(windows):
             inner = windows[i + 1]
             corner, width = (inner.second[0], inner.first[0]), inner.second[1] - inner.second[0]
@@ -213,7 +227,7 @@ def draw(windows: Sequence[Window], runs: Sequence[Runs], found: Sequence[Dimens
         (below[1], DIVERGED, "diverged", ("slowly", "fast")),
     ):
         bar = figure.colorbar(ScalarMappable(cmap=colours), ax=ax, location="bottom", aspect=40, pad=0.02)
-        bar.set_ticks([0, 0.5, 1], labels=[ends[0], f"{name} (by rank)", ends[1]])
+        bar.set_ticks([0, 0.5, 1], labels=[ends[0], f"{name} (by rank in all windows)", ends[1]])
         bar.ax.tick_params(length=0, labelsize=10)
     return figure
 
@@ -238,7 +252,7 @@ def show(card: Card, points: int, count: int) -> None:
             windows.append(densest(marked, windows[i]))
     slopes = [fit.slope for fit in found]
     numbers = {"dimension": slopes, "band": [fit[1:] for fit in found], "windows": windows}
-    card.picture("boundary", draw(windows, runs, found), conclusion(slopes), numbers)
+    card.picture("boundary", draw(windows, runs, found), conclusion(found), numbers)
     header = ["enlarged", "log lr 2 from", "log lr 2 to", "log lr 1 from", "log lr 1 to"]
     card.table("windows", [*header, "on the boundary", "dimension", "least", "most"], rows)
 

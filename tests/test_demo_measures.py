@@ -102,16 +102,37 @@ def test_colours_are_ranks_and_equal_runs_have_equal_colours():
     np.testing.assert_allclose(trainability.ranks(values, among), expected)
 
 
+def test_a_run_has_the_same_colour_in_a_window_and_in_its_enlargement():
+    outer, inner = np.array([[4.0, 1.0], [3.0, 2.0]]), np.array([[4.0, 4.0], [3.5, 3.0]])
+    runs = [trainability.Runs(speed > 1.5, speed, 1 / speed) for speed in (outer, inner)]
+    converged, diverged = trainability.ranked_speeds(runs)
+    assert converged[0, 0, 0] == converged[1, 0, 0] == converged[1, 0, 1]
+    assert converged[0, 1, 0] == converged[1, 1, 1] < converged[1, 1, 0] < converged[0, 0, 0]
+    assert np.isnan(diverged[1]).all()
+    assert np.isnan(converged[0, 0, 1])
+    assert diverged[0, 0, 1] == 0
+
+
+def test_greys_tell_convergence_from_divergence():
+    shades = np.linspace(0, 1, 50)
+    greys = [
+        colours(shades)[:, :3] @ [0.299, 0.587, 0.114]
+        for colours in (trainability.CONVERGED, trainability.DIVERGED)
+    ]
+    assert greys[0].max() + 0.2 < greys[1].min()
+
+
 @pytest.mark.parametrize(
-    ("dimensions", "said"),
+    ("band", "said"),
     [
-        ((1.33, 1.5, 1.8), "^Enlarged 36 times, the boundary .* stays rough: .* 1.33, 1.50, 1.80 "),
-        ((1.05, 1.5), "looks smooth, but is rough when enlarged 6 times: .* 1.05, 1.50 "),
-        ((1.6, 1.4, 1.02), "^Enlarged 36 times, the boundary .* is smooth: .* 1.60, 1.40, 1.02 "),
+        ((1.42, 2.0), "^Enlarged 36 times, .* is rough: .* 1.42 to 2.00, and 1.11 to 1.45 not enlarged"),
+        ((0.98, 1.1), "^Enlarged 36 times, the boundary .* is smooth: .* 0.98 to 1.10, "),
+        ((1.1, 1.5), "^Enlarged 36 times, the boundary .* may be rough or smooth: .* 1.10 to 1.50, "),
     ],
 )
-def test_the_boundary_is_judged_by_its_dimensions(dimensions, said):
-    assert re.search(said, trainability.conclusion(dimensions))
+def test_the_boundary_is_judged_by_the_band_of_its_last_dimension(band, said):
+    found = [trainability.Dimension(1.33, *ends) for ends in ((1.11, 1.45), (1.25, 1.71), band)]
+    assert re.search(said, trainability.conclusion(found))
 
 
 def quadratic():
