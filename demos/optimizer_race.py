@@ -350,6 +350,8 @@ def draw_walks(walks: list[Walk]) -> Figure:
         ax.get_legend().remove()
         ax.set_title(f"{walk.method}, lr {walk.lr:.2g}: ends at {walk.final_loss:.2g}", **SUBTITLE)
         ax.set(xlabel="", ylabel="")
+    figure.supxlabel("first parameter", fontsize=10)
+    figure.supylabel("second parameter", fontsize=10)
     return figure
 
 

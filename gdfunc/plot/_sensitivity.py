@@ -243,7 +243,9 @@ def _draw(ax: Axes, rows: list[Row], x: str, defaults: dict[str, float]) -> None
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.use_sticky_edges = False  # of bars, which would end at the border
     for y, row in enumerate(rows):
-        ax.plot(row.tried, np.full(len(row.tried), y), "|", color=faint(ax, 0.35), markersize=4, zorder=1)
+        # Ticks are below the bar, where no number covers them.
+        below = np.full(len(row.tried), y + 0.37)
+        ax.plot(row.tried, below, "|", color=faint(ax, 0.35), markersize=4, zorder=1)
         for low, high in row.ranges:
             ax.barh(y, high - low, 0.42, low, color=_GOOD, alpha=0.45, linewidth=0, zorder=2)
         text: dict[str, Any] = {
