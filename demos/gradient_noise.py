@@ -41,6 +41,7 @@ LR = 0.2  # of the run that is looked at; full batches diverge above 2/L = 1.24
 STEPS = 30
 LOOKED_AT = (0, 3, 8, 20)  # the steps whose clouds are drawn
 DRAWN_BATCH, DRAWN = 16, 400
+BETWEEN = "on this side of the line they lead uphill, on the arrow's downhill"
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 TARGETS = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05, 0.03)
 TRADED = (1.0, 0.3, 0.1, 0.03)  # the gaps whose trade-off is drawn
@@ -235,33 +236,49 @@ def clean(ax: Any) -> None:
 
 
 def draw_clouds(problem: gd.problems.Problem, trajectory: gd.Trajectory) -> Figure:
-    """Draw every sample's gradient at some steps, and the means of batches among them."""
-    figure = Figure(figsize=(10, 3.7), layout="constrained")
-    for ax, t in zip(figure.subplots(1, len(LOOKED_AT)), LOOKED_AT, strict=True):
+    """Draw every sample's gradient at some steps, and the means of batches among them, on one scale."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    reach = 2.6 * math.sqrt(float(trajectory.spread.variance[0]) / DRAWN_BATCH)
+    for ax, t in zip(figure.subplots(1, len(LOOKED_AT), sharey=True), LOOKED_AT, strict=True):
         g = gradients(problem, trajectory, t)
-        (means, uphill), mean = uphill_of(g), g.mean(dim=0)
-        reach = 2.6 * math.sqrt(float(trajectory.spread.variance[t]) / DRAWN_BATCH)
-        ax.plot(*g.T, ".", color="0.75", markersize=3, label=f"{MONTHS} single months")
-        for side, color, name in ((~uphill, COLORS[0], "downhill"), (uphill, COLORS[1], "uphill")):
-            label = f"batches of {DRAWN_BATCH} that lead {name}"
-            ax.plot(*means[side].T, ".", color=color, markersize=4, label=label)
-        across = torch.stack([-mean[1], mean[0]]) / mean.norm() * 3 * reach
-        ax.plot(*torch.stack([-across, across]).T, color="black", linewidth=0.8)
-        arrow = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.016, "zorder": 5}
-        ax.quiver(0, 0, *mean, **arrow, minlength=0.1)
-        ax.plot([], [], "-", color="black", linewidth=2, label="their mean, the full gradient")
-        outside = int((g.abs() > reach).any(dim=1).sum())
-        share = float(uphill.double().mean())
+        means, uphill = uphill_of(g)
+        draw_cloud(ax, g, means, uphill)
+        outside, share = int((g.abs() > reach).any(dim=1).sum()), float(uphill.double().mean())
         ax.set_title(f"step {t}: {100 * share:.0f} % uphill\n{outside} months outside", **SUBTITLE)
-        ax.set(
-            xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel=f"∂loss / ∂w, {SHARES[0]}"
-        )
+        view = (-reach, reach)
+        ax.set(xlim=view, ylim=view, aspect="equal", xlabel=f"∂loss / ∂w, {SHARES[0]}")
+        near = 2.6 * math.sqrt(float(trajectory.spread.variance[t]) / DRAWN_BATCH)
+        if near < reach / 2:
+            draw_zoom(ax, g, means, uphill, near / 2)
         ax.spines[["top", "right"]].set_visible(False)
         ax.locator_params(nbins=4)
     figure.axes[0].set_ylabel(f"∂loss / ∂w, {SHARES[1]}")
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize="small")
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize="small")
     return figure
+
+
+def draw_cloud(ax: Any, g: Tensor, means: Tensor, uphill: Tensor) -> None:
+    """Draw gradients [n, 2], the means of batches, their own mean, and the line between the sides."""
+    mean = g.mean(dim=0)
+    ax.plot(*g.T, ".", color="0.82", markersize=3, label=f"{MONTHS} single months")
+    looks = ((~uphill, "#56B4E9", ".", 4, "downhill"), (uphill, "#8C2D04", "x", 3.5, "uphill"))
+    for side, color, marker, size, name in looks:
+        label = f"batches of {DRAWN_BATCH} that lead {name}"
+        ax.plot(*means[side].T, marker, color=color, markersize=size, markeredgewidth=0.8, label=label)
+    ax.axline((0, 0), (-float(mean[1]), float(mean[0])), color="black", linewidth=0.8, label=BETWEEN)
+    arrow = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.016, "zorder": 5}
+    ax.quiver(0, 0, *mean, **arrow, minlength=0.1)
+    ax.plot([], [], "-", color="black", linewidth=2, label="arrow: their mean, the full gradient")
+
+
+def draw_zoom(ax: Any, g: Tensor, means: Tensor, uphill: Tensor, reach: float) -> None:
+    """Draw a cloud once more in a corner, enlarged."""
+    zoom = ax.inset_axes((0.55, 0, 0.45, 0.45), xlim=(-reach, reach), ylim=(-reach, reach))
+    draw_cloud(zoom, g, means, uphill)
+    zoom.set(xticks=(), yticks=(), aspect="equal")
+    zoom.set_title(f"× {0.45 * ax.get_xlim()[1] / reach:.1f}", fontsize="small", y=0.8, x=0.04, loc="left")
+    ax.indicate_inset_zoom(zoom, edgecolor="0.4")
 
 
 class Errors(NamedTuple):
@@ -357,23 +374,13 @@ def draw_trade_off(rows: list[Critical]) -> Figure:
         star = (2 * row.least_steps, 2 * row.least_samples)
         ax.plot(*star, "*", color=color, markersize=13, markeredgecolor="black")
         end = (float(fitted[0]), float(fitted[0]))
-        ax.annotate(
-            f"to a gap of {row.gap:g}",
-            end,
-            (6, -9),
-            color=color,
-            fontsize="small",
-            textcoords="offset points",
-        )
+        text: dict[str, Any] = {"color": color, "fontsize": "small", "textcoords": "offset points"}
+        ax.annotate(f"to a gap of {row.gap:g}", end, (6, -9), **text)
     star = "twice the least steps and the least samples"
     ax.plot([], [], "*", color="white", markeredgecolor="black", markersize=11, label=star)
     ax.legend(fontsize="small", loc="upper right", frameon=False)
-    ax.set(
-        xscale="log",
-        yscale="log",
-        xlabel="steps at the best learning rate",
-        ylabel="samples = batch size · steps",
-    )
+    ax.set(xscale="log", xlabel="steps at the best learning rate")
+    ax.set(yscale="log", ylabel="samples = batch size · steps")
     ax.set_title(
         f"batches of {BATCH_SIZES[0]} (right) to {BATCH_SIZES[-1]} (left of each curve)", **SUBTITLE
     )
