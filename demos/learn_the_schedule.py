@@ -305,6 +305,9 @@ def draw(schedules: dict[str, Tensor], walks: dict[str, Tensor]) -> Figure:
     left.set_title("the schedules", **subtitle)
     shown = {name: walks[name] for name in (CONSTANT, LEARNED, BEST)}
     gd.plot.plot_curves(shown, ax=right, ylabel="excess loss, loss / minimum − 1", **look)
+    learned, best = right.lines[1:3]  # one lies on the other
+    learned.set_linewidth(4)
+    best.set(linewidth=1.2, linestyle="--")
     right.set_title(f"runs on {len(walks[LEARNED]):,} fresh orders of the data", **subtitle)
     return figure
 
