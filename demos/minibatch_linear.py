@@ -22,6 +22,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from _card import Card
+from matplotlib.axes import Axes
+from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.func import vmap
@@ -206,12 +208,28 @@ def draw_paths(full: Descent, mini: Descent) -> Figure:
         for text in list(ax.texts) if first else ():  # near, the names would hide the paths
             text.remove()
         smooth, shaking = (line for line in ax.lines if line.get_linestyle() != "None")
-        smooth.set(linewidth=0.9, zorder=3.5, path_effects=[])
-        shaking.set(linewidth=2.2, path_effects=[])
+        smooth.set(linewidth=5, alpha=0.35, zorder=2.5, path_effects=[])
+        shaking.set(linewidth=1.2, path_effects=[])
+        mark_uphill(ax, mini, first)
+        name_contours(ax)
         ax.set_title(f"steps {first:,} to {steps:,}", loc="left", fontsize=9, color="0.35")
-    note = f"○ first  ◆ last  ★ minimizer; {ROWS} rows, lr {LR}"
+    note = f"○ first  ◆ last  ★ minimizer  ▲ steps that raise the full loss; {ROWS} rows, lr {LR}"
     figure.supxlabel(note, fontsize=8, color="0.35")
     return figure
+
+
+def mark_uphill(ax: Axes, run: Descent, first: int) -> None:
+    """Mark the steps that raise the loss of all rows, from a step on, in their middles."""
+    raises = torch.nonzero(run.losses.diff() > 0).flatten()
+    points = torch.cat([run.path[name].flatten(1) for name in ("weight", "bias")], dim=1)
+    middles = ((points[:-1] + points[1:]) / 2)[raises[raises >= first]]
+    ax.plot(*middles.T, "^", color="black", markersize=5, zorder=4)
+
+
+def name_contours(ax: Axes) -> None:
+    """Write the loss at every fourth contour."""
+    (lines,) = (artist for artist in ax.collections if isinstance(artist, ContourSet) and not artist.filled)
+    ax.clabel(lines, lines.levels[::4], fmt="%.3g", fontsize=6, colors="0.35")
 
 
 def save_losses(card: Card, results: dict[torch.dtype, Comparison]) -> None:
