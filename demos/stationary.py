@@ -282,7 +282,7 @@ def draw_traces(
     key = {"color": "0.3", "linestyle": ""}
     ax.plot([], [], "o", **key, label="measured, finite error bar")
     ax.plot([], [], "o", fillstyle="none", **key, label="measured, infinite error bar (shaded)")
-    ax.plot([], [], "^", fillstyle="none", **key, label="measured, infinite variance")
+    ax.plot([], [], "^", fillstyle="none", **key, label="measured, infinite spread")
     ax.plot([], [], "x", **key, label="the iterates diverge")
     ax.plot([], [], "-", color="0.3", label="exact")
     ax.plot([], [], "--", color="0.3", linewidth=1, label="diffusion approximation")
