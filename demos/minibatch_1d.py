@@ -22,7 +22,7 @@ own. Its other claim, that fewer updates on batches are as accurate, is put to t
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -227,20 +227,36 @@ def conclusion(samples: int, at_start: int, at_end: int) -> str:
     return f"The slopes of samples agree {where}: {counts}"
 
 
+NEAR = ((4.2, 5.8), (-0.12, 1.25))  # the view of the second panel
+SMALL: dict[str, Any] = {"loc": "left", "fontsize": 9, "color": "0.35"}
+
+
 def show_parabolas(card: Card) -> None:
     """Draw the tutorial's parabolas: one for each sample, their mean, and the slopes at two places."""
     data, ends = draw(gd.random.key(1), PARABOLAS, NOISE), torch.tensor([START, TRUE_W])
     grads = vmap(lambda w: gd.per_sample_grad(loss_fn)(w, data)[0])(ends)
     wrong = (grads * grads.mean(dim=1, keepdim=True) < 0).sum(dim=1).tolist()
-    figure = Figure((7.2, 5), layout="constrained")
-    ax = gd.plot.plot_samples(
-        lambda params, batch: loss_fn(params["w"], batch),
-        {"w": ends[0]},
-        data,
-        at=ends.tolist(),
-        ax=figure.subplots(),
-    )
-    ax.set_title(f"one loss per sample, σ = {NOISE:g}", loc="left", fontsize=9, color="0.35")
+    figure = Figure((9, 5), layout="constrained")
+    for ax, view in zip(figure.subplots(1, 2), (None, NEAR), strict=True):
+        gd.plot.plot_samples(
+            lambda params, batch: loss_fn(params["w"], batch),
+            {"w": ends[0]},
+            data,
+            at=ends.tolist() if view is None else [TRUE_W],
+            ax=ax,
+            limits=view,
+        )
+        said = [text for text in ax.texts if text.get_text()]
+        title = "\n".join(text.get_text() for text in said)  # above the curves, not upon them
+        ax.set_title(title if view is None else f"near w = {TRUE_W:g}; σ = {NOISE:g}", **SMALL)
+        for text in said:
+            text.set_visible(False)
+    handles, names = figure.axes[0].get_legend().legend_handles, figure.axes[0].get_legend().get_texts()
+    for ax in figure.axes:
+        ax.get_legend().remove()
+    labels = [name.get_text().split(",")[0] for name in names]  # how many are in view differs
+    place: dict[str, Any] = {"loc": "outside lower center", "ncols": 3, "frameon": False}
+    figure.legend(handles, labels, fontsize="small", **place)
     numbers = {"samples": PARABOLAS, "at_start": wrong[0], "at_end": wrong[1]}
     card.picture("parabolas", figure, conclusion(**numbers), numbers)
 

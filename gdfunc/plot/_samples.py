@@ -22,7 +22,7 @@ from ._names import size_of, text_sizes
 from ._style import background, faint, foreground, halo, line_style
 from ._tracks import scaled
 
-_REACH = 0.022  # of half a tangent, in widths of the view
+_REACH = 0.03  # of half a tangent, in widths of the view
 _AT_ONCE = 2**20  # losses and gradients
 _WIDER = 2.0 ** np.arange(6)  # tried half widths of the view, until the mean has its minimum inside
 
@@ -192,13 +192,15 @@ def _draw_pulls(ax: Axes, x: Array, losses: Array, grads: Array, box: Array) -> 
     ends = np.stack([points - steps, points + steps], axis=-2)
     wrong = np.sign(grads) * np.array([[np.sign(_slope(row))] for row in grads]) < 0
     looks = [
-        (~wrong, foreground(ax), scaled(1), "pulls as the mean does"),
-        (wrong, line_style(1, ax)[0], scaled(2), "pulls the wrong way"),
+        (~wrong, foreground(ax), scaled(0.8), "-", "pulls as the mean does"),
+        (wrong, line_style(1, ax)[0], scaled(1.4), (0, (3, 1)), "pulls the wrong way"),
     ]
     entries = []
-    for mask, color, width, label in looks:
+    for mask, color, width, dashes, label in looks:
         segments = ends[mask & np.isfinite(ends).all(axis=(-1, -2))]
-        tangents = LineCollection(list(segments), colors=[color], linewidths=width, zorder=3)
+        tangents = LineCollection(
+            list(segments), colors=[color], linewidths=width, linestyles=[dashes], zorder=3
+        )
         ax.add_collection(tangents, autolim=False)
         entries.append((tangents, label))
     return entries
