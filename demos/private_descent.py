@@ -42,6 +42,8 @@ ALIKE = 0.03  # of the accuracy: norms that cost hardly more than the best
 LRS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 SEEDS = 4
 COLORS = ("#56B4E9", "#0072B2", "#009E73", "#D55E00", "black")
+# Dashes, markers, and signs before the names, because the curves nearly coincide.
+LOOKS = (("-", "o", "● "), ("--", "s", "■ "), ("-.", "^", "▲ "), ("-", "", ""), ("-", "D", "◆ "))
 
 
 class Task(NamedTuple):
@@ -171,8 +173,12 @@ def conclusion(noise: float, costs: dict[float, float], following: float) -> str
 
 
 def costs_at(noise: float, curves: list[Curve], best: float) -> tuple[dict[float, float], float]:
-    """Compute the cost of each clipping norm at a noise, and of the one that follows the median."""
-    *fixed, following = (best - float(curve.accuracies[NOISES.index(noise)].mean()) for curve in curves)
+    """Compute the cost of each clipping norm at a noise, and of the one that follows the median.
+
+    The costs are medians over the seeds, as drawn.
+    """
+    at = NOISES.index(noise)
+    *fixed, following = (best - float(curve.accuracies[at].quantile(0.5)) for curve in curves)
     return dict(zip(MAX_NORMS, fixed, strict=True)), following
 
 
@@ -190,7 +196,7 @@ def draw(task: Task, curves: list[Curve], epsilon: list[float] | None, best: flo
     figure = Figure(figsize=(7.2, 5), layout="constrained")
     ax = figure.subplots()
     gd.plot.plot_curves(
-        {curve.name: 100 * curve.accuracies.mT for curve in curves},
+        {sign + c.name: 100 * c.accuracies.mT for c, (*_, sign) in zip(curves, LOOKS, strict=True)},
         x=torch.tensor(NOISES),
         ax=ax,
         colors=COLORS,
@@ -201,6 +207,8 @@ def draw(task: Task, curves: list[Curve], epsilon: list[float] | None, best: flo
         log_x=True,
         log_y=False,
     )
+    for line, (dashes, marker, _) in zip(ax.get_lines(), LOOKS, strict=False):
+        line.set(linestyle=dashes, marker=marker, markersize=4)
     ax.axhline(100 * best, color="black", linewidth=0.8)
     place: dict[str, Any] = {"xytext": (0, 4), "textcoords": "offset points", "fontsize": "small"}
     ax.annotate("neither clipped nor noisy", (NOISES[0], 100 * best), **place)

@@ -286,6 +286,14 @@ def test_private_descent_concludes_from_its_numbers(changed, said):
     assert re.search(said, private_descent.conclusion(8.0, {**COSTS, **changed}, 0.06))
 
 
+def test_the_costs_of_privacy_are_those_of_the_drawn_medians():
+    accuracies = torch.tensor([0.8, 0.82, 0.5, 0.84]).double().expand(8, 4)
+    curves = [private_descent.Curve("", accuracies - i / 10, [1.0] * 8) for i in range(5)]
+    costs, following = private_descent.costs_at(8.0, curves, 0.95)
+    assert costs == pytest.approx({0.1: 0.14, 1.0: 0.24, 3.0: 0.34, 10.0: 0.44})
+    assert following == pytest.approx(0.54)
+
+
 def test_the_privacy_spent_stands_above_the_noise():
     accuracies = torch.linspace(0.9, 0.6, 8)[:, None].expand(8, 4)
     names = [f"clipped to {norm}" for norm in range(5)]
