@@ -41,7 +41,7 @@ LR = 0.2  # of the run that is looked at; full batches diverge above 2/L = 1.24
 STEPS = 30
 LOOKED_AT = (0, 3, 8, 20)  # the steps whose clouds are drawn
 DRAWN_BATCH, DRAWN = 16, 400
-BETWEEN = "on this side of the line they lead uphill, on the arrow's downhill"
+BETWEEN = "batches on the arrow's side of it lead downhill"
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 TARGETS = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05, 0.03)
 TRADED = (1.0, 0.3, 0.1, 0.03)  # the gaps whose trade-off is drawn
