@@ -78,6 +78,7 @@ print(refused, read)
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_a_fuzzed_file_is_an_error_of_ours_within_bounds_of_memory(count, tmp_path):
     command = [sys.executable, "-c", CHILD, str(count), str(tmp_path / "fuzzed")]

@@ -174,6 +174,7 @@ def test_no_constants_shrink_the_error_faster_than_the_best(name):
         assert all(rate(best.lr, momentum) > best.rate for momentum in (0.9 * best.momentum, 0.5))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", condition_number.METHODS)
 def test_runs_on_the_patients_go_where_theory_says(name):
     pytest.importorskip("sklearn")

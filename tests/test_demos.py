@@ -31,6 +31,7 @@ def _threads():
     torch.set_num_threads(threads)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_a_demo_runs_and_writes_pictures(name, tmp_path, capsys):
     with torch.random.fork_rng():  # from which a module of torch.nn draws its first parameters

@@ -76,6 +76,7 @@ def page_of(out, names, hero, **options):
     return Elements(page.read_text(encoding="utf-8")).found
 
 
+@pytest.mark.long
 def test_a_card_shows_its_question_conclusion_numbers_and_files(tmp_path, hero):
     card = write_card(tmp_path, "quickstart")
     found = page_of(tmp_path, ["quickstart"], hero)

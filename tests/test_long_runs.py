@@ -114,6 +114,7 @@ def test_containers_of_the_users_own_come_back(tmp_path):
         run(tmp_path / "other", **options)
 
 
+@pytest.mark.long
 @each_backend
 def test_buffers_keys_stops_and_evaluations_come_back(backend, tmp_path):
     def loss_fn(params, batch, buffers, key):

@@ -72,6 +72,7 @@ def test_last_frame_of_a_page_is_the_still_picture(draw, tmp_path):
     assert all((frame != still).any() for frame in earlier)
 
 
+@pytest.mark.long
 @each_picture
 def test_last_frame_of_a_gif_is_the_still_picture_in_the_colours_of_the_gif(draw, tmp_path):
     file = plot.animate(draw(None), tmp_path / "x.gif", frames=5, dpi=60)
@@ -87,6 +88,7 @@ def test_last_frame_of_a_gif_is_the_still_picture_in_the_colours_of_the_gif(draw
     assert np.sqrt(errors).mean() < 1
 
 
+@pytest.mark.long
 @each_kind
 @each_picture
 def test_figure_is_left_as_it_was(draw, kind, tmp_path):
@@ -98,6 +100,7 @@ def test_figure_is_left_as_it_was(draw, kind, tmp_path):
         assert saved(ax.figure) == saved(twin.figure)
 
 
+@pytest.mark.long
 def test_figure_is_left_as_it_was_when_a_frame_fails(tmp_path, monkeypatch):
     ax, twin = drawings.descent(None), drawings.descent(None)
     monkeypatch.setattr("gdfunc.plot._movie.Gif.add", lambda *_: 1 / 0)
@@ -135,6 +138,7 @@ def steps_of_frames(ax, folder, **options):
     return seen[1:] + seen[:1]  # the still picture is drawn first, and is the last frame
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("frames", [2, 3, 7, 100])
 def test_frames_are_evenly_spaced_from_the_start_to_the_end(frames, tmp_path):
     seen = steps_of_frames(plot.plot_curves([torch.arange(1.0, 302.0)]), tmp_path, frames=frames)
@@ -229,6 +233,7 @@ def test_a_page_needs_no_network_and_names_the_picture(tmp_path):
     assert "<title>A &quot;steep&quot; valley &amp; a run &lt;b&gt;</title>" in page
 
 
+@pytest.mark.long
 def test_a_file_that_is_too_large_is_made_with_fewer_dots(tmp_path, monkeypatch):
     ax = drawings.curves(None)
     size = plot.animate(ax, tmp_path / "x.html", frames=4).stat().st_size

@@ -46,6 +46,7 @@ def test_a_dict_names_its_curves():
     assert [line.get_ydata().tolist() for line in drawn(ax)] == [[3, 2, 1], [1, 1]]
 
 
+@pytest.mark.long
 def test_a_new_figure_names_up_to_seven_curves_at_their_ends():
     curves = {f"curve {i}": torch.tensor([8.0, 2.0 ** (i + 1)]) for i in range(7)}
     ax = plot_curves(curves)

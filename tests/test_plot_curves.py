@@ -237,6 +237,7 @@ def test_a_single_step_has_a_single_tick():
 # Windows.
 
 
+@pytest.mark.long
 @few
 @given(st.integers(0, 2**32), st.integers(1, 3), st.integers(1, 40), st.integers(1, 50), st.integers(0, 3))
 @example(3, 2, 6, 6, 1)  # diverges at a step that is out of view
@@ -263,6 +264,7 @@ def test_a_window_pools_the_steps_of_all_runs(seed, n, steps, window, lost):
     render(ax)
 
 
+@pytest.mark.long
 def test_a_window_crosses_the_last_finite_step_of_a_run():
     values = torch.ones(100)
     values[77:] = NAN

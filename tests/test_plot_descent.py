@@ -154,6 +154,7 @@ def said(points, box):
     return "run 0" + (f" ({', '.join(notes)})" if notes else ""), last
 
 
+@pytest.mark.long
 @given(st.integers(0, 2**32), st.integers(1, 7), st.lists(st.sampled_from([NAN, INF, -INF]), max_size=3))
 def test_the_legend_tells_where_a_path_leaves_the_view_and_is_not_finite(seed, steps, broken):
     points = normal(seed, steps + 1, 2)
@@ -410,6 +411,7 @@ def test_a_path_that_is_never_in_view_is_named_in_the_legend():
     assert legend(ax)[0] == "far (6 of 6 points outside the view)"
 
 
+@pytest.mark.long
 def test_forty_paths_share_one_entry_that_counts_those_that_leave():
     paths = [descend(0.01 + 0.005 * i, 40) for i in range(40)]
     ax = plot_descent(quadratic, [*paths, torch.tensor([[1.0, 1.0], [NAN, 0.0]])])

@@ -69,6 +69,7 @@ def test_a_map_hatches_what_diverged_and_crosses_what_did_in_part():
     render(ax)
 
 
+@pytest.mark.long
 def test_a_map_shows_what_is_beyond_its_limits_at_their_ends():
     result = swept(a=[1.0, 2.0, 3.0], b=[0.0])
     values = torch.tensor([-1.0, 0.5, 100.0])

@@ -34,6 +34,7 @@ def names(ax):
     return [label.get_text() for label in ax.get_yticklabels()]
 
 
+@pytest.mark.long
 @few
 @given(st.floats(-3, -1), st.floats(0.01, 3), st.floats(1.2, 8))
 def test_a_bar_ends_where_a_straight_line_of_logarithms_meets_the_factor(log_best, slope, factor):
@@ -129,6 +130,7 @@ def test_a_sweep_is_read_by_its_axes(order):
 V = np.abs(np.log10(LRS) + 2)  # 0 at lr 0.01, and 1 a decade away
 
 
+@pytest.mark.long
 @few
 @given(st.lists(st.floats(0.1, 10), min_size=1, max_size=6), st.floats(1.1, 5))
 def test_the_shared_bound_is_a_factor_of_the_median_setting_and_all_bars_end_there(best, factor):
@@ -175,6 +177,7 @@ def test_settings_that_diverge_everywhere_have_no_part_in_the_bound():
     assert texts(plot_sensitivity(lost)) == ["diverged everywhere"] * 3
 
 
+@pytest.mark.long
 def test_a_figure_of_its_own_is_as_high_as_its_rows_need():
     curves = {f"method {i}": (LRS, np.ones(9)) for i in range(30)}
     ax = plot_sensitivity(curves)
