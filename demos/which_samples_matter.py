@@ -216,7 +216,7 @@ def draw_suspects(task: Task, scores: Tensor, first: Tensor) -> Figure:
 
 
 class Influence(NamedTuple):
-    """What the training samples did to a test digit."""
+    """The effect of the training samples on a test digit."""
 
     image: Tensor
     digit: int
@@ -314,7 +314,7 @@ def show_digits(card: Card) -> Scores:
 
 
 class Months(NamedTuple):
-    """What the months did to a regression."""
+    """The effect of the months on a regression."""
 
     dates: tuple[str, ...]
     share: Tensor  # [n], of Σ lr‖g‖² over all months

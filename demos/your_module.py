@@ -99,7 +99,7 @@ def share_right(logits: Tensor, digits: Tensor) -> Tensor:
 
 
 class Stop(NamedTuple):
-    """Where a run ended, and the least and most validation digits read wrong from its best epoch on."""
+    """The end of a run, and the least and most validation digits read wrong from its best epoch on."""
 
     best: int
     stopped: int

@@ -55,7 +55,7 @@ def _converted(leaf: Any, path: Callable[[], str], is_read: bool) -> Tree:
             return from_numpy(leaf, is_read)
         except TypeError as error:
             raise _refused(path(), f"an array of dtype {leaf.dtype}", _remedy_for_array(leaf)) from error
-    if _is_plain(leaf):
+    if is_plain(leaf):
         return leaf.tensors
     pandas = sys.modules.get("pandas")
     if isinstance(leaf, getattr(pandas, "DataFrame", ())):
@@ -145,7 +145,7 @@ def _kind(column: Any) -> str:
     return "rows" if sized and len({np.shape(entry) for entry in entries}) == 1 else "other"
 
 
-def _is_plain(dataset: Any) -> TypeGuard[TensorDataset]:
+def is_plain(dataset: Any) -> TypeGuard[TensorDataset]:
     """Tell whether a data set is its tensors alone, and computes nothing where it is indexed."""
     return isinstance(dataset, TensorDataset) and type(dataset).__getitem__ is TensorDataset.__getitem__
 
@@ -204,7 +204,7 @@ def remedy_for(leaf: Any) -> str:
     """Tell how what is no array becomes tensors."""
     if isinstance(leaf, DataLoader):
         return _remedy_for_loader(leaf)
-    if isinstance(leaf, Subset) and _is_plain(leaf.dataset):
+    if isinstance(leaf, Subset) and is_plain(leaf.dataset):
         return "pass gd.take(subset.dataset, torch.as_tensor(subset.indices))"
     if type(leaf).__module__.partition(".")[0] == "datasets":
         return _remedy_for_hugging_face(leaf)
@@ -231,7 +231,7 @@ def _remedy_for_hugging_face(leaf: Any) -> str:
 def _remedy_for_loader(loader: DataLoader) -> str:
     """Tell how the data set of a loader, and a plan in place of its shuffling, give the same run."""
     dataset, size = loader.dataset, loader.batch_size or "batch_size"
-    if _is_plain(dataset):
+    if is_plain(dataset):
         data, count = "loader.dataset", str(len(dataset))
     else:
         data = f"{_COLLATE}({_samples_of(dataset, 'loader.dataset')})"

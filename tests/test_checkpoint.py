@@ -4,7 +4,6 @@ import ast
 import contextlib
 import json
 import os
-import resource
 import signal
 import stat
 import struct
@@ -24,6 +23,7 @@ import gdfunc as gd
 from gdfunc import checkpoint
 
 from .assertions import assert_same
+from .disk import filling
 
 pytest.importorskip("safetensors")
 
@@ -340,13 +340,10 @@ def test_a_file_is_its_owners_alone_and_follows_links(tmp_path):
 def test_a_full_disk_leaves_the_old_file(tmp_path):
     path = tmp_path / "a"
     gd.save(path, torch.ones(2))
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, old[1]))
-    try:
+    with filling() as fill:
+        fill(4096)
         with pytest.raises(OSError, match="a could not be written, and is as it was"):
             gd.save(path, torch.ones(10_000))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
     assert torch.equal(gd.load(path), torch.ones(2))
     assert list(tmp_path.iterdir()) == [path]
 

@@ -1,7 +1,6 @@
 """Runs on disk: one that is stopped and called again has the bits of one that was not."""
 
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import gdfunc as gd
 from gdfunc._train import _drive
 
 from .assertions import assert_same
+from .disk import filling
 from .references import linear_data, linear_loss, normal
 from .tables import STEPS, TABLE, make, start_of
 
@@ -309,18 +309,15 @@ def test_a_path_that_cannot_be_written_is_told_at_the_start(tmp_path):
         run(tmp_path / "none" / "run")
 
 
+def at_step(number, fill):
+    """A log function that fills the disk."""
+    return lambda step, numbers: fill(1024) if step == number else None
+
+
 def test_a_full_disk_costs_a_file_and_not_the_run(tmp_path):
-    path, old = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def fill(step, numbers):
-        if step == 10:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1024, old[1]))
-
-    try:
-        with pytest.warns(UserWarning, match="the run goes on without a file of step"):
-            error = stopped(path, until=30, checkpoint_every=1, log=fill, backend="eager")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    path = tmp_path / "run"
+    with filling() as fill, pytest.warns(UserWarning, match="the run goes on without a file of step"):
+        error = stopped(path, until=30, checkpoint_every=1, log=at_step(10, fill), backend="eager")
     assert gd.load(path)["step"] == 9
     assert error.step == 30
     assert error.__notes__ == [f"gdfunc: {path} holds the run after 9 steps"]
@@ -328,17 +325,9 @@ def test_a_full_disk_costs_a_file_and_not_the_run(tmp_path):
 
 
 def test_a_disk_that_is_full_at_the_end_costs_no_result(tmp_path):
-    path, old = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def fill(step, numbers):
-        if step == 60:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1024, old[1]))
-
-    try:
-        with pytest.warns(UserWarning, match="the run goes on without a file of step 60"):
-            got = run(path, log=fill, backend="eager")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    path = tmp_path / "run"
+    with filling() as fill, pytest.warns(UserWarning, match="the run goes on without a file of step 60"):
+        got = run(path, log=at_step(60, fill), backend="eager")
     assert_same(got, run(backend="eager"))
     assert gd.load(path)["step"] == 1
 

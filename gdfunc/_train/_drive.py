@@ -112,9 +112,8 @@ def terminable(wanted: bool) -> Iterator[None]:
 def segments(plan: Plan, done: Done) -> Iterator[Done]:
     """Run the segments of a plan after what is done; give after each what is done so far.
 
-    The first segment may trace and compile, so that its time never makes the next
-    shorter. If it cannot be traced, all of
-    the run is eager.
+    The first segment may trace and compile, so that its time never makes the next shorter. If it cannot
+    be traced, all of the run is eager.
     """
     plan = plan.on(done.backend)
     blocks, is_first = first_blocks(plan), True

@@ -1,5 +1,6 @@
 """The files of a run: what is done of it, written between segments, and found again."""
 
+import os
 import re
 import time
 from os import PathLike, fspath
@@ -23,7 +24,7 @@ _SECONDS = 60.0  # between two files, unless the steps between them are given
 
 
 class Kept(NamedTuple):
-    """Where a run is written, and how often.
+    """The file of a run, and how often it is written.
 
     Attributes:
         path: the file.
@@ -195,9 +196,14 @@ class Keeper:
         self.step, self.written, self.mark = done.step, time.monotonic(), _mark(path)
 
     def _keep_earlier(self, tree: dict[str, Any]) -> None:
-        """Write the file under the number of its step too, and remove the oldest of these."""
+        """Keep the file under the number of its step too, and remove the oldest of these."""
         path = self.where.path
-        save(path.with_name(f"{path.stem}.{tree['step']:012}{path.suffix}"), tree)
+        numbered = path.with_name(f"{path.stem}.{tree['step']:012}{path.suffix}")
+        numbered.unlink(missing_ok=True)
+        try:
+            os.link(path, numbered)  # a second name, because each file that follows is a new one
+        except OSError:  # of a file system without links
+            save(numbered, tree)
         is_earlier = re.compile(rf"{re.escape(path.stem)}\.[0-9]{{12}}{re.escape(path.suffix)}")
         earlier = sorted(old for old in path.parent.iterdir() if is_earlier.fullmatch(old.name))
         for old in earlier[: -self.where.keep]:

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, TensorDataset, default_collate
 
 from .. import _tree
-from .._data import as_data
+from .._data import as_data, is_plain
 from .._inputs import kind
 from .._tree import Tree
 from ._batches import Batches, digest_of_plan
@@ -33,8 +33,7 @@ def is_source(data: Any) -> bool:
 
 def is_indexed(data: Any) -> bool:
     """Tell whether something is a data set of torch that computes its samples one by one."""
-    has_all = isinstance(data, TensorDataset) and type(data).__getitem__ is TensorDataset.__getitem__
-    return isinstance(data, Dataset) and not isinstance(data, IterableDataset) and not has_all
+    return isinstance(data, Dataset) and not isinstance(data, IterableDataset) and not is_plain(data)
 
 
 def from_iterable(source: Any, steps: int, device: torch.device) -> tuple[Batches, Tree]:

@@ -29,6 +29,13 @@ Node = Any  # what JSON holds
 _PLAIN = (bool, int, float, str)
 _WHOLE = "tensor"  # the name of a tensor that is the whole tree
 _SHOWN = 5  # differences
+_LEAVES = ("none", "value", "tensor")
+_CONTAINERS: dict[str, Callable[[dict[Any, Any]], Any]] = {
+    "list": lambda children: [*children.values()],
+    "tuple": lambda children: (*children.values(),),
+    "dict": dict,
+    "OrderedDict": OrderedDict,
+}
 
 # Classes that are made of trees: by name, what one is made of, and how.
 _classes: dict[str, tuple[type, Callable[[Any], dict[str, Any]], Callable[..., Any]]] = {}
@@ -169,10 +176,8 @@ def _built(node: Node, name: str, tensors: Mapping[str, Tensor]) -> Tree:
     if kind == "tensor":
         return tensors[name or _WHOLE]
     children = {label: _built(child, _name(name, kind, label), tensors) for label, child in rest[0]}
-    if kind in ("list", "tuple"):
-        return {"list": list, "tuple": tuple}[kind](children.values())
-    if kind in ("dict", "OrderedDict"):
-        return {"dict": dict, "OrderedDict": OrderedDict}[kind](children)
+    if kind in _CONTAINERS:
+        return _CONTAINERS[kind](children)
     make = _maker(kind)
     if make is None:
         raise _unknown(name, kind)
@@ -206,21 +211,24 @@ def _named_tuples(imported: int) -> dict[str, type]:
     }
 
 
+def _nodes(node: Node, name: str) -> Iterator[tuple[str, Node]]:
+    """List a node and all below it, each with its name."""
+    yield name, node
+    kind, *rest = node
+    if kind not in _LEAVES:
+        for label, child in rest[0]:
+            yield from _nodes(child, _name(name, kind, label))
+
+
 def restored(
     node: Node, tensors: Mapping[str, Tensor], ties: Iterable[Iterable[str]], name: str = ""
 ) -> dict[str, Tensor]:
     """Return the tensors of a file as they were, complex and in their order in memory."""
-    given = {of_leaf: _restored(tensors[of_leaf], layout) for of_leaf, layout in _layouts(node, name)}
+    layouts = {
+        of_leaf or _WHOLE: rest[0] for of_leaf, (kind, *rest) in _nodes(node, name) if kind == "tensor"
+    }
+    given = {of_leaf: _restored(tensors[of_leaf], layout) for of_leaf, layout in layouts.items()}
     return given | {other: given[first] for first, *others in ties for other in others}
-
-
-def _layouts(node: Node, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    kind, *rest = node
-    if kind == "tensor":
-        yield name or _WHOLE, rest[0]
-    elif kind not in ("none", "value"):
-        for label, child in rest[0]:
-            yield from _layouts(child, _name(name, kind, label))
 
 
 def _restored(tensor: Tensor, layout: Mapping[str, Any]) -> Tensor:
@@ -235,14 +243,13 @@ def _restored(tensor: Tensor, layout: Mapping[str, Any]) -> Tensor:
 def _filled(like: Tree, node: Node, name: str, tensors: Mapping[str, Tensor]) -> Tree:
     """Put the leaves of a file into a tree like another, on its devices."""
     wanted_node, stored = describe(like, name)
-    wanted_tensors = restored(wanted_node, stored, (), name)
-    found, wanted = dict(_texts(node, name, tensors)), dict(_texts(wanted_node, name, wanted_tensors))
+    given = _leaves(node, name, tensors)
+    asked = _leaves(wanted_node, name, restored(wanted_node, stored, (), name))
+    found, wanted = _texts(node, name, given), _texts(wanted_node, name, asked)
     if found != wanted:
         raise CheckpointError(f"it differs from like: {_differences(found, wanted)}")
-    given = dict(_leaves(node, name, tensors))
     leaves, structure = _tree.flatten(like)
-    names = [of_leaf for of_leaf, _ in _leaves(wanted_node, name, wanted_tensors)]
-    pairs = zip((given[of_leaf] for of_leaf in names), leaves, strict=True)
+    pairs = zip((given[of_leaf] for of_leaf in asked), leaves, strict=True)
     placed = [new.to(old.device) if isinstance(new, Tensor) else new for new, old in pairs]
     return _tree.unflatten(structure, placed)
 
@@ -253,17 +260,9 @@ def check_known(tree: Tree) -> None:
     Raises:
         CheckpointError: it has a class of the user's own.
     """
-    _check_known(describe(tree)[0], "")
-
-
-def _check_known(node: Node, name: str) -> None:
-    kind, *rest = node
-    if kind in ("none", "value", "tensor"):
-        return
-    if kind not in ("list", "tuple", "dict", "OrderedDict") and _maker(kind) is None:
-        raise _unknown(name, kind)
-    for label, child in rest[0]:
-        _check_known(child, _name(name, kind, label))
+    for name, (kind, *_) in _nodes(describe(tree)[0], ""):
+        if kind not in (*_LEAVES, *_CONTAINERS) and _maker(kind) is None:
+            raise _unknown(name, kind)
 
 
 def _unknown(name: str, kind: str) -> CheckpointError:
@@ -272,26 +271,22 @@ def _unknown(name: str, kind: str) -> CheckpointError:
     )
 
 
-def _leaves(node: Node, name: str, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Any]]:
-    """List the leaves of a file by name."""
-    kind, *rest = node
-    if kind in ("tensor", "value"):
-        yield name, _built(node, name, tensors)
-    elif kind != "none":
-        for label, child in rest[0]:
-            yield from _leaves(child, _name(name, kind, label), tensors)
+def _leaves(node: Node, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the leaves of a file by name."""
+    nodes = _nodes(node, name)
+    return {of: _built(each, of, tensors) for of, each in nodes if each[0] in ("tensor", "value")}
 
 
-def _texts(node: Node, name: str, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+def _texts(node: Node, name: str, leaves: Mapping[str, Any]) -> dict[str, str]:
     """Say of every node what it is: the dtype and shape of a tensor, the type of a container."""
-    kind, *rest = node
-    if kind in ("tensor", "value"):
-        leaf = _built(node, name, tensors)
-        yield name, shown(leaf) if kind == "tensor" else type(leaf).__name__
-        return
-    yield name, "None" if kind == "none" else "dict" if kind in ("OrderedDict", "defaultdict") else kind
-    for label, child in rest[0] if rest else ():
-        yield from _texts(child, _name(name, kind, label), tensors)
+    texts = {}
+    for of, (kind, *_) in _nodes(node, name):
+        if kind in ("tensor", "value"):
+            leaf = leaves[of]
+            texts[of] = shown(leaf) if kind == "tensor" else type(leaf).__name__
+        else:
+            texts[of] = {"none": "None", "OrderedDict": "dict", "defaultdict": "dict"}.get(kind, kind)
+    return texts
 
 
 def _differences(found: Mapping[str, str], wanted: Mapping[str, str]) -> str:

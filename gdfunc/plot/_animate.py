@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .._errors import check_int, missing_extra, warn
+from .._errors import check_choice, check_int, missing_extra, warn
 from . import _axes, _moving
 from ._axes import Array, Axes
 from ._movie import Gif, Page
@@ -85,8 +85,7 @@ def animate(
     if file.suffix not in _KINDS:
         raise ValueError(f"path must end in {' or '.join(_KINDS)}; got {file.name!r}")
     check_int("frames", frames, 2, 100)
-    if spacing not in ("linear", "log"):
-        raise ValueError(f"spacing must be 'linear' or 'log'; got {spacing!r}")
+    check_choice("spacing", spacing, ("linear", "log"))
     length, rest = _positive("seconds", seconds), _positive("hold", hold)
     several = _check_axes(ax)
     mine = _check_lines(lines, several)
