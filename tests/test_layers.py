@@ -27,9 +27,9 @@ RANKS = {
         "datasets",
     }
     | {"_per_sample", "reducers", "_reductions", "tree", "_stateful", "stops", "checkpoint"},
-    2: {"_step", "curvature", "adjoints"},
+    2: {"_step", "curvature", "adjoints", "distributed"},
     3: {"_train", "methods", "_sweep", "_hypergradient", "_jit", "modules", "stats", "privacy"},
-    4: {"distributed", "plot", "testing", "interop"},
+    4: {"plot", "testing", "interop"},
 }
 RANK = {room: rank for rank, rooms in RANKS.items() for room in rooms}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

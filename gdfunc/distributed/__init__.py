@@ -1,0 +1,1 @@
+"""Runs on several machines, on torch.distributed under torchrun."""
