@@ -71,6 +71,7 @@ class BackendError(GdfuncError, RuntimeError):
 
     Attributes:
         untouched: whether everything that f can reach is as it was before the call.
+        is_expected: whether f was made to run from Python, so that `"auto"` needs no warning.
 
     Example:
         >>> issubclass(gd.BackendError, RuntimeError)
@@ -78,6 +79,7 @@ class BackendError(GdfuncError, RuntimeError):
     """
 
     untouched = True
+    is_expected = False
 
 
 class PerformanceWarning(UserWarning):

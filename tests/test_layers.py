@@ -55,6 +55,7 @@ SAME_RANK = {
     ("problems", "random"),
     ("problems", "losses"),
     ("problems", "datasets"),
+    ("testing", "interop"),
     ("reducers", "_per_sample"),
     ("reducers", "_reductions"),
     *[("_reductions", room) for room in ("_gradients", "_per_sample", "_scan")],

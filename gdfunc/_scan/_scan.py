@@ -202,7 +202,8 @@ def falls_back(error: BackendError, backend: str, steps: int) -> bool:
     """Tell whether a loop that cannot be traced runs in eager, and say so where that costs much time."""
     if backend != "auto" or not error.untouched:
         return False
-    _cost.warn_of_loss(error, steps, steps * _cost.PYTHON_STEP)
+    if not error.is_expected:
+        _cost.warn_of_loss(error, steps, steps * _cost.PYTHON_STEP)
     _log.debug("%s steps on eager: %s", steps, error)
     return True
 

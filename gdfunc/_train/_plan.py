@@ -408,7 +408,8 @@ def _check_lrs(lr: Any, steps: int, leaves: list[Tensor]) -> Tensor:
     dtype, device = reduce(torch.promote_types, dtypes), leaves[0].device
     if callable(lr):
         raise TypeError(f"lr is a function; pass its values, one a step: schedule(torch.arange({steps}))")
-    lr = torch.as_tensor(lr) if isinstance(lr, np.ndarray | list | tuple) else lr
+    if isinstance(lr, np.ndarray | list | tuple):  # torch would round the numbers of a list to float32
+        lr = torch.as_tensor(lr, dtype=None if isinstance(lr, np.ndarray) else torch.float64)
     readable = isinstance(lr, Tensor) and is_readable(lr) and not lr.is_complex()
     if readable and not (lr.isfinite() & (lr >= 0)).all():
         raise ValueError(f"lr must be finite and >= 0 in every step; got {lr}")

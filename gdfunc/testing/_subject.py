@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from .. import _tree
+from .._gradients import unchecked_grad
 from .._sampling import take
 from .._step import Step, StepLike, as_step, check_pair, copy_params, gradient_step, make_step, params_of
 from .._transforms._base import GradientTransformation
 from .._tree import Tree
+from ..interop._from_optim import take_step
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,8 @@ def from_torch(make: Callable[[list[Tensor]], torch.optim.Optimizer], name: str 
     """
 
     def make_torch_step(loss_fn: Callable[..., Tensor]) -> Step:
+        gradients = unchecked_grad(loss_fn)
+
         def init(params: Tree) -> TorchState:
             params = copy_params(params)
             leaves = [leaf.clone().requires_grad_() for leaf in _tree.leaves(params)]
@@ -198,18 +202,16 @@ def from_torch(make: Callable[[list[Tensor]], torch.optim.Optimizer], name: str 
 
         def advance(carry: TorchState, batch: Tree, lr: Any) -> tuple[TorchState, Tensor, None]:
             structure = _tree.flatten(carry.params)[1]
-            for group in carry.optimizer.param_groups:
-                group["lr"] = float(lr)
 
-            def closure() -> Tensor:
-                carry.optimizer.zero_grad()
-                loss = loss_fn(_tree.unflatten(structure, carry.leaves), batch)
-                loss.backward()
-                return loss.detach()
+            def present() -> Tree:
+                return _tree.unflatten(structure, [leaf.detach().clone() for leaf in carry.leaves])
 
-            loss = carry.optimizer.step(closure)
-            params = _tree.unflatten(structure, [leaf.detach().clone() for leaf in carry.leaves])
-            return TorchState(params, carry.optimizer, carry.leaves), loss, None
+            def value_and_grads() -> tuple[Tensor, list[Tensor]]:
+                grads, loss = gradients(present(), batch)
+                return loss, _tree.leaves(grads)
+
+            loss = take_step(carry.optimizer, carry.leaves, float(lr), value_and_grads)
+            return TorchState(present(), carry.optimizer, carry.leaves), loss, None
 
         return Step(init, advance, TorchState)
 
