@@ -36,6 +36,8 @@ TESTS = {
     "_transforms/_lbfgs.py": [CURVED],
     "_transforms/_norms.py": [NORMS],
     "_transforms/_wrappers.py": [NORMS, "tests/test_family.py"],
+    "interop/_as_optimizer.py": ["tests/test_interop.py"],
+    "interop/_from_optim.py": ["tests/test_interop.py"],
     "methods/_averaging.py": ["tests/test_kit_averages.py", METHODS],
     "methods/_direction.py": [CURVED, METHODS],
     "methods/_momentum.py": [DESCENT, METHODS],

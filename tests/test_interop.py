@@ -81,8 +81,7 @@ def as_leaves(params):
 
 
 BITS = [
-    # Its matrix products in bfloat16 take seconds on some processors.
-    pytest.param(name, dtype, marks=[pytest.mark.long] if name == "Muon" else [])
+    pytest.param(name, dtype, marks=[pytest.mark.long] if "Muon" in name or dtype.itemsize == 4 else [])
     for name in CLASSES
     if name not in REFUSED
     for dtype in (torch.float64, torch.float32)

@@ -1,7 +1,8 @@
 """No operation reads a value on the host or mixes devices: all run on `meta`, whose tensors have no values.
 
 Flags that were asked for (`stop=`, `check_finite=`) and plots read values, and are left out. So are
-`grid`, `sweep` and `modules.init`, which read labels, flags of divergence and keys once for all members.
+`grid`, `sweep` and `modules.init`, which read labels, flags of divergence and keys once for all members,
+and `interop.from_optim`, because torch's optimizers read values.
 """
 
 import pytest
