@@ -18,6 +18,7 @@ from . import problems as problems
 from . import random as random
 from . import reducers as reducers
 from . import schedules as schedules
+from . import search as search
 from . import stats as stats
 from . import stops as stops
 from . import tree as tree

@@ -28,7 +28,7 @@ RANKS = {
     }
     | {"_per_sample", "reducers", "_reductions", "tree", "_stateful", "stops", "checkpoint"},
     2: {"_step", "curvature", "adjoints", "distributed"},
-    3: {"_train", "methods", "_sweep", "_hypergradient", "_jit", "modules", "stats", "privacy"},
+    3: {"_train", "methods", "_sweep", "_hypergradient", "_jit", "modules", "stats", "privacy", "search"},
     4: {"plot", "testing", "interop"},
 }
 RANK = {room: rank for rank, rooms in RANKS.items() for room in rooms}
@@ -58,6 +58,8 @@ SAME_RANK = {
     ("testing", "interop"),
     ("reducers", "_per_sample"),
     ("reducers", "_reductions"),
+    ("search", "_sweep"),
+    ("search", "_train"),
     *[("_reductions", room) for room in ("_gradients", "_per_sample", "_scan")],
 }
 
@@ -112,6 +114,7 @@ DOORS = {  # modules, and the rooms that may import them; the last two are hidde
     "pandas": {"_sweep"},
     "xarray": {"_sweep"},
     "safetensors": {"checkpoint"},
+    "optuna": {"search"},
     "contextvars": set(),
     "dis": {"_scan"},
 }
@@ -223,6 +226,7 @@ def test_only_listed_packages_are_imported():
         "pandas",
         "xarray",
         "safetensors",
+        "optuna",
     } | sys.stdlib_module_names
     for path in FILES:
         assert {package for package, _ in imports(path)} <= allowed

@@ -53,6 +53,8 @@ GUIDES = "".join([README, *(module.__doc__ for module in SPACES.values())])
 def test_docstring_has_an_example_that_runs(name):
     if name.split(".")[-1] in ("digits", "diabetes", "breast_cancer"):
         pytest.importorskip("sklearn")
+    if name in ("search.ask", "search.tell"):
+        pytest.importorskip("optuna")
     tries, report = run_doctest((PUBLIC | SPACES)[name], name)
     assert not report, report
     assert tries, f"{name} has no example"

@@ -54,9 +54,13 @@ class SweepResult:
     def __repr__(self) -> str:
         leaves = _tree.named_leaves(self.outputs, "")
         named = [f"{dotted(path)} {shown(leaf)}".lstrip() for path, leaf in leaves]
+        return f"{type(self).__name__}({', '.join(self._facts())}, outputs: {', '.join(named)})"
+
+    def _facts(self) -> list[str]:
+        """Say on what axes the members are, and how they fared."""
         axes = repr(self.grid).removeprefix("Grid(").removesuffix(")") or "one point"
         count = "?" if is_transformed(self.diverged) else int(self.diverged.sum())
-        return f"SweepResult({axes}, {count} of {len(self.grid)} diverged, outputs: {', '.join(named)})"
+        return [axes, f"{count} of {len(self.grid)} diverged"]
 
     def _repr_html_(self) -> str:
         """Show the first records in a notebook."""
@@ -97,6 +101,10 @@ class SweepResult:
         """
         return _tree.map(lambda leaf: leaf.reshape((*self.grid.shape, *leaf.shape[1:])), self.outputs)
 
+    def _leaves(self) -> list[tuple[str, Tensor]]:
+        """List what a table has of the members, each with its path."""
+        return [*_tree.named_leaves(self.outputs, ""), (".diverged", self.diverged)]
+
     def _column(self, path: str) -> str:
         """Name the column of an output; no axis has that name."""
         name = dotted(path) or "output"
@@ -109,7 +117,7 @@ class SweepResult:
         where an axis has that name. Numbers have the digits of their dtype.
         """
         columns: dict[str, list[Any]] = {}
-        for path, leaf in [*_tree.named_leaves(self.outputs, ""), (".diverged", self.diverged)]:
+        for path, leaf in self._leaves():
             if leaf.ndim == 1:
                 columns[self._column(path)] = numbers(leaf)
         rows = zip(*columns.values(), strict=True)
@@ -147,7 +155,7 @@ class SweepResult:
         axes = self.grid.axes
         shape, dims = self.grid.shape, ("point",) if self.grid.zipped else tuple(axes)
         variables = {}
-        for path, leaf in [*_tree.named_leaves(self.outputs, ""), (".diverged", self.diverged)]:
+        for path, leaf in self._leaves():
             name = self._column(path)
             own = [f"{name}.{i}" for i in range(leaf.ndim - 1)]
             values = leaf.detach().cpu()

@@ -93,7 +93,7 @@ def sweep(
     done = set(_members(pieces))
     run_chunk = partial(_run_chunk, run, grid, single, randomness)
 
-    def keep(piece: _Piece) -> None:
+    def keep(piece: Piece) -> None:
         pieces.append(piece)
         done.update(piece.members)
         report(len(done))
@@ -117,18 +117,18 @@ def sweep(
                         keep(run_chunk(members))
         except KeyboardInterrupt as interrupt:
             members = sorted(done)
-            result = _joined(grid.part(members), pieces) if pieces else None
+            result = joined(grid.part(members), pieces) if pieces else None
             stopped = SweepInterrupted(total=len(grid), members=members, result=result)
             for note in getattr(interrupt, "__notes__", []):
                 stopped.add_note(note)
             raise stopped from interrupt
-    return _joined(grid, pieces)
+    return joined(grid, pieces)
 
 
 checkpoint.register(SweepInterrupted)
 
 
-class _Piece(NamedTuple):
+class Piece(NamedTuple):
     """The results of a chunk."""
 
     members: list[int]
@@ -138,7 +138,7 @@ class _Piece(NamedTuple):
     diverged: Tensor  # bool [n]
 
 
-def _finished(resume: Any, grid: Grid) -> list[_Piece]:
+def _finished(resume: Any, grid: Grid) -> list[Piece]:
     """Return the finished part of an interrupted sweep, as the first piece of the resumed one."""
     check_type("resume", resume, SweepInterrupted, "pass the one that was raised")
     if resume.result is None:
@@ -149,16 +149,16 @@ def _finished(resume: Any, grid: Grid) -> list[_Piece]:
         raise ValueError(
             f"resume is of another grid, of {resume.total} points with {done.grid}; got {grid}"
         )
-    return [_Piece(resume.members, "the members done before", done.outputs, done.lengths, done.diverged)]
+    return [Piece(resume.members, "the members done before", done.outputs, done.lengths, done.diverged)]
 
 
-def _members(pieces: list[_Piece]) -> list[int]:
+def _members(pieces: list[Piece]) -> list[int]:
     return [member for piece in pieces for member in piece.members]
 
 
 def _run_chunk(
     run: Callable[..., Tree], grid: Grid, single: bool, randomness: str, members: list[int]
-) -> _Piece:
+) -> Piece:
     """Run members of one group under vmap, or a single member without."""
     looped, rows = grid.split(members)
     inputs, arguments = _tree.flatten(rows)
@@ -180,7 +180,7 @@ def _run_chunk(
         if remedy := _remedy(error, grid, single):
             error.add_note(f"gdfunc: {remedy}")
         raise
-    return _Piece(members, grid.place(members), *_tree.unflatten(seen[0], results))
+    return Piece(members, grid.place(members), *_tree.unflatten(seen[0], results))
 
 
 def _remedy(error: BaseException, grid: Grid, single: bool) -> str:
@@ -250,7 +250,7 @@ def _padding(dtype: torch.dtype) -> float | int | bool:
     return False if dtype == torch.bool else -1 if dtype.is_signed else torch.iinfo(dtype).max
 
 
-def _joined(grid: Grid, pieces: list[_Piece]) -> SweepResult:
+def joined(grid: Grid, pieces: list[Piece]) -> SweepResult:
     """Join the chunks in the order of the grid. torch.cat copies, so the result shares no storage."""
     first, names = pieces[0], [f"what run returns at {piece.name}" for piece in pieces]
     matched = [
@@ -261,18 +261,18 @@ def _joined(grid: Grid, pieces: list[_Piece]) -> SweepResult:
     places = sorted(range(len(order)), key=order.__getitem__)
     ordered = places == list(range(len(places)))
 
-    def joined(leaves: Sequence[Tensor]) -> Tensor:
+    def in_order(leaves: Sequence[Tensor]) -> Tensor:
         whole = torch.cat(list(leaves))
         return whole if ordered else whole[places]
 
     columns = zip(_tree.named_leaves(first.tree, "result"), *matched, strict=True)
-    outputs = [joined(_padded(path, column, pieces)) for (path, _), *column in columns]
-    lengths = {name: joined([piece.lengths[name] for piece in pieces]) for name in first.lengths}
-    diverged = joined([piece.diverged for piece in pieces])
+    outputs = [in_order(_padded(path, column, pieces)) for (path, _), *column in columns]
+    lengths = {name: in_order([piece.lengths[name] for piece in pieces]) for name in first.lengths}
+    diverged = in_order([piece.diverged for piece in pieces])
     return SweepResult(grid, _tree.unflatten(_tree.flatten(first.tree)[1], outputs), diverged, lengths)
 
 
-def _padded(path: str, leaves: Sequence[Tensor], pieces: list[_Piece]) -> list[Tensor]:
+def _padded(path: str, leaves: Sequence[Tensor], pieces: list[Piece]) -> list[Tensor]:
     """Pad leaves [n, t, ...] that differ in t alone to the largest t."""
     for leaf, piece in zip(leaves, pieces, strict=True):
         if leaf.ndim != leaves[0].ndim or leaf.shape[2:] != leaves[0].shape[2:]:
