@@ -8,6 +8,7 @@ A step is a scan body, lr is data, randomness is a key, and a run is a tree of t
 from . import adjoints as adjoints
 from . import curvature as curvature
 from . import datasets as datasets
+from . import distributed as distributed
 from . import interop as interop
 from . import losses as losses
 from . import methods as methods

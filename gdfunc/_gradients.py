@@ -24,6 +24,22 @@ LossFn = Callable[[Tree, Tree], Tensor]
 GradFn = Callable[[Tree, Tree], tuple[Tree, Any]]
 
 
+class SharedLoss:
+    """A loss whose samples several processes share out; see `gd.distributed.data_parallel`."""
+
+    def __call__(self, params: Tree, batch: Tree) -> Any:
+        """Evaluate the loss of all samples."""
+        raise NotImplementedError
+
+    def gradients(self, params: Tree, batch: Tree) -> tuple[Tree, Any]:
+        """Compute what the function that `unchecked_grad` makes of a loss computes."""
+        raise NotImplementedError
+
+    def sums(self, of_part: Callable[..., Tree], batch: Tree, *given: Tree) -> Tree:
+        """Sum over the processes what each computes of its part: `of_part(loss_fn, part, *given)`."""
+        raise NotImplementedError
+
+
 def batch_grad(loss_fn: LossFn) -> GradFn:
     """Turn a loss into the function that gives its gradient over a batch, and its value.
 
@@ -67,6 +83,8 @@ def unchecked_grad(loss_fn: LossFn) -> GradFn:
     `torch.func.grad_and_value` defines the result. Where no transformation, mode or subclass is involved,
     autograd computes the same in a third of the time.
     """
+    if isinstance(loss_fn, SharedLoss):
+        return loss_fn.gradients
     check_loss_fn(loss_fn)
     evaluate = evaluated(loss_fn)
 
@@ -308,6 +326,18 @@ def checked(loss_fn: LossFn) -> LossFn:
 
 
 def evaluated(loss_fn: LossFn) -> Callable[[Tree, Tree], Evaluated]:
+    """Check what a loss under differentiation returns, and say more where torch says less."""
+    evaluate = evaluated_loss(loss_fn)
+
+    def differentiated(params: Tree, batch: Tree) -> Evaluated:
+        value = evaluate(params, batch)
+        check_dependence(value.loss)
+        return value
+
+    return differentiated
+
+
+def evaluated_loss(loss_fn: LossFn) -> Callable[[Tree, Tree], Evaluated]:
     """Check what a loss returns, and say more where torch says less."""
 
     def evaluate(params: Tree, batch: Tree) -> Evaluated:
@@ -323,7 +353,7 @@ def evaluated(loss_fn: LossFn) -> Callable[[Tree, Tree], Evaluated]:
                 error.add_note(f"gdfunc: {_ONE_TENSOR}")
             raise
         result = value if isinstance(value, Evaluated) else Evaluated(value, [])
-        check_dependence(check_loss(result.loss))
+        check_loss(result.loss)
         return result
 
     return evaluate
@@ -331,7 +361,7 @@ def evaluated(loss_fn: LossFn) -> Callable[[Tree, Tree], Evaluated]:
 
 def check_loss_fn(loss_fn: Any) -> None:
     """Refuse what is no loss: a transformation, a step, a module, a function of other arguments."""
-    if isinstance(loss_fn, Bound):  # made in every step
+    if isinstance(loss_fn, Bound | SharedLoss):  # made in every step
         return
     kind, remedy = "a function (params, batch) -> loss", "as in gd.make_step(loss_fn, gd.adam())"
     remedy = f"pass a function loss_fn(params, batch) that returns a 0-d mean, {remedy}"

@@ -46,6 +46,10 @@ class Stateful:
             raise TypeError(f"a stateful loss must return (loss, buffers); got {type(result).__name__}")
         return result
 
+    def bound(self, buffers: Tree) -> Callable[[Tree, Any], Any]:
+        """Return the loss of one step, with the buffers of that step."""
+        return Bound(self, buffers)
+
 
 def stateful(loss_fn: Callable[[Tree, Tree, Tree, Tensor | None], tuple[Tensor, Tree]]) -> Stateful:
     """Mark a loss that carries buffers from step to step, or that draws random numbers.

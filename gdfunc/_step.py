@@ -20,7 +20,7 @@ from ._gradients import LossFn, check_loss_fn, unchecked_grad
 from ._inputs import check_inputs, check_params
 from ._numerics import Scalar, widest
 from ._shown import Call, shown
-from ._stateful import Bound, Evaluated, Stateful, checked_state, keyed, loss_of
+from ._stateful import Evaluated, Stateful, checked_state, keyed, loss_of
 from ._transforms._base import GradientTransformation, check_transform
 from ._tree import Tree
 
@@ -47,6 +47,7 @@ class Step:
         accept: `(carry, batch, lr) -> batch`, the checks of a call before `advance`, which needs a batch of
             tensors.
         call: the call that made the step, by which it is printed.
+        ranks: how many ranks of torch.distributed take the step together; None if each takes its own.
 
     Example:
         >>> step = gd.make_step(lambda w, batch: (batch * w**2).mean())
@@ -62,6 +63,7 @@ class Step:
     state: type | None = None
     accept: Callable[[Any, Tree, Any], Tree] = lambda carry, batch, lr: batch
     call: Call | None = None
+    ranks: int | None = None
 
     def __repr__(self) -> str:
         return repr(self.call) if self.call else f"Step({shown(self.advance)})"
@@ -96,13 +98,14 @@ def step_maker(make: Callable[P, Step]) -> Callable[P, Step]:
     @wraps(make)
     def made(*args: P.args, **kwargs: P.kwargs) -> Step:
         call = Call(make, args, kwargs)
-        if args and isinstance(args[0], Stateful):
-            step = _stateful_step(args[0], lambda loss_fn: checked(loss_fn, *args[1:], **kwargs))
-        elif isinstance(loss_fn := kwargs.get("loss_fn"), Stateful):
-            step = _stateful_step(loss_fn, lambda loss_fn: checked(*args, **{**kwargs, "loss_fn": loss_fn}))
-        else:
+        given = args[0] if args else kwargs.get("loss_fn", kwargs.get("step"))
+        if not isinstance(given, Stateful):
             step = checked(*args, **kwargs)
-        return replace(step, call=call)
+        elif args:
+            step = _stateful_step(given, lambda loss_fn: checked(loss_fn, *args[1:], **kwargs))
+        else:
+            step = _stateful_step(given, lambda loss_fn: checked(**{**kwargs, "loss_fn": loss_fn}))
+        return replace(step, call=call, ranks=getattr(given, "ranks", None))
 
     return made
 
@@ -112,7 +115,7 @@ def _stateful_step(loss_fn: Stateful, make: Callable[[LossFn], Step]) -> Step:
 
     Every step remakes it for a loss that has the buffers of this step, and the keys of its samples.
     """
-    plain = make(Bound(loss_fn, {}))
+    plain = make(loss_fn.bound({}))
 
     def init(params: Tree, buffers: Tree = {}, key: Tensor | None = None) -> StatefulState:  # noqa: B006
         carry = plain.init(params)
@@ -123,7 +126,7 @@ def _stateful_step(loss_fn: Stateful, make: Callable[[LossFn], Step]) -> Step:
 
     def advance(state: StatefulState, batch: Tree, lr: Scalar) -> tuple[StatefulState, Any, Tree]:
         plain.check(state.carry)
-        step = make(Bound(loss_fn, state.buffers))
+        step = make(loss_fn.bound(state.buffers))
         samples, key = keyed(batch, state.key)
         carry, value, grads = step.advance(state.carry, samples, lr)
         old, structure = _tree.flatten(state.buffers)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ._modes import has_no_value, is_tracing, lent, same_bytes
-from ._transforms import is_transformed, is_transforming
+from ._transforms import is_transformed, is_transforming, layers
 
 _C: Any = torch._C
 _AccumulateGrad = _C._functions.AccumulateGrad  # a leaf at the end of a graph
@@ -145,6 +145,21 @@ def _has_end(tensor: Tensor, wanted: Callable[[Tensor], bool]) -> bool:
     return any(type(node) is _AccumulateGrad and wanted(node.variable) for node in _nodes(tensor.grad_fn))
 
 
+def leads_to(tensor: Tensor, ends: tuple[str, ...], not_through: str) -> bool:
+    """Tell whether a graph of a tensor reaches a leaf, or a Function of these names, but through another.
+
+    The graphs of all running gradients are walked, each back to the Functions named `not_through`.
+    """
+    for layer in layers(tensor):
+        if layer.requires_grad and layer.grad_fn is None:
+            return True
+        for node in _nodes(layer.grad_fn, lambda node: node.name().startswith(not_through)):
+            is_end = type(node) is _AccumulateGrad or node.name().startswith(ends)
+            if is_end and not node.name().startswith(not_through):
+                return True
+    return False
+
+
 def _has_no_second_derivative(value: Tensor) -> bool:
     """Tell whether a fast kernel of attention was used."""
     return value.grad_fn is not None and any(
@@ -152,12 +167,14 @@ def _has_no_second_derivative(value: Tensor) -> bool:
     )
 
 
-def _nodes(root: Any) -> Iterator[Any]:
-    """Walk the nodes of a graph."""
-    waiting, seen = [root], {None, root}
+def _nodes(root: Any, ends: Callable[[Any], bool] = lambda node: False) -> Iterator[Any]:
+    """Walk the nodes of a graph, and not beyond those at which it ends."""
+    waiting, seen = [root] if root is not None else [], {None, root}
     while waiting:
         node = waiting.pop()
         yield node
+        if ends(node):
+            continue
         for other, _ in node.next_functions:
             if other not in seen:
                 seen.add(other)

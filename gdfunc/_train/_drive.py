@@ -20,10 +20,12 @@ from .._torch._modes import is_tracing
 from .._torch._transforms import is_transforming
 from .._tree import Tree
 from ..adjoints._truncated import Constant
+from ..distributed._group import agree, leave_word
 from ._body import carry_of
 from ._done import Done, interrupted
 from ._keep import Keeper, Kept, found
 from ._plan import Plan, Stage
+from ._ranks import check_same_run, writes
 from ._trajectory import Trajectory
 
 Log = Callable[[int, dict[str, float]], Any]
@@ -55,8 +57,19 @@ def drive(
         resume = resume if where is None else found(where, plan, resume)
         start = Done(0, plan.state, plan.backend, source=plan.batches.state(0))
         first = start if resume is None else interrupted(plan, resume)
-        keeper = None if where is None else Keeper(where, plan, None if resume is None else first.step)
-        return _drive(plan, first, progress, log, keeper)
+        check_same_run(plan, first)
+        keeper = None
+        if where is not None and writes(plan):
+            keeper = Keeper(where, plan, None if resume is None else first.step)
+        with terminable(where is not None):
+            result = _drive(plan, first, progress, log, keeper)
+        if where is not None and plan.ranks:
+            agree(plan.steps, "the end of a run, whose file is written then")
+        return result
+    except BaseException as error:
+        if plan.ranks:
+            leave_word(error)
+        raise
     finally:
         plan.batches.close()
 
@@ -66,7 +79,7 @@ def _drive(
 ) -> tuple[Any, Trajectory]:
     done = first
     try:
-        with reporter(progress, plan.steps, "step", first.taken) as report, terminable(keeper is not None):
+        with reporter(progress, plan.steps, "step", first.taken) as report:
             # The loop assigns whole segments, so that Ctrl-C finds each done or not begun.
             for done in segments(plan, first):
                 told = done.floats(plan) if log or (progress is True and not is_transforming()) else {}

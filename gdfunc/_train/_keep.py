@@ -110,6 +110,11 @@ def _differences(written: dict[str, Any], own: dict[str, Any]) -> list[str]:
 
 def _description(plan: Plan, step: int) -> dict[str, Any]:
     """Describe a run by what its first steps depend on."""
+    return {**settings(plan), **plan.batches.fingerprint(step), "lr": digest(plan.lrs[:step])}
+
+
+def settings(plan: Plan) -> dict[str, Any]:
+    """Describe what a run does in every step."""
     body = plan.body
     return {
         "step": _ADDRESS.sub("", shown(plan.given)),
@@ -119,8 +124,6 @@ def _description(plan: Plan, step: int) -> dict[str, Any]:
         "evaluate_every": plan.block,
         "stop": "none" if body.stop is None else ", ".join(body.stop.quantities) or "a function",
         "check_finite": body.check_finite,
-        **plan.batches.fingerprint(step),
-        "lr": digest(plan.lrs[:step]),
     }
 
 

@@ -50,6 +50,7 @@ class Plan:
 
     Attributes:
         given: its step, as it was given.
+        ranks: how many ranks take each step together; None if this one takes it alone.
         body: the body of its scan.
         state: the first state of its scan.
         batches: the source of its batches.
@@ -64,6 +65,7 @@ class Plan:
     """
 
     given: StepLike
+    ranks: int | None
     body: Body
     state: Any
     batches: Batches
@@ -173,6 +175,7 @@ def make_plan(
     work = sum([leaf.numel() for leaf in leaves]) * max(size.entries, 1) * members() * block
     return Plan(
         given=step,
+        ranks=taken.ranks,
         body=body,
         state=first_state(init, stop),
         batches=batches,

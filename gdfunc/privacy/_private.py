@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import _tree, random
 from .._errors import check_scalar
-from .._gradients import GradFn, LossFn
+from .._gradients import GradFn, LossFn, SharedLoss
 from .._numerics import Scalar, like, norms, shrink, wide
 from .._per_sample import PerSample
 from .._reductions._reduce import reduce_per_sample
@@ -79,6 +79,14 @@ def clipped_sums(
     loss_fn: LossFn, params: Tree, batch: Tree, max_norm: Tree, options: dict[str, Any]
 ) -> tuple[Tree, Tensor, Tensor]:
     """Compute Σᵢ gᵢ·min(1, C/‖gᵢ‖), Σᵢ (1[gᵢ is not clipped] − ½) in float64, and Σᵢ L(θ, {i})."""
+    if isinstance(loss_fn, SharedLoss):
+        given = batch, params, max_norm
+        return loss_fn.sums(
+            lambda loss_fn, batch, params, max_norm: clipped_sums(
+                loss_fn, params, batch, max_norm, options
+            ),
+            *given,
+        )
     samples, real = batch if isinstance(batch, Padded) else (batch, None)
     size = next((len(leaf) for leaf in _tree.leaves(samples) if leaf.ndim), None)
     if size == 0:

@@ -1,0 +1,43 @@
+"""A run whose steps several ranks take together: one run on all of them, which one of them writes."""
+
+from .. import _tree
+from .._torch._modes import is_tracing
+from .._torch._transforms import is_transforming
+from ..distributed._group import agree, check_ranks, forget_word, rank
+from ._batches import digest
+from ._done import Done
+from ._keep import settings
+from ._plan import Plan
+
+
+def check_same_run(plan: Plan, first: Done) -> None:
+    """Refuse ranks that would not take the same steps from the same state.
+
+    Of the batches, the first is compared, so that no rank reads all data for this.
+
+    Raises:
+        RankError: the ranks differ. The message names the quantity, and both values.
+    """
+    if plan.ranks is None or is_tracing():
+        return
+    check_ranks(plan.ranks)
+    if plan.ranks == 1:
+        return
+    forget_word()
+    agree(plan.steps, "the number of steps")
+    agree(first.step, "the step that they go on from, which a file that all can read must hold")
+    for name, value in settings(plan).items():
+        agree(value, name)
+    if is_transforming():  # without values
+        return
+    agree([f"{path} {digest(leaf)}" for path, leaf in _tree.named_leaves(first.state, "")], "their state")
+    if first.step < plan.steps:
+        row = _tree.map(lambda leaf: leaf[0], plan.batches.rows(first.step, first.step + 1))
+        batch = [f"{path} {digest(leaf)}" for path, leaf in _tree.named_leaves(plan.body.batch(row), "")]
+        agree(batch, "their first batch")
+        agree(digest(plan.lrs), "lr")
+
+
+def writes(plan: Plan) -> bool:
+    """Tell whether this rank writes the files of a run."""
+    return plan.ranks is None or rank() == 0

@@ -1,0 +1,126 @@
+"""Runs of several ranks: each law is a function of `rank_laws`, which processes over gloo call."""
+
+import ast
+import inspect
+from dataclasses import replace
+
+import pytest
+
+import gdfunc as gd
+from gdfunc._errors import untraceable
+from gdfunc._scan._scan import falls_back
+from gdfunc.distributed import RankError, average, data_parallel
+from gdfunc.distributed._group import agree, all_gather_tree
+
+from . import rank_laws
+from .rank_laws import loss_fn, problem, run
+from .ranks import Ended, start
+
+LAWS = [
+    node.name
+    for node in ast.parse(inspect.getsource(rank_laws)).body
+    if isinstance(node, ast.FunctionDef) and [each.arg for each in node.args.args] in (["_"], ["folder"])
+]
+ENDS = [name for name in LAWS if name.startswith("a_rank_that_")]
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def ended(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Ended]:
+    """What became of all laws, on ranks that were started once."""
+    folder = tmp_path_factory.mktemp("ranks") / str(request.param)
+    folder.mkdir()
+    return start(folder, request.param, [law for law in LAWS if law not in ENDS])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("law", [law for law in LAWS if law not in ENDS])
+def test_ranks(law, ended):
+    for rank in ended:
+        assert rank.errors.get(law, rank.output) == ""
+        assert rank.code == 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("law", "code", "words"),
+    [
+        ("a_rank_that_raises", 3, "rank 1 ended with ZeroDivisionError: the disk of this rank is full"),
+        ("a_rank_that_is_killed", -9, "holds the run after"),
+        ("a_rank_that_is_taken_back", 3, "rank 1 ended with TrainingInterrupted: stopped after"),
+        ("a_rank_that_hangs", 3, "did not come within the timeout"),
+    ],
+)
+def test_one_rank_that_ends_ends_all(law, code, words, tmp_path):
+    first, last = start(tmp_path, 2, [law], seconds=5.0)
+    assert (first.code, last.code) == (3, code)
+    assert "RankError rank 0 of 2 waited for a sum, but another rank has ended" in first.output
+    assert words in first.output
+    if "holds the run" in first.output:
+        assert gd.load(tmp_path / "run.safetensors")["step"] > 0
+
+
+@pytest.mark.long
+def test_a_file_goes_on_with_any_number_of_ranks(tmp_path):
+    for count in (2, 1, 3):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        for rank in start(folder, count, ["files_of_other_world_sizes_are_read"]):
+            assert rank.errors == {"files_of_other_world_sizes_are_read": ""}, rank.output
+    assert gd.load(tmp_path / "shared.safetensors")["step"] == 18
+
+
+@pytest.mark.parametrize("backend", ["eager", "native"])
+def test_one_process_runs_as_without(backend):
+    step = gd.make_step(data_parallel(loss_fn), gd.adam())
+    shared, trajectory = run(step, backend=backend)
+    alone, of_alone = run(gd.make_step(loss_fn, gd.adam()), backend=backend)
+    for a, b in zip(gd.tree.leaves((shared, trajectory)), gd.tree.leaves((alone, of_alone)), strict=True):
+        assert a.equal(b)
+    assert repr(step).startswith("make_step(loss_fn=data_parallel(loss_fn), transform=adam(")
+
+
+def test_loss_of_one_process_is_the_loss_itself():
+    params, data, _ = problem()
+    assert data_parallel(loss_fn)(params, data).equal(loss_fn(params, data))
+    tree = average(params)
+    assert tree["w"].equal(params["w"])
+    assert tree["w"] is not params["w"]
+    agree(3, "three")
+    assert all_gather_tree(params)[0]["w"].equal(params["w"])
+
+
+def test_processes_without_a_group_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RankError, match="torchrun started 2 processes, but they form no group: call"):
+        data_parallel(loss_fn)
+
+
+def test_a_group_of_another_size_is_refused():
+    params, data, index = problem()
+    step = gd.make_step(replace(data_parallel(loss_fn), ranks=2))
+    assert step.ranks == 2
+    for call in (lambda: step(params, data, 0.1), lambda: gd.train(step, params, data, index, 0.1)):
+        with pytest.raises(RankError, match="number of ranks was 2, but now it is 1; call it after"):
+            call()
+
+
+def test_steps_of_ranks_keep_their_number_in_methods_around_them():
+    shared = data_parallel(loss_fn)
+    for step in (gd.make_step(shared), gd.methods.sam(shared, rho=0.1), gd.make_step(loss_fn=shared)):
+        assert (
+            step.ranks == gd.methods.ema(step, 0.9).ranks == gd.methods.ema(step=step, decay=0.9).ranks == 1
+        )
+    assert gd.make_step(loss_fn).ranks is None
+
+
+def test_a_loop_with_collectives_falls_back_in_silence():
+    error = untraceable("the step sums over the ranks")
+    error.is_expected = True
+    assert falls_back(error, "auto", 10**7)
+    with pytest.warns(gd.PerformanceWarning, match="sums over the rows"):
+        falls_back(untraceable("the step sums over the rows"), "auto", 10**7)
+
+
+def test_what_is_no_loss_is_refused():
+    with pytest.raises(TypeError, match="loss_fn takes"):
+        data_parallel(lambda params: params)
