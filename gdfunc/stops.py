@@ -32,9 +32,9 @@ Example:
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import reduce
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from functools import reduce, wraps
+from typing import Any, NamedTuple, ParamSpec
 
 import torch
 from torch import Tensor
@@ -42,7 +42,10 @@ from torch import Tensor
 from . import _tree
 from ._errors import check_choice, check_int, check_scalar
 from ._numerics import Scalar, like, precise
+from ._shown import Call, shown
 from ._tree import Tree
+
+P = ParamSpec("P")
 
 
 class Seen(NamedTuple):
@@ -102,6 +105,7 @@ class Stop:
             if these values were not judged.
         best: `memory -> Best`, for `trajectory.best`; or None if no carry is kept.
         quantities: the names that it judges, which the run must evaluate, but for `"loss"`.
+        call: the call or the function that made the stop, by which it is printed.
 
     Example:
         >>> def update(largest, seen):
@@ -117,6 +121,10 @@ class Stop:
     update: Callable[[Any, Seen], tuple[Any, Tensor | None]]
     best: Callable[[Any], Best | None] = lambda memory: None
     quantities: tuple[str, ...] = ()
+    call: Any = None
+
+    def __repr__(self) -> str:
+        return shown(self.call) if self.call else f"Stop({shown(self.update)})"
 
     @classmethod
     def of(cls, stop: Any) -> "Stop":
@@ -132,7 +140,7 @@ class Stop:
             is_step = "loss" in seen.values
             return memory, _flag(stop(seen.after, seen.values["loss"])) if is_step else None
 
-        return cls(lambda carry: (), update)
+        return cls(lambda carry: (), update, call=stop)
 
     def judge(self, memory: Any, seen: Seen) -> tuple[Any, Tensor | None]:
         """Call `update`, and check the flag that it returns."""
@@ -140,11 +148,22 @@ class Stop:
         return memory, None if ends is None else _flag(ends)
 
 
+def _stop_maker(make: Callable[P, Stop]) -> Callable[P, Stop]:
+    """Decorate a function that makes stops, which show how they were made."""
+
+    @wraps(make)
+    def made(*args: P.args, **kwargs: P.kwargs) -> Stop:
+        return replace(make(*args, **kwargs), call=Call(make, args, kwargs))
+
+    return made
+
+
 class _Waited(NamedTuple):
     best: Best
     judgements: Tensor  # without an improvement, in a row
 
 
+@_stop_maker
 def patience(
     quantity: str, patience: int | None = None, *, mode: str = "min", min_delta: Scalar = 0.0
 ) -> Stop:
@@ -212,6 +231,7 @@ def patience(
     return Stop(init, update, lambda memory: memory.best, (quantity,))
 
 
+@_stop_maker
 def any_of(*stops: Stop | Callable[[Any, Tensor], Tensor]) -> Stop:
     """End a run as soon as one of several stops would.
 
@@ -233,6 +253,7 @@ def any_of(*stops: Stop | Callable[[Any, Tensor], Tensor]) -> Stop:
     return _joined(stops, torch.logical_or)
 
 
+@_stop_maker
 def all_of(*stops: Stop | Callable[[Any, Tensor], Tensor]) -> Stop:
     """End a run as soon as all of several stops would, each by what it judged last.
 

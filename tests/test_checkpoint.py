@@ -191,9 +191,15 @@ def test_an_interruption_comes_back_and_is_resumed(tmp_path):
     assert_same(run(resume=back), run())
 
 
+CIRCLE = {"a": [1]}
+CIRCLE["a"].append(CIRCLE)
 BAD = {
     "an object": (object(), "the tree is <object"),
-    "an array": ({"w": np.ones(2)}, r"w is float64\[2\]"),
+    "an array": ({"w": np.ones(2)}, r"w is float64\[2\].* make it a tensor with torch.as_tensor"),
+    "a number of NumPy": ({"w": np.float64(3)}, r"w is np.float64\(3.0\).* make it a tensor"),
+    "a module": ({"net": torch.nn.Linear(2, 2)}, r"net is Linear\(.* its tensors are module.state_dict\(\)"),
+    "a circle": (CIRCLE, "the tree is nested too deeply for a file, or contains itself"),
+    "a dtype": ({"w": torch.ones(2).byte().view(torch.bits8)}, "w is torch.bits8, which safetensors does not"),
     "a sparse tensor": ({"w": torch.eye(2).to_sparse()}, "w is .* without values of its own"),
     "meta": ([torch.ones(2, device="meta")], "0 is .* without values of its own"),
     "a key": ({(1, 2): torch.ones(1)}, r"the tree has the key \(1, 2\)"),

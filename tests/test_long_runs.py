@@ -165,7 +165,7 @@ OTHERS = {
     "backend": (other(backend="native"), "resume is of a run on backend='eager'"),
     "stop": (
         other(stop=lambda carry, loss: loss < 0),
-        "its stop is none, but that of this run is a function",
+        "its stop is None, but that of this run is <lambda>",
     ),
 }
 
@@ -179,6 +179,81 @@ def test_another_run_is_refused_by_name(name, tmp_path):
     with pytest.raises(ValueError, match=words):
         run(path, **changed)
     assert path.read_bytes() == before
+
+
+def halved(params, batch):
+    return linear_loss(params, batch) / 2
+
+
+halved.__name__ = linear_loss.__name__  # as after an edit of the function between two processes
+
+
+def ridge(weight):
+    def loss_fn(params, batch):
+        return linear_loss(params, batch) + weight * (params["w"] ** 2).sum()
+
+    return gd.make_step(loss_fn, gd.adam())
+
+
+def evaluations(factor):
+    def accuracy(carry):
+        return factor * carry.params["w"].sum()
+
+    return {"evaluate": accuracy, "evaluate_every": 2}
+
+
+def recorded(factor):
+    def size(carry, loss):
+        return factor * carry.params["w"].norm()
+
+    return {"record": ("loss", size)}
+
+
+def drawn(factor):
+    def draw(step):
+        x, y = (leaf[INDEX[step % 60]] for leaf in DATA)
+        return factor * x, y
+
+    return {"data": draw, "index": 60}
+
+
+SAME_NAMES = {
+    "loss": ({}, {"step": gd.make_step(halved, gd.adam())}, "its loss at the carry in the file was"),
+    "a value that the loss closes over": (
+        {"step": ridge(0.1)},
+        {"step": ridge(0.2)},
+        "its loss at the carry in the file was",
+    ),
+    "evaluation": (evaluations(1.0), evaluations(1.1), "its accuracy at the carry in the file was"),
+    "record": (recorded(1.0), recorded(1.1), "its size at the carry in the file was"),
+    "data of a function": (drawn(1.0), drawn(1.1), "its loss at the carry in the file was"),
+    "patience": (
+        {"stop": gd.stops.patience("loss", 100)},
+        {"stop": gd.stops.patience("loss", 200)},
+        r"stop is patience\(quantity='loss', patience=100, .* but that of this run is .*patience=200",
+    ),
+}
+
+
+@pytest.mark.parametrize("backend", ["eager", "native"])
+@pytest.mark.parametrize("name", SAME_NAMES)
+def test_what_has_the_same_name_but_other_values_is_refused(name, backend, tmp_path):
+    first, second, words = SAME_NAMES[name]
+    stopped(tmp_path / "run", backend=backend, **first)
+    with pytest.raises(gd.CheckpointError, match=words):
+        run(tmp_path / "run", backend=backend, **second)
+    assert_same(run(tmp_path / "run", backend=backend, **first), run(backend=backend, **first))
+
+
+def test_a_loss_that_is_another_at_each_call_goes_on(tmp_path):
+    def loss_fn(params, batch):
+        return linear_loss(params, batch) * torch.rand((), generator=generator)
+
+    generator = torch.Generator().manual_seed(0)
+    options = {"step": gd.make_step(loss_fn, gd.adam()), "backend": "eager"}
+    stopped(tmp_path / "run", **options)
+    _, trajectory = run(tmp_path / "run", **options)
+    assert trajectory.loss.shape == (60,)
 
 
 @pytest.mark.parametrize(

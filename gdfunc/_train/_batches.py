@@ -41,15 +41,20 @@ class Batches(NamedTuple):
     go_on: Callable[[int, Any], None] | None = _nothing
     close: Callable[[], None] = _nothing
 
+    @property
+    def repeats(self) -> bool:
+        """Whether the rows of any step may be asked for at any time."""
+        return self.most is None
+
 
 def from_memory(data: Tree, index: Tensor | LazyBatches) -> Batches:
     """Take the batches of data in memory, or mapped into it, by a plan [T, B] of sample numbers."""
     leaves, structure = _tree.flatten(data)
-    of_data = cache(lambda: digest(data))
+    of_data, of_plan = cache(lambda: digest(data)), digest_of_plan(index)
     return Batches(
         lambda first, last: part(index, first, last),
         lambda row: _tree.unflatten(structure, [leaf[row] for leaf in leaves]),
-        lambda step: {"data": of_data(), "index": digest_of_plan(index, step)},
+        lambda step: {"data": of_data(), "index": of_plan(step)},
     )
 
 
@@ -62,9 +67,9 @@ def from_function(draw: Callable[[Tensor], Tree], device: torch.device) -> Batch
     )
 
 
-def digest_of_plan(index: Tensor | LazyBatches, step: int) -> str:
-    """Compute the SHA-256 of all that the first rows of a plan depend on."""
-    return index.digest() if isinstance(index, LazyBatches) else digest(index[:step])
+def digest_of_plan(index: Tensor | LazyBatches) -> Callable[[int], str]:
+    """Make a function of a step: the SHA-256 of all that the rows of a plan before it depend on."""
+    return (lambda step: index.digest()) if isinstance(index, LazyBatches) else RowsDigest(index)
 
 
 def part(leaf: Tensor | LazyBatches, first: int, last: int) -> Tensor:
@@ -79,11 +84,34 @@ def digest(tree: Tree) -> str:
     made = hashlib.sha256()
     for path, leaf in _tree.named_leaves(tree, ""):
         made.update(f"{path} {shown(leaf)};".encode())
-        if leaf.numel():
-            rows = leaf.detach().reshape(1) if not leaf.ndim else leaf.detach()
-            for some in rows.split(max(1, _PART // rows[0].nbytes)):
-                made.update(_bytes(some))
+        _update(made, leaf)
     return made.hexdigest()
+
+
+class RowsDigest:
+    """Computes the SHA-256 of the first rows of a tensor; the next one goes on from the one before."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+        self._begin()
+
+    def _begin(self) -> None:
+        self.step, self.made = 0, hashlib.sha256(shown(self.rows[:0]).encode())
+
+    def __call__(self, step: int) -> str:
+        if step < self.step:
+            self._begin()
+        _update(self.made, self.rows[self.step : step])
+        self.step = step
+        return self.made.hexdigest()
+
+
+def _update(made: Any, leaf: Tensor) -> None:
+    """Add the bytes of a tensor to a digest."""
+    if leaf.numel():
+        rows = leaf.detach().reshape(1) if not leaf.ndim else leaf.detach()
+        for some in rows.split(max(1, _PART // rows[0].nbytes)):
+            made.update(_bytes(some))
 
 
 def _bytes(leaf: Tensor) -> Any:

@@ -3,6 +3,7 @@
 import os
 import re
 import time
+from collections.abc import Callable
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,8 @@ from .._shown import shown
 from .._torch._modes import is_tracing
 from .._torch._transforms import is_transforming
 from ..checkpoint import CheckpointError, check_known, opened, save
-from ._batches import digest
+from . import _probe as probe
+from ._batches import RowsDigest
 from ._done import NO_WAY_BACK, Done
 from ._plan import Plan
 
@@ -70,11 +72,15 @@ def found(where: Kept, plan: Plan, resume: Any) -> TrainingInterrupted | None:
         if "run" not in parts:
             raise CheckpointError("it holds no run of gd.train(..., checkpoint_to=)")
         step, written = parts["step"].build(), parts["run"].build()
-        differences = _differences(written, _description(plan, step))
+        differences = _differences(written, _description(plan, step, RowsDigest(plan.lrs)))
         try:
             state = parts["state"].build(plan.state)
         except CheckpointError as error:
             differences.append(str(error))
+        values = parts["values"].build()
+        if not differences:
+            measured = parts["measured"].build() | probe.last(plan, step, values)
+            differences = probe.differences(measured, lambda: probe.measure_all(plan, state))
         if differences:
             raise CheckpointError(
                 f"{'; '.join(differences)}: pass what was passed then, or remove the file"
@@ -84,7 +90,7 @@ def found(where: Kept, plan: Plan, resume: Any) -> TrainingInterrupted | None:
             state=state,
             backend=parts["backend"].build(),
             records=parts["records"].build(),
-            values=parts["values"].build(),
+            values=values,
             source=parts["source"].build(),
         )
         written_by = parts["torch"].build()
@@ -108,9 +114,9 @@ def _differences(written: dict[str, Any], own: dict[str, Any]) -> list[str]:
     return said
 
 
-def _description(plan: Plan, step: int) -> dict[str, Any]:
+def _description(plan: Plan, step: int, of_lrs: Callable[[int], str]) -> dict[str, Any]:
     """Describe a run by what its first steps depend on."""
-    return {**settings(plan), **plan.batches.fingerprint(step), "lr": digest(plan.lrs[:step])}
+    return {**settings(plan), **plan.batches.fingerprint(step), "lr": of_lrs(step)}
 
 
 def settings(plan: Plan) -> dict[str, Any]:
@@ -122,7 +128,7 @@ def settings(plan: Plan) -> dict[str, Any]:
         "every": plan.every,
         "evaluate": [*body.evaluators],
         "evaluate_every": plan.block,
-        "stop": "none" if body.stop is None else ", ".join(body.stop.quantities) or "a function",
+        "stop": _ADDRESS.sub("", shown(body.stop)),
         "check_finite": body.check_finite,
     }
 
@@ -142,6 +148,7 @@ class Keeper:
         self.written: float | None = None
         self.failure: BaseException | None = None
         self.mark = _mark(where.path)
+        self.of_lrs = RowsDigest(plan.lrs)
 
     def __call__(self, done: Done) -> None:
         """Write what is done if it is time."""
@@ -173,7 +180,8 @@ class Keeper:
         if done.step == self.step:
             return
         tree = {
-            "run": _description(self.plan, done.step),
+            "run": _description(self.plan, done.step, self.of_lrs),
+            "measured": probe.measure(self.plan, done.state),
             "torch": str(torch.__version__),
             "step": done.step,
             "backend": done.backend,

@@ -63,8 +63,10 @@ def from_dataset(dataset: Any, index: Any, device: torch.device) -> tuple[Batche
         reader.close()
         reader.begin(step, state)
 
+    of_plan = digest_of_plan(index)
+
     def fingerprint(step: int) -> dict[str, str]:
-        return {"data": f"{type(dataset).__name__} of {len(dataset)}", "index": digest_of_plan(index, step)}
+        return {"data": f"{type(dataset).__name__} of {len(dataset)}", "index": of_plan(step)}
 
     return reader.batches(fingerprint, go_on), reader.first()
 

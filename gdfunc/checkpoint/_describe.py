@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import _tree
 from .._shown import shown
@@ -56,10 +57,14 @@ def describe(tree: Tree, name: str = "") -> tuple[Node, dict[str, Tensor]]:
     """Split a tree, or the part of one that has a name, into JSON and tensors by name.
 
     Raises:
-        CheckpointError: a leaf is no tensor with values, number, text or bool.
+        CheckpointError: a leaf is no tensor with values, number, text or bool; the tree has no end.
     """
     tensors: dict[str, Tensor] = {}
-    return _described(tree, name, tensors), tensors
+    try:
+        return _described(tree, name, tensors), tensors
+    except RecursionError:
+        place = name or "the tree"
+        raise CheckpointError(f"{place} is nested too deeply for a file, or contains itself") from None
 
 
 def _described(tree: Any, name: str, tensors: dict[str, Tensor]) -> Node:
@@ -103,11 +108,20 @@ def _opened(tree: Any, name: str) -> tuple[str, dict[Any, Any]]:
     if children is None:
         raise CheckpointError(
             f"{place} is {shown(tree)}, but a file holds tensors, numbers, texts and None, in dicts, "
-            f"lists, tuples and NamedTuples"
+            f"lists, tuples and NamedTuples{_remedy_for(tree)}"
         )
     if kind in _classes or type(tree) is not _own_classes().get(kind, type(tree)):
         kind = f"user's {kind}"  # which has the name of a class of this package
     return kind, dict(zip(getattr(tree, "_fields", range(len(children))), children, strict=True))
+
+
+def _remedy_for(leaf: Any) -> str:
+    """Tell how a leaf gets into a file."""
+    if isinstance(leaf, np.ndarray | np.generic):
+        return "; make it a tensor with torch.as_tensor"
+    if isinstance(leaf, nn.Module):
+        return "; its tensors are module.state_dict(), which module.load_state_dict takes back"
+    return ""
 
 
 def _stored(leaf: Tensor, place: str) -> tuple[Tensor, dict[str, Any]]:

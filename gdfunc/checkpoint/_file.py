@@ -68,6 +68,11 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         holes = {"sha256": _NO_DIGEST, "bytes": _NO_SIZE}
         try:
             safetensors.torch.save_file(dict(tensors), new, {**metadata, **holes})
+        except KeyError as error:  # a dtype
+            name = next((name for name, leaf in tensors.items() if leaf.dtype == error.args[0]), None)
+            if name is None:
+                raise
+            raise CheckpointError(f"{name} is {error.args[0]}, which safetensors does not hold") from error
         except safetensors.SafetensorError as error:  # such as a full disk
             raise OSError(f"{path} could not be written, and is as it was: {error}") from error
         with new.open("r+b") as file:
