@@ -103,6 +103,21 @@ def test_names_are_flat_and_others_read_them(tmp_path):
     assert_same(gd.load(path, like=tree), tree)
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_torch_distributed_reads_the_same_tensors(tmp_path):
+    from torch.distributed import checkpoint
+
+    tree = {
+        "params": {"w": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2).bfloat16()},
+        "n": torch.tensor(3),
+    }
+    gd.save(tmp_path / "model.safetensors", tree)
+    names = {"params.w": tree["params"]["w"], "params.b": tree["params"]["b"], "n": tree["n"]}
+    found = {name: torch.zeros_like(leaf) for name, leaf in names.items()}
+    checkpoint.load(found, storage_reader=checkpoint.HuggingFaceStorageReader(str(tmp_path)))
+    assert_same(found, names)
+
+
 def test_containers_of_every_kind_come_back(tmp_path):
     path = tmp_path / "a.safetensors"
     tree = OrderedDict(b=torch.ones(1), a=[{}, (), [], None, torch.tensor(2.0)])
@@ -197,9 +212,15 @@ BAD = {
     "an object": (object(), "the tree is <object"),
     "an array": ({"w": np.ones(2)}, r"w is float64\[2\].* make it a tensor with torch.as_tensor"),
     "a number of NumPy": ({"w": np.float64(3)}, r"w is np.float64\(3.0\).* make it a tensor"),
-    "a module": ({"net": torch.nn.Linear(2, 2)}, r"net is Linear\(.* its tensors are module.state_dict\(\)"),
+    "a module": (
+        {"net": torch.nn.Linear(2, 2)},
+        r"net is Linear\(.* its tensors are module.state_dict\(\)",
+    ),
     "a circle": (CIRCLE, "the tree is nested too deeply for a file, or contains itself"),
-    "a dtype": ({"w": torch.ones(2).byte().view(torch.bits8)}, "w is torch.bits8, which safetensors does not"),
+    "a dtype": (
+        {"w": torch.ones(2).byte().view(torch.bits8)},
+        "w is torch.bits8, which safetensors does not",
+    ),
     "a sparse tensor": ({"w": torch.eye(2).to_sparse()}, "w is .* without values of its own"),
     "meta": ([torch.ones(2, device="meta")], "0 is .* without values of its own"),
     "a key": ({(1, 2): torch.ones(1)}, r"the tree has the key \(1, 2\)"),

@@ -1,9 +1,11 @@
 """Runs on disk: one that is stopped and called again has the bits of one that was not."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from typing import NamedTuple
 
 import pytest
@@ -377,6 +379,39 @@ def test_an_error_in_a_run_tells_where_its_file_is(tmp_path):
         run(tmp_path / "run", log=fail)
     assert "holds the run after" in caught.value.__notes__[0]
     assert_same(run(tmp_path / "run"), run())
+
+
+WRITES = ("mkdtemp", "fsync", "replace", "rmtree")
+
+
+@pytest.mark.parametrize("times", [1, 2], ids=["once", "twice"])
+@pytest.mark.parametrize("name", WRITES)
+def test_an_interruption_while_a_file_is_written_loses_nothing(name, times, tmp_path, monkeypatch):
+    room = {"mkdtemp": tempfile, "rmtree": shutil}.get(name, os)
+    original, calls = getattr(room, name), []
+
+    def interrupted(*args, **kwargs):
+        calls.append(name)
+        if 4 < len(calls) <= 4 + times:  # the second is pressed while the first is answered
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(room, name, interrupted)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            run(tmp_path / "run", checkpoint_every=5)
+    assert (type(caught.value) is gd.TrainingInterrupted) is (times == 1)
+    assert_same(run(tmp_path / "run"), run())
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_many_segments_give_the_same_records(monkeypatch):
+    monkeypatch.setattr(_drive, "_SEGMENTS", 3)
+    options = {"evaluate": lambda carry: carry.params["w"].sum(), "evaluate_every": 2, "every": 2}
+    options = options | {"evaluate": {"total": options["evaluate"]}, "backend": "eager"}
+    joined = run(**options)
+    monkeypatch.undo()
+    assert_same(joined, run(**options))
 
 
 def test_a_path_that_cannot_be_written_is_told_at_the_start(tmp_path):

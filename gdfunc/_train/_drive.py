@@ -29,6 +29,7 @@ from ._ranks import check_same_run, writes
 from ._trajectory import Trajectory
 
 Log = Callable[[int, dict[str, float]], Any]
+_SEGMENTS = 64
 _SEGMENT_SECONDS = 0.1  # how long segments should take: Ctrl-C, progress and stop wait for their end
 # Cautious guesses for a first segment: seconds for each entry of the parameters times entry of the data,
 # and seconds that a backend needs around every step.
@@ -218,7 +219,13 @@ def _advance(plan: Plan, done: Done, last: int, stage: Stage) -> tuple[Done, Ten
     else:
         records, finite = told
     source = plan.batches.state(last)
-    return Done(last, state, plan.backend, (*done.records, records), values, source), finite
+    records = _joined((*done.records, records))
+    return Done(last, state, plan.backend, records, _joined(values), source), finite
+
+
+def _joined(segments: tuple[Tree, ...]) -> tuple[Tree, ...]:
+    """Join the records of many segments, because small tensors take more memory than their numbers."""
+    return segments if len(segments) < _SEGMENTS else (_tree.cat(segments),)
 
 
 def _non_finite(plan: Plan, done: Done, finite: Tensor) -> NonFiniteError:

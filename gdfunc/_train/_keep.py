@@ -198,13 +198,16 @@ class Keeper:
                 )
             if self.written is None:
                 check_known({name: tree[name] for name in ("records", "values")})
-            save(path, tree)
+            try:
+                save(path, tree)
+            finally:  # because Ctrl-C may come when the file has taken its place
+                self.mark = _mark(path)
             if self.where.keep > 1:
                 self._keep_earlier(tree)
         except Exception as error:
             self.failure = error
             raise
-        self.step, self.written, self.mark = done.step, time.monotonic(), _mark(path)
+        self.step, self.written = done.step, time.monotonic()
 
     def _keep_earlier(self, tree: dict[str, Any]) -> None:
         """Keep the file under the number of its step too, and remove the oldest of these."""

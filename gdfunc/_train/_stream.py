@@ -8,6 +8,7 @@ from threading import Event, Thread
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset, default_collate
 
 from .. import _tree
@@ -16,7 +17,7 @@ from .._inputs import kind
 from .._tree import Tree
 from ._batches import Batches, digest_of_plan
 
-_AHEAD = 4  # batches
+_AHEAD, _MOST_AHEAD = 4, 2**24  # batches, or more of them up to so many bytes
 _BYTES = 2**26  # of the rows of a segment, at most
 _SECONDS = 0.1  # between two looks at whether to stop
 _PATIENCE = 2.0  # seconds that the end of a run waits for a source that is reading
@@ -68,7 +69,8 @@ def from_dataset(dataset: Any, index: Any, device: torch.device) -> tuple[Batche
     def fingerprint(step: int) -> dict[str, str]:
         return {"data": f"{type(dataset).__name__} of {len(dataset)}", "index": of_plan(step)}
 
-    return reader.batches(fingerprint, go_on), reader.first()
+    first = reader.first()
+    return reader.batches(fingerprint, go_on), first
 
 
 class Reader:
@@ -88,16 +90,17 @@ class Reader:
         device: torch.device,
         state_of: Callable[[], Any] | None,
     ) -> None:
-        self.read, self.steps, self.device, self.state_of = read, steps, device, state_of
+        self.read, self.steps, self.state_of = read, steps, state_of
+        self.copier = _Copier(device)
         self.like: Tree = None
         self.begin(0, None)
 
     def begin(self, step: int, state: Any) -> None:
         """Begin to read at a step; nothing is read before the first batch is asked for."""
-        self.entries = _entries(self.read, step, self.steps, self.state_of)
+        self.entries = _entries(self.read, step, self.steps, self.state_of, self.copier)
         self.start, self.before = step, state
-        self.held: deque[tuple[Tree, Any]] = deque()
-        self.queue: Queue[Any] = Queue(_AHEAD)
+        self.held: deque[tuple[list[Tensor], Any]] = deque()
+        self.queue: Queue[Any] = Queue()
         self.stop = Event()
         self.thread: Thread | None = None
 
@@ -107,7 +110,12 @@ class Reader:
             raise ValueError("index is 0 steps: a run of a source of batches has at least one")
         if self.state_of is not None:
             self.before = deepcopy(self.state_of())
-        self.like = self._accept(next(self.entries), 0)
+        entry = next(self.entries)
+        self.like = self._batch(entry, 0)
+        leaves, self.structure = _tree.flatten(self.like)
+        self.kinds = _kinds(leaves)
+        self.size = sum([leaf.nbytes for leaf in leaves])
+        self.held.append((leaves, entry[1]))
         return self.like
 
     def rows(self, first: int, last: int) -> Tree:
@@ -117,8 +125,8 @@ class Reader:
             self.start += 1
         while self.start + len(self.held) < last:
             self._accept(self._next(), self.start + len(self.held))
-        batches = [batch for batch, _ in list(self.held)[first - self.start : last - self.start]]
-        return _tree.map(lambda *leaves: torch.stack(leaves), *batches)
+        batches = [leaves for leaves, _ in list(self.held)[first - self.start : last - self.start]]
+        return _tree.unflatten(self.structure, map(torch.stack, zip(*batches, strict=True)))
 
     def state(self, step: int) -> Any:
         """Return what the source goes on from after the batches before a step."""
@@ -134,20 +142,28 @@ class Reader:
         self, fingerprint: Callable[[int], dict[str, str]], go_on: Callable[[int, Any], None] | None
     ) -> Batches:
         """Make the source of a run."""
-        size = sum(leaf.nbytes for leaf in _tree.leaves(self.like))
         return Batches(
             self.rows,
             lambda row: row,
             fingerprint,
-            max(1, _BYTES // max(size, 1)),
+            max(1, _BYTES // max(self.size, 1)),
             self.state,
             go_on,
             self.close,
         )
 
-    def _accept(self, entry: "Entry", step: int) -> Tree:
+    def _accept(self, entry: "Entry", step: int) -> None:
         """Check the next batch, and hold it."""
-        batch, state, error = entry
+        batch = self._batch(entry, step)
+        leaves, structure = _tree.flatten(batch)
+        if structure != self.structure or _kinds(leaves) != self.kinds:
+            self._refuse(batch, step)
+        self.copier.arrived(leaves)
+        self.held.append((leaves, entry[1]))
+
+    def _batch(self, entry: "Entry", step: int) -> Tree:
+        """Return the batch of an entry, if there is one."""
+        batch, _, error = entry
         if error is not None:
             error.add_note(f"gdfunc: this happened where data made the batch of step {step}")
             raise error
@@ -156,15 +172,12 @@ class Reader:
                 f"data ended after {step} batches, but the run has {self.steps} steps; for several passes: "
                 f"itertools.chain.from_iterable(itertools.repeat(data, passes))"
             )
-        batch = _tree.map(lambda leaf: leaf.to(self.device), batch)
-        if self.like is not None:
-            self._check(batch, step)
-        self.held.append((batch, state))
         return batch
 
     def _next(self) -> "Entry":
         """Take the next batch from the thread."""
         if self.thread is None:
+            self.queue.maxsize = max(_AHEAD, min(_MOST_AHEAD // max(self.size, 1), _MOST_AHEAD // 2**14))
             arguments = self.entries, self.queue, self.stop
             self.thread = Thread(target=_fill, args=arguments, name="gdfunc reads ahead", daemon=True)
             self.thread.start()
@@ -174,7 +187,7 @@ class Reader:
             except Empty:  # a chance for Ctrl-C
                 continue
 
-    def _check(self, batch: Tree, step: int) -> None:
+    def _refuse(self, batch: Tree, step: int) -> None:
         """Refuse a batch that is not like the first."""
         name = f"the batch of step {step}"
         leaves = _tree.check_structure(batch, self.like, name, "the first batch")
@@ -187,17 +200,54 @@ class Reader:
                 )
 
 
+class _Copier:
+    """Copies batches to a device, out of a source that may use their memory for the next one.
+
+    To a GPU they go through pinned memory and a stream of their own, for whose end the thread waits, and
+    not the loop.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, batch: Tree) -> Tree:
+        batch = _tree.map(Tensor.detach, batch)  # no part of an autograd graph
+        if self.stream is None:
+            return _tree.map(lambda leaf: leaf.to(self.device, copy=True), batch)
+        with torch.cuda.stream(self.stream):
+            pinned = _tree.map(lambda leaf: leaf if leaf.is_cuda else leaf.pin_memory(), batch)
+            copied = _tree.map(lambda leaf: leaf.to(self.device, non_blocking=True, copy=True), pinned)
+        self.stream.synchronize()
+        return copied
+
+    def arrived(self, leaves: list[Tensor]) -> None:
+        """Let no later copy take the memory of a batch before the loop has read it."""
+        if self.stream is not None:
+            for leaf in leaves:
+                leaf.record_stream(torch.cuda.current_stream(self.device))
+
+
+def _kinds(leaves: list[Tensor]) -> list[Any]:
+    return [(leaf.shape, leaf.dtype) for leaf in leaves]
+
+
 _END = object()
 Entry = tuple[Any, Any, BaseException | None]  # a batch or the end, its source's state, an error
 
 
 def _entries(
-    read: Callable[[int], Iterable[Tree]], first: int, steps: int, state_of: Callable[[], Any] | None
+    read: Callable[[int], Iterable[Tree]],
+    first: int,
+    steps: int,
+    state_of: Callable[[], Any] | None,
+    copier: _Copier,
 ) -> Iterator[Entry]:
     """Give the batches of a run, each with what its source goes on from; then the end, or the error."""
     try:
         for step, batch in zip(range(first, steps), read(first), strict=False):
-            yield _copy(batch, step), deepcopy(state_of()) if state_of else None, None
+            copied = copier(as_data(batch, f"the batch of step {step}"))
+            yield copied, state_of and deepcopy(state_of()), None
     except GeneratorExit:
         raise
     except BaseException as error:
@@ -211,14 +261,6 @@ def _fill(entries: Iterator[Entry], queue: Queue[Any], stop: Event) -> None:
     for entry in entries:
         if not _put(queue, entry, stop):
             return
-
-
-def _copy(batch: Any, step: int) -> Tree:
-    """Copy a batch out of its source, which may use the memory of the batch for the next one.
-
-    The copy is no part of an autograd graph.
-    """
-    return _tree.map(lambda leaf: leaf.detach().clone(), as_data(batch, f"the batch of step {step}"))
 
 
 def _put(queue: Queue[Any], entry: Any, stop: Event) -> bool:

@@ -64,7 +64,7 @@ def train(
             data. Any other map-style `Dataset` is collated by
             the plan. Or a source of batches: a `DataLoader`, a generator or another iterable of trees of
             tensors, all of one shape, or a function `(step) -> batch` of a 0-d int64, which is part of the
-            loop. A thread reads iterables and data sets four batches ahead.
+            loop. A thread reads iterables and data sets a few batches ahead.
         index: the plan int64 [T, B], from `epoch_batches`, `sample_batches` or `full_batch`, or from
             `lazy_batches`, which is never held as a whole. For a source of batches the number of steps T,
             and no more batches than that are read.
