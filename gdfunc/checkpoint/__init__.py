@@ -13,9 +13,10 @@ full disk leaves the old file or the new one. A SHA-256 over the whole file is c
 is read: changed bytes and a missing end raise a `CheckpointCorruptError`, the format of a later version a
 `CheckpointVersionError`, and a tree that differs from `like` a `CheckpointError`, which both of these are.
 
-`gd.train(..., checkpoint_to=path)` writes a run, and goes on from it when it is called again. A run over
-data that are larger than memory takes them from a file that is mapped, and its order from a plan that is
-never held:
+`gd.train(..., checkpoint_to=path)` writes a run, and goes on from it when it is called again. It refuses
+another run: one with other trees, shapes or dtypes, another transformation, schedule, plan or data, or one
+that measures another loss, record or evaluation at the carry in the file. A run over data that are larger
+than memory takes them from a file that is mapped, and its order from a plan that is never held:
 
     x, y = (np.load(name, mmap_mode="r") for name in ("x.npy", "y.npy"))
     plan = gd.lazy_batches(gd.random.key(0), n=len(y), batch_size=1000, epochs=3)  # a LazyBatches
