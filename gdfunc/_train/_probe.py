@@ -19,9 +19,10 @@ _RTOL = 1e-3  # because another machine, torch or backend rounds differently
 def measure(plan: Plan, state: Any) -> Measured:
     """Measure the loss, and what functions record, at a carry and on the batch of step 0.
 
-    Nothing is measured where the batches cannot be asked for again.
+    Nothing is measured where the batches cannot be asked for again, nor where several ranks take each step
+    together, because one of them writes and the others would not take part.
     """
-    if not plan.steps or not plan.batches.repeats:
+    if not plan.steps or not plan.batches.repeats or plan.ranks is not None:
         return {}
     carry, lr = carry_of(state), plan.lrs[0]
     _, loss, grads = plan.step(carry, 0)
@@ -32,6 +33,8 @@ def measure(plan: Plan, state: Any) -> Measured:
 
 def measure_all(plan: Plan, state: Any) -> Measured:
     """Measure the loss, what functions record, and what is evaluated."""
+    if plan.ranks is not None:
+        return {}
     return measure(plan, state) | _named(plan.body.values(carry_of(state)))
 
 
@@ -77,5 +80,5 @@ def _largest(leaf: Tensor) -> float:
 def _value(leaf: Tensor) -> str:
     """Show a number, or the dtype, shape and largest entry of an array."""
     if not leaf.ndim:
-        return f"{leaf.item():.6g}"
+        return f"{leaf.tolist():.6g}"
     return f"{shown(leaf)} with entries up to {_largest(leaf):.6g}"
