@@ -59,6 +59,7 @@ from ._transforms._adam import adabelief as adabelief
 from ._transforms._adam import adam as adam
 from ._transforms._adam import adamax as adamax
 from ._transforms._adam import adamw as adamw
+from ._transforms._adam import ademamix as ademamix
 from ._transforms._adam import nadam as nadam
 from ._transforms._adam import radam as radam
 from ._transforms._adam import yogi as yogi
@@ -73,6 +74,8 @@ from ._transforms._averages import weight_decay as weight_decay
 from ._transforms._base import GradientTransformation as GradientTransformation
 from ._transforms._base import chain as chain
 from ._transforms._base import scale as scale
+from ._transforms._dog import dog as dog
+from ._transforms._factored import adafactor as adafactor
 from ._transforms._lbfgs import lbfgs as lbfgs
 from ._transforms._norms import adaptive_clip as adaptive_clip
 from ._transforms._norms import clip_by_global_norm as clip_by_global_norm

@@ -30,9 +30,11 @@ MOMENTUM = "tests/test_kit.py"
 METHODS = "tests/test_methods.py"
 DTYPES = "tests/test_conformance.py::test_a_float64_hyperparameter_is_swept_over_parameters_of_few_bits"
 TESTS = {
-    "_transforms/_adam.py": [ADAPTIVE],
+    "_transforms/_adam.py": [ADAPTIVE, "tests/test_lr_free.py"],
     "_transforms/_averages.py": [ADAPTIVE, MOMENTUM, NORMS],
     "_transforms/_base.py": [ADAPTIVE, MOMENTUM, NORMS, DTYPES],
+    "_transforms/_dog.py": ["tests/test_lr_free.py"],
+    "_transforms/_factored.py": ["tests/test_lr_free.py"],
     "_transforms/_lbfgs.py": [CURVED],
     "_transforms/_norms.py": [NORMS],
     "_transforms/_wrappers.py": [NORMS, "tests/test_family.py"],
@@ -40,6 +42,7 @@ TESTS = {
     "interop/_from_optim.py": ["tests/test_interop.py"],
     "methods/_averaging.py": ["tests/test_kit_averages.py", METHODS],
     "methods/_direction.py": [CURVED, METHODS],
+    "methods/_lr_free.py": ["tests/test_lr_free.py"],
     "methods/_momentum.py": [DESCENT, METHODS],
     "methods/_plateau.py": ["tests/test_plateau.py"],
     "methods/_variance_reduction.py": ["tests/test_kit_sums.py", "tests/test_variance_reduction.py"],

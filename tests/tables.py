@@ -52,6 +52,22 @@ TABLE = {
     "radam": Row(betas(gd.radam), {"beta1": 0.7, "beta2": 0.95, "eps": 1e-3}, 0.05),
     "adabelief": Row(betas(gd.adabelief), {"beta1": 0.7, "beta2": 0.95, "eps": 1e-3}, 0.05),
     "yogi": Row(betas(gd.yogi), {"beta1": 0.7, "beta2": 0.95, "eps": 1e-2}, 0.05),
+    "ademamix": Row(
+        lambda beta1, beta2, beta3, **h: gd.ademamix((beta1, beta2, beta3), **h),
+        {"beta1": 0.7, "beta2": 0.95, "beta3": 0.9, "alpha": 0.5, "eps": 1e-3},
+        0.05,
+    ),
+    "ademamix, warmup": Row(
+        lambda beta1, beta2, beta3, **h: gd.ademamix((beta1, beta2, beta3), warmup=5, **h),
+        {"beta1": 0.7, "beta2": 0.95, "beta3": 0.9, "alpha": 0.5, "eps": 1e-3},
+        0.05,
+    ),
+    "adafactor": Row(
+        lambda beta2_decay, eps1, eps2, d: gd.adafactor(beta2_decay, eps=(eps1, eps2), d=d),
+        {"beta2_decay": -0.7, "eps1": 1e-3, "eps2": 0.1, "d": 0.8},
+        0.05,
+    ),
+    "dog": Row(gd.dog, {"reps_rel": 0.1, "eps": 1e-3}, 1.0),
     "clip_by_value": Row(gd.clip_by_value, {"limit": 0.5}, 0.3),
     "clip_by_global_norm": Row(gd.clip_by_global_norm, {"max_norm": 0.7}, 0.3),
     "adaptive_clip": Row(gd.adaptive_clip, {"clipping": 0.3, "eps": 0.1}, 0.3),
@@ -147,6 +163,10 @@ STEPS = {
     "line_search": step_of(gd.methods.line_search, decrease=0.7, factor=0.6),
     "polyak": step_of(gd.methods.polyak, minimum=0.001, max_step=0.4),
     "lbfgs": step_of(gd.methods.lbfgs, 3),
+    "prodigy": step_of(gd.methods.prodigy, (0.7, 0.9), eps=0.01, weight_decay=0.1, d0=0.2, d_coef=0.9),
+    "mechanic": step_of(
+        gd.methods.mechanic, gd.momentum(0.5), (0.9, 0.99), decay=0.1, s_init=0.8, eps=0.01
+    ),
     "private": step_of(private, max_norm=0.5, noise_multiplier=0.7),
     "svrg": with_data(gd.methods.svrg, batch_size=2),
     "svrg_average": with_data(gd.methods.svrg, batch_size=2, output="average"),

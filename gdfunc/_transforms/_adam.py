@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._errors import check_scalar
+from .._errors import check_int, check_scalar
 from .._numerics import Scalar, precise, safe_sqrt
 from .._torch import _foreach
 from .._tree import Tree
@@ -304,6 +304,84 @@ def yogi(
         return m / (safe_sqrt(v) + eps), m, v
 
     return leafwise(YogiState, update, (0.0, start), lambda t: (1.0 - beta2, eps))
+
+
+class AdEMAMixState(NamedTuple):
+    step: Tensor
+    exp_avg: Tree
+    exp_avg_slow: Tree
+    exp_avg_sq: Tree
+
+
+@transformation
+def ademamix(
+    betas: tuple[Scalar, Scalar, Scalar] = (0.9, 0.999, 0.9999),
+    alpha: Scalar = 5.0,
+    *,
+    eps: Scalar = 1e-8,
+    warmup: int = 0,
+) -> GradientTransformation:
+    """Add a second, much slower average of gradients to that of `adam`.
+
+    m' = β₁·m + (1 − β₁)·g;  n' = β₃·n + (1 − β₃)·g;  v' = β₂·v + (1 − β₂)·g²;  u = (m̂ + α·n') / (√v̂ + ε)
+
+    The bias of the slow average n is not corrected. With a warmup of T steps, step t = 1, 2, … has
+    αₜ = α·min(t/T, 1), and a β₃ that goes from β₁ to β₃ so that the half-life of n grows linearly:
+    ln β₃ₜ = ln β₁·ln β₃ / ((1 − s)·ln β₃ + s·ln β₁) with s = min(t/T, 1).
+
+    Args:
+        betas: (β₁, β₂, β₃), each in [0, 1); with a warmup 0 < β₁ <= β₃.
+        alpha: α >= 0, the weight of the slow average.
+        eps: ε >= 0.
+        warmup: T, an int >= 0; the authors take the length of the run.
+
+    Raises:
+        ValueError: a number is out of range.
+        TypeError: betas are not three numbers.
+
+    Example:
+        >>> transform = gd.ademamix(alpha=1000.0)
+        >>> transform.update(torch.tensor([2.0, -0.5]), transform.init(torch.zeros(2)))[0]
+        tensor([ 1.1000, -1.1000])
+
+    References:
+        M. Pagliardini, P. Ablin, D. Grangier, "The AdEMAMix optimizer: better, faster, older", 2025.
+    """
+    if not isinstance(betas, tuple | list) or len(betas) != 3:
+        raise TypeError(f"betas must be three numbers (β₁, β₂, β₃); got {betas!r}")
+    warmup = check_int("warmup", warmup, 0)
+    beta1, beta2, eps = check_moments(betas[:2], eps)
+    beta3 = check_scalar("betas[2]", betas[2], "(0, 1)" if warmup else "[0, 1)")
+    alpha = check_scalar("alpha", alpha, "[0, inf)")
+    if warmup:
+        beta1 = check_scalar("betas[0]", beta1, "(0, 1)")
+
+    def of_step(t: Tensor) -> tuple[Scalar, ...]:
+        scale, floor = _unbiased(t, beta1, beta2, eps)
+        if not warmup:
+            return alpha * (1.0 - beta1**t), 1.0 - beta3, scale, floor
+        share = (t / warmup).clamp(max=1.0)
+        fast, slow = (
+            torch.log(torch.as_tensor(beta, dtype=t.dtype, device=t.device)) for beta in (beta1, beta3)
+        )
+        now = torch.exp(fast * slow / ((1.0 - share) * slow + share * fast))
+        return alpha * share * (1.0 - beta1**t), 1.0 - now, scale, floor
+
+    def update(
+        g: Tensor,
+        m: Tensor,
+        n: Tensor,
+        v: Tensor,
+        weight: Tensor,
+        share: Scalar,
+        scale: Tensor,
+        floor: Tensor,
+    ) -> Leaves:
+        m, n = ema(m, g, beta1), torch.lerp(n, g, share if isinstance(share, float) else share.to(g.dtype))
+        v = ema_of_squares(v, g, beta2)
+        return (m + weight * n) / torch.addcmul(floor, scale, safe_sqrt(v)), m, n, v
+
+    return leafwise(AdEMAMixState, update, (0.0, 0.0, 0.0), of_step)
 
 
 class NAdamState(NamedTuple):

@@ -55,6 +55,8 @@ class GradientTransformation(NamedTuple):
     | `adamax`, `radam` | `Adamax`, `RAdam` | `scale_by_adamax`, `scale_by_radam` |
     | `nadam` | `NAdam` | `nadam` |
     | `adabelief`, `yogi` | | `scale_by_belief`, `scale_by_yogi` |
+    | `adafactor` (in units of RMS(θ)) | `Adafactor` | `adafactor` |
+    | `ademamix`, `dog` | | `contrib.ademamix`, `contrib.dog` |
     | `lion`, `sign` | | `scale_by_lion`, `scale_by_sign` |
     | `rprop` (in units of lr), `lbfgs` | `Rprop`, `LBFGS` | `scale_by_rprop`, `scale_by_lbfgs` |
     | `muon` (for matrices) | `Muon` | `contrib.muon` |

@@ -12,6 +12,7 @@ Every one is a `Step`. In every state `params` is where the next loss is measure
 | `sam` | | `contrib.sam` |
 | `line_search`, `polyak` | | `scale_by_backtracking_linesearch`, `polyak_sgd` |
 | `lbfgs` | `LBFGS` | `scale_by_lbfgs` |
+| `prodigy`, `mechanic` | | `contrib.prodigy`, `contrib.mechanize` |
 | `svrg`, `sarah`, `sag`, `saga` | (asked for in pytorch#6657) | |
 
 The last four reduce the variance of a finite sum, and must know its samples. They close over the data,
@@ -40,6 +41,8 @@ from ._direction import lbfgs as lbfgs
 from ._direction import line_search as line_search
 from ._direction import polyak as polyak
 from ._direction import sam as sam
+from ._lr_free import mechanic as mechanic
+from ._lr_free import prodigy as prodigy
 from ._momentum import heavy_ball as heavy_ball
 from ._momentum import nesterov as nesterov
 from ._momentum import ogm as ogm
