@@ -16,6 +16,7 @@ from . import modules as modules
 from . import plot as plot
 from . import privacy as privacy
 from . import problems as problems
+from . import projections as projections
 from . import random as random
 from . import reducers as reducers
 from . import schedules as schedules

@@ -41,11 +41,13 @@ TESTS = {
     "interop/_as_optimizer.py": ["tests/test_interop.py"],
     "interop/_from_optim.py": ["tests/test_interop.py"],
     "methods/_averaging.py": ["tests/test_kit_averages.py", METHODS],
+    "methods/_constrained.py": ["tests/test_projections.py"],
     "methods/_direction.py": [CURVED, METHODS],
     "methods/_lr_free.py": ["tests/test_lr_free.py"],
     "methods/_momentum.py": [DESCENT, METHODS],
     "methods/_plateau.py": ["tests/test_plateau.py"],
     "methods/_variance_reduction.py": ["tests/test_kit_sums.py", "tests/test_variance_reduction.py"],
+    "projections.py": ["tests/test_projections.py"],
     "schedules/_formulas.py": ["tests/test_schedules.py"],
     "schedules/_schedule.py": ["tests/test_schedules.py"],
 }

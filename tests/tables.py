@@ -157,6 +157,13 @@ STEPS = {
         min_lr=0.02,
         eps=1e-6,
     ),
+    "projected": around(
+        lambda step, radius: gd.methods.projected(step, gd.projections.ball(radius)), radius=0.7
+    ),
+    "add_noise": around(
+        lambda step, temperature: gd.methods.add_noise(step, temperature, key=gd.random.key(0)),
+        temperature=0.01,
+    ),
     "sam": step_of(gd.methods.sam, rho=0.02),
     "sam_adaptive": step_of(lambda f, rho: gd.methods.sam(f, rho=rho, adaptive=True), rho=0.02),
     "schedule_free": step_of(gd.methods.schedule_free, beta=0.7, weight_decay=0.1),

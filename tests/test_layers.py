@@ -26,7 +26,7 @@ RANKS = {
         "problems",
         "datasets",
     }
-    | {"_per_sample", "reducers", "_reductions", "tree", "_stateful", "stops", "checkpoint"},
+    | {"projections", "_per_sample", "reducers", "_reductions", "tree", "_stateful", "stops", "checkpoint"},
     2: {"_step", "curvature", "adjoints", "distributed"},
     3: {"_train", "methods", "_sweep", "_hypergradient", "_jit", "modules", "stats", "privacy", "search"},
     4: {"plot", "testing", "interop"},

@@ -210,7 +210,7 @@ def test_the_natural_lr_is_good_on_real_data(name):
 def test_mechanic_ends_within_a_percent_of_the_minimum_for_eight_orders_of_magnitude_of_lr():
     pytest.importorskip("matplotlib")
     assert max(final_loss(MAKERS["mechanic"], lr) for lr in (1e-4, 1.0, 1e4)) < 0.01
-    assert final_loss(lambda loss_fn: gd.make_step(loss_fn, gd.adam()), 1e4) > 1
+    assert not final_loss(gd.make_step, 1e4) < 1
 
 
 def test_torchs_adafactor_is_ours_where_lr_is_below_its_schedule():

@@ -13,6 +13,7 @@ Every one is a `Step`. In every state `params` is where the next loss is measure
 | `line_search`, `polyak` | | `scale_by_backtracking_linesearch`, `polyak_sgd` |
 | `lbfgs` | `LBFGS` | `scale_by_lbfgs` |
 | `prodigy`, `mechanic` | | `contrib.prodigy`, `contrib.mechanize` |
+| `projected` (onto one of `gd.projections`), `add_noise` | | `projections`, `add_noise` |
 | `svrg`, `sarah`, `sag`, `saga` | (asked for in pytorch#6657) | |
 
 The last four reduce the variance of a finite sum, and must know its samples. They close over the data,
@@ -37,6 +38,8 @@ from ._averaging import asgd as asgd
 from ._averaging import ema as ema
 from ._averaging import lookahead as lookahead
 from ._averaging import schedule_free as schedule_free
+from ._constrained import add_noise as add_noise
+from ._constrained import projected as projected
 from ._direction import lbfgs as lbfgs
 from ._direction import line_search as line_search
 from ._direction import polyak as polyak
