@@ -108,12 +108,12 @@ def add_noise(step: StepLike, temperature: Scalar = 1.0, *, key: Tensor) -> Step
 
     Example:
         >>> step = gd.methods.add_noise(
-        ...     gd.make_step(lambda w, batch: 0.5 * (w**2).sum()), 0.25, key=gd.random.key(0)
+        ...     gd.make_step(lambda w, batch: 0.5 * (w**2).sum()), 0.95, key=gd.random.key(0)
         ... )
         >>> state = step.init(torch.zeros(10000))
         >>> state, _ = gd.train(step, state, None, gd.full_batch(1, 50), 0.1)
-        >>> print(f"{state.params.var():.2f}")  # 0.25/(1 − 0.1/2)
-        0.26
+        >>> print(f"{state.params.var():.1f}")  # 0.95/(1 − 0.1/2)
+        1.0
 
     References:
         M. Welling, Y. W. Teh, "Bayesian learning via stochastic gradient Langevin dynamics", 2011.
