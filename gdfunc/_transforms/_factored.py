@@ -48,8 +48,8 @@ def adafactor(
         >>> transform, params = gd.adafactor(), torch.full((2, 2), 3.0)
         >>> grads = torch.tensor([[1.0, 2.0], [2.0, 4.0]])
         >>> transform.update(grads, transform.init(params), params)[0]
-        tensor([[3.0000, 3.0000],
-                [3.0000, 3.0000]])
+        tensor([[3., 3.],
+                [3., 3.]])
 
     References:
         N. Shazeer, M. Stern, "Adafactor: adaptive learning rates with sublinear memory cost", 2018.

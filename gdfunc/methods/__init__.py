@@ -13,6 +13,7 @@ Every one is a `Step`. In every state `params` is where the next loss is measure
 | `line_search`, `polyak` | | `scale_by_backtracking_linesearch`, `polyak_sgd` |
 | `lbfgs` | `LBFGS` | `scale_by_lbfgs` |
 | `prodigy`, `mechanic` | | `contrib.prodigy`, `contrib.mechanize` |
+| (transformations: `gd.dog`, `gd.adafactor`, `gd.ademamix`) | `Adafactor` | `contrib.dog`, `adafactor` … |
 | `projected` (onto one of `gd.projections`), `add_noise` | | `projections`, `add_noise` |
 | `svrg`, `sarah`, `sag`, `saga` | (asked for in pytorch#6657) | |
 
