@@ -5,8 +5,14 @@ process trains through. Two others are killed, by SIGKILL and by SIGTERM, each i
 a last one goes on from the file that they left.
 
     python demos/long_run.py [--out DIR] [--fast]
+
+Under torchrun several processes take every step together. The last one is killed, which ends the others,
+and all go on from the file that the first has written.
+
+    torchrun --nproc-per-node 2 demos/long_run.py [--out DIR] [--fast]
 """
 
+import datetime
 import os
 import signal
 import subprocess
@@ -18,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from _card import Card
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -25,12 +32,34 @@ from torch import Tensor
 import gdfunc as gd
 
 FEATURES, BATCH = 16, 1000
+RANK, RANKS = (int(os.environ.get(name, number)) for name, number in (("RANK", 0), ("WORLD_SIZE", 1)))
 Data = tuple[Tensor, Tensor]
 
 
 def loss_fn(params: dict[str, Tensor], batch: Data) -> Tensor:
     x, y = batch
     return (x @ params["w"] + params["b"] - y).square().mean()
+
+
+def join(**how: str) -> None:
+    """Make a group of the processes that torchrun has started."""
+    if RANKS > 1:
+        patience = datetime.timedelta(minutes=1)
+        dist.init_process_group("gloo", timeout=patience, rank=RANK, world_size=RANKS, **how)
+
+
+def of_first(folder: str) -> Path:
+    """Return the folder that the first process has given."""
+    folders = [folder]
+    if RANKS > 1:
+        dist.broadcast_object_list(folders)
+    return Path(folders[0])
+
+
+def wait() -> None:
+    """Wait until all processes are here."""
+    if RANKS > 1:
+        dist.barrier()
 
 
 def write(folder: Path, rows: int) -> None:
@@ -52,22 +81,24 @@ def train(folder: Path, path: Path | None, end: tuple[int, int] | None = None) -
     """Return the loss of every step; `end`: a step, and the signal that ends this process there."""
 
     def kill(step: int, numbers: dict[str, float]) -> None:
-        if end is not None and step >= end[0]:
+        if end is not None and step >= end[0] and RANK == RANKS - 1:
             os.kill(os.getpid(), end[1])
 
     x, y = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("x", "y"))
     plan = gd.lazy_batches(gd.random.key(0), n=len(y), batch_size=BATCH, epochs=1)
-    step = gd.make_step(loss_fn, gd.adam())
+    step = gd.make_step(gd.distributed.data_parallel(loss_fn), gd.adam())
     init = step.init({"w": torch.zeros(FEATURES), "b": torch.zeros(())})
     options = {} if path is None else {"checkpoint_to": path, "checkpoint_every": 1}
-    _, trajectory = gd.train(step, init, (x, y), plan, 1e-3, backend="native", log=kill, **options)
+    options["backend"] = "native" if RANKS == 1 else "eager"
+    _, trajectory = gd.train(step, init, (x, y), plan, 1e-3, log=kill, **options)
     return trajectory.loss
 
 
 def killed(folder: Path, path: Path, step: int, number: int) -> int:
-    """Train in another process that is killed; return the step that is on disk."""
+    """Train in another process that is killed, in one a rank; return the step that is on disk."""
     arguments = [str(folder), str(path), str(step), str(number)]
     subprocess.run([sys.executable, __file__, "--child", *arguments], capture_output=True)
+    wait()
     return gd.load(path)["step"]
 
 
@@ -89,15 +120,24 @@ def draw(whole: Tensor, resumed: Tensor, stops: Sequence[int]) -> Figure:
     return figure
 
 
-def show(card: Card, folder: Path, rows: int) -> None:
-    write(folder, rows)
+def measure(folder: Path, rows: int) -> tuple[Tensor, Tensor, list[int]]:
+    """Return the losses of a run, those of one that was stopped, and where it was."""
+    if RANK == 0:
+        write(folder, rows)
+    wait()
     steps, path = rows // BATCH, folder / "run.safetensors"
     started = time.perf_counter()
     whole = train(folder, None)
-    print(f"{rows:,} rows, {steps:,} steps: {time.perf_counter() - started:.1f} s without a stop")
+    seconds = time.perf_counter() - started
+    if RANK == 0:
+        print(f"{rows:,} rows, {steps:,} steps: {seconds:.1f} s without a stop")
     ends = (steps // 3, signal.SIGKILL), (2 * steps // 3, signal.SIGTERM)
     stops = [killed(folder, path, step, number) for step, number in ends]
-    resumed = train(folder, path)
+    return whole, train(folder, path), stops
+
+
+def show(card: Card, whole: Tensor, resumed: Tensor, stops: Sequence[int]) -> None:
+    steps = len(whole)
     difference = (whole - resumed).abs().max().item()
     numbers = {"maximum difference": difference, "steps": steps}
     card.picture("loss", draw(whole, resumed, stops), conclusion(stops, steps, difference), numbers)
@@ -105,17 +145,24 @@ def show(card: Card, folder: Path, rows: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    with (
-        Card(__file__, "Does a run that is killed go on to the same bits?", argv) as card,
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        show(card, Path(folder), rows=500_000 if card.fast else 10_000_000)
+    card = Card(__file__, "Does a run that is killed go on to the same bits?", argv)
+    rows = 500_000 if card.fast else 10_000_000
+    join()
+    with tempfile.TemporaryDirectory() as own:
+        folder = of_first(own)
+        if RANK > 0:
+            measure(folder, rows)
+        else:
+            with card:
+                show(card, *measure(folder, rows))
+        wait()
     return 0
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
         folder, path, step, number = sys.argv[2:]
+        join(init_method=f"file://{folder}/group-{step}")
         train(Path(folder), Path(path), (int(step), int(number)))
     else:
         raise SystemExit(main())

@@ -1,5 +1,6 @@
 """Laws of data-parallel descent, each a function that every rank of a run calls."""
 
+import json
 import os
 import signal
 import time
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.func import grad, jvp, vmap
 
@@ -357,3 +359,54 @@ def a_rank_that_is_taken_back(folder: Path) -> None:
 
 def a_rank_that_hangs(folder: Path) -> None:
     trained(lambda: time.sleep(12), folder)
+
+
+def times_of_sums(to: Path) -> None:
+    """Write the least seconds of a sum of each size in bytes."""
+    times = {}
+    for size in (4, 4_000, 400_000, 4_000_000, 40_000_000):
+        bucket, taken = torch.ones(size // 4), []
+        for _ in range(5 if size > 10**6 else 50):
+            dist.barrier()
+            began = time.perf_counter()
+            dist.all_reduce(bucket)
+            taken.append(time.perf_counter() - began)
+        times[size] = min(taken)
+    if rank() == 0:
+        (to / "times.json").write_text(json.dumps(times))
+
+
+def times_of_steps(to: Path) -> None:
+    """Write the least seconds of a step: alone, with a sum, and with an average in a hundred steps."""
+    x, y = normal(0, 1000, 16).float(), normal(1, 1000).float()
+    params = {"w": torch.zeros(16), "b": torch.zeros(())}
+    index = gd.epoch_batches(gd.random.key(1), 1000, 100, 50)
+
+    def linear(params, batch):
+        x, y = batch
+        return (x @ params["w"] + params["b"] - y).square().mean()
+
+    def locally(step, mine):
+        carry = params
+        for rows in mine.split(100):
+            carry, _ = gd.train(step, carry, (x, y), rows, 0.01, backend="native")
+            carry = average(carry)
+
+    alone, shared = gd.make_step(linear), gd.make_step(data_parallel(linear))
+    mine = index[:, rank() :: world_size()]
+    runs = {
+        "one rank alone, eager": lambda: gd.train(alone, params, (x, y), index, 0.01, backend="eager"),
+        "two ranks, a sum in every step": lambda: gd.train(shared, params, (x, y), index, 0.01),
+        "two ranks, native, an average every 100 steps": lambda: locally(alone, mine),
+    }
+    times = {}
+    for name, call in runs.items():
+        taken = []
+        for _ in range(5):
+            dist.barrier()
+            began = time.perf_counter()
+            call()
+            taken.append((time.perf_counter() - began) / len(index))
+        times[name] = min(taken)
+    if rank() == 0:
+        (to / "times.json").write_text(json.dumps(times))

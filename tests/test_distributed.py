@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import math
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,7 @@ from gdfunc.distributed._group import agree, all_gather_tree
 from . import rank_laws
 from .rank_laws import loss_fn, problem, run
 from .ranks import Ended, start
+from .ring import cost, simulate
 
 LAWS = [
     node.name
@@ -124,3 +126,37 @@ def test_a_loop_with_collectives_falls_back_in_silence():
 def test_what_is_no_loss_is_refused():
     with pytest.raises(TypeError, match="loss_fn takes"):
         data_parallel(lambda params: params)
+
+
+@pytest.mark.parametrize("ranks", range(1, 8))
+def test_ring_takes_what_its_formula_says(ranks):
+    latency, bandwidth = 5e-6, 1e7
+    for size in (7 * ranks, 7 * ranks + 3):
+        vectors = [[(r + 2) ** 3 * i for i in range(size)] for r in range(ranks)]
+        found = simulate(vectors, latency, bandwidth)
+        assert found.sums == [[sum(column) for column in zip(*vectors, strict=True)]] * ranks
+        largest = -(-size // ranks) * ranks  # of equal chunks
+        assert max(found.ends) <= cost(largest, ranks, latency, bandwidth) + 1e-15
+        assert sum(found.sent) == 2 * (ranks - 1) * size
+        if size % ranks == 0:
+            assert found.ends == pytest.approx([cost(size, ranks, latency, bandwidth)] * ranks)
+            assert found.sent == [2 * (ranks - 1) * size // ranks] * ranks
+
+
+def test_ring_waits_for_its_slowest_rank():
+    alone = cost(12, 4, 1.0, 3.0)
+    found = simulate([[1] * 12] * 4, 1.0, 3.0, starts=[0.0, 9.0, 0.0, 0.0])
+    assert max(found.ends) == pytest.approx(9.0 + alone)
+    assert min(found.ends) > 9.0
+
+
+def test_guide_has_the_numbers_of_the_formula():
+    ranks, latency, bandwidth = 10_000, 5e-6, 50e9
+    guide = " ".join(gd.distributed.__doc__.split())
+    for entries in (1e6, 1e9, 1e11):
+        sent, whole = 2 * (ranks - 1) / ranks * 4 * entries, cost(4 * entries, ranks, latency, bandwidth)
+        share = 2 * (ranks - 1) * latency / whole
+        row = f"{entries:.0e} | {sent / 1e9:.3g} GB | {whole:.2g} s | {share:.0%} | {whole * 10:.3g} ms"
+        assert row.replace("e+0", "e").replace("e+", "e") in guide, row
+    assert f"{latency * bandwidth * ranks / 1e9:.2g} GB" in guide
+    assert f"{2 * math.log2(ranks) * latency * 1e3:.2g} ms" in guide

@@ -153,6 +153,8 @@ def _summed(leaves: Sequence[Tensor]) -> list[Tensor]:
     """Sum over the ranks, in one bucket."""
     dtype = widest(leaves)
     bucket = torch.cat([leaf.reshape(-1).to(dtype) for leaf in leaves])
-    pieces = _Total.apply(bucket).split([leaf.numel() for leaf in leaves])
+    is_followed = is_transforming() or bucket.requires_grad
+    whole = _Total.apply(bucket) if is_followed else _Total.forward(bucket)
+    pieces = whole.split([leaf.numel() for leaf in leaves])
     pairs = zip(pieces, leaves, strict=True)
     return [piece.reshape(leaf.shape).to(leaf.dtype, copy=True) for piece, leaf in pairs]
