@@ -30,11 +30,15 @@ def check_same_run(plan: Plan, first: Done) -> None:
         agree(value, name)
     if is_transforming():  # without values
         return
-    agree([f"{path} {digest(leaf)}" for path, leaf in _tree.named_leaves(first.state, "")], "their state")
+    state = _tree.named_leaves(first.state, "state")
+    agree([f"{path} {digest(leaf)}" for path, leaf in state], "what they start from")
     if first.step < plan.steps:
         row = _tree.map(lambda leaf: leaf[0], plan.batches.rows(first.step, first.step + 1))
-        batch = [f"{path} {digest(leaf)}" for path, leaf in _tree.named_leaves(plan.body.batch(row), "")]
-        agree(batch, "their first batch")
+        batch = plan.body.batch(row)
+        agree(
+            [f"{path} {digest(leaf)}" for path, leaf in _tree.named_leaves(batch, "batch")],
+            "the first batch",
+        )
         agree(digest(plan.lrs), "lr")
 
 

@@ -106,7 +106,8 @@ def train(
             same call goes on from it, to the same bits; a file of another run is refused. The plan and lr
             after the step where it stopped may be others, so that a finished run can be made longer. See
             `help(gd.checkpoint)`. The file knows its data by their SHA-256, so they are read once, at one
-            or two GB/s, and none are held.
+            or two GB/s, and none are held. Of ranks that take steps together (`gd.distributed`), the first
+            writes it, and all read it.
         checkpoint_every: write at least every so many steps; None for about once a minute.
         checkpoint_keep: how many files to keep. Those before the last have the number of their step in
             their name.

@@ -11,7 +11,7 @@ from .._shown import shown
 from .._stateful import Evaluated, Stateful, loss_of
 from .._tree import Tree
 from ._group import RankError, agree, check_ranks, forms, is_grouped, rank, world_size
-from ._norms import RefusedNorms
+from ._norms import SharedNorms
 from ._sums import check_backend, replicated, total
 
 
@@ -32,7 +32,8 @@ def data_parallel(loss_fn: Any) -> Any:
 
     Keys of dropout belong to rows of the whole batch, and a private step draws its noise once. A loss with
     buffers gives all ranks B_r/B-weighted means of their new values, counters included. Batch normalisation
-    in training mode, which mixes the samples of a batch, is refused by name.
+    takes its statistics from the whole batch, at two more sums a layer; in training mode it is refused by
+    name inside `grad`, `jvp` and `vmap` of a whole run.
 
     Args:
         loss_fn: as in `batch_grad`, or from `stateful`: a mean over the batch. A loss without data is the
@@ -137,14 +138,15 @@ class DataParallel(SharedLoss):
         first, last, size = _rows(batch)
         weight = 1 / self.ranks if size is None else (last - first) / size
         of_part = evaluated_loss(self._bound(buffers))
+        last = max(last, first + 1)  # a rank without samples evaluates one of another's, with weight zero
+        norms = SharedNorms(size or 1, last - first, weight)
 
         def weighted(params: Tree, part: Tree) -> Any:
-            with RefusedNorms():
+            with norms:
                 value = of_part(params, part)
             return value._replace(loss=value.loss * weight)
 
-        # A rank without samples evaluates one of another rank's, with weight zero.
-        return weighted, _slice(batch, first, max(last, first + 1)), params, buffers, weight
+        return weighted, _slice(batch, first, last), params, buffers, weight
 
     def _whole(self, grads: Tree, value: Any, buffers: Tree, weight: float) -> tuple[Tree, Any]:
         """Sum gradients and losses over the ranks, and average the moves of buffers that have changed."""

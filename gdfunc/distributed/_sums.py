@@ -127,6 +127,11 @@ def total(tree: Tree) -> Tree:
     return _tree.unflatten(structure, _summed(leaves))
 
 
+def everywhere(local: Tensor) -> Tensor:
+    """Sum a tensor over the ranks, for each to go on with in what it computes alone."""
+    return _Replicate.apply(_Total.apply(local))[0]
+
+
 def check_backend() -> None:
     """Refuse a trace, because a compiled loop has no collectives."""
     if world_size() > 1 and is_tracing():
