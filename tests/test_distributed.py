@@ -3,7 +3,11 @@
 import ast
 import inspect
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -160,3 +164,15 @@ def test_guide_has_the_numbers_of_the_formula():
         assert row.replace("e+0", "e").replace("e+", "e") in guide, row
     assert f"{latency * bandwidth * ranks / 1e9:.2g} GB" in guide
     assert f"{2 * math.log2(ranks) * latency * 1e3:.2g} ms" in guide
+
+
+@pytest.mark.slow
+def test_long_run_goes_on_to_the_same_bits_under_torchrun(tmp_path):
+    root = Path(gd.__file__).parents[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    demo = [str(root / "demos" / "long_run.py"), "--fast", "--out", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *demo], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "the run has the losses of one that was not: maximum difference 0" in done.stdout
+    assert (tmp_path / "card.json").exists()
