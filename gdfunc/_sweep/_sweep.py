@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
-from typing import Any, NamedTuple
+from os import PathLike
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +15,13 @@ from .. import _tree, checkpoint
 from .._errors import SweepInterrupted, check_options, check_type
 from .._progress import Progress, reporter
 from .._shown import dotted
+from .._torch._modes import is_tracing
+from .._torch._transforms import is_transforming
 from .._tree import Tree
+from ._folder import Folder, Piece
 from ._grid import Grid
 from ._memory import Memory
+from ._ranks import Ranks, is_shared
 from ._result import SweepResult
 
 # Bytes that the members of a chunk may hold: one number, so that chunks, and bits, are the same everywhere.
@@ -31,6 +36,8 @@ def sweep(
     randomness: str = "error",
     progress: Progress = False,
     resume: SweepInterrupted | None = None,
+    checkpoint_to: str | PathLike[str] | None = None,
+    shard: bool = True,
 ) -> SweepResult:
     """Call a function at every point of a grid, as many points at once as have the same shapes.
 
@@ -39,6 +46,11 @@ def sweep(
     Points with equal values on the looped axes (see `grid`) form a group. One `vmap` runs a group, and the
     groups run one after another. Diverged runs become NaN or inf, are counted, and never affect the others.
     `torch.func.grad`, `jvp` and `vmap` of a sweep work.
+
+    Under torchrun, after `torch.distributed.init_process_group`, each rank runs an equal part of every
+    group, without a word to the others; then all ranks have the whole result. torchrun gives a rank one
+    thread, unless OMP_NUM_THREADS says otherwise. A rank that ends or is killed costs its members only:
+    with `checkpoint_to` the same call runs those, and without it the others are lost with it.
 
     Groups may differ in the length of a leaf's first own axis, such as loss curves of another number of
     steps. Shorter leaves are padded with NaN (−1 in leaves of ints, False in bools), `lengths` holds the
@@ -60,6 +72,11 @@ def sweep(
         progress: True for a bar (tqdm if installed, else a line on stderr), or a function that is called
             with the number of finished members and N after every chunk.
         resume: the `SweepInterrupted` of the same sweep, whose members do not run again.
+        checkpoint_to: a folder, which holds a file for each finished chunk. If some are there, the same
+            call runs the others only, to the same bits, also on another number of ranks (then up to
+            rounding). A grid with other points is refused; that run is the same is not checked.
+        shard: whether the ranks of a process group share the members. False: each rank runs all of them,
+            as members need that take their steps on all ranks together.
 
     Returns:
         The outputs, each leaf [N, ...], with the grid: see `SweepResult`.
@@ -67,6 +84,9 @@ def sweep(
     Raises:
         TypeError: grid is no `Grid`, or a leaf of run's result is neither tensor nor number.
         ValueError: the results of two groups differ in structure, or in shape beyond the first axis.
+        RankError: (a RuntimeError) another rank failed, or gave no sign of life for a minute after this one
+            was done. The message names it and the members that are lost.
+        CheckpointError: (a ValueError) a file in checkpoint_to is damaged, or of a sweep of another grid.
         SweepInterrupted: (a KeyboardInterrupt) Ctrl-C. It holds the result of the finished members, and
             `sweep(run, grid, resume=error)` runs the others, to the same bits.
         Exception: an error of run, with a note that names the point, or the group and its axes.
@@ -88,23 +108,74 @@ def sweep(
     """
     check_type("grid", grid, Grid, "call sweep(run, gd.grid(lr=[0.1, 0.2], …))")
     check_options(None if chunk_size == "auto" else chunk_size, randomness)
+    folder = None if checkpoint_to is None else _folder(checkpoint_to, grid)
+    before = [] if resume is None else _finished(resume, grid)
+    before += _new(folder.pieces(), before) if folder else []
     single = chunk_size == 1 or not any(axis.vmapped for axis in grid.axes.values())
-    pieces = [] if resume is None else _finished(resume, grid)
-    done = set(_members(pieces))
     run_chunk = partial(_run_chunk, run, grid, single, randomness)
+    go_on = partial(_run_groups, run_chunk, grid, 1 if single else chunk_size, progress, folder, before)
+    if not is_shared(shard):
+        return joined(grid, go_on(grid.groups()))
+    ranks = Ranks(grid, folder)
+    with ranks.sharing():
+        pieces = go_on(ranks.groups)
+        return joined(grid, ranks.gathered(_whole(grid, pieces)))
+
+
+checkpoint.register(SweepInterrupted)
+
+
+def _finished(resume: Any, grid: Grid) -> list[Piece]:
+    """Return the finished part of an interrupted sweep, as the first piece of the resumed one."""
+    check_type("resume", resume, SweepInterrupted, "pass the one that was raised")
+    if resume.result is None:
+        return []
+    done = resume.result
+    known = [done.grid.labels(i) for i in range(len(done.grid))]
+    if len(grid) != resume.total or [grid.labels(i) for i in resume.members] != known:
+        raise ValueError(
+            f"resume is of another grid, of {resume.total} points with {done.grid}; got {grid}"
+        )
+    return [Piece(resume.members, "the members done before", done.outputs, done.lengths, done.diverged)]
+
+
+def _folder(path: str | PathLike[str], grid: Grid) -> Folder:
+    """Open the folder of a sweep's chunks."""
+    if is_transforming() or is_tracing():
+        raise ValueError(
+            "checkpoint_to writes values, which a sweep inside vmap, grad, jvp or jit has not; leave it out"
+        )
+    return Folder(path, grid)
+
+
+def _run_groups(
+    run_chunk: Callable[[list[int]], Piece],
+    grid: Grid,
+    chunk_size: int | str | None,
+    progress: Progress,
+    folder: Folder | None,
+    before: list[Piece],
+    groups: list[list[int]],
+) -> list[Piece]:
+    """Run the members that are not done, chunk by chunk; return the pieces of all that is done."""
+    pieces = [*before]
+    done = set(_members(pieces))
+    count = len({member for group in groups for member in group} | done)
 
     def keep(piece: Piece) -> None:
         pieces.append(piece)
         done.update(piece.members)
+        if folder:
+            folder.write(piece)
         report(len(done))
 
     def ahead(members: list[int]) -> list[int]:
         return [member for member in members if member not in done]
 
-    with reporter(progress, len(grid), "run") as report:
+    with reporter(progress, count, "run") as report:
         try:
-            for group in filter(ahead, grid.groups()):
-                size = 1 if single else chunk_size or len(group)
+            for group in filter(ahead, groups):
+                size = chunk_size or len(group)
                 if size == "auto":
                     with Memory() as memory:
                         first = run_chunk(group[:1])
@@ -122,34 +193,20 @@ def sweep(
             for note in getattr(interrupt, "__notes__", []):
                 stopped.add_note(note)
             raise stopped from interrupt
-    return joined(grid, pieces)
+    return pieces
 
 
-checkpoint.register(SweepInterrupted)
+def _whole(grid: Grid, pieces: list[Piece]) -> Piece:
+    """Join pieces to one, in the order of its members."""
+    members = sorted(_members(pieces))
+    result = joined(grid.part(members), pieces)
+    return Piece(members, "the members of this rank", result.outputs, result.lengths, result.diverged)
 
 
-class Piece(NamedTuple):
-    """The results of a chunk."""
-
-    members: list[int]
-    name: str
-    tree: Tree  # leaves [n, ...]
-    lengths: dict[str, Tensor]  # int64 [n] each
-    diverged: Tensor  # bool [n]
-
-
-def _finished(resume: Any, grid: Grid) -> list[Piece]:
-    """Return the finished part of an interrupted sweep, as the first piece of the resumed one."""
-    check_type("resume", resume, SweepInterrupted, "pass the one that was raised")
-    if resume.result is None:
-        return []
-    done = resume.result
-    known = [done.grid.labels(i) for i in range(len(done.grid))]
-    if len(grid) != resume.total or [grid.labels(i) for i in resume.members] != known:
-        raise ValueError(
-            f"resume is of another grid, of {resume.total} points with {done.grid}; got {grid}"
-        )
-    return [Piece(resume.members, "the members done before", done.outputs, done.lengths, done.diverged)]
+def _new(pieces: list[Piece], others: list[Piece]) -> list[Piece]:
+    """Leave out pieces with a member that others have."""
+    known = set(_members(others))
+    return [piece for piece in pieces if not known.intersection(piece.members)]
 
 
 def _members(pieces: list[Piece]) -> list[int]:

@@ -15,8 +15,9 @@ from .. import _tree
 from .._errors import SweepInterrupted, check_choice, check_function, check_int, check_type
 from .._progress import Progress, reporter
 from .._shown import dotted, shown
+from .._sweep._folder import Piece
 from .._sweep._grid import Axis, Grid
-from .._sweep._sweep import Piece, joined, sweep
+from .._sweep._sweep import joined, sweep
 from .._torch._transforms import is_transforming
 from .._train._trajectory import Trajectory
 from .._tree import Tree
@@ -35,6 +36,7 @@ def halving(
     randomness: str = "error",
     progress: Progress = False,
     resume: HalvingInterrupted | None = None,
+    shard: bool = True,
 ) -> HalvingResult:
     """Run a sweep in which the worst members are dropped at rungs.
 
@@ -67,6 +69,7 @@ def halving(
         progress: True for a bar, or a function that is called with the member-steps that are done and
             those that are planned.
         resume: the `HalvingInterrupted` of the same halving, whose work is not done again.
+        shard: see `sweep`. Ranks share the members that are left after each rung, and decide alike.
 
     Returns:
         A `HalvingResult`: the records of all members, padded after the rung where they were dropped.
@@ -76,6 +79,7 @@ def halving(
         ValueError: rungs do not increase; an axis is named steps or carry; there is no record named `by`;
             run has `stop=`, whose memory would begin again at each rung; halving is under vmap, grad, jvp
             or jit, where no values decide; resume= of another halving.
+        RankError: see `sweep`.
         HalvingInterrupted: (a KeyboardInterrupt) Ctrl-C. `halving(…, resume=error)` goes on to the same
             bits.
         Exception: an error of run, with a note that names the point, or the group and its axes.
@@ -110,7 +114,7 @@ def halving(
     race = _first(grid, rungs, eta, check_choice("mode", mode, ("min", "max")))
     planned = race.planned()
     race = race if resume is None else _resumed(race, resume)
-    options = {"chunk_size": chunk_size, "randomness": randomness}
+    options = {"chunk_size": chunk_size, "randomness": randomness, "shard": shard}
     with reporter(progress, planned, "member-step", int(race.steps.sum())) as report:
         try:
             while race.groups:

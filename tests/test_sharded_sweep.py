@@ -1,0 +1,174 @@
+"""Sweeps whose members several ranks share: each law is a function of `sweep_ranks`."""
+
+import ast
+import inspect
+import os
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+
+import gdfunc as gd
+from gdfunc._sweep import _ranks
+
+from . import sweep_ranks
+from .assertions import assert_refused
+from .sweep_ranks import GRID, ROOT, Ended, counted, parts_of, run, same, start
+
+ENDS = ["killed"]
+LAWS = [
+    node.name
+    for node in ast.parse(inspect.getsource(sweep_ranks)).body
+    if isinstance(node, ast.FunctionDef) and [each.arg for each in node.args.args] in (["_"], ["folder"])
+]
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def ended(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Ended]:
+    """What became of all laws, on ranks that were started once."""
+    folder = tmp_path_factory.mktemp("ranks")
+    return start(folder, request.param, [law for law in LAWS if law not in ENDS])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("law", [law for law in LAWS if law not in ENDS])
+def test_ranks(law, ended):
+    for rank in ended:
+        assert rank.errors.get(law, rank.output) == ""
+        assert rank.code == 0
+
+
+@pytest.mark.long
+def test_a_rank_that_is_killed_costs_its_members_only(tmp_path):
+    first, last = start(tmp_path, 2, ["killed"])
+    assert (first.code, last.code) == (3, -9)
+    assert "rank 1 of 2 has given no sign of life" in first.output
+    assert "3 of the 10 members are lost: " in first.output
+    assert "the same call goes on from it" in first.output
+    calls = []
+    result = gd.sweep(partial(counted, calls), GRID, chunk_size=1, checkpoint_to=tmp_path / "chunks")
+    assert len(calls) == 3
+    assert same(parts_of(result), parts_of(gd.sweep(run, GRID, chunk_size=1)))
+
+
+SCRIPT = """
+import datetime, os, signal, sys
+import torch
+import gdfunc as gd
+folder = sys.argv[1]
+torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(minutes=1))
+assert torch.get_num_threads() == 1
+
+def run(lr):
+    open(f"{folder}/ran", "a").write(f"{float(lr):g}\\n")
+    if lr == 6 and not os.path.exists(f"{folder}/killed"):
+        open(f"{folder}/killed", "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return lr**2
+
+grid = gd.grid(lr=[float(i) for i in range(8)])
+result = gd.sweep(run, grid, chunk_size=1, checkpoint_to=f"{folder}/chunks")
+print("rows", result.outputs.tolist())
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.long
+def test_torchrun_goes_on_after_a_rank_is_killed(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["--max-restarts=1", str(tmp_path / "script.py"), str(tmp_path)]
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"rows {[float(i * i) for i in range(8)]}") == 2
+    ran = (tmp_path / "ran").read_text().split()
+    assert ran.count("4") == ran.count("5") == 1
+    assert ran.count("6") == 2
+    assert ran.count("7") == 1
+
+
+# The folder of a sweep, on one machine.
+
+
+def test_a_sweep_goes_on_from_its_folder_to_the_same_bits(tmp_path):
+    whole, calls = gd.sweep(run, GRID, chunk_size=2), []
+
+    def failing(**point):
+        if len(calls) == 3:
+            raise MemoryError
+        return counted(calls, **point)
+
+    path = tmp_path / "new" / "chunks"
+    with pytest.raises(MemoryError):
+        gd.sweep(failing, GRID, chunk_size=2, checkpoint_to=path)
+    assert sorted(file.name for file in path.iterdir()) == [f"{i:09}.safetensors" for i in (0, 2, 4)]
+    result = gd.sweep(partial(counted, calls), GRID, chunk_size=2, checkpoint_to=path)
+    assert len(calls) == 6
+    assert same(parts_of(result), parts_of(whole))
+    assert len(list(path.iterdir())) == 6
+
+
+def test_an_interruption_and_a_folder_go_together(tmp_path):
+    calls = []
+
+    def impatient(**point):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return counted(calls, **point)
+
+    with pytest.raises(gd.SweepInterrupted) as error:
+        gd.sweep(impatient, GRID, chunk_size=2, checkpoint_to=tmp_path)
+    again = []
+    result = gd.sweep(
+        partial(counted, again), GRID, chunk_size=2, checkpoint_to=tmp_path, resume=error.value
+    )
+    assert len(again) == 3
+    assert same(parts_of(result), parts_of(gd.sweep(run, GRID, chunk_size=2)))
+
+
+def test_a_foreign_folder_is_refused(tmp_path):
+    lrs = torch.tensor([[0.1, 0.2], [0.1, 0.3]])
+
+    def doubled(x):
+        return 2 * x
+
+    gd.sweep(doubled, gd.grid(x=lrs), checkpoint_to=tmp_path)
+    for other in (gd.grid(x=lrs + 1), gd.grid(x=lrs.double()), gd.grid(zipped=True, x=lrs)):
+        assert_refused(
+            lambda grid=other: gd.sweep(doubled, grid, checkpoint_to=tmp_path),
+            "000000000.safetensors: it is no part of this sweep",
+        )
+    file = tmp_path / "000000000.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1
+    file.write_bytes(data)
+    assert_refused(
+        lambda: gd.sweep(doubled, gd.grid(x=lrs), checkpoint_to=tmp_path), "000000000.safetensors is damaged"
+    )
+
+
+def test_a_folder_needs_values(tmp_path):
+    def total(a):
+        return gd.sweep(lambda x: a * x, gd.grid(x=[1.0]), checkpoint_to=tmp_path).outputs.sum()
+
+    assert_refused(lambda: torch.func.grad(total)(torch.tensor(1.0)), "checkpoint_to writes values")
+
+
+# Whose the members are.
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_every_member_has_one_rank_and_all_have_about_as_many(count, monkeypatch):
+    grid = gd.grid(batch_size=[1, 2, 3], lr=[0.1, 0.2], key=gd.random.split(gd.random.key(0), 5))
+    ranks = object.__new__(_ranks.Ranks)
+    ranks.grid, ranks.count = grid, count
+    parts = [ranks.groups_of(i) for i in range(count)]
+    assert sorted(m for part in parts for group in part for m in group) == [*range(30)]
+    sizes = [sum(map(len, part)) for part in parts]
+    assert max(sizes) - min(sizes) <= 3
+    looped = [{grid[m]["batch_size"] for m in group} for part in parts for group in part]
+    assert all(len(values) == 1 for values in looped)
