@@ -14,6 +14,7 @@ import gdfunc as gd
 pytest.importorskip("matplotlib")
 
 import gradient_noise
+import halving
 import learn_the_schedule
 import learning_rate_map
 import optimizer_race
@@ -407,3 +408,42 @@ def test_a_walk_keeps_to_the_view_and_ends_low_beside_its_neighbours():
     for lr in lrs[[at - 1, at + 1]]:
         near = optimizer_race.walk("RMSprop", lr.expand(3), 100)
         assert near.final_loss < 24  # the loss at the start
+
+
+# Halving.
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        (
+            ((27, 9, 3), 0.259, 1),
+            "^26% of the steps try 27 .* step 30, 9 to 90, 3 to 270; .* is the best of all$",
+        ),
+        (((9, 3, 1), 0.259, 4), "the winner is only number 4 of all$"),
+    ],
+)
+def test_halving_concludes_from_its_numbers(numbers, said):
+    counts, cost, place = numbers
+    assert re.search(said, halving.conclusion(counts, (30, 90, 270), cost, place))
+
+
+def test_halving_counts_the_best_runs_that_it_found():
+    tried = {
+        "falling": halving.Tried(0.26, [0.0, 0.0, 0.06]),
+        "constant": halving.Tried(0.25, [0.02, 0.0, 0.0]),
+    }
+    assert [each.found for each in tried.values()] == [2, 2]
+    said = "^26% of the steps find the best in 2 of 3 orders with a falling .* ends 2.0% and 0.7% above it$"
+    assert re.search(said, halving.loss_conclusion(tried))
+
+
+@pytest.mark.long
+def test_a_halving_of_the_stocks_ends_where_the_sweep_does():
+    descent, key = halving.Descent.on_stocks(0.0), gd.random.key(0)
+    grid = gd.grid(lr=descent.rates(5))
+    ends, result = descent.ends(key, grid), descent.halve(key, grid, (30, 90, 270), 2)
+    assert result.steps.tolist() == [30, 30, 90, 270, 30]
+    assert float(result.scores[result.best, -1]) == pytest.approx(float(ends[result.best]), rel=1e-9)
+    (tried,) = halving.try_plans(descent, key[None], 5, [((1 / 9, 1 / 3, 1), 2)])
+    assert tried == halving.Tried(result.cost / result.full_cost, [0.0])

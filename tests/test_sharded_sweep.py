@@ -146,9 +146,8 @@ def test_a_foreign_folder_is_refused(tmp_path):
     data = bytearray(file.read_bytes())
     data[-3] ^= 1
     file.write_bytes(data)
-    assert_refused(
-        lambda: gd.sweep(doubled, gd.grid(x=lrs), checkpoint_to=tmp_path), "000000000.safetensors is damaged"
-    )
+    damaged = "000000000.safetensors is damaged"
+    assert_refused(lambda: gd.sweep(doubled, gd.grid(x=lrs), checkpoint_to=tmp_path), damaged)
 
 
 def test_a_folder_needs_values(tmp_path):
