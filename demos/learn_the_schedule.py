@@ -115,7 +115,7 @@ def best_constant(steps: int) -> Tensor:
 def best_of(schedule: Callable[[Any], Tensor], init: Any) -> Tensor:
     """The schedule of a family of exactly the least expected loss, by L-BFGS."""
     step = gd.methods.lbfgs(lambda params, _batch: expected_excess(schedule(params)))
-    final, _ = gd.train(step, step.init(init), None, gd.full_batch(1, 40), 1.0, record=())
+    final, _ = gd.train(step, step.init(init), None, gd.full_batch(1, 80), 1.0, record=())
     return schedule(final.params)
 
 

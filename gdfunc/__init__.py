@@ -28,6 +28,7 @@ from ._errors import BackendError as BackendError
 from ._errors import GdfuncError as GdfuncError
 from ._errors import NonFiniteError as NonFiniteError
 from ._errors import PerformanceWarning as PerformanceWarning
+from ._errors import StuckWarning as StuckWarning
 from ._errors import SweepInterrupted as SweepInterrupted
 from ._errors import TrainingInterrupted as TrainingInterrupted
 from ._gradients import batch_grad as batch_grad

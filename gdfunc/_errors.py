@@ -92,6 +92,16 @@ class PerformanceWarning(UserWarning):
     """
 
 
+class StuckWarning(UserWarning):
+    """A run ended where its method cannot move, which need not be a minimum; the message says why.
+
+    Example:
+        >>> import warnings
+        >>> warnings.simplefilter("error", gd.StuckWarning)  # to be stopped by it
+        >>> warnings.simplefilter("ignore", gd.StuckWarning)  # to be left alone
+    """
+
+
 def untraceable(what: str) -> BackendError:
     """Build the error for something that a trace cannot follow."""
     return BackendError(f"{what}: use backend='eager'")

@@ -48,6 +48,8 @@ class Step:
             tensors.
         call: the call that made the step, by which it is printed.
         ranks: how many ranks of torch.distributed take the step together; None if each takes its own.
+        trouble: `carry -> message` of a carry that the step cannot move, None of another. `train` warns of
+            it at the end of a run.
 
     Example:
         >>> step = gd.make_step(lambda w, batch: (batch * w**2).mean())
@@ -64,6 +66,7 @@ class Step:
     accept: Callable[[Any, Tree, Any], Tree] = lambda carry, batch, lr: batch
     call: Call | None = None
     ranks: int | None = None
+    trouble: Callable[[Any], str | None] | None = None
 
     def __repr__(self) -> str:
         return repr(self.call) if self.call else f"Step({shown(self.advance)})"
@@ -137,7 +140,9 @@ def _stateful_step(loss_fn: Stateful, make: Callable[[LossFn], Step]) -> Step:
         buffers = _tree.unflatten(structure, _tree.unshare(new, old))
         return StatefulState(carry, buffers, key), loss_of(value), grads
 
-    return Step(init, advance, StatefulState, accept)
+    trouble = plain.trouble
+    told = None if trouble is None else lambda state: trouble(state.carry)
+    return Step(init, advance, StatefulState, accept, trouble=told)
 
 
 class TrainState(NamedTuple):

@@ -134,6 +134,16 @@ def with_data(make, **options):
     return StepRow(lambda loss_fn, data: make(loss_fn, data, **options), {}, True)
 
 
+def of_residuals(make, **hyperparameters):
+    """A method of least squares, whose loss is `linear_loss` whatever the test asks for."""
+
+    def residuals(params, batch):
+        x, y = batch
+        return x @ params["w"].to(x.dtype) + params["b"].to(x.dtype) - y
+
+    return StepRow(lambda loss_fn, data, **h: make(residuals, **h), hyperparameters)
+
+
 def private(loss_fn, **hyperparameters):
     return gd.privacy.make_private_step(loss_fn, key=gd.random.key(0), divisor=6.0, **hyperparameters)
 
@@ -169,7 +179,13 @@ STEPS = {
     "schedule_free": step_of(gd.methods.schedule_free, beta=0.7, weight_decay=0.1),
     "line_search": step_of(gd.methods.line_search, decrease=0.7, factor=0.6),
     "polyak": step_of(gd.methods.polyak, minimum=0.001, max_step=0.4),
-    "lbfgs": step_of(gd.methods.lbfgs, 3),
+    "lbfgs": step_of(gd.methods.lbfgs, 3, decrease=0.2, curvature=0.7),
+    "gauss_newton": of_residuals(gd.methods.gauss_newton),
+    "levenberg_marquardt": of_residuals(gd.methods.levenberg_marquardt, damping=0.3),
+    "levenberg_marquardt, cg": of_residuals(
+        lambda f, damping: gd.methods.levenberg_marquardt(f, damping=damping, solver="cg", iterations=3),
+        damping=0.3,
+    ),
     "prodigy": step_of(gd.methods.prodigy, (0.7, 0.9), eps=0.01, weight_decay=0.1, d0=0.2, d_coef=0.9),
     "mechanic": step_of(
         gd.methods.mechanic, gd.momentum(0.5), (0.9, 0.99), decay=0.1, s_init=0.8, eps=0.01
@@ -182,6 +198,7 @@ STEPS = {
     "sag": with_data(gd.methods.sag),
     "saga": with_data(gd.methods.saga),
 }
+LEAST_SQUARES = ["gauss_newton", "levenberg_marquardt", "levenberg_marquardt, cg"]
 WITH_HYPERPARAMETERS = [name for name, row in STEPS.items() if row.hyperparameters]
 
 

@@ -259,7 +259,7 @@ def test_a_wrapper_leaves_the_step_alone_until_it_acts(wrap, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["heavy_ball", "asgd", "ema", "lookahead", "reduce_on_plateau", "sam", "polyak", "lbfgs"]
+    "name", ["heavy_ball", "asgd", "ema", "lookahead", "reduce_on_plateau", "sam", "polyak", "line_search"]
 )
 def test_lookahead_replaces_the_parameters_of_any_carry_and_nothing_else(name):
     inner = make(name)

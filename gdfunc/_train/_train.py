@@ -7,11 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from .._errors import TrainingInterrupted
+from .. import _tree
+from .._errors import StuckWarning, TrainingInterrupted, warn
 from .._lazy import LazyBatches
 from .._progress import Progress
 from .._scan._adjoint import Adjoint, Reverse
 from .._step import StepLike
+from .._torch._modes import is_tracing
+from .._torch._transforms import is_transforming
 from .._tree import Tree
 from ..stops import Stop
 from ._body import carry_of
@@ -186,4 +189,15 @@ def train(
         adjoint,
     )
     final, trajectory = drive(plan, progress, log, resume, where)
+    _tell_trouble(step, final)
     return adjoint.end(partial(plan.last_step, final), carry_of(plan.state), final), trajectory
+
+
+def _tell_trouble(step: StepLike, final: Any) -> None:
+    """Warn of a last carry that the step cannot move, where it has values to be read."""
+    trouble = getattr(step, "trouble", None)
+    has_values = not (
+        is_transforming() or is_tracing() or any(leaf.is_meta for leaf in _tree.tensors(final))
+    )
+    if trouble is not None and has_values and (message := trouble(final)):
+        warn(message, StuckWarning)

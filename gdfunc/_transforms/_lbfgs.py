@@ -32,8 +32,8 @@ def lbfgs(history: int = 10, *, eps: Scalar = 1e-10) -> GradientTransformation:
     pair with sᵀy <= eps, along which the loss does not curve upwards, is dropped.
 
     All gradients should be those of one loss: with mini-batches, the difference of two batches would count
-    as curvature. lr = 1 is the natural step. `gd.methods.line_search(loss_fn, gd.lbfgs())` is safe far
-    from the minimum too.
+    as curvature. lr = 1 is the natural step. `gd.methods.lbfgs` is safe far from the minimum too: it
+    searches along u.
 
     Args:
         history: m, how many pairs to keep, an int >= 1.
@@ -74,31 +74,36 @@ def lbfgs(history: int = 10, *, eps: Scalar = 1e-10) -> GradientTransformation:
                 f"optimizer state was made for a different parameter tree: it has {len(state.params)} "
                 f"parameters but params has {len(point)}; make it with transform.init(params)"
             )
-        s, y = point - state.params, gradient - state.grads
-        curvature = s @ y
-        keep = curvature > like(eps, point)
-        inverse = 1 / torch.where(keep, curvature, torch.ones_like(curvature))
-
-        def push(rows: Tensor, row: Tensor) -> Tensor:
-            return torch.where(keep, torch.cat([rows[1:], row[None]]), rows)
-
-        state = LBFGSState(point, gradient, push(state.s, s), push(state.y, y), push(state.rho, inverse))
-        return _tree.unravel(_two_loops(gradient, state), grads), state
+        state = remember(state, point, gradient, eps)
+        return _tree.unravel(direction(state), grads), state
 
     return stateful(LBFGSState, init, update)
 
 
-def _two_loops(gradient: Tensor, state: LBFGSState) -> Tensor:
+def remember(state: LBFGSState, point: Tensor, gradient: Tensor, eps: Scalar) -> LBFGSState:
+    """Move to a point, and keep the pair of the way there if it curves upwards by more than eps."""
+    s, y = point - state.params, gradient - state.grads
+    curvature = s @ y
+    keep = curvature > like(eps, point)
+    inverse = 1 / torch.where(keep, curvature, torch.ones_like(curvature))
+
+    def push(rows: Tensor, row: Tensor) -> Tensor:
+        return torch.where(keep, torch.cat([rows[1:], row[None]]), rows)
+
+    return LBFGSState(point, gradient, push(state.s, s), push(state.y, y), push(state.rho, inverse))
+
+
+def direction(state: LBFGSState) -> Tensor:
     """Compute H·g in two passes over the pairs; a row of zeros with rho = 0 changes nothing."""
-    s, y, rho = state.s, state.y, state.rho
+    gradient, s, y, rho = state.grads, state.s, state.y, state.rho
     found = rho[-1] > 0
     norm = torch.where(found, y[-1] @ y[-1], gradient.abs().sum().clamp(min=1))
     gamma = torch.where(found, s[-1] @ y[-1], torch.ones_like(norm)) / norm
-    direction, weights = gradient, []
+    u, weights = gradient, []
     for i in reversed(range(len(rho))):
-        weights.append(rho[i] * (s[i] @ direction))
-        direction = direction - weights[-1] * y[i]
-    direction = gamma * direction
+        weights.append(rho[i] * (s[i] @ u))
+        u = u - weights[-1] * y[i]
+    u = gamma * u
     for i, weight in enumerate(reversed(weights)):
-        direction = direction + (weight - rho[i] * (y[i] @ direction)) * s[i]
-    return direction
+        u = u + (weight - rho[i] * (y[i] @ u)) * s[i]
+    return u

@@ -11,11 +11,15 @@ Every one is a `Step`. In every state `params` is where the next loss is measure
 | `schedule_free` | | `contrib.schedule_free` |
 | `sam` | | `contrib.sam` |
 | `line_search`, `polyak` | | `scale_by_backtracking_linesearch`, `polyak_sgd` |
-| `lbfgs` | `LBFGS` | `scale_by_lbfgs` |
+| `lbfgs` | `LBFGS(line_search_fn="strong_wolfe")` | `lbfgs` |
+| `gauss_newton`, `levenberg_marquardt` | | |
 | `prodigy`, `mechanic` | | `contrib.prodigy`, `contrib.mechanize` |
 | (transformations: `gd.dog`, `gd.adafactor`, `gd.ademamix`) | `Adafactor` | `contrib.dog`, `adafactor` … |
 | `projected` (onto one of `gd.projections`), `add_noise` | | `projections`, `add_noise` |
 | `svrg`, `sarah`, `sag`, `saga` | (asked for in pytorch#6657) | |
+
+`train` gives a `StuckWarning` where a run of `lbfgs` or `levenberg_marquardt` ends at a point from which it
+cannot move.
 
 The last four reduce the variance of a finite sum, and must know its samples. They close over the data,
 and their batches are row numbers:
@@ -41,10 +45,11 @@ from ._averaging import lookahead as lookahead
 from ._averaging import schedule_free as schedule_free
 from ._constrained import add_noise as add_noise
 from ._constrained import projected as projected
-from ._direction import lbfgs as lbfgs
 from ._direction import line_search as line_search
 from ._direction import polyak as polyak
 from ._direction import sam as sam
+from ._least_squares import gauss_newton as gauss_newton
+from ._least_squares import levenberg_marquardt as levenberg_marquardt
 from ._lr_free import mechanic as mechanic
 from ._lr_free import prodigy as prodigy
 from ._momentum import heavy_ball as heavy_ball
@@ -56,3 +61,4 @@ from ._variance_reduction import sag as sag
 from ._variance_reduction import saga as saga
 from ._variance_reduction import sarah as sarah
 from ._variance_reduction import svrg as svrg
+from ._wolfe import lbfgs as lbfgs

@@ -1,4 +1,4 @@
-"""Steps with a direction or a size of their own: L-BFGS, SAM, line search and Polyak's."""
+"""Steps with a direction or a size of their own: SAM, line search and Polyak's."""
 
 from typing import Any, NamedTuple
 
@@ -23,42 +23,7 @@ from .._step import (
     step_maker,
 )
 from .._transforms._base import PLAIN, GradientTransformation, check_transform
-from .._transforms._lbfgs import lbfgs as lbfgs_transform
 from .._tree import Tree
-
-
-@step_maker
-def lbfgs(loss_fn: LossFn, history: int = 10, *, eps: Scalar = 1e-10) -> Step:
-    """Make the step of L-BFGS without a line search: `make_step(loss_fn, gd.lbfgs(history, eps=eps))`.
-
-    θ' = θ − lr·H·∇L(θ), with H from the last few steps; see `gd.lbfgs`
-
-    This is `torch.optim.LBFGS(max_iter=1, line_search_fn=None)` with two differences. That one stops at its
-    tolerances, and it shortens only its first step, while this one shortens every step until it has a pair.
-
-    Args:
-        loss_fn: `(params, batch) -> loss`; see `batch_grad`.
-        history: how many pairs to keep, an int >= 1.
-        eps: the curvature that a pair must exceed, a number >= 0 or a 0-d tensor.
-
-    Returns:
-        A `Step`, whose state is a `TrainState`.
-
-    Raises:
-        ValueError: a hyperparameter is out of range; (in the step) as `make_step`.
-
-    Example:
-        >>> step = gd.methods.lbfgs(lambda w, batch: (w - 3) ** 2)
-        >>> state = step.init(torch.tensor(0.0))
-        >>> for _ in range(2):
-        ...     state, loss = step(state, None, 1.0)
-        >>> state.params
-        tensor(3.)
-
-    References:
-        D. C. Liu, J. Nocedal, "On the limited memory BFGS method for large scale optimization", 1989.
-    """
-    return make_step(loss_fn, lbfgs_transform(history, eps=eps))
 
 
 @step_maker

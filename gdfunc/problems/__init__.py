@@ -6,6 +6,7 @@ data. Their losses ignore the batch, which may be left out.
 
 Each is a `Problem`: `quadratic`, `rosenbrock`, `beale`, `rastrigin`, `himmelblau`, `linear_regression`,
 `logistic_regression`, `stock_regression` (on the shares of `gd.datasets`), and the landscape `elevation`.
+`nist` is a `CertifiedFit`, one of 27 nonlinear regressions with certified digits, listed by `nist_names`.
 
 Example:
     >>> problem = gd.problems.quadratic([1.0, 4.0])
@@ -17,6 +18,9 @@ Example:
     True
 """
 
+from ._nist import CertifiedFit as CertifiedFit
+from ._nist import nist as nist
+from ._nist import nist_names as nist_names
 from ._problem import Problem as Problem
 from ._problem import beale as beale
 from ._problem import elevation as elevation
