@@ -79,9 +79,9 @@ def gauss_newton(residual_fn: ResidualFn, *, solver: str = "qr", iterations: int
 
     Example:
         >>> x = torch.tensor([0.0, 1.0, 2.0])
-        >>> step = gd.methods.gauss_newton(lambda p, y: p["a"] + p["b"] * x - y)
-        >>> step({"a": torch.tensor(0.0), "b": torch.tensor(0.0)}, torch.tensor([1.0, 3.0, 5.0]), 1.0)
-        ({'a': tensor(1.), 'b': tensor(2.)}, tensor(11.6667))
+        >>> step = gd.methods.gauss_newton(lambda params, y: params["w"] * x - y)
+        >>> step({"w": torch.tensor(0.0)}, torch.tensor([0.0, 3.0, 6.0]), 1.0)
+        ({'w': tensor(3.)}, tensor(15.))
 
     References:
         A. Björck, "Numerical methods for least squares problems", 1996, sections 2.4 and 7.4.
