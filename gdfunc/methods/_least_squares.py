@@ -78,10 +78,10 @@ def gauss_newton(residual_fn: ResidualFn, *, solver: str = "qr", iterations: int
         ValueError: a hyperparameter is out of range; (in the step) params and batch do not fit.
 
     Example:
-        >>> x = torch.tensor([0.0, 1.0, 2.0])
+        >>> x = torch.tensor([0.0, 0.0, 2.0])
         >>> step = gd.methods.gauss_newton(lambda params, y: params["w"] * x - y)
-        >>> step({"w": torch.tensor(0.0)}, torch.tensor([0.0, 3.0, 6.0]), 1.0)
-        ({'w': tensor(3.)}, tensor(15.))
+        >>> step({"w": torch.tensor(0.0)}, torch.tensor([0.0, 1.0, 6.0]), 1.0)
+        ({'w': tensor(3.)}, tensor(12.3333))
 
     References:
         A. Björck, "Numerical methods for least squares problems", 1996, sections 2.4 and 7.4.
