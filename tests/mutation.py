@@ -92,6 +92,24 @@ ARGUED = {
         "prev",
     ): _SIGN,
     (
+        "_transforms/_norms.py",
+        "tall = x.shape[0] > x.shape[1]",
+        "0",
+        "1",
+    ): _PATH,
+    (
+        "_transforms/_norms.py",
+        "tall = x.shape[0] > x.shape[1]",
+        "1",
+        "0",
+    ): _PATH,
+    (
+        "_transforms/_norms.py",
+        "tall = x.shape[0] > x.shape[1]",
+        "x.shape[0] > x.shape[1]",
+        "x.shape[0] >= x.shape[1]",
+    ): _PATH,
+    (
         "methods/_averaging.py",
         "squared_lr = learning_rate(lr, state.params) ** 2",
         "learning_rate(lr, state.params)",
