@@ -215,6 +215,21 @@ def test_data_that_end_early_say_where():
     torch.testing.assert_close(run(passes, 15)[0], run(index=INDEX[:5].repeat(3, 1))[0])
 
 
+def test_the_order_of_keys_may_change_from_batch_to_batch():
+    def loss_fn(params, batch):
+        return linear_loss(params, (batch["x"], batch["y"]))
+
+    def turned():
+        for t, (x, y) in enumerate(batches()):
+            y = y[:, None].expand(-1, 3)  # of the shape of x, so that the order alone tells them apart
+            yield {"x": x, "y": y} if t % 2 == 0 else {"y": y, "x": x}
+
+    x, y = DATA
+    step = gd.make_step(lambda params, batch: loss_fn(params, {**batch, "y": batch["y"][:, 0]}))
+    data = {"x": x, "y": y[:, None].expand(-1, 3)}
+    assert_same(gd.train(step, PARAMS, turned(), 60, 0.05), gd.train(step, PARAMS, data, INDEX, 0.05))
+
+
 def test_a_source_may_use_the_memory_of_a_batch_for_the_next():
     def one_buffer(convert):
         buffer = gd.tree.map(torch.clone, gd.take(DATA, INDEX[0]))

@@ -115,6 +115,7 @@ class Reader:
         leaves, self.structure = _tree.flatten(self.like)
         self.kinds = _kinds(leaves)
         self.size = sum([leaf.nbytes for leaf in leaves])
+        self.copier.arrived(leaves)
         self.held.append((leaves, entry[1]))
         return self.like
 
@@ -157,7 +158,7 @@ class Reader:
         batch = self._batch(entry, step)
         leaves, structure = _tree.flatten(batch)
         if structure != self.structure or _kinds(leaves) != self.kinds:
-            self._refuse(batch, step)
+            leaves = self._check(batch, step)
         self.copier.arrived(leaves)
         self.held.append((leaves, entry[1]))
 
@@ -187,8 +188,8 @@ class Reader:
             except Empty:  # a chance for Ctrl-C
                 continue
 
-    def _refuse(self, batch: Tree, step: int) -> None:
-        """Refuse a batch that is not like the first."""
+    def _check(self, batch: Tree, step: int) -> list[Tensor]:
+        """Refuse a batch that is not like the first; return its leaves in the order of the first."""
         name = f"the batch of step {step}"
         leaves = _tree.check_structure(batch, self.like, name, "the first batch")
         for (path, first), leaf in zip(_tree.named_leaves(self.like, ""), leaves, strict=True):
@@ -198,6 +199,7 @@ class Reader:
                     f"has {kind(first)}{list(first.shape)}; drop_last=True of a loader leaves a shorter "
                     f"last batch out"
                 )
+        return leaves
 
 
 class _Copier:
@@ -215,6 +217,8 @@ class _Copier:
         batch = _tree.map(Tensor.detach, batch)  # no part of an autograd graph
         if self.stream is None:
             return _tree.map(lambda leaf: leaf.to(self.device, copy=True), batch)
+        if any(leaf.is_cuda for leaf in _tree.leaves(batch)):  # whose own stream may not have made them yet
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):
             pinned = _tree.map(lambda leaf: leaf if leaf.is_cuda else leaf.pin_memory(), batch)
             copied = _tree.map(lambda leaf: leaf.to(self.device, non_blocking=True, copy=True), pinned)
