@@ -162,6 +162,22 @@ def test_max_turns_the_order_round():
     assert up.ranking == down.ranking == [4, 3, 1, 2, 0, 5]
 
 
+@pytest.mark.parametrize(
+    ("values", "eta", "steps"),
+    [
+        ([math.inf] * 7 + [1.0, 2.0], 3, [1] * 7 + [3, 2]),  # two of the three places are filled
+        ([1.0, math.nan, 2.0, -math.inf, 3.0, 4.0, math.nan, 5.0], 2, [3, 1, 3, 1, 2, 2, 1, 1]),
+    ],
+)
+def test_members_that_diverged_never_go_on_and_take_no_place(values, eta, steps):
+    grid = gd.grid(position=torch.arange(len(values)))
+
+    def run(position, steps, carry):
+        return position, {"score": torch.tensor(values)[position]}
+
+    assert halving(run, grid, [1, 2, 3], "score", eta=eta).steps.tolist() == steps
+
+
 @settings(max_examples=few.max_examples // 2)
 @given(
     values=st.lists(st.sampled_from([0.0, 1.0, 2.0, math.inf]), min_size=1, max_size=30),
@@ -265,6 +281,30 @@ def test_an_interrupted_halving_goes_on_to_the_same_bits(calls, chunk_size, tmp_
         assert result.grid is GRID
     whole_calls = 6 if chunk_size is None else 10
     assert len(again) == whole_calls - calls
+
+
+@pytest.mark.parametrize("error", [MemoryError, pytest.param(KeyboardInterrupt, marks=LONG)])
+def test_a_halving_goes_on_from_its_file(error, tmp_path):
+    file, calls = tmp_path / "halving.safetensors", []
+
+    def failing(**point):
+        calls.append(1)
+        if len(calls) == 4:  # the second of two groups at the second rung
+            raise error
+        return run(**point)
+
+    with pytest.raises(error):
+        halving(failing, GRID, RUNGS, loss, checkpoint_to=file)
+    result = halving(failing, GRID, RUNGS, loss, checkpoint_to=file)
+    assert same_results(result, halving(run, GRID, RUNGS, loss))
+    done = len(calls)
+    assert done == (8 if error is MemoryError else 7)
+    assert same_results(halving(failing, GRID, RUNGS, loss, checkpoint_to=file), result)
+    assert len(calls) == done
+    other = gd.grid(batch_size=[4, 3], lr=GRID.axes["lr"].values, key=KEYS[2:])
+    assert_refused(lambda: halving(run, other, RUNGS, loss, checkpoint_to=file), "another grid")
+    gd.save(file, {"a": 1})
+    assert_refused(lambda: halving(run, GRID, RUNGS, loss, checkpoint_to=file), "holds no halving")
 
 
 def test_a_foreign_interrupt_is_refused():

@@ -112,6 +112,7 @@ def test_a_sweep_goes_on_from_its_folder_to_the_same_bits(tmp_path):
     assert len(list(path.iterdir())) == 6
 
 
+@pytest.mark.long
 def test_an_interruption_and_a_folder_go_together(tmp_path):
     calls = []
 

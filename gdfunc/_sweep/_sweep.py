@@ -70,7 +70,8 @@ def sweep(
         randomness: the behaviour of torch's own random operations (dropout) under vmap: `"error"`,
             `"different"` for every member, or the `"same"`. Draw from a key for repeatable runs.
         progress: True for a bar (tqdm if installed, else a line on stderr), or a function that is called
-            with the number of finished members and N after every chunk.
+            with the number of finished members and N after every chunk, on each of several ranks with its
+            own.
         resume: the `SweepInterrupted` of the same sweep, whose members do not run again.
         checkpoint_to: a folder, which holds a file for each finished chunk. If some are there, the same
             call runs the others only, to the same bits, also on another number of ranks (then up to

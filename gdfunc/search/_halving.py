@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from numbers import Real
+from os import PathLike, fspath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,12 +17,14 @@ from .. import _tree
 from .._errors import SweepInterrupted, check_choice, check_function, check_int, check_type
 from .._progress import Progress, reporter
 from .._shown import dotted, shown
-from .._sweep._folder import Piece
+from .._sweep._folder import Piece, digest
 from .._sweep._grid import Axis, Grid
 from .._sweep._sweep import joined, sweep
 from .._torch._transforms import is_transforming
 from .._train._trajectory import Trajectory
 from .._tree import Tree
+from ..checkpoint import CheckpointError, check_known, load, save
+from ..distributed._group import rank
 from ._result import HalvingInterrupted, HalvingResult
 
 
@@ -37,6 +41,7 @@ def halving(
     progress: Progress = False,
     resume: HalvingInterrupted | None = None,
     shard: bool = True,
+    checkpoint_to: str | PathLike[str] | None = None,
 ) -> HalvingResult:
     """Run a sweep in which the worst members are dropped at rungs.
 
@@ -70,6 +75,9 @@ def halving(
             those that are planned.
         resume: the `HalvingInterrupted` of the same halving, whose work is not done again.
         shard: see `sweep`. Ranks share the members that are left after each rung, and decide alike.
+        checkpoint_to: a file for all that is done, which rank 0 writes after every rung and on Ctrl-C. If
+            it is there, the same call goes on from it, to the same bits. The file of a halving with another
+            grid, rungs, eta or mode is refused; that run and by are the same is not checked.
 
     Returns:
         A `HalvingResult`: the records of all members, padded after the rung where they were dropped.
@@ -80,6 +88,7 @@ def halving(
             run has `stop=`, whose memory would begin again at each rung; halving is under vmap, grad, jvp
             or jit, where no values decide; resume= of another halving.
         RankError: see `sweep`.
+        CheckpointError: (a ValueError) checkpoint_to is damaged, or holds something else.
         HalvingInterrupted: (a KeyboardInterrupt) Ctrl-C. `halving(…, resume=error)` goes on to the same
             bits.
         Exception: an error of run, with a note that names the point, or the group and its axes.
@@ -113,6 +122,11 @@ def halving(
         check_function("by", by, ("carry", "output"), "a name or function", "such as by='loss'")
     race = _first(grid, rungs, eta, check_choice("mode", mode, ("min", "max")))
     planned = race.planned()
+    file = None if checkpoint_to is None else Path(fspath(checkpoint_to))
+    if file is not None and file.exists():
+        if resume is not None:
+            raise ValueError(f"both resume= and {file} hold a halving; pass one, or remove the file")
+        resume = _read(file)
     race = race if resume is None else _resumed(race, resume)
     options = {"chunk_size": chunk_size, "randomness": randomness, "shard": shard}
     with reporter(progress, planned, "member-step", int(race.steps.sum())) as report:
@@ -122,9 +136,10 @@ def halving(
                     if group.rung == race.rung:
                         race = _climbed(race, at, partial(_part, run, by), options, report)
                 race = _judged(race)
+                _write(file, race.stopped())
         except SweepInterrupted as interrupt:
-            done = race._replace(inner=interrupt)
-            stopped = HalvingInterrupted(rungs=race.rung, members=race.members, done=done)
+            stopped = race._replace(inner=interrupt).stopped()
+            _write(file, stopped)
             for note in getattr(interrupt, "__notes__", []):
                 stopped.add_note(note)
             raise stopped from interrupt
@@ -153,6 +168,7 @@ class _Race(NamedTuple):
     """A halving, as far as it is done."""
 
     grid: Grid
+    points: str  # the digest of the grid
     rungs: list[int]
     eta: float
     mode: str
@@ -169,6 +185,9 @@ class _Race(NamedTuple):
     @property
     def members(self) -> list[int]:
         return sorted(member for group in self.groups for member in group.members)
+
+    def stopped(self) -> HalvingInterrupted:
+        return HalvingInterrupted(rungs=self.rung, members=self.members, done=self)
 
     def left(self, members: int) -> int:
         """Return how many of these go on."""
@@ -192,7 +211,7 @@ def _first(grid: Grid, rungs: Sequence[int], eta: Any, mode: str) -> _Race:
     groups, n = [_Group(members, 0, None, None) for members in grid.groups()], len(grid)
     steps, diverged = torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.bool)
     scores = torch.full((n, len(rungs)), math.nan, dtype=torch.float64)
-    return _Race(grid, rungs, eta, mode, 0, groups, [], steps, scores, diverged, [], {}, None)
+    return _Race(grid, digest(grid), rungs, eta, mode, 0, groups, [], steps, scores, diverged, [], {}, None)
 
 
 def _resumed(race: _Race, resume: Any) -> _Race:
@@ -204,12 +223,24 @@ def _resumed(race: _Race, resume: Any) -> _Race:
             raise ValueError(
                 f"resume is of a halving with {name}={getattr(done, name)!r}; got {getattr(race, name)!r}"
             )
-    labels = [[grid.labels(i) for i in range(len(grid))] for grid in (done.grid, race.grid)]
-    if labels[0] != labels[1]:
-        raise ValueError(
-            f"resume is of another grid, of {len(done.grid)} points with {done.grid}; got {race.grid}"
-        )
+    if done.points != race.points:
+        raise ValueError(f"resume is of a halving of another grid, {done.grid}; got {race.grid}")
     return done._replace(grid=race.grid)
+
+
+def _read(file: Path) -> HalvingInterrupted:
+    """Read what is done of a halving."""
+    done = load(file)
+    if not isinstance(done, HalvingInterrupted):
+        raise CheckpointError(f"{file} holds no halving; remove it, or use another file")
+    return done
+
+
+def _write(file: Path | None, stopped: HalvingInterrupted) -> None:
+    """Write what is done of a halving; all ranks have the same, and one writes it."""
+    if file is not None and rank() == 0:
+        check_known(stopped)
+        save(file, stopped)
 
 
 def _check_run(run: Any, grid: Grid) -> None:
