@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 import gdfunc as gd
 from gdfunc import _tree
+from gdfunc import testing as gt
 
-from .references import normal
+from .references import few, normal
 
 seeds = st.integers(0, 2**32)
 rates = st.floats(0.05, 0.95)
@@ -287,3 +288,69 @@ def test_adafactor_is_torchs_in_float32_to_3e_6_of_the_movement():
 def test_arguments_that_do_not_fit_raise(call, kind, message):
     with pytest.raises(kind, match=message):
         call()
+
+
+# The kit.
+
+halves = st.floats(0.1, 0.95)
+CLAIMS = {
+    "ademamix": (
+        gt.AdEMAMix,
+        lambda **h: gt.from_transform(gd.ademamix(**h)),
+        {
+            "betas": st.tuples(st.floats(0.1, 0.8), halves, st.floats(0.8, 0.999)),
+            "alpha": st.floats(0.0, 8.0),
+            "warmup": st.sampled_from([0, 1, 7]),
+        },
+    ),
+    "adafactor": (
+        gt.Adafactor,
+        lambda eps1, eps2, **h: gt.from_transform(gd.adafactor(eps=(eps1, eps2), **h)),
+        {"beta2_decay": st.floats(-1.0, -0.3), "eps1": st.just(1e-6), "eps2": small, "d": halves},
+    ),
+    "dog": (gt.DoG, lambda **h: gt.from_transform(gd.dog(**h)), {"reps_rel": small, "eps": small}),
+    "prodigy": (
+        gt.Prodigy,
+        lambda **h: gt.from_step(lambda loss_fn: gd.methods.prodigy(loss_fn, **h)),
+        {"betas": st.tuples(halves, halves), "weight_decay": decays, "d0": small},
+    ),
+    "mechanic": (
+        gt.Mechanic,
+        lambda **h: gt.from_step(lambda loss_fn: gd.methods.mechanic(loss_fn, **h)),
+        {"betas": st.tuples(halves, halves), "decay": decays, "s_init": small, "eps": small},
+    ),
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", CLAIMS)
+@given(st.data())
+@few
+def test_ours_keep_the_claims(name, data):
+    make_claim, make, strategies = CLAIMS[name]
+    options = {key: data.draw(strategy, label=key) for key, strategy in strategies.items()}
+    gt.check_kernel(make(**options), make_claim(**options))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", CLAIMS)
+def test_every_law_holds_at_the_defaults(name):
+    make_claim, make, _ = CLAIMS[name]
+    options = {"eps1": 1e-8, "eps2": 1e-3} if name == "adafactor" else {}
+    assert "check_kernel" in gt.check_optimizer(make(**options), make_claim()).passed
+
+
+def test_torchs_adafactor_keeps_the_claim_where_lr_is_below_its_schedule():
+    subject = gt.from_torch(lambda params: torch.optim.Adafactor(params, eps=(1e-8, 1e-3)))
+    gt.check_kernel(subject, gt.Adafactor(), {"a": normal(0, 8), "b": normal(1, 8, 3, 2)}, lr=0.125)
+    with pytest.raises(gt.LawBroken):
+        gt.LAWS["check_kernel"](subject, gt.Adafactor(), torch.ones(8, 3), lr=2.0)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", [name for name in gt.WRONG if name.split(":")[0] in CLAIMS])
+def test_controls_are_found_by_their_kernel(name):
+    control = gt.WRONG[name]
+    gt.check_kernel(control.build(control.claim, ""), control.claim)
+    with pytest.raises(gt.LawBroken):
+        gt.LAWS["check_kernel"](control.subject, control.claim)

@@ -9,8 +9,9 @@ from torch.func import grad, jacrev, vmap
 
 import gdfunc as gd
 from gdfunc import _tree
+from gdfunc import testing as gt
 
-from .references import linear_data, linear_loss, normal
+from .references import few, linear_data, linear_loss, normal
 
 seeds = st.integers(0, 2**32)
 positive = st.floats(0.1, 3.0)
@@ -321,3 +322,78 @@ def test_a_sweep_over_keys_is_separate_chains():
 def test_arguments_that_do_not_fit_raise(call, kind, message):
     with pytest.raises(kind, match=message):
         call()
+
+
+# The kit.
+
+WRONG = {
+    "soft": lambda params: _tree.map(lambda x: x.softmax(-1), params),
+    "a sphere": lambda params: _tree.map(lambda x: x / _tree.norm(params).clamp(min=1e-30), params),
+    "half the way": lambda params: _tree.lerp(params, gd.projections.ball(1.0)(params), 0.5),
+    "divided by the sum": lambda params: _tree.map(
+        lambda x: x.clamp(min=0) / x.clamp(min=0).sum(-1, keepdim=True).clamp(min=1e-9), params
+    ),
+    "reflected": lambda params: _tree.map(lambda x: 2 * x.clamp(-1, 1) - x, params),
+    "two points": lambda params: _tree.map(lambda x: torch.where(x < 0, -1.0, 1.0).to(x), params),
+    "another box for small entries": lambda params: _tree.map(
+        lambda x: torch.where(x.abs() < 0.5, 0.9 * x, x.clamp(-1, 1)), params
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_the_kit_finds_a_function_that_is_no_projection(name):
+    with pytest.raises(gt.LawBroken, match="check_projection broken"):
+        gt.check_projection(WRONG[name])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", FAMILY)
+@given(st.data())
+@few
+def test_the_kit_finds_nothing_wrong_with_ours(name, data):
+    project, _ = drawn_from(data, name)
+    gt.check_projection(project)
+    gt.check_projection(project, {"x": torch.zeros(1), "y": torch.zeros(2, 2, 3)})
+
+
+@pytest.mark.parametrize(
+    "project", [gd.projections.box(0.0, None), gd.projections.ball(0.5), gd.projections.simplex()]
+)
+def test_projections_of_ours_keep_the_law(project):
+    gt.check_projection(project)
+
+
+def test_the_kit_finds_the_projection_onto_another_set():
+    inside = {"w": torch.full((3,), 0.5, dtype=torch.float64)}
+    gt.check_projection(gd.projections.ball(1.0), inside=inside)
+    with pytest.raises(gt.LawBroken, match="for a point of the set"):
+        gt.check_projection(gd.projections.ball(0.5), inside=inside)
+
+
+INNER = {
+    "gradient descent": (gd.chain(), gt.GradientDescent()),
+    "momentum": (gd.momentum(0.5), gt.Momentum(0.5)),
+    "adam": (gd.adam((0.5, 0.75)), gt.Adam((0.5, 0.75))),
+}
+SETS = {"ball": gd.projections.ball, "box": lambda size: gd.projections.box(-size, size)}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("onto", SETS)
+@given(st.sampled_from(list(INNER.values())), st.floats(0.3, 3.0))
+@few
+def test_a_projected_method_keeps_the_claim(onto, inner, size):
+    transform, claim = inner
+
+    def make(loss_fn):
+        return gd.methods.projected(gd.make_step(loss_fn, transform), SETS[onto](size))
+
+    gt.check_kernel(gt.from_step(make), gt.Projected(claim, onto, size))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("onto", SETS)
+def test_every_law_holds_of_projected_descent(onto):
+    subject = gt.from_step(lambda loss_fn: gd.methods.projected(gd.make_step(loss_fn), SETS[onto](1.0)))
+    assert "check_kernel" in gt.check_optimizer(subject, gt.Projected(onto=onto)).passed

@@ -23,7 +23,8 @@ The mean over `all_plans` of a small sum is an exact expectation.
 
 Some laws are not about optimizers, and take what they judge as their first argument: random numbers
 (`check_noise`, `check_indices`), plans (`check_permutation`, `check_epochs`), schedules (`check_schedule`),
-derivatives of runs (`check_hypergradient`) and private steps (`check_private_step`, `check_quantile`).
+derivatives of runs (`check_hypergradient`), projections (`check_projection`) and private steps
+(`check_private_step`, `check_quantile`).
 
 `WRONG` holds negative controls, optimizers with one planted fault each, and `measure_power` prints
 which laws find them. A diagnosis names the control that moves alike.
@@ -40,7 +41,7 @@ sums: `FiniteSum`, `least_squares`, `sharp_pair`, `all_plans`
 for Hypothesis: `quadratics`, `hubers`, `logistic_regressions`, `pl_problems`, `smooth_nonconvex`, `rates`,
 `dyadics`, `finite_sums`, `least_squares_sums`, `plans`, `keys`, `params_trees`, `hostile_values`
 claims of claims: `Chain`, `WeightDecay`, `Masked`, `Partition`, `Accumulate`, `ApplyIfFinite`, `EMA`,
-`Lookahead`, `ScheduleFree`
+`Lookahead`, `ScheduleFree`, `Mechanic`, `Projected`
 
 Example:
     >>> from gdfunc import testing as gt
@@ -73,27 +74,33 @@ from ._claims import SVRG as SVRG
 from ._claims import Accumulate as Accumulate
 from ._claims import AdaBelief as AdaBelief
 from ._claims import Adadelta as Adadelta
+from ._claims import Adafactor as Adafactor
 from ._claims import Adagrad as Adagrad
 from ._claims import Adam as Adam
 from ._claims import Adamax as Adamax
 from ._claims import AdaptiveClip as AdaptiveClip
+from ._claims import AdEMAMix as AdEMAMix
 from ._claims import ApplyIfFinite as ApplyIfFinite
 from ._claims import Chain as Chain
 from ._claims import Claim as Claim
 from ._claims import ClipByGlobalNorm as ClipByGlobalNorm
 from ._claims import ClipByValue as ClipByValue
+from ._claims import DoG as DoG
 from ._claims import FixedCoefficients as FixedCoefficients
 from ._claims import GradientDescent as GradientDescent
 from ._claims import LineSearch as LineSearch
 from ._claims import Lion as Lion
 from ._claims import Lookahead as Lookahead
 from ._claims import Masked as Masked
+from ._claims import Mechanic as Mechanic
 from ._claims import Momentum as Momentum
 from ._claims import Muon as Muon
 from ._claims import NAdam as NAdam
 from ._claims import Nesterov as Nesterov
 from ._claims import Partition as Partition
 from ._claims import Polyak as Polyak
+from ._claims import Prodigy as Prodigy
+from ._claims import Projected as Projected
 from ._claims import RAdam as RAdam
 from ._claims import RMSprop as RMSprop
 from ._claims import Rprop as Rprop
@@ -139,6 +146,7 @@ from ._laws import check_permutation as check_permutation
 from ._laws import check_pl as check_pl
 from ._laws import check_polyak as check_polyak
 from ._laws import check_private_step as check_private_step
+from ._laws import check_projection as check_projection
 from ._laws import check_purity as check_purity
 from ._laws import check_quadratic as check_quadratic
 from ._laws import check_quantile as check_quantile

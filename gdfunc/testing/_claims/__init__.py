@@ -14,6 +14,7 @@ from ._averages import EMA as EMA
 from ._averages import Lookahead as Lookahead
 from ._averages import ScheduleFree as ScheduleFree
 from ._base import Claim as Claim
+from ._constrained import Projected as Projected
 from ._curved import LBFGS as LBFGS
 from ._curved import SAM as SAM
 from ._curved import LineSearch as LineSearch
@@ -24,6 +25,11 @@ from ._linear import GradientDescent as GradientDescent
 from ._linear import Momentum as Momentum
 from ._linear import Nesterov as Nesterov
 from ._linear import TripleMomentum as TripleMomentum
+from ._lr_free import Adafactor as Adafactor
+from ._lr_free import AdEMAMix as AdEMAMix
+from ._lr_free import DoG as DoG
+from ._lr_free import Mechanic as Mechanic
+from ._lr_free import Prodigy as Prodigy
 from ._norms import LAMB as LAMB
 from ._norms import LARS as LARS
 from ._norms import AdaptiveClip as AdaptiveClip

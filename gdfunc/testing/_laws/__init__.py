@@ -38,6 +38,7 @@ from ._momentum import check_double_root as check_double_root
 from ._momentum import check_lr_change as check_lr_change
 from ._privacy import check_private_step as check_private_step
 from ._privacy import check_quantile as check_quantile
+from ._projections import check_projection as check_projection
 from ._schedules import check_schedule as check_schedule
 from ._sums import check_batch_variance as check_batch_variance
 from ._sums import check_batches as check_batches
