@@ -19,7 +19,7 @@ from gdfunc.distributed._group import agree, all_gather_tree
 
 from .references import normal
 
-N, BATCH, STEPS = 41, 10, 20
+N, BATCH, STEPS = 41, 11, 20
 
 
 def loss_fn(params, batch):
@@ -30,7 +30,7 @@ def loss_fn(params, batch):
 def problem():
     """Parameters, data and a plan, none of whose sizes is a multiple of the number of ranks."""
     params, data = {"w": normal(2, 3), "b": normal(3)}, (normal(0, N, 3), normal(1, N))
-    return params, data, gd.epoch_batches(gd.random.key(1), N, BATCH, 5)[:STEPS]
+    return params, data, gd.epoch_batches(gd.random.key(1), N, BATCH, 7)[:STEPS]
 
 
 def run(step, *state, **how):
@@ -40,9 +40,9 @@ def run(step, *state, **how):
 
 
 def assert_close(got, wanted, tolerance=1e-10):
-    scale = max(1.0, *(float(leaf.abs().max()) for leaf in _tree.leaves(wanted)))
     for a, b in zip(_tree.leaves(got), _tree.leaves(wanted), strict=True):
         assert a.shape == b.shape
+        scale = max(1.0, float(b.abs().max())) if b.is_floating_point() else 0.0
         assert float((a - b).abs().max()) <= tolerance * scale
 
 
@@ -206,7 +206,9 @@ def batch_normalisation_has_the_statistics_of_the_whole_batch(_: Path) -> None:
             model = gd.modules.functional(nn.Sequential(*layers).double())
             results = []
             for sharing in (lambda loss: loss, data_parallel):
-                step = gd.make_step(sharing(model.loss(gd.losses.mse)), gd.adam())
+                step = gd.make_step(
+                    sharing(model.loss(gd.losses.mse)), gd.momentum(0.9)
+                )  # Adam would magnify rounding errors
                 state = step.init(model.params, model.buffers)
                 results.append(gd.train(step, state, data, problem()[2], 0.01, backend="eager"))
             assert_close(results[1], results[0])
@@ -340,10 +342,6 @@ def files_of_other_world_sizes_are_read(folder: Path) -> None:
     shared = gd.train(step, step.init(params), data, index[: taken + 6], 0.1, checkpoint_to=path)
     alone = gd.make_step(loss_fn, gd.adam())
     assert_close(shared, gd.train(alone, alone.init(params), data, index[: taken + 6], 0.1))
-
-
-class Ends(BaseException):
-    """An error that ends a rank."""
 
 
 def trained(end, folder: Path, **how) -> None:
