@@ -40,7 +40,7 @@ def test_a_compiled_hypergradient_is_the_hypergradient(adjoint):
 def test_loops_of_a_compiled_hypergradient_run_once_and_keep_what_is_read(adjoint, kept, monkeypatch):
     """A pass in forward mode is one loop. The loops on the way back keep no carries."""
     written, write = [], native.write
-    monkeypatch.setattr(native, "write", lambda body: [written.append(body), write(body)][1])
+    monkeypatch.setattr(native, "write", lambda body, tiles: [written.append(body), write(body, tiles)][1])
     x = torch.linspace(0, 1, 7)  # of a length that no other test compiles
 
     def run(lr, adjoint=Reverse()):

@@ -847,21 +847,21 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_an_operation_that_is_not_covered_is_refused_by_name(name, monkeypatch):
     f = REFUSED[name]
-    monkeypatch.setattr(native, "build", lambda text: pytest.fail("compiled"))
+    monkeypatch.setattr(native, "build", lambda *args: pytest.fail("compiled"))
     for _ in range(2):
         with pytest.raises(BackendError, match=name):
             gd.scan(lambda c, x: (c, f(c)), SQUARE, length=2, backend="native")
 
 
 def test_no_compiler_is_one_clear_sentence(monkeypatch):
-    native._build._compiler.cache_clear()
+    native._target.find.cache_clear()
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(native._build, "find_spec", lambda name: None)
+    monkeypatch.setattr(native._target, "find_spec", lambda name: None)
     with pytest.raises(BackendError, match="needs a C compiler, and none was found: install gcc or clang"):
         gd.scan(lambda c, x: (c * 1.2345, None), ONE, length=2, backend="native")
     monkeypatch.undo()
-    native._build._compiler.cache_clear()
+    native._target.find.cache_clear()
     assert gd.scan(lambda c, x: (c * 1.2345, None), ONE, length=1, backend="native")[0] == ONE * 1.2345
 
 
@@ -1054,7 +1054,7 @@ def test_segments_of_the_loop_take_50_ms_from_the_first_of_the_next_call(members
 
 def test_a_factor_of_several_products_is_copied_once_in_each_loop_and_each_step(monkeypatch):
     texts, write = [], native.write
-    monkeypatch.setattr(native, "write", lambda body: texts.append(write(body)) or texts[-1])
+    monkeypatch.setattr(native, "write", lambda *given: texts.append(write(*given)) or texts[-1])
 
     def products(c, x):
         return x @ c.T, (2 * x).tanh() @ c.T
@@ -1072,7 +1072,7 @@ def test_a_factor_of_several_products_is_copied_once_in_each_loop_and_each_step(
 
 def test_lengths_and_numbers_in_tensors_compile_nothing(monkeypatch):
     built, build = [], native.build
-    monkeypatch.setattr(native, "build", lambda text: built.append(text) or build(text))
+    monkeypatch.setattr(native, "build", lambda text, target: built.append(text) or build(text, target))
 
     def run(lr, xs, backend):
         return gd.scan(lambda c, x: (c - lr * torch.sin(c + 2 * x), c), xs[0], xs, backend=backend)

@@ -36,7 +36,7 @@ def trained(params, transform, backend, lr=0.05):
 def written(monkeypatch):
     """The programs that were compiled."""
     programs, build = [], native.build
-    monkeypatch.setattr(native, "build", lambda text: build(programs.append(text) or text))
+    monkeypatch.setattr(native, "build", lambda text, target: build(programs.append(text) or text, target))
     return programs
 
 

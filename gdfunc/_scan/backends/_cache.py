@@ -14,28 +14,40 @@ from ..._errors import BackendError
 
 LIMIT = 2**29  # bytes of native libraries; beyond it, the least recently used are deleted
 _ABANDONED = 86_400  # seconds after which an unfinished build was killed, not slow
-_REMEDY = "set XDG_CACHE_HOME to a directory of your own"
+_LIBRARIES = (".so", ".dll")
+_WAITS = (0.05, 0.1, 0.2, 0.4, 0.8)  # seconds, in which an antivirus has looked at a new file
+
+
+def remedy() -> str:
+    """Name the environment variable that moves the cache."""
+    return f"set {'XDG_CACHE_HOME' if os.name == 'posix' else 'LOCALAPPDATA'} to a directory of your own"
+
+
+def _base() -> Path:
+    """Return the directory of all caches. A relative one is ignored, as the XDG specification demands."""
+    name, usual = ("XDG_CACHE_HOME", ".cache") if os.name == "posix" else ("LOCALAPPDATA", "AppData/Local")
+    setting = Path(os.environ.get(name, ""))
+    return setting if setting.is_absolute() else Path.home() / usual
 
 
 def private_directory() -> Path:
     """Return the cache directory, and make it if it is missing. It must be the user's alone.
 
-    A relative XDG_CACHE_HOME is ignored, as the XDG Base Directory Specification demands.
+    On Windows, the directory of a user's local data is theirs alone unless they share it.
 
     Raises:
         BackendError: the directory is a link or a file, belongs to another user, is open to others, or lies
             where others could replace it.
     """
-    setting = Path(os.environ.get("XDG_CACHE_HOME", ""))
     try:
-        path = (setting if setting.is_absolute() else Path.home() / ".cache") / "gdfunc"
+        path = _base() / "gdfunc"
         for directory in (*reversed(path.parents), path):
             if not directory.exists():
                 directory.mkdir(mode=0o700, exist_ok=True)
         found = path.lstat()
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise BackendError(f"the cache directory cannot be made ({reason}); {_REMEDY}") from error
+        raise BackendError(f"the cache directory cannot be made ({reason}); {remedy()}") from error
     if not stat.S_ISDIR(found.st_mode):
         raise BackendError(
             f"{path} is a link or a file; remove it, because compiled code needs a directory there"
@@ -45,7 +57,7 @@ def private_directory() -> Path:
     if found.st_uid != os.geteuid():
         raise BackendError(
             f"{path} belongs to user {found.st_uid}, not to you ({os.geteuid()}), and code in it could be "
-            f"theirs; {_REMEDY}"
+            f"theirs; {remedy()}"
         )
     if stat.S_IMODE(found.st_mode) & 0o077:
         raise BackendError(
@@ -62,7 +74,7 @@ def _check_parent(parent: Path, path: Path) -> None:
     found = parent.stat()
     if found.st_uid not in (0, os.geteuid()):
         raise BackendError(
-            f"{parent} belongs to user {found.st_uid}, who could replace {path} in it; {_REMEDY}"
+            f"{parent} belongs to user {found.st_uid}, who could replace {path} in it; {remedy()}"
         )
     writers = stat.S_IMODE(found.st_mode) & 0o022
     if writers == 0o020 and _is_private_group(found.st_gid):
@@ -70,12 +82,13 @@ def _check_parent(parent: Path, path: Path) -> None:
     if writers and not found.st_mode & stat.S_ISVTX:
         raise BackendError(
             f"{parent} can be written by others (mode {stat.S_IMODE(found.st_mode):04o}), who could "
-            f"replace {path} in it; chmod go-w it, or {_REMEDY}"
+            f"replace {path} in it; chmod go-w it, or {remedy()}"
         )
 
 
 def unwritable(directory: Path, error: OSError) -> BackendError:
-    return BackendError(f"{directory} cannot be written ({error.strerror}); {_REMEDY}")
+    scans = "" if os.name == "posix" else "let the antivirus leave it out, or "
+    return BackendError(f"{directory} cannot be written ({error.strerror}); {scans}{remedy()}")
 
 
 def _is_private_group(group: int) -> bool:
@@ -94,8 +107,9 @@ def is_sound(path: Path) -> bool:
     """Tell whether a library is the user's own and equals, byte for byte, what `store` wrote."""
     try:
         found = path.lstat()
-        owned = not hasattr(os, "geteuid") or found.st_uid == os.geteuid()
-        if not stat.S_ISREG(found.st_mode) or found.st_mode & 0o022 or not owned:
+        if not stat.S_ISREG(found.st_mode):
+            return False
+        if os.name == "posix" and (found.st_mode & 0o022 or found.st_uid != os.geteuid()):
             return False
         if path.with_suffix(".sha256").read_text() != _digest(path):
             return False
@@ -106,14 +120,37 @@ def is_sound(path: Path) -> bool:
 
 
 def store(made: Path, path: Path) -> None:
-    """Move a new library to its place on the same file system, with its length and SHA-256 in a file."""
+    """Move a new library to its place on the same file system, with its length and SHA-256 in a file.
+
+    On Windows, a library that another process has loaded stays where it is.
+    """
     digest = made.with_suffix(".sha256")
     digest.write_text(_digest(made))
     made.chmod(0o700)
     _sync(made, digest)
-    os.replace(made, path)
-    os.replace(digest, path.with_suffix(".sha256"))
+    try:
+        _move(made, path)
+        _move(digest, path.with_suffix(".sha256"))
+    except PermissionError:
+        if not is_sound(path):
+            raise
     _sync(path.parent)
+
+
+def _move(source: Path, target: Path) -> None:
+    """Rename a file. On Windows, another program may hold it for a moment."""
+    for wait in () if os.name == "posix" else _WAITS:
+        with suppress(PermissionError):
+            return os.replace(source, target)
+        time.sleep(wait)
+    os.replace(source, target)
+
+
+def discard(path: Path) -> None:
+    """Delete a library, unless it is loaded on Windows."""
+    with suppress(PermissionError):
+        path.unlink(missing_ok=True)
+        path.with_suffix(".sha256").unlink(missing_ok=True)
 
 
 def trim(directory: Path, limit: int = LIMIT) -> None:
@@ -127,9 +164,8 @@ def trim(directory: Path, limit: int = LIMIT) -> None:
         if stat.S_ISDIR(stats.st_mode):
             if stats.st_mtime < time.time() - _ABANDONED:
                 shutil.rmtree(path, ignore_errors=True)
-        elif total > limit and path.suffix == ".so":
-            path.unlink(missing_ok=True)
-            path.with_suffix(".sha256").unlink(missing_ok=True)
+        elif total > limit and path.suffix in _LIBRARIES:
+            discard(path)
             total -= stats.st_size
 
 
@@ -211,9 +247,10 @@ def _digest(path: Path) -> str:
 
 def _sync(*paths: Path) -> None:
     """Wait until files or directories are on the disk, so that a crash cannot leave half of one."""
-    for path in paths:
+    is_posix = os.name == "posix"  # elsewhere a directory is no file, and what is synced must be writable
+    for path in paths if is_posix else filter(Path.is_file, paths):
         with suppress(FileNotFoundError):  # another process deletes files, too
-            file = os.open(path, os.O_RDONLY)
+            file = os.open(path, os.O_RDONLY if is_posix else os.O_RDWR)
             try:
                 os.fsync(file)
             finally:

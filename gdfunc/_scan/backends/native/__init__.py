@@ -57,7 +57,7 @@ import ctypes
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
 from math import prod
 from typing import Any
@@ -71,6 +71,8 @@ from ...._torch._modes import FakeTensor
 from ..._body import Body, Leaves, Members
 from ._build import Library, build
 from ._program import LONG, write
+from ._target import NoCompiler as NoCompiler
+from ._target import find
 from ._tensor import TorchIsFaster as TorchIsFaster
 from ._tensor import Unsupported as Unsupported
 
@@ -173,6 +175,8 @@ class _Function:
                     except RuntimeError:  # no thread can start while the interpreter exits
                         self._share(tables, *ends, length, stop)
                 for share in done:
+                    while not share.done():  # on Windows, Ctrl-C is heard between two waits alone
+                        wait([share], _SEGMENT_SECONDS)
                     share.result()
             except BaseException:
                 stop.value = 1
@@ -204,7 +208,8 @@ def _compiled(body: Body) -> _Function:
     with _compiling:
         if body.native is None:
             try:
-                body.native = _Function(build(write(body)))
+                target = find()
+                body.native = _Function(build(write(body, target.tiles), target))
             except Unsupported as error:
                 body.native = error
         found: Any = body.native

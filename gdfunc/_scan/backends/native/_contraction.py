@@ -22,14 +22,8 @@ from ._tensor import Block, Formula, Lazy, Memory, address, behind, fill
 
 _WORTH_IT = 256  # multiplications
 _NARROWEST = 4  # columns
-_VECTORS = {"AVX512": (64, 24), "AVX2": (32, 12)}  # bytes of a vector, accumulators that stay in registers
 _MOST_ACROSS = 4  # vectors of a tile, side by side
 _PART = 256  # products that an accumulator takes in before it is added to the sum of such parts
-
-
-def vector() -> tuple[int, int]:
-    """Return the bytes of a vector, and how many accumulators a tile may have."""
-    return _VECTORS.get(torch.backends.cpu.get_cpu_capability(), (16, 12))
 
 
 @dataclass
@@ -75,7 +69,7 @@ def contract(
         return None
     swapped, column = chosen
     a, b = (Factor(*address(block, factor, point)) for factor in factors[:: -1 if swapped else 1])
-    lanes = vector()[0] // dtype.itemsize
+    lanes = block.tiles.width // dtype.itemsize
     if b.index.factor(column) != 1 or column.extent % lanes:
         b = _packed(block, b, column, lanes)
     rows = [var for var in axes if a.index.factor(var) and not b.index.factor(var)]
@@ -203,7 +197,7 @@ def _transposition(scalar: str, lanes: int) -> list[str]:
 
 def _write(block: Block, a: Factor, b: Factor, out: Factor, axes: Axes) -> None:
     """Write a function of the three places in memory, with loops over its tiles, and the call of it."""
-    width, most = vector()
+    width, most = block.tiles
     lanes, scalar = width // out.buffer.dtype.itemsize, out.buffer.c_type
     vectors = -(-axes.column.extent // lanes)
     across = max(n for n in range(1, min(vectors, _MOST_ACROSS) + 1) if not vectors % n or n == 1)

@@ -14,10 +14,9 @@ from torch import fx
 
 from ...._torch._graphs import OpOverload, schema_arguments
 from ..._body import Body, Loop
-from ._contraction import vector
 from ._memory import Uses, nearest, overwrites, share, spans, uses
 from ._sharing import LARGE, parts, shared
-from ._statement import C_TYPES, Access, Buffer, Code, Repeat, size_of
+from ._statement import C_TYPES, Access, Buffer, Code, Repeat, Tiles, size_of
 from ._tensor import Block, Lazy, Memory, Stored, TorchIsFaster, Unsupported, View, contiguous, fill, stored
 from ._trace import operations
 from .operators import RESHAPES, Call, lower, name_of
@@ -33,11 +32,16 @@ _BY_VALUE = 256  # bytes of a carry that is copied rather than exchanged by its 
 _VIEWS = {*RESHAPES, "expand", "permute", "transpose", "t", "slice", "select", "flip", "alias", "detach"}
 Parts = dict[str, list[str]]  # lines, by their names in program.c
 Carry = dict[int, tuple[Memory, Memory]]  # old and new, by the number of the leaf
-_PROGRAM = Template(files(__package__).joinpath("program.c").read_text(encoding="utf-8"))
+FUNCTIONS, _PROGRAM = (
+    files(__package__).joinpath(name).read_text(encoding="utf-8") for name in ("functions.c", "program.c")
+)
 
 
-def write(body: Body) -> str:
+def write(body: Body, tiles: Tiles) -> str:
     """Write the loop over a body in C, or refuse it.
+
+    Args:
+        tiles: the vectors of the processor on which the loop will run.
 
     Raises:
         Unsupported: an operation, a dtype or a device is not covered, or a step is too large.
@@ -49,7 +53,7 @@ def write(body: Body) -> str:
         kind: [_memory(f"{kind.lower()}_{i}", aval) for i, aval in enumerate(avals)]
         for kind, avals in groups.items()
     }
-    block = Block()
+    block = Block(tiles)
     consts, init, xs, ys = arguments.values()
 
     def memory(name: str, leaf: Lazy) -> Memory:
@@ -71,7 +75,7 @@ def write(body: Body) -> str:
     size = sum(not line.startswith("shared_") for line in code.split("\n"))
     if size > _MOST_LINES:
         raise Unsupported(f"a step of {size} lines of C")
-    return _PROGRAM.substitute({name: "\n".join(lines) for name, lines in text.items()})
+    return Template(_PROGRAM).substitute({name: "\n".join(lines) for name, lines in text.items()})
 
 
 @cache
@@ -95,7 +99,8 @@ def _text(block: Block, buffers: Sequence[tuple[str, Buffer]], of_member: int) -
         "of_step": declared[of_member:],
         "step": [line for statement in block.statements for line in statement.text],
         "rounds": [str(int(sum(statement.rounds for statement in block.statements)))],
-        "vector": [str(vector()[0])],
+        "functions_of_c": [FUNCTIONS],
+        "vector": [str(block.tiles.width)],
     }
 
 

@@ -15,6 +15,13 @@ C_TYPES |= HALVES
 VALUE_TYPES = C_TYPES | dict.fromkeys(HALVES, "float")
 
 
+class Tiles(NamedTuple):
+    """The vectors of a processor, as they shape the tiles of a product."""
+
+    width: int  # bytes of a vector
+    accumulators: int  # vectors that a tile may sum up in registers
+
+
 @dataclass(eq=False)
 class Buffer:
     """Memory for numbers of one dtype, by its name in C."""

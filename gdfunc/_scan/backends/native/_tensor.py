@@ -16,7 +16,7 @@ import torch
 from ...._errors import BackendError
 from ._index import Index, Point, ravel, strides_of, unravel
 from ._kernel import Kernel, NotFlat, over
-from ._statement import HALVES, VALUE_TYPES, Buffer, Code
+from ._statement import HALVES, VALUE_TYPES, Buffer, Code, Tiles
 
 Shape = tuple[int, ...]
 
@@ -36,6 +36,7 @@ class TorchIsFaster(Unsupported):
 class Block:
     """The statements of a step, with their intermediate results and functions."""
 
+    tiles: Tiles
     statements: list[Code] = field(default_factory=list)
     buffers: list[Buffer] = field(default_factory=list)  # of intermediate results
     functions: list[str] = field(default_factory=list)

@@ -1,20 +1,6 @@
 /* The program around one step. Names that begin with a dollar sign stand for what depends on the body. */
-#include <math.h>
-#include <stdint.h>
-
+$functions_of_c
 #define VECTOR $vector /* bytes */
-
-#ifdef VECTOR_MATH /* the C library has these functions for whole vectors too */
-#define MATH __attribute__((simd("notinbranch"), const))
-#else
-#define MATH __attribute__((const))
-#endif
-#define UNARY(name) MATH double name(double); MATH float name##f(float);
-#define BINARY(name) MATH double name(double, double); MATH float name##f(float, float);
-UNARY(exp) UNARY(exp2) UNARY(expm1) UNARY(log) UNARY(log1p) UNARY(log2) UNARY(log10)
-UNARY(sin) UNARY(cos) UNARY(tan) UNARY(asin) UNARY(acos) UNARY(atan) UNARY(erf) UNARY(erfc)
-UNARY(sinh) UNARY(cosh) UNARY(tanh) UNARY(asinh) UNARY(acosh) UNARY(atanh)
-BINARY(pow) BINARY(atan2) BINARY(hypot)
 
 /* Numbers of 16 bits are floats in registers. Each operation rounds its result, as in torch. */
 typedef uint16_t bfloat16, float16;
