@@ -29,7 +29,7 @@ RANKS = {
     | {"projections", "_per_sample", "reducers", "_reductions", "tree", "_stateful", "stops", "checkpoint"},
     2: {"_step", "curvature", "adjoints", "distributed"},
     3: {"_train", "methods", "_sweep", "_hypergradient", "_jit", "modules", "stats", "privacy", "search"},
-    4: {"plot", "testing", "interop"},
+    4: {"plot", "testing", "interop", "__main__"},
 }
 RANK = {room: rank for rank, rooms in RANKS.items() for room in rooms}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -37,7 +37,7 @@ def warn_of_loss(cause: Exception, steps: int, seconds: float) -> None:
     is_run = steps < sys.maxsize
     what = f"{steps:,} steps, which take {seconds:.0f} s or more," if is_run else "this function"
     warn(
-        f"backend='auto' runs {what} from Python. Compiled, small steps take a tenth of the time or less, "
-        f"and large ones hardly less. backend='eager' runs without this warning. The reason: {cause}",
+        f"backend='auto' runs {what} from Python. Compiled, small steps take a hundredth of the time, and "
+        f"large ones hardly less. backend='eager' runs without this warning. The reason: {cause}",
         PerformanceWarning,
     )

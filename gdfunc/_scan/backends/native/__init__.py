@@ -70,9 +70,11 @@ from ...._lock import Lock
 from ...._torch._modes import FakeTensor
 from ..._body import Body, Leaves, Members
 from ._build import Library, build
+from ._build import has_vector_math as has_vector_math
 from ._program import LONG, write
+from ._target import INSTALL as INSTALL
 from ._target import NoCompiler as NoCompiler
-from ._target import find
+from ._target import find as find
 from ._tensor import TorchIsFaster as TorchIsFaster
 from ._tensor import Unsupported as Unsupported
 

@@ -45,11 +45,11 @@ def build(text: str, target: Target) -> Library:
     Raises:
         BackendError: the compiler fails, or there is no safe directory.
     """
-    return _build(text, target, [target.vector_math, ()] if _has_vector_math(target) else [()])
+    return _build(text, target, [target.vector_math, ()] if has_vector_math(target) else [()])
 
 
 @cache
-def _has_vector_math(target: Target) -> bool:
+def has_vector_math(target: Target) -> bool:
     """Tell whether C's functions of whole vectors are accurate here, from a test if that is not known."""
     if target.is_measured:
         return bool(target.vector_math)

@@ -28,7 +28,7 @@ _TILES = {"__AVX512F__": Tiles(64, 24), "__AVX2__": Tiles(32, 12), "__aarch64__"
 _DEFAULT = Tiles(16, 8)
 _SYSTEMS = {"_WIN32": "Windows", "__APPLE__": "macOS", "__linux__": "Linux"}
 _MACOS = "14.0"  # the oldest that torch has wheels for
-_INSTALL = "pip install 'gdfunc[native]'" if os.name == "posix" else 'pip install "gdfunc[native]"'
+INSTALL = "pip install 'gdfunc[native]'" if os.name == "posix" else 'pip install "gdfunc[native]"'
 
 
 class NoCompiler(BackendError):
@@ -90,7 +90,7 @@ def find() -> Target:
         "linux": "install gcc or clang (Debian: apt install gcc)",
         "darwin": "install clang (xcode-select --install)",
     }
-    remedy = f"{others[sys.platform]}, or {_INSTALL}" if sys.platform in others else _INSTALL
+    remedy = f"{others[sys.platform]}, or {INSTALL}" if sys.platform in others else INSTALL
     raise NoCompiler(
         f"backend='native' needs a C compiler, {found}: {remedy}; "
         f"or name one in the environment variable CC"
@@ -147,9 +147,9 @@ def _target(command: tuple[str, ...], macros: str) -> Target:
     tiles = next((tiles for macro, tiles in _TILES.items() if macro in names), _DEFAULT)
     name, is_clang = shlex.join(command), "__clang__" in names
     if "_MSC_VER" in names:
-        raise BackendError(f"{name} compiles for MSVC, which has another dialect of C; {_INSTALL} works")
+        raise BackendError(f"{name} compiles for MSVC, which has another dialect of C; {INSTALL} works")
     if "__MINGW32__" in names and not is_clang:
-        raise BackendError(f"{name} is MinGW's, whose sin, cos and erfc are inaccurate; {_INSTALL} works")
+        raise BackendError(f"{name} is MinGW's, whose sin, cos and erfc are inaccurate; {INSTALL} works")
     if system == "macOS":
         command = (*command, f"-mmacosx-version-min={_MACOS}")
         return Target(command, macros, system, tiles, ("-fveclib=Darwin_libsystem_m",), is_measured=False)

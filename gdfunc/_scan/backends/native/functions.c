@@ -1,8 +1,4 @@
 /* The functions of C's library. */
-#ifdef _WIN32 /* the import library calls these data, unless they are declared so */
-__declspec(dllimport) double lgamma(double);
-__declspec(dllimport) float lgammaf(float);
-#endif
 #include <math.h>
 #include <stdint.h>
 
@@ -19,6 +15,9 @@ UNARY(sinh) UNARY(cosh) UNARY(tanh) UNARY(asinh) UNARY(acosh) UNARY(atanh)
 BINARY(pow) BINARY(atan2) BINARY(hypot)
 
 #ifdef _WIN32 /* in place of MinGW's runtime, which zig would take minutes to compile */
+__declspec(dllimport) double lgamma(double); /* else the import library takes them for data */
+__declspec(dllimport) float lgammaf(float);
+#define hypotf(x, y) ((float)hypot(x, y))
 int DllMainCRTStartup(void *library, unsigned reason, void *reserved) { return 1; }
 /* Touches a frame of %rax bytes page by page, from above: so the system gives it memory. No register changes. */
 __asm__(".globl ___chkstk_ms\n"
