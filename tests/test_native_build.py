@@ -85,7 +85,7 @@ def assert_passes(suite, environment):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gcc", "clang", "ziglang"])
+@pytest.mark.parametrize("name", ["gcc", "gcc-11", "clang", "clang-19", "ziglang"])
 def test_operators_agree_with_eager_under_every_compiler(name):
     if not (find_spec(name) if name == "ziglang" else which(name)):
         pytest.skip(f"{name} is not installed")

@@ -3,228 +3,29 @@
 What needs qemu, wine or another compiler is marked `slow`, and skipped by the name of what is missing.
 """
 
+import _ctypes
+import ctypes
+import os
 import re
-from functools import partial
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
-from torch.func import vmap
-from torch.nn import functional
 
 import gdfunc as gd
-from gdfunc._scan.backends import native
+from gdfunc import __main__
+from gdfunc._scan import _cost
+from gdfunc._scan.backends import _cache, native
+from gdfunc._scan.backends.native import _build, _process, _target
+from gdfunc._scan.backends.native._program import FUNCTIONS as C_FUNCTIONS
 
-from .assertions import assert_agrees
-from .emulated.machines import MACHINES, Machine
-from .references import normal
-from .test_native import (
-    CANCELLING,
-    EXACT,
-    FUNCTIONS,
-    FUSED,
-    GAMMAS,
-    WINDOWS,
-    arity,
-    assert_close,
-    both,
-    derivatives,
-    extrema,
-    hostile,
-    of_integers,
-    reductions,
-    tame,
-    views,
-)
-
-# Loops for other machines: the operator tables, and runs of all kinds. Each compares itself with eager.
-
-SHAPE = (3, 33)
-
-
-def table(functions, count, units, dtype, signs=True, numbers=hostile, scale=None):
-    """The functions of so many numbers in a table, on numbers of all kinds."""
-    operands = [numbers(seed, SHAPE, dtype) for seed in range(count)]
-    got, expected = both(arity(functions, count), *operands)
-    assert_close(got, expected, units, scale and scale(operands, expected), signs=signs)
-
-
-def of_sizes(operands, expected):
-    return sum(operand.double().abs().nan_to_num(0, 0, 0) * 3 for operand in operands)
-
-
-def of_results(operands, expected):
-    return sum(1 + size.double().abs() for size in expected.values())
-
-
-def of_eight(operands, expected):
-    return torch.tensor(8.0).double()
-
-
-def reduced(dtype):
-    assert_close(*both(reductions, tame(0, (4, 17, 9), dtype)), 64, torch.tensor(150.0).double())
-
-
-def whole(dtype):
-    a, b = (
-        torch.randint(-5, 6, SHAPE, generator=torch.Generator().manual_seed(i), dtype=dtype) for i in (0, 1)
-    )
-    assert_close(*both(of_integers, a, b), 2)
-
-
-def agrees(run, tolerance=1e-9):
-    assert_agrees(run("native"), run("eager"), tolerance)
-
-
-def products(dtype):
-    """Products of matrices in all orders, their sizes not whole vectors."""
-    a, b, c = tame(0, (7, 33, 19), dtype), tame(1, (7, 19, 13), dtype), tame(2, (600, 5), dtype)
-    f = lambda a, b, c: (a @ b, a.mT @ a, (a @ b).mT, a[0] @ b[0, :, 0], c.T @ c)  # noqa: E731
-    assert_close(*both(f, a, b, c), 64, torch.tensor(99.0).double(), signs=False)
-
-
-def trained(make=gd.make_step, transform=None, loss_fn=None, lr=0.05):
-    """60 steps of a network with softmax and cross-entropy."""
-    x, y = normal(0, 96, 12, dtype=torch.float32), torch.arange(96) % 5
-    params = {"w": 0.3 * normal(1, 12, 21), "b": torch.zeros(21), "v": 0.3 * normal(2, 21, 5)}
-    params = gd._tree.map(lambda leaf: leaf.float(), params)
-
-    def loss(params, batch):
-        hidden = torch.tanh(batch[0] @ params["w"] + params["b"])
-        return functional.cross_entropy(hidden @ params["v"], batch[1])
-
-    step = make(loss_fn or loss, *([transform] if transform else []))
-    index = gd.sample_batches(gd.random.key(0), 96, 16, 60)
-    start = params if transform is None else gd.TrainState(params, transform.init(params))
-
-    def run(backend, lr=lr):
-        return gd.train(step, start, (x, y), index, lr, backend=backend)[1].loss
-
-    return run
-
-
-def regression(backend):
-    x = normal(0, 100, 1)
-    index = gd.sample_batches(gd.random.key(0), 100, 10, 500)
-    problem = gd.problems.linear_regression(x, 3 * x[:, 0] + 2)
-    return gd.train(
-        gd.make_step(problem.loss_fn), problem.params, problem.data, index, 0.05, backend=backend
-    )
-
-
-def swept(backend):
-    run = trained()
-    return vmap(lambda lr: run(backend, lr))(torch.linspace(0.01, 0.2, 7))
-
-
-def clipped(backend):
-    """Sums of per-sample gradients, each clipped."""
-    x, y = normal(0, 40, 3), normal(1, 40)
-
-    def step(w, at):
-        gradients = vmap(torch.func.grad(lambda w, x, y: ((x @ w).tanh() - y) ** 2), (None, 0, 0))(
-            w, x[at], y[at]
-        )
-        norms = gradients.norm(dim=1, keepdim=True)
-        return w - 0.05 * (gradients / norms.clamp(min=1)).sum(0), norms.sum()
-
-    index = gd.sample_batches(gd.random.key(0), 40, 8, 50)
-    return gd.scan(step, normal(2, 3), index, backend=backend)
-
-
-def drawn(backend):
-    """Random numbers of a key in the carry."""
-
-    def walk(carry, _):
-        x, key = carry
-        key, now = gd.random.split(key)
-        return (x + 0.1 * gd.random.normal(now, (5,)), key), gd.random.uniform(now, (3,))
-
-    (x, _), ys = gd.scan(walk, (torch.zeros(5), gd.random.key(3)), length=40, backend=backend)
-    return x, ys
-
-
-def attention(backend):
-    q, k, v = (normal(seed, 2, 3, 9, 8) for seed in range(3))
-
-    def step(c, _):
-        return c + 0.1 * functional.scaled_dot_product_attention(c, k, v, is_causal=True), c.sum()
-
-    return gd.scan(step, q, length=6, backend=backend)
-
-
-def picked(backend):
-    """Elements gathered and scattered by integers."""
-    table, at = normal(0, 20, 4), torch.arange(30) * 7 % 20
-
-    def step(c, i):
-        rows = c[at]
-        return c.index_add(0, at, 0.01 * rows.sin()), (c.gather(1, at[:20, None] % 4), rows.sum(0), c[i])
-
-    return gd.scan(step, table, torch.arange(9), backend=backend)
-
-
-def nested(backend):
-    def outer(c, x):
-        inner, ys = gd.scan(lambda a, b: (a * 0.9 + b.sin(), a), c, x, backend=backend)
-        return inner, ys.sum()
-
-    return gd.scan(outer, normal(0, 5), normal(1, 7, 11, 5), backend=backend)
-
-
-def hypergradient(backend):
-    run = lambda lr: trained()(backend, lr)[-1]  # noqa: E731
-    return torch.func.grad(run)(torch.tensor(0.05))
-
-
-def wide(backend):
-    """A frame of several pages on the stack."""
-    xs = normal(0, 3, 64, 120)
-    return gd.scan(
-        lambda c, x: (c + x.sum(0), [(x * k).cumsum(0).sum(0) for k in range(9)]),
-        xs[0, 0],
-        xs,
-        backend=backend,
-    )
-
-
-LOOPS = {}
-for dtype in (torch.float32, torch.float64):
-    name = str(dtype).removeprefix("torch.")
-    LOOPS |= {
-        f"functions of one, {name}": partial(table, FUNCTIONS, 1, 8, dtype),
-        f"functions of two, {name}": partial(table, FUNCTIONS, 2, 8, dtype),
-        f"exact of one, {name}": partial(table, EXACT, 1, 0, dtype, signs=False),
-        f"exact of two, {name}": partial(table, EXACT, 2, 0, dtype, signs=False),
-        f"gammas, {name}": partial(table, GAMMAS, 1, 8, dtype, scale=of_results),
-        f"cancelling, {name}": partial(table, CANCELLING, 1, 32, dtype, False, tame, of_eight),
-        f"fused, {name}": partial(table, FUSED, 2, 1, dtype, False, scale=of_sizes),
-        f"reductions, {name}": partial(reduced, dtype),
-        f"products, {name}": partial(products, dtype),
-    }
-LOOPS |= {
-    "exact of one, bfloat16": partial(table, EXACT, 1, 0, torch.bfloat16, signs=False),
-    "functions of one, float16": partial(table, FUNCTIONS, 1, 1, torch.float16),
-    "extrema": lambda: assert_close(*both(extrema, hostile(0, (4, 7, 5), torch.float32)), 0, signs=False),
-    "views": lambda: assert_close(*both(views, tame(0, (5, 7, 9), torch.float32)), 1, signs=False),
-    "int32": partial(whole, torch.int32),
-    "int64": partial(whole, torch.int64),
-    "regression": partial(agrees, regression),
-    "network": lambda: agrees(trained(), 1e-4),
-    "Adam": lambda: agrees(trained(transform=gd.adam(), lr=0.01), 1e-4),
-    "sweep": partial(agrees, swept, 1e-4),
-    "clipped": partial(agrees, clipped),
-    "random numbers": partial(agrees, drawn, 1e-5),
-    "attention": partial(agrees, attention),
-    "picking": partial(agrees, picked),
-    "nested": partial(agrees, nested),
-    "hypergradient": partial(agrees, hypergradient, 1e-3),
-    "a large frame": partial(agrees, wide),
-}
-for geometry in ("conv2d", "transposed", "max_pool2d"):
-    f, of_x, of_w = WINDOWS[geometry]
-    LOOPS[geometry] = lambda f=f, of_x=of_x, of_w=of_w: assert_close(
-        *both(derivatives(f), tame(0, of_x), tame(1, of_w)), 64, torch.tensor(99.0).double(), signs=False
-    )
+from .emulated.loops import LOOPS
+from .emulated.machines import MACHINES, ZIG, Machine, needs
 
 
 @pytest.fixture(scope="module")
@@ -253,6 +54,461 @@ def test_loop_on_another_machine_agrees_with_eager(name, loop, machines, monkeyp
     assert machine.loops > before
 
 
+@pytest.mark.slow
+@pytest.mark.optimised
+@pytest.mark.usefixtures("nothing_traced")
+def test_loops_compile_for_apple_silicon_with_the_systems_vector_functions(monkeypatch, tmp_path):
+    """They cannot be run here."""
+    needs("ziglang")
+    target = _target.probe([*ZIG, "-target", "aarch64-macos"])
+    assert (target.system, target.tiles, target.is_measured) == ("macOS", (16, 24), False)
+    made = []
+
+    def compile_only(text, _):
+        source, library = tmp_path / "loop.c", tmp_path / f"{len(made)}.dylib"
+        source.write_text(text)
+        for command in _build._commands(target, target.vector_math, source, library):
+            done = _process.run(command)
+            assert done.returncode == 0, done.stderr
+        made.append(library.read_bytes())
+        pytest.skip("only to leave the loop")
+
+    monkeypatch.setattr(native, "find", lambda: target)
+    monkeypatch.setattr(native, "build", compile_only)
+    loops = [loop for name, loop in LOOPS.items() if "float64" not in name]
+    for loop in loops:
+        with pytest.raises(pytest.skip.Exception):
+            loop()
+    accuracy = f"{C_FUNCTIONS}\n{_build._ACCURACY}"
+    with pytest.raises(pytest.skip.Exception):
+        compile_only(accuracy, target)
+    assert len(made) == len(loops) + 1 == 30
+    assert all(library.startswith(b"\xcf\xfa\xed\xfe") for library in made)  # Mach-O of 64 bits
+    found = set(re.findall(rb"_simd_(\w+?)_[fd]\d", made[-1]))
+    assert {b"sin", b"cos", b"exp", b"tanh"} <= found, found
+
+
+@pytest.mark.slow
+@pytest.mark.optimised
+def test_the_first_compilation_for_windows_builds_no_runtime(monkeypatch, tmp_path):
+    """From an empty cache of zig's, a loop is compiled from its own text alone."""
+    needs("ziglang")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    target = _target.probe([*ZIG, "-target", "x86_64-windows-gnu"])
+    source, made = tmp_path / "loop.c", tmp_path / "loop.dll"
+    source.write_text(
+        f"{C_FUNCTIONS}\ndouble run(double x) {{ return exp(x) + lgamma(x) + hypotf(x, 2); }}"
+    )
+    for command in _build._commands(target, (), source, made):
+        done = _process.run(command)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert made.read_bytes().startswith(b"MZ")
+    objects = [path for path in (tmp_path / "gdfunc" / "zig").rglob("*") if path.suffix in (".o", ".obj")]
+    assert len(objects) <= 1, objects
+
+
 def test_38_loops_run_on_each_of_three_machines():
     assert (len(LOOPS), len(MACHINES)) == (38, 3)
     assert all(re.match("aarch64 Linux|x86-64 Windows", name) for name in MACHINES)
+
+
+# The compiler is asked.
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "gdfunc" / "native"
+
+
+MACROS = {
+    "AVX-512": (
+        "#define __x86_64__ 1\n#define __linux__ 1\n#define __AVX2__ 1\n#define __AVX512F__ 1",
+        (64, 24),
+    ),
+    "AVX2": ("#define __x86_64__ 1\n#define __linux__ 1\n#define __AVX2__ 1", (32, 12)),
+    "SSE": ("#define __x86_64__ 1\n#define __linux__ 1\n#define __SSE4_1__ 1", (16, 8)),
+    "NEON": ("#define __aarch64__ 1\n#define __APPLE__ 1\n#define __clang__ 1", (16, 24)),
+}
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """A compiler that runs a script; CC names it."""
+
+    def make(script):
+        path = tmp_path / "fake cc" / "cc"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o700)
+        monkeypatch.setenv("CC", f"'{path}'")
+        _target.find.cache_clear()
+        return path
+
+    yield make
+    _target.find.cache_clear()
+
+
+@pytest.mark.parametrize("name", MACROS)
+def test_vectors_and_tiles_are_those_of_the_compilers_macros(name, fake):
+    macros, tiles = MACROS[name]
+    fake(f"cat <<'END'\n{macros}\nEND")
+    assert _target.find().tiles == tiles
+
+
+@pytest.mark.parametrize(
+    ("accepted", "kind"), [("-march=native", "-march=native"), ("-mcpu=native", "-mcpu=native"), ("", None)]
+)
+def test_options_for_this_processor_are_those_that_the_compiler_takes(accepted, kind, fake, cache):
+    check = f'[ "$word" = "{accepted}" ] || {{ echo "cc: error: unsupported $word" >&2; exit 1; }}'
+    fake(f'for word; do case "$word" in -m*=native) {check};; esac; done; exec gcc "$@"')
+    target = _target.find()
+    assert [word for word in target.command if "native" in word] == [kind] * bool(kind)
+    text = "int vector(void) { return 0\n#ifdef __AVX2__\n+ 32\n#endif\n; }"
+    assert _build.build(text, target).vector() in (0, 32)
+    other = replace(target, command=("gcc",))
+    assert _build.build(text, other).vector() == 0
+    assert len(list(cache.glob("*.so"))) == 2  # the options are in the key
+
+
+def test_a_processor_that_CC_names_is_not_replaced_by_this_one(monkeypatch):
+    monkeypatch.setenv("CC", "gcc -march=x86-64-v2")
+    _target.find.cache_clear()
+    target = _target.find()
+    assert "-march=native" not in target.command
+    assert target.tiles == (16, 8)
+    _target.find.cache_clear()
+
+
+def test_text_is_laid_out_for_the_vectors_of_the_compiler(monkeypatch, fake):
+    texts = []
+    monkeypatch.setattr(native, "build", lambda text, target: texts.append(text) or pytest.fail("compiled"))
+    fake(f"cat <<'END'\n{MACROS['NEON'][0]}\nEND")
+    with pytest.raises(pytest.fail.Exception):
+        gd.scan(lambda c, x: (c @ c * 0.0123, None), torch.ones(48, 48), length=2, backend="native")
+    assert "#define VECTOR 16" in texts[0]
+    assert len(set(re.findall(r"\bc\d+_\d+ \+=", texts[0]))) == 24
+
+
+def test_the_first_error_of_a_compiler_is_in_the_message(fake):
+    fake("echo 'note: hello' >&2; echo 'cc: error: no licence' >&2; exit 1")
+    with pytest.raises(gd.BackendError, match=r"fake cc/cc'? is no C compiler.*\(cc: error: no licence\)"):
+        _target.find()
+
+
+def test_compilers_that_are_found_and_fail_are_named_with_their_errors(monkeypatch, tmp_path, fake):
+    path = fake("echo 'cc: error: no licence' >&2; exit 1")
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", str(path.parent))
+    monkeypatch.setattr(_target, "find_spec", lambda name: None)
+    with pytest.raises(
+        native.NoCompiler, match=r"none works \(cc fails \(cc: error: no licence\)\).*pip install"
+    ):
+        _target.find()
+
+
+@pytest.mark.parametrize(
+    ("macros", "message"),
+    [
+        (
+            "#define _WIN32 1\n#define __MINGW32__ 1",
+            "is MinGW's, whose sin, cos and erfc are inaccurate; pip install",
+        ),
+        (
+            "#define _WIN32 1\n#define _MSC_VER 1920\n#define __clang__ 1",
+            "compiles for MSVC.*; pip install",
+        ),
+    ],
+)
+def test_compilers_for_windows_but_zig_are_refused_by_their_macros(macros, message, fake):
+    fake(f"cat <<'END'\n{macros}\nEND")
+    with pytest.raises(gd.BackendError, match=message):
+        _target.find()
+
+
+def test_a_mac_without_tools_opens_no_dialog(monkeypatch, fake, tmp_path):
+    stub = fake(": > dialog; exit 1")
+    select = stub.with_name("xcode-select")
+    select.write_text("#!/bin/sh\nexit 2\n")
+    select.chmod(0o700)
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", str(stub.parent))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_target, "sys", SimpleNamespace(platform="darwin", executable=sys.executable))
+    monkeypatch.setattr(_target, "find_spec", lambda name: None)
+    monkeypatch.setattr(_target.shutil, "which", lambda name: f"/usr/bin/{name}")
+    with pytest.raises(
+        native.NoCompiler, match=r"none was found: install clang \(xcode-select --install\), or pip"
+    ):
+        _target.find()
+    assert not (tmp_path / "dialog").exists()
+    select.write_text("#!/bin/sh\nexit 0\n")
+    with pytest.raises(native.NoCompiler, match="none works"):
+        _target.find()
+    assert (tmp_path / "dialog").exists()
+
+
+# The system's functions of whole vectors, used only if they are accurate.
+
+WRONG = """
+#include <immintrin.h>
+__m128 _ZGVbN4v_expf(__m128 x) { return x; }
+__m256 _ZGVcN8v_expf(__m256 x) { return x; }
+__m256 _ZGVdN8v_expf(__m256 x) { return x; }
+__m512 _ZGVeN16v_expf(__m512 x) { return x; }
+"""
+
+
+@pytest.mark.long
+@pytest.mark.optimised
+@pytest.mark.skipif(
+    not Path("/usr/lib/x86_64-linux-gnu/libmvec.so.1").exists(), reason="needs glibc on x86-64"
+)
+@pytest.mark.usefixtures("cache")
+def test_vector_functions_of_unknown_accuracy_are_measured_and_wrong_ones_not_used(tmp_path):
+    target = replace(_target.probe(["gcc"]), is_measured=False)
+    assert _build.has_vector_math(target)
+    (tmp_path / "wrong.c").write_text(WRONG)
+    library = tmp_path / "libwrong.so"
+    command = [
+        "gcc",
+        "-mavx512f",
+        "-mavx2",
+        "-O1",
+        "-shared",
+        "-fPIC",
+        str(tmp_path / "wrong.c"),
+        "-o",
+        str(library),
+    ]
+    subprocess.run(command, check=True)
+    wrong = replace(target, vector_math=("-DVECTOR_MATH", str(library), "-lmvec"))
+    assert not _build.has_vector_math(wrong)
+    assert not _build.has_vector_math(replace(target, vector_math=("-fveclib=none-such",)))
+    loop = "\n#pragma omp simd\nfor (int i = 0; i < 64; i++) x[i] = expf(x[i]);"
+    text = f"{C_FUNCTIONS}\nvoid f(float *x) {{ {loop} }}"
+    x = torch.zeros(64)
+    _build.build(text, wrong).f(ctypes.c_void_p(x.data_ptr()))
+    assert x.equal(torch.ones(64))
+    x.zero_()
+    _build.build(text, replace(wrong, is_measured=True)).f(ctypes.c_void_p(x.data_ptr()))
+    assert x.equal(torch.zeros(64))  # the wrong library is one that would be called
+
+
+# Windows, by what it lacks and refuses.
+
+LACKS = {"geteuid", "getuid", "killpg", "RTLD_NOW", "RTLD_LOCAL", "O_DIRECTORY", "getpgid", "setsid"}
+
+
+class Windows:
+    """The failures of Windows: no modes, directories that are no files, loaded libraries that stay."""
+
+    def __init__(self, monkeypatch, tmp_path):
+        self.loaded, self.held, self.ended = set(), 0, []
+        system = SimpleNamespace(**{name: value for name, value in vars(os).items() if name not in LACKS})
+        system.name, system.open, system.fsync, system.replace = "nt", self.open, self.fsync, self.replace
+        for module in (_cache, _build, _process, _target):
+            monkeypatch.setattr(module, "os", system)
+        close = _ctypes.dlclose
+        monkeypatch.setattr(_build, "_ctypes", SimpleNamespace(FreeLibrary=close))
+        monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(_cache, "_WAITS", (0.0, 0.0, 0.0))
+
+    def open(self, path, flags):
+        if Path(path).is_dir():
+            raise PermissionError(13, "Permission denied", path)
+        self.writes = flags & os.O_RDWR
+        return os.open(path, flags)
+
+    def fsync(self, file):
+        if not self.writes:
+            raise OSError(9, "Bad file descriptor")
+
+    def replace(self, source, target):
+        if self.held or str(target) in self.loaded:
+            self.held = max(0, self.held - 1)
+            raise PermissionError(13, "Access is denied", str(target))
+        os.replace(source, target)
+
+
+@pytest.fixture
+def windows(monkeypatch, tmp_path):
+    directory = tmp_path / "Ünï cødé name"
+    directory.mkdir()
+    return Windows(monkeypatch, directory)
+
+
+def dll(target=None):
+    """Compile with this machine's compiler what would be a DLL."""
+    target = target or replace(_target.probe(["gcc"]), system="Windows")
+    return _build.build("int answer(void) { return 7; }", target)
+
+
+@pytest.fixture
+def linked_here(monkeypatch):
+    """Make a library of this machine with the name of one for Windows."""
+    commands = _build._commands
+    monkeypatch.setattr(
+        _build, "_commands", lambda target, *rest: commands(replace(target, system="Linux"), *rest)
+    )
+
+
+@pytest.mark.usefixtures("linked_here")
+def test_windows_keeps_libraries_below_the_users_local_data(windows, tmp_path):
+    assert dll().answer() == 7
+    (library,) = tmp_path.rglob("*.dll")
+    assert library.parent == tmp_path / "Ünï cødé name" / "gdfunc" / "native"
+    library.chmod(0o666)  # as every file on Windows seems
+    with mock.patch.object(_build, "_compile", side_effect=AssertionError("compiled again")):
+        assert dll().answer() == 7
+    _cache.trim(library.parent, 0)
+    assert not list(library.parent.iterdir())
+
+
+@pytest.mark.usefixtures("linked_here")
+def test_an_antivirus_that_holds_a_new_library_is_waited_for_and_then_named(windows):
+    windows.held = 3
+    assert dll().answer() == 7
+    windows.held = 1000
+    target = replace(_target.probe(["gcc", "-DOTHER"]), system="Windows")
+    with pytest.raises(
+        gd.BackendError, match=r"cannot be written \(Access is denied\); let the antivirus.*LOCALAPPDATA"
+    ):
+        dll(target)
+
+
+@pytest.mark.usefixtures("linked_here")
+def test_a_library_that_another_process_loaded_meanwhile_is_used(windows, monkeypatch, tmp_path):
+    dll()
+    (library,) = tmp_path.rglob("*.dll")
+    before = library.stat().st_mtime_ns, library.read_bytes()
+    windows.loaded.add(str(library))
+    sound = [False]  # not there at first
+    real = _build.is_sound
+    monkeypatch.setattr(_build, "is_sound", lambda path: sound.pop() if sound else real(path))
+    assert dll().answer() == 7
+    assert library.read_bytes() == before[1]
+
+
+def test_windows_asks_zig_alone_unless_CC_names_a_compiler(windows, monkeypatch):
+    assert _target._usual() == [[sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-windows-gnu"]]
+    monkeypatch.setattr(_target, "find_spec", lambda name: None)
+    assert _target._usual() == []
+
+
+def test_CC_on_windows_may_have_backslashes_and_spaces(windows):
+    words = _target._words(r'"C:\Program Files\LLVM\bin\clang.exe" -O2')
+    assert words == [r"C:\Program Files\LLVM\bin\clang.exe", "-O2"]
+
+
+def test_windows_ends_all_processes_of_a_compiler_by_its_own_command(windows, monkeypatch):
+    run = mock.Mock()
+    monkeypatch.setattr(_process.subprocess, "run", run)
+    _process._end(SimpleNamespace(pid=123))
+    assert run.call_args[0][0] == ["taskkill", "/F", "/T", "/PID", "123"]
+
+
+def test_a_wait_for_threads_hears_of_ctrl_c_between_short_waits(monkeypatch):
+    """As on Windows, where a wait without an end hears of nothing."""
+    waits = []
+
+    def wait(shares, timeout):
+        waits.append(timeout)
+        if len(waits) == 3:
+            raise KeyboardInterrupt
+        return futures_wait(shares, 0)
+
+    futures_wait = native.wait
+    monkeypatch.setattr(native, "wait", wait)
+    monkeypatch.setattr(native, "LONG", 0)
+    with pytest.raises(KeyboardInterrupt):
+        gd.scan(
+            lambda c, x: (c * 1.001 + c.sin().sum(), None),
+            torch.ones(999),
+            length=200_000,
+            backend="native",
+        )
+    assert waits == [native._SEGMENT_SECONDS] * 3
+
+
+def test_a_wait_for_a_compiler_is_made_of_short_waits(monkeypatch):
+    monkeypatch.setattr(_process, "_BEAT", 0.01)
+    done = _process.run([sys.executable, "-c", "import time; time.sleep(0.2); print('ü' * 70_000)"])
+    assert done.stdout.strip() == "ü" * 70_000
+
+
+def test_a_cache_in_a_path_with_spaces_and_other_letters_works(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "Ünï cødé name"))
+    assert _build.build("int answer(void) { return 8; }", _target.find()).answer() == 8
+    assert len(list(tmp_path.rglob("*.so"))) == 1
+
+
+def test_a_cache_where_programs_may_not_run_is_named_with_the_remedy(monkeypatch, cache):
+    error = OSError("loop.so: failed to map segment from shared object")
+    monkeypatch.setattr(_build, "Library", mock.Mock(side_effect=error))
+    with pytest.raises(gd.BackendError, match=r"map segment.*programs may not run, set XDG_CACHE_HOME to"):
+        _build.build("int answer(void) { return 9; }", _target.find())
+    assert not list(cache.iterdir())
+
+
+# What a user is told.
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(_target, "find_spec", lambda name: None)
+    _target.find.cache_clear()
+    yield
+    _target.find.cache_clear()
+
+
+@pytest.mark.usefixtures("no_compiler", "nothing_said", "nothing_traced")
+def test_auto_without_a_compiler_says_once_what_would_make_long_loops_fast(monkeypatch, recwarn):
+    f = lambda c, x: (c * 0.5 + x, None)  # noqa: E731
+    xs = torch.ones(300)
+    expected = gd.scan(f, xs[0], xs, backend="eager")[0]
+    assert gd.scan(f, xs[0], xs)[0] == expected
+    assert not recwarn.list  # a fast loop
+    monkeypatch.setattr(_cost, "OPERATION", 10 / 300)
+    monkeypatch.setattr(_cost, "INDUCTOR", (float("inf"), 0.0))
+    with pytest.warns(
+        gd.PerformanceWarning, match=r"a hundredth of the time.*none was found.*pip install"
+    ) as said:
+        assert gd.scan(f, xs[0], xs)[0] == expected
+    assert [warning.filename for warning in said] == [__file__]
+    gd.scan(f, xs[0], xs)
+    assert not recwarn.list
+
+
+def report(monkeypatch):
+    monkeypatch.setattr(__main__, "RUNNERS", {"native": None, "cudagraph": None})
+    return dict(__main__.report())
+
+
+def test_the_report_tells_what_runs_here(monkeypatch):
+    told = report(monkeypatch)
+    assert list(told) == ["gdfunc", "device", "compiler", "target", "cache", "eager", "native", "cudagraph"]
+    assert told["gdfunc"].startswith(f"{gd.__version__}, torch {torch.__version__}, Python 3.")
+    assert (told["eager"], told["native"]) == ("works", "works")
+    assert re.search(r"\d", told["compiler"])
+    assert f"vectors of {_target.find().tiles.width} bytes" in told["target"]
+    assert re.search(r"gdfunc, \d+\.\d MB", told["cache"])
+
+
+@pytest.mark.usefixtures("no_compiler", "nothing_traced")
+def test_the_report_names_the_line_that_installs_a_compiler(monkeypatch):
+    told = report(monkeypatch)
+    assert "needs a C compiler, and none was found" in told["compiler"]
+    assert told["native"].splitlines()[-1] == "install it: pip install 'gdfunc[native]'"
+    assert told["eager"] == "works"
+
+
+@pytest.mark.slow
+def test_the_report_is_what_python_m_gdfunc_prints():
+    done = subprocess.run([sys.executable, "-m", "gdfunc"], capture_output=True, text=True, check=True)
+    lines = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
+    assert {"eager": "works", "native": "works"}.items() <= dict(lines).items()
+    assert [name for name, _ in lines][-3:] == ["native", "inductor", "cudagraph"]

@@ -14,7 +14,9 @@ Its stages, in the order in which they run:
     _memory          where the tensors of a step lie, and which of them can share memory
     _sharing         a large step in small functions, which equal statements share
     _program         the statements of a step, put into program.c, the C text around them
-    _build           the compiler
+    _target          the C compiler, and the kind of machine it writes for: both are asked
+    _process         one run of a compiler
+    _build           the commands for a library, and the directory of libraries
 
 Nothing is fused across stored tensors, and nothing is approximated: the same operations as torch's, in
 another order only where a sum has one. Denormal numbers are kept, or flushed to zero where the calling
@@ -31,7 +33,20 @@ A step whose products take more than 2e8 FLOP, or whose other operations read an
 is refused as well, because torch's own kernels are faster. The environment variable GDFUNC_NATIVE_LIMIT
 multiplies both numbers: 0.5 halves them, and inf refuses no size. It is read once, before the first loop.
 
-gcc and clang on x86-64 are tested, zig's clang too. AArch64 and macOS are written for, and untested.
+Where loops run, as far as that is known (tests/test_platforms.py):
+
+    x86-64 Linux: gcc, clang, zig    tested
+    AArch64 Linux: gcc, zig          tested by emulation: the C alone, under qemu
+    x86-64 Windows: zig              tested by emulation: the C alone, under wine; loading, renaming and
+                                     Ctrl-C by injected failures; untested on Windows itself
+    arm64 macOS: Apple clang, zig    compiled by zig; untested
+    MSVC, MinGW's gcc                refused
+
+On Windows, zig (`pip install "gdfunc[native]"`) alone is tried, unless CC names another compiler. CC may
+choose the processor, as in CC="gcc -march=x86-64-v2"; else it is this one. On macOS, functions of whole
+vectors are the system's, if a test at their first use finds them accurate. On AArch64 Linux, functions are
+those of single numbers. A float beyond the range of an integer that it is cast to is undefined in C: x86-64
+makes it the least integer, AArch64 the nearest.
 
 CUDA is not written. `_trace`, `operators/`, `_index` and `_tensor` would serve it as they are. A block of
 threads would take the place of a member, and the whole loop over time would stay inside one launch. In

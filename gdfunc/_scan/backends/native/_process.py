@@ -18,21 +18,9 @@ def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Run a compiler in a session of its own, so that all its processes can be ended together.
 
     Raises:
-        BackendError: the compiler has not finished after `_PATIENCE` seconds.
+        BackendError: the compiler cannot be started, or has not finished after `_PATIENCE` seconds.
     """
-    # zig links files from its cache into the library, so they belong in the private directory as well.
-    cache = str(private_directory() / "zig")
-    environment = os.environ | {"ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
-    with subprocess.Popen(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        errors="replace",
-        start_new_session=True,
-    ) as process:
+    with _started(command) as process:
         try:
             output, errors = _outputs(process)
         except BaseException as error:
@@ -44,6 +32,25 @@ def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
                 f"in CC, or use backend='inductor' or 'eager'"
             ) from error
     return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+
+def _started(command: Sequence[str]) -> subprocess.Popen[str]:
+    # zig links files from its cache into the library, so they belong in the private directory as well.
+    cache = str(private_directory() / "zig")
+    environment = os.environ | {"ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
+    try:
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise BackendError(f"{command[0]} cannot be started ({error.strerror})") from error
 
 
 def _outputs(process: subprocess.Popen[str]) -> tuple[str, str]:
