@@ -392,6 +392,7 @@ def test_a_library_that_another_process_loaded_meanwhile_is_used(windows, monkey
 
 
 def test_windows_asks_zig_alone_unless_CC_names_a_compiler(windows, monkeypatch):
+    monkeypatch.setattr(_target, "find_spec", lambda name: name == "ziglang")
     assert _target._usual() == [[sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-windows-gnu"]]
     monkeypatch.setattr(_target, "find_spec", lambda name: None)
     assert _target._usual() == []
