@@ -47,6 +47,7 @@ TESTS = {
     "methods/_lr_free.py": ["tests/test_lr_free.py"],
     "methods/_momentum.py": [DESCENT, METHODS],
     "methods/_plateau.py": ["tests/test_plateau.py"],
+    "methods/_sophia.py": ["tests/test_lr_free.py"],
     "methods/_variance_reduction.py": ["tests/test_kit_sums.py", "tests/test_variance_reduction.py"],
     "methods/_wolfe.py": ["tests/test_wolfe.py"],
     "projections.py": ["tests/test_projections.py"],

@@ -190,6 +190,12 @@ STEPS = {
     "mechanic": step_of(
         gd.methods.mechanic, gd.momentum(0.5), (0.9, 0.99), decay=0.1, s_init=0.8, eps=0.01
     ),
+    "sophia": step_of(
+        lambda f, **h: gd.methods.sophia(f, (0.7, 0.6), key=gd.random.key(0), every=2, **h),
+        gamma=4.0,
+        eps=0.5,
+        weight_decay=0.1,
+    ),
     "private": step_of(private, max_norm=0.5, noise_multiplier=0.7),
     "svrg": with_data(gd.methods.svrg, batch_size=2),
     "svrg_average": with_data(gd.methods.svrg, batch_size=2, output="average"),

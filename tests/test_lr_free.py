@@ -183,6 +183,46 @@ def test_points_are_those_of_the_paper(name, data, seed):
     np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-10)
 
 
+@given(
+    seeds, betas, st.floats(0.05, 5.0), st.sampled_from([1e-12, 0.1]), decays, st.sampled_from([1, 2, 5])
+)
+def test_points_of_sophia_are_those_of_the_paper(seed, betas, gamma, eps, decay, every):
+    key, (beta1, beta2) = gd.random.key(seed), betas
+    curvature = CURVATURE - 0.6 * torch.eye(3)  # one direction curves downwards
+
+    def loss_fn(w, batch):
+        return 0.5 * (w - 1) @ curvature @ (w - 1)
+
+    options = {"gamma": gamma, "eps": eps, "weight_decay": decay, "every": every}
+    step = gd.methods.sophia(loss_fn, betas, key=key, **options)
+    start, lrs = normal(seed, 3), normal(seed + 1, 8).abs()
+    init, index = step.init(start), gd.full_batch(1, 8)
+    final, trajectory = gd.train(step, init, None, index, lrs, record=("params",), backend="eager")
+    x, m, h, hessian = start.numpy(), np.zeros(3), np.zeros(3), curvature.numpy()
+    for t, lr in enumerate(lrs.tolist()):
+        np.testing.assert_allclose(trajectory.params[t].numpy(), x, rtol=1e-9, atol=1e-9)
+        m = beta1 * m + (1 - beta1) * hessian @ (x - 1)
+        if t % every == 0:
+            z = gd.random.normal(gd.random.fold_in(key, t), (3,), torch.float64).numpy()
+            h = beta2 * h + (1 - beta2) * z * (hessian @ z)
+        x = x - lr * decay * x - lr * np.clip(m / np.maximum(gamma * h, eps), -1, 1)
+    np.testing.assert_allclose(final.params.numpy(), x, rtol=1e-9, atol=1e-9)
+
+
+def test_sophia_takes_the_product_with_another_matrix():
+    seen = []
+
+    def product(params, batch, vector):
+        seen.append(batch)
+        return vector
+
+    step = gd.methods.sophia(lambda w, x: (w * x).sum(), key=gd.random.key(0), product=product, every=1)
+    state, _ = step(step.init(torch.zeros(2)), torch.tensor([3.0, 4.0]), 0.1)
+    z = gd.random.normal(gd.random.fold_in(gd.random.key(0), 0), (2,), torch.float64).float()
+    torch.testing.assert_close(state.hessian, 0.01 * z**2)
+    assert seen[0].tolist() == [3.0, 4.0]
+
+
 def final_loss(make, lr, steps=400):
     problem = gd.problems.stock_regression()
     step = make(problem.loss_fn)
@@ -278,6 +318,12 @@ def test_adafactor_is_torchs_in_float32_to_3e_6_of_the_movement():
             ValueError,
             "adafactor needs params",
         ),
+        (
+            lambda: gd.methods.sophia(normal, key=gd.random.key(0), every=0),
+            ValueError,
+            "every must be an int",
+        ),
+        (lambda: gd.methods.sophia(normal, key=gd.random.key(0), gamma=0.0), ValueError, "gamma must be"),
         (
             lambda: gd.dog().update(torch.ones(2), gd.dog().init(torch.ones(2))),
             ValueError,

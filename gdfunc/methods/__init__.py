@@ -15,6 +15,7 @@ Every one is a `Step`. In every state `params` is where the next loss is measure
 | `gauss_newton`, `levenberg_marquardt` | | |
 | `prodigy`, `mechanic` | | `contrib.prodigy`, `contrib.mechanize` |
 | (transformations: `gd.dog`, `gd.adafactor`, `gd.ademamix`) | `Adafactor` | `contrib.dog`, `adafactor` … |
+| `sophia` | | `contrib.sophia` |
 | `projected` (onto one of `gd.projections`), `add_noise` | | `projections`, `add_noise` |
 | `svrg`, `sarah`, `sag`, `saga` | (asked for in pytorch#6657) | |
 
@@ -57,6 +58,7 @@ from ._momentum import nesterov as nesterov
 from ._momentum import ogm as ogm
 from ._momentum import triple_momentum as triple_momentum
 from ._plateau import reduce_on_plateau as reduce_on_plateau
+from ._sophia import sophia as sophia
 from ._variance_reduction import sag as sag
 from ._variance_reduction import saga as saga
 from ._variance_reduction import sarah as sarah

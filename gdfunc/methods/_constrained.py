@@ -132,19 +132,24 @@ def add_noise(step: StepLike, temperature: Scalar = 1.0, *, key: Tensor) -> Step
         carry, loss, grads = inner.advance(state.carry, batch, lr)
         params, steps = params_of(carry), state.steps + 1
         size = root(2.0 * learning_rate(lr, params) * scalar(temperature, params))
-        leaves, structure = _tree.flatten(params)
-        draws = random.normal(state.noise_key, (sum(leaf.numel() for leaf in leaves),), torch.float64)
-        parts = draws.split([leaf.numel() for leaf in leaves])
-        moved = [
-            torch.addcmul(leaf, like(size, leaf), like(part, leaf).view(leaf.shape))
-            for leaf, part in zip(leaves, parts, strict=True)
-        ]
+        noise = noise_like(state.noise_key, params)
+        moved = _tree.map(lambda p, z: torch.addcmul(p, like(size, p), z), params, noise)
         # The next key is carried, because a compiler would inline its computation into every draw.
         next_key = random.fold_in(key.to(steps.device), steps)
         return (
-            NoiseState(replace_params(carry, _tree.unflatten(structure, moved)), steps, next_key),
+            NoiseState(replace_params(carry, moved), steps, next_key),
             loss,
             grads,
         )
 
     return Step(init, advance, NoiseState, lambda state, batch, lr: inner.accept(state.carry, batch, lr))
+
+
+def noise_like(key: Tensor, params: Tree) -> Tree:
+    """Draw a standard normal number for every entry of the parameters, the same in every dtype."""
+    leaves, structure = _tree.flatten(params)
+    sizes = [leaf.numel() for leaf in leaves]
+    parts = random.normal(key, (sum(sizes),), torch.float64).split(sizes)
+    return _tree.unflatten(
+        structure, [like(part, leaf).view(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+    )
