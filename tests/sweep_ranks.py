@@ -174,6 +174,20 @@ def a_sweep_under_a_transformation_is_its_ranks_own(_):
     assert slope(torch.tensor(1.0)) == 1.0 + scale
 
 
+def members_that_all_ranks_run_together_are_not_shared(_):
+    def together(lr):
+        step = gd.make_step(gd.distributed.data_parallel(linear_loss))
+        return gd.train(step, START, DATA, gd.full_batch(12, 5), lr)[0]
+
+    grid = gd.grid(lr=LRS[:2])
+    for chunk_size in (None, 1):
+        with pytest.raises(RankError, match="sweep whose members the ranks share"):
+            gd.sweep(together, grid, chunk_size=chunk_size)
+    result = gd.sweep(together, grid, shard=False)
+    check_same_on_all_ranks(result)
+    assert result.outputs["w"].shape == (2, 3)
+
+
 def a_halving_decides_alike_on_all_ranks(_):
     result = gd.search.halving(run, GRID, RUNGS, "loss")
     agree([result.ranking, result.steps.tolist(), result.best], "their halvings")

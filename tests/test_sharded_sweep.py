@@ -76,19 +76,22 @@ torch.distributed.destroy_process_group()
 
 
 @pytest.mark.long
-def test_torchrun_goes_on_after_a_rank_is_killed(tmp_path):
+def test_the_same_command_goes_on_after_a_rank_is_killed(tmp_path):
+    """Not by --max-restarts, with which gloo may find the addresses of killed processes in the store."""
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["--max-restarts=1", str(tmp_path / "script.py"), str(tmp_path)]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     environment["PYTHONPATH"] = str(ROOT)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count(f"rows {[float(i * i) for i in range(8)]}") == 2
+    run = partial(subprocess.run, env=environment, capture_output=True, text=True, timeout=240)
+    first, second = (run([*command, str(tmp_path / "script.py"), str(tmp_path)]) for _ in range(2))
+    assert first.returncode != 0
+    assert second.returncode == 0, second.stderr
+    assert "rows" not in first.stdout
+    for i in range(8):
+        assert str(float(i * i)) in second.stdout
     ran = (tmp_path / "ran").read_text().split()
-    assert ran.count("4") == ran.count("5") == 1
+    assert ran.count("4") == ran.count("5") == ran.count("7") == 1
     assert ran.count("6") == 2
-    assert ran.count("7") == 1
 
 
 # The folder of a sweep, on one machine.

@@ -12,6 +12,7 @@ from .. import _tree
 from .._torch._modes import is_tracing
 from .._torch._ranks import store
 from .._torch._transforms import is_transforming
+from ..distributed._apart import apart, is_apart
 from ..distributed._group import RankError, agree, all_gather_tree, rank, world_size
 from ._folder import Folder, Piece, digest
 from ._grid import Grid
@@ -20,17 +21,13 @@ from ._grid import Grid
 SILENCE = 60.0
 _POLL = 0.05  # seconds between two looks at the store
 _PREFIX = "gdfunc/sweep"
-# Because the store outlives a process that is killed, and the next one has the same rank.
-_PROCESS = secrets.token_hex(8)
 _SHOWN = 8  # members that a message lists
 
 
 def is_shared(wanted: bool) -> bool:
     """Tell whether ranks are to share a sweep: there are several, and this is no sweep inside another."""
-    if not wanted or world_size() == 1 or is_transforming() or is_tracing():
-        return False
-    inside = f"{_PREFIX}/inside/{rank()}"
-    return not store().check([inside]) or store().get(inside).decode() != _PROCESS
+    alone = world_size() == 1 or is_transforming() or is_tracing()
+    return wanted and not alone and not is_apart()
 
 
 class Ranks:
@@ -60,12 +57,12 @@ class Ranks:
         agree((repr(self.grid), digest(self.grid)), "the grid of a sweep")
         names = all_gather_tree(torch.tensor(secrets.randbits(62)), "the name of a sweep")
         self.prefix = f"{_PREFIX}/{int(names[0])}"
-        inside, is_over = f"{_PREFIX}/inside/{self.rank}", threading.Event()
-        self.store.set(inside, _PROCESS)
+        is_over = threading.Event()
         signs = threading.Thread(target=self._live, args=(is_over,), daemon=True)
         signs.start()
         try:
-            yield
+            with apart():
+                yield
         except BaseException as error:
             with suppress(RuntimeError):  # of a store whose process has ended
                 self.store.set(f"{self.prefix}/failed/{self.rank}", f"{type(error).__name__}: {error}")
@@ -73,8 +70,6 @@ class Ranks:
         finally:
             is_over.set()
             signs.join()
-            with suppress(RuntimeError):
-                self.store.delete_key(inside)
 
     def _live(self, is_over: threading.Event) -> None:
         count = 0

@@ -49,8 +49,9 @@ def sweep(
 
     Under torchrun, after `torch.distributed.init_process_group`, each rank runs an equal part of every
     group, without a word to the others; then all ranks have the whole result. torchrun gives a rank one
-    thread, unless OMP_NUM_THREADS says otherwise. A rank that ends or is killed costs its members only:
-    with `checkpoint_to` the same call runs those, and without it the others are lost with it.
+    thread, unless OMP_NUM_THREADS says otherwise. A rank that ends or is killed costs its members only if
+    `checkpoint_to` names a folder: torchrun then ends the other ranks, and the same command runs what is
+    not in the folder.
 
     Groups may differ in the length of a leaf's first own axis, such as loss curves of another number of
     steps. Shorter leaves are padded with NaN (−1 in leaves of ints, False in bools), `lengths` holds the

@@ -3,7 +3,8 @@
 from .. import _tree
 from .._torch._modes import is_tracing
 from .._torch._transforms import is_transforming
-from ..distributed._group import agree, check_ranks, forget_word, rank
+from ..distributed._apart import is_apart
+from ..distributed._group import RankError, agree, check_ranks, forget_word, rank
 from ._batches import digest
 from ._done import Done
 from ._keep import settings
@@ -23,6 +24,11 @@ def check_same_run(plan: Plan, first: Done) -> None:
     check_ranks(plan.ranks)
     if plan.ranks == 1:
         return
+    if is_apart():
+        raise RankError(
+            "a run that all ranks take together is no member of a sweep whose members the ranks share: "
+            "call sweep(..., shard=False), or leave data_parallel out"
+        )
     forget_word()
     agree(plan.steps, "the number of steps")
     agree(first.step, "the step that they go on from, which a file that all can read must hold")
