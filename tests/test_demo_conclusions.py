@@ -373,3 +373,32 @@ def test_sides_of_a_boundary_are_counted_at_every_step():
 def test_the_conclusion_on_a_boundary_follows_its_numbers(found, said):
     demo = load("decision_boundary")
     assert re.search(said, demo.conclusion(demo.Sides(*found), 110))
+
+
+@pytest.mark.parametrize(
+    ("damped", "said"),
+    [
+        (
+            [(0.0, 7.5), (9.0, 11.0)],
+            r"Gauss in 0 and 1, Damped in 1 and 2\. Damped has at least 7.5 from near \(A\)$",
+        ),
+        ([(0.0, 5.9), (9.0, 11.0)], r"Damped in 1 and 1\. Gauss fails even near B$"),
+        ([(6.0, 2.0), (9.0, 3.0)], r"Damped in 2 and 0\. Gauss fails even near B$"),
+    ],
+)
+def test_certified_digits_conclude_from_their_numbers(damped, said):
+    digits = {"Gauss": [(1.0, 8.0), (2.0, 3.0)], "Damped": damped}
+    concluded = load("certified").conclusion(digits, ["A", "B"])
+    assert concluded.startswith(
+        "Of 2 problems, six digits from the far and the near start: Gauss in 0 and 1, "
+    )
+    assert re.search(said, concluded)
+
+
+def test_a_certified_run_ends_when_nothing_changes_and_is_counted():
+    demo, fit = load("certified"), gd.problems.nist("DanWood")
+    params, steps = demo.solve(fit, demo.METHODS["Gauss-Newton"])
+    assert steps < demo.METHODS["Gauss-Newton"].most
+    assert (fit.digits(params) > 9).all()
+    params, steps = demo.solve(fit, demo.METHODS["Gauss-Newton"]._replace(chunk=1, most=2))
+    assert steps == 2

@@ -74,7 +74,7 @@ class CertifiedFit(NamedTuple):
         """
         certified = self.minimizer.to(params)
         error = ((params - certified) / certified).abs().amax(-1)
-        return -error.nan_to_num(1.0).clamp(1e-11, 1.0).log10()
+        return 0.0 - error.nan_to_num(1.0).clamp(1e-11, 1.0).log10()
 
 
 def nist_names(level: str | None = None) -> tuple[str, ...]:
