@@ -203,6 +203,7 @@ def draw_losses(tried: dict[str, list[Tried]]) -> Figure:
                 ha="center",
                 color=shade,
                 fontsize=9,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4},
             )
         ax.plot([], [], "o-", color=shade, linewidth=2, label=f"{name} rate")
     ax.set(xlabel="share of the grid's steps", ylabel="mean excess over the loss of the grid's best, %")

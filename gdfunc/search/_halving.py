@@ -343,14 +343,15 @@ def _judged(race: _Race) -> _Race:
         if leave:
             leaving = group.part(leave)
             pieces.append(_piece(race, leaving))
-            finals |= {member: leaving.carry_of(member) for member in leaving.members if member in order}
+            winners = [member for member in leaving.members if is_last and member in order]
+            finals |= {member: leaving.carry_of(member) for member in winners}
     others = [member for member in order if member not in left]
     return race._replace(
         rung=race.rung + 1,
         groups=groups,
         pieces=pieces,
         ranking=[*others, *diverged, *race.ranking],
-        finals=finals if is_last else {},
+        finals=finals,
     )
 
 
