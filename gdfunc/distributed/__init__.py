@@ -6,13 +6,13 @@
     final, trajectory = gd.train(step, step.init(params), data, index, lr, checkpoint_to="run.safetensors")
 
 Every process is a rank: `rank` tells which, `world_size` of how many. All call the same lines with the same
-arguments; without torchrun the same script is one process. `data_parallel` shares the rows of every batch
-out. The parameters are those of one process up to rounding, and have the same bits on all ranks, whether or
-not n or B is a multiple of the number of ranks. `grad`, `jvp` and `vmap` go through such a run.
-Tensors that a loss closes over, and that are differentiated in reverse mode, are `replicated`.
+arguments; without a process group there is one rank. `data_parallel` shares the rows of every batch out.
+The parameters are those of one process up to rounding, and have the same bits on all ranks, whether or not
+n or B is a multiple of the number of ranks. `grad`, `jvp` and `vmap` go through such a run. Tensors that a
+loss closes over, and that are differentiated in reverse mode, are `replicated`.
 
-Steps with a sum over the ranks run in eager on every backend but an explicit one, which refuses them. Steps
-that each rank takes alone are compiled, and `average` joins the ranks between two calls of `train`.
+Steps with a sum over the ranks run from Python under `backend="auto"`, and compiled backends refuse them.
+Steps that each rank takes alone are compiled, and `average` joins the ranks between two calls of `train`.
 
 Rank 0 writes the checkpoints; any number of ranks goes on from them. Ranks that differ in parameters,
 settings, plan or number of steps raise the same `RankError` at the start. If a rank raises, is killed or
