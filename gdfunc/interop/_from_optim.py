@@ -89,7 +89,7 @@ def from_optim(loss_fn: LossFn, optimizer: Callable[..., torch.optim.Optimizer],
         leaves = _copies(params)
         made, zeros = make(leaves), [torch.zeros_like(leaf) for leaf in leaves]
         # A step with the gradient zero shows which state the optimizer keeps.
-        take_step(made, leaves, None, lambda: (zeros[0].sum(), zeros))
+        take_step(made, leaves, None, lambda: (None, zeros))
         memory = _tree.map(torch.zeros_like, _memory(made, leaves))
         return OptimState(params, memory, no_steps(params))
 
@@ -100,7 +100,8 @@ def from_optim(loss_fn: LossFn, optimizer: Callable[..., torch.optim.Optimizer],
         if int(carry.count):
             made.state.update(zip(leaves, map(_restored, carry.opt_state), strict=True))
         before = _numbers(made)
-        take_step(made, leaves, float(lr), lambda: (leaves[0].new_zeros(()), _tree.leaves(grads)))
+        # An optimizer that reads its loss fails here, because there is none.
+        take_step(made, leaves, float(lr), lambda: (None, _tree.leaves(grads)))
         if _numbers(made) != before:
             raise TypeError(
                 f"{_name(type(made))} remembers numbers in its param_groups, and a step carries its "
@@ -116,7 +117,7 @@ def take_step(
     optimizer: Any,
     leaves: list[Tensor],
     lr: float | None,
-    value_and_grads: Callable[[], tuple[Tensor, list[Tensor]]],
+    value_and_grads: Callable[[], tuple[Tensor | None, list[Tensor]]],
 ) -> Any:
     """Let an optimizer change its parameters once, and return the loss.
 
@@ -124,13 +125,14 @@ def take_step(
         optimizer: a `torch.optim.Optimizer`, or an object with its interface.
         leaves: its parameters.
         lr: replaces that of every parameter group; None keeps it.
-        value_and_grads: gives the loss and its gradients at the present values of the leaves.
+        value_and_grads: gives the loss, if there is one, and its gradients at the present values of the
+            leaves.
     """
     if lr is not None:
         for group in optimizer.param_groups:
             group["lr"] = lr
 
-    def closure() -> Tensor:
+    def closure() -> Tensor | None:
         value, grads = value_and_grads()
         for leaf, grad in zip(leaves, grads, strict=True):
             leaf.grad = grad
@@ -157,9 +159,9 @@ def _check_place(optimizer: Callable[..., Any]) -> None:
 
 def _memory(optimizer: Any, leaves: list[Tensor]) -> tuple[Any, ...]:
     """Take an optimizer's state as a tree of tensors, one entry for each leaf."""
-    name, ours = _name(type(optimizer)), set(map(id, leaves))
+    name = _name(type(optimizer))
     for key in optimizer.state:
-        if id(key) not in ours:
+        if not any(key is leaf for leaf in leaves):
             raise TypeError(f"{name} remembers {key!r} beside its parameters, which a step cannot carry")
     return tuple(_as_tree(optimizer.state.get(leaf, {}), f"{name}.state[leaf]") for leaf in leaves)
 
