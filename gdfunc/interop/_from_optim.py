@@ -159,9 +159,9 @@ def _check_place(optimizer: Callable[..., Any]) -> None:
 
 def _memory(optimizer: Any, leaves: list[Tensor]) -> tuple[Any, ...]:
     """Take an optimizer's state as a tree of tensors, one entry for each leaf."""
-    name = _name(type(optimizer))
+    name, ours = _name(type(optimizer)), {id(leaf) for leaf in leaves}
     for key in optimizer.state:
-        if not any(key is leaf for leaf in leaves):
+        if id(key) not in ours:
             raise TypeError(f"{name} remembers {key!r} beside its parameters, which a step cannot carry")
     return tuple(_as_tree(optimizer.state.get(leaf, {}), f"{name}.state[leaf]") for leaf in leaves)
 
