@@ -92,15 +92,12 @@ class RowsDigest:
     """Computes the SHA-256 of the first rows of a tensor; the next one goes on from the one before."""
 
     def __init__(self, rows: Tensor) -> None:
-        self.rows = rows
-        self._begin()
-
-    def _begin(self) -> None:
-        self.step, self.made = 0, hashlib.sha256(shown(self.rows[:0]).encode())
+        self.rows, self.step = rows, 0
+        self.made: Any = None
 
     def __call__(self, step: int) -> str:
-        if step < self.step:
-            self._begin()
+        if self.made is None or step < self.step:
+            self.step, self.made = 0, hashlib.sha256(shown(self.rows[:0]).encode())
         _update(self.made, self.rows[self.step : step])
         self.step = step
         return self.made.hexdigest()

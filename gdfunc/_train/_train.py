@@ -196,8 +196,8 @@ def train(
 def _tell_trouble(step: StepLike, final: Any) -> None:
     """Warn of a last carry that the step cannot move, where it has values to be read."""
     trouble = getattr(step, "trouble", None)
-    has_values = not (
-        is_transforming() or is_tracing() or any(leaf.is_meta for leaf in _tree.tensors(final))
-    )
-    if trouble is not None and has_values and (message := trouble(final)):
+    if trouble is None or is_transforming() or is_tracing():
+        return
+    has_values = not any(leaf.is_meta for leaf in _tree.tensors(final))
+    if has_values and (message := trouble(final)):
         warn(message, StuckWarning)
