@@ -93,7 +93,7 @@ def simplex(total: Scalar = 1.0) -> Projection:
         total: s > 0, a number or a 0-d tensor.
 
     Raises:
-        ValueError: the total is out of range; (in a call) a leaf is 0-d.
+        ValueError: the total is out of range; (in a call) a leaf is 0-d, or has empty rows.
 
     Example:
         >>> gd.projections.simplex()(torch.tensor([[0.5, 0.7, -1.0], [2.0, 0.0, 0.0]]))
@@ -106,16 +106,24 @@ def simplex(total: Scalar = 1.0) -> Projection:
     """
     total = check_scalar("total", total, "(0, inf)")
 
-    def of_rows(x: Tensor) -> Tensor:
-        if not x.ndim:
-            raise ValueError("simplex needs leaves with one dim or more; got a leaf that is 0-d")
-        wide = widen(x)
-        falling = wide.sort(-1, descending=True).values
-        excess = falling.cumsum(-1) - like(total, wide)
-        counts = torch.arange(1, x.shape[-1] + 1, dtype=wide.dtype, device=x.device)
+    def threshold(falling: Tensor) -> Tensor:
+        excess = falling.cumsum(-1) - like(total, falling)
+        counts = torch.arange(1, falling.shape[-1] + 1, dtype=falling.dtype, device=falling.device)
         # As many of the largest entries stay above zero as lie above the mean excess up to them.
         size = (falling * counts > excess).sum(-1, keepdim=True).clamp(min=1)
-        tau = excess.gather(-1, size - 1) / size
-        return (wide - tau).clamp(min=0).to(x.dtype)
+        return excess.gather(-1, size - 1) / size
+
+    def of_rows(x: Tensor) -> Tensor:
+        if not x.ndim or not x.shape[-1]:
+            raise ValueError(
+                f"simplex needs leaves with one dim or more, and entries along the last one; got shape "
+                f"{tuple(x.shape)}"
+            )
+        wide = widen(x)
+        falling = wide.sort(-1, descending=True).values
+        tau = threshold(falling)
+        # Because the sums of large or many entries lose the total, the moved row is looked at again.
+        rest = threshold(falling - tau)
+        return (wide - tau - rest).clamp(min=0).to(x.dtype)
 
     return lambda params: _tree.map(of_rows, params)

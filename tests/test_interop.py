@@ -402,6 +402,26 @@ def test_a_state_dict_keeps_what_it_was_when_the_optimizer_goes_on():
     assert opt_state_of(optimizer)["step"] == 4
 
 
+@pytest.mark.parametrize("transform", [gd.adam(), gd.chain()])
+def test_a_state_dict_of_another_order_reaches_the_parameters_by_their_names(transform):
+    def start(order, values):
+        params = {name: nn.Parameter(values[name].clone()) for name in order}
+        return params, gd.interop.as_optimizer(transform, params.items(), 0.1)
+
+    def descend(params, optimizer):
+        for _ in range(3):
+            optimizer.zero_grad()
+            (params["a"].square().sum() + params["b"].sin().sum()).backward()
+            optimizer.step()
+        return {name: leaf.detach() for name, leaf in sorted(params.items())}
+
+    params, optimizer = start("ab", {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0, 4.0])})
+    others, other = start("ba", descend(params, optimizer))
+    other.load_state_dict(optimizer.state_dict())
+    assert_same_bits(descend(others, other), descend(params, optimizer))
+    assert other.param_groups[0]["param_names"] == ["b", "a"]
+
+
 def test_a_copied_optimizer_goes_on_with_its_copied_parameters():
     model = nn.Sequential(nn.Linear(3, 2, bias=False, dtype=torch.float64, device="meta")).to_empty(
         device="cpu"

@@ -213,6 +213,7 @@ def test_what_residual_fn_returns_is_checked():
     for made, message in [
         ({"r": torch.arange(3)}, r"residuals\['r'\] is int64"),
         (None, "it returned none"),
+        (torch.ones(0), "it returned no numbers"),
         ([1.0], r"residuals\[0\] is float"),
     ]:
         step = gd.methods.gauss_newton(lambda p, batch, made=made: made)

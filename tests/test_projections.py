@@ -92,6 +92,22 @@ def test_the_simplex_has_the_threshold_of_bisection(seed, size, total):
     np.testing.assert_allclose(gd.projections.simplex(total)(x).numpy(), expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("share", [0.1, 10.0, 1e30])
+def test_the_simplex_has_its_total_however_large_the_entries_and_however_many(share, dtype):
+    """The total is lost in the rounding of the entries; a row moved by a constant has the same point."""
+    far = min(share / torch.finfo(dtype).eps, float(torch.finfo(dtype).max))
+    for row, expected in [
+        ([far, 0.0], [1.0, 0.0]),
+        ([far, far, 0.0], [0.5, 0.5, 0.0]),
+        ([-far, -far], [0.5, 0.5]),
+    ]:
+        nearest = gd.projections.simplex()(torch.tensor(row, dtype=dtype))
+        torch.testing.assert_close(nearest, torch.tensor(expected, dtype=dtype))
+    many = gd.projections.simplex()(torch.full((30000,), 0.3, dtype=dtype))
+    torch.testing.assert_close(many.double().sum(), torch.tensor(1.0).double(), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("name", FAMILY)
 def test_projections_keep_dtypes_and_points_of_the_set_keep_their_bits(name, dtype):
@@ -293,6 +309,11 @@ def test_a_sweep_over_keys_is_separate_chains():
         (lambda: gd.projections.simplex(-1.0), ValueError, "total must be a finite number"),
         (lambda: gd.projections.simplex()(torch.tensor(1.0)), ValueError, "leaves with one dim or more"),
         (
+            lambda: gd.projections.simplex()(torch.zeros(3, 0)),
+            ValueError,
+            r"and entries along the last one; got shape \(3, 0\)",
+        ),
+        (
             lambda: gd.methods.projected(gd.make_step(linear_loss), 1.0),
             TypeError,
             "projection is float, not a function",
@@ -310,6 +331,13 @@ def test_a_sweep_over_keys_is_separate_chains():
             ).init(START),
             ValueError,
             r"projection\(params\)\['w'\] has shape \(1,\) but params\['w'\] has \(3,\)",
+        ),
+        (
+            lambda: gd.methods.projected(
+                gd.make_step(linear_loss), lambda params: {**params, "w": params["w"].half()}
+            ).init(START),
+            ValueError,
+            r"projection\(params\)\['w'\] is float16 but params\['w'\] is float64; keep the dtype",
         ),
         (
             lambda: gd.methods.add_noise(gd.make_step(linear_loss), -1.0, key=gd.random.key(0)),

@@ -116,7 +116,13 @@ class TransformOptimizer(torch.optim.Optimizer):
                 f"the state is that of another optimizer, or of other parameters: it has {wrong[0]!r}, but "
                 f"{self.transform!r} has {', '.join(known) or 'none'}"
             )
+        names = [group.get("param_names") for group in self.param_groups]
         super().load_state_dict(state_dict)
+        # Because torch takes over the saved names in their order, these parameters would get others'.
+        for group, of_group in zip(self.param_groups, names, strict=True):
+            group.pop("param_names", None)
+            if of_group is not None:
+                group["param_names"] = of_group
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Change the parameters once, and return the loss of the closure if there is one."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .. import _tree, random
 from .._errors import check_function, check_scalar
+from .._inputs import kind
 from .._numerics import Scalar, like, root
 from .._step import Step, StepLike, as_step, learning_rate, params_of, scalar, step_maker
 from .._transforms._base import no_steps
@@ -24,7 +25,7 @@ def projected(step: StepLike, projection: Callable[[Tree], Tree]) -> Step:
     The rest of the step's carry, such as a transformation's memory, stays what it is. For gradient descent
     on a convex loss with curvature at most L, a convex set and lr <= 2/L, the distance to every minimiser
     in the set never grows. Do not wrap a step that computes its parameters from other fields of its state,
-    such as `schedule_free`.
+    such as `schedule_free`, `mechanic` or the search of `lbfgs`.
 
     Args:
         step: a `Step`, or a function `(carry, batch, lr) -> (carry, loss)`, whose carry is the parameters
@@ -35,7 +36,7 @@ def projected(step: StepLike, projection: Callable[[Tree], Tree]) -> Step:
         A `Step` with the same carry. Its `init` projects the parameters too.
 
     Raises:
-        ValueError: (in the step) the projection changes the shape of the parameters; as the step inside.
+        ValueError: (in the step) the projection changes a shape or a dtype; as the step inside.
         TypeError: projection is no function; (in the step) the carry's params cannot be replaced.
 
     Example:
@@ -54,7 +55,13 @@ def projected(step: StepLike, projection: Callable[[Tree], Tree]) -> Step:
     def within(carry: Any) -> Any:
         params = params_of(carry)
         nearest = projection(params)
-        _tree.check_like(nearest, params, "projection(params)", "params")
+        found = _tree.check_like(nearest, params, "projection(params)", "params")
+        for (path, leaf), new in zip(_tree.named_leaves(params, ""), found, strict=True):
+            if new.dtype != leaf.dtype:
+                raise ValueError(
+                    f"projection(params){path} is {kind(new)} but params{path} is {kind(leaf)}; keep "
+                    f"the dtype"
+                )
         return replace_params(carry, nearest)
 
     def advance(carry: Any, batch: Tree, lr: Scalar) -> tuple[Any, Any, Tree]:

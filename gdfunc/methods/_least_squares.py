@@ -223,6 +223,8 @@ def _residuals_at(residual_fn: ResidualFn) -> Callable[[Tree, Tree], Tensor]:
         leaves = _tree.leaves(tree)
         if not leaves:
             raise TypeError("residual_fn must return float tensors; it returned none")
+        if not any(leaf.numel() for leaf in leaves):
+            raise TypeError("residual_fn must return float tensors; it returned no numbers")
         dtype = reduce(torch.promote_types, (leaf.dtype for leaf in leaves))
         return _tree.ravel(tree, dtype)
 
