@@ -107,6 +107,36 @@ def test_cg_approaches_the_solution_of_least_norm():
     torch.testing.assert_close(params, torch.linalg.pinv(matrix) @ target, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("iterations", [20, 200])
+def test_cg_stays_at_the_solution_when_it_goes_on(iterations, dtype):
+    """The slopes are rounding there, and steps along them leave the solution if they are too long."""
+    start, batch = _tree.map(lambda leaf: leaf.to(dtype), CURVE)
+    rows = [
+        walk(gd.methods.gauss_newton(curve, solver="cg", iterations=count), start, batch, 4)
+        for count in (2, iterations)
+    ]
+    torch.testing.assert_close(rows[1], rows[0], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("make", [gd.methods.gauss_newton, LM])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@each_solver
+def test_the_unit_of_the_residuals_does_not_matter(make, dtype, solver):
+    """Also where their squares overflow or vanish in a product of both factors of the normal equations."""
+    x, y = (leaf.to(dtype) for leaf in CURVE[1])
+    exponent = {torch.float32: 45, torch.float64: 400}[dtype]
+
+    def ends(unit):
+        step = make(lambda p, batch: unit * curve(p, batch), solver=solver)
+        start = CURVE[0].to(dtype)
+        return gd.train(step, step.init(start), (x, y), gd.full_batch(4, 3), 1.0, record="params")[1].params
+
+    for unit in (2.0**exponent, 2.0**-exponent):
+        torch.testing.assert_close(ends(unit), ends(1.0))
+    assert (ends(1.0)[-1] - CURVE[0].to(dtype)).norm() > 0.1
+
+
 @pytest.mark.parametrize("damping", [1e-3, 1.0, 100.0])
 @each_solver
 def test_a_damped_step_is_the_formula_in_dense_matrices(solver, damping):

@@ -67,7 +67,7 @@ def gauss_newton(residual_fn: ResidualFn, *, solver: str = "qr", iterations: int
             least squares can be. A column that depends on those before it changes nothing. `"cg"` needs no
             matrix: conjugate gradients on products with J and Jᵀ, which begin at 0 and so approach the
             solution of least norm.
-        iterations: of `"cg"`, an int >= 1. In exact arithmetic P of them suffice.
+        iterations: of `"cg"`, an int >= 1. In exact arithmetic P of them suffice, and more do no harm.
 
     Returns:
         A `Step`, whose carry is the parameters. The loss is the mean of the squared residuals.
@@ -121,7 +121,7 @@ def levenberg_marquardt(
         solver: `"qr"` orthogonalises J [m, P], for up to about a hundred parameters. `"cg"` needs no
             matrix: conjugate gradients on products with J and Jᵀ. Its D is a number, the largest
             ‖J·g‖/‖g‖ so far, for the gradient g.
-        iterations: of `"cg"`, an int >= 1. In exact arithmetic P of them suffice.
+        iterations: of `"cg"`, an int >= 1. In exact arithmetic P of them suffice, and more do no harm.
 
     Returns:
         A `Step`, whose state is a `LevenbergMarquardtState`. The loss is the mean of the squared residuals.
@@ -311,20 +311,29 @@ def _by_cg(
     def push(v: Tensor) -> Tensor:
         return jvp(lambda at: widen(residuals(at)), (at,), (v,))[1]
 
-    (gradient,) = pull(r)
-    steepness = safe_ratio(norms(push(gradient)), norms(gradient)).nan_to_num(0.0, 0.0)
-    scale = torch.maximum(scale, steepness)
-    shift = damping * scale.square()
+    # Residuals and J in units of their sizes, because squares of squares overflow or vanish early.
+    size = _size(norms(r))
+    (slope,) = pull(r / size)
+    steepness = norms(push(safe_ratio(slope, norms(slope)))).nan_to_num(0.0, 0.0)
+    scale, unit = torch.maximum(scale, steepness), _size(steepness)
+    shift = damping * (scale / unit).square()
 
     def iterate(carry: Any, _: None) -> tuple[Any, None]:
-        x, left, p, size = carry
-        image = push(p)
-        length = safe_ratio(size, image.square().sum() + shift * p.square().sum())
+        x, left, p, slope = carry
+        image = push(p) / unit
+        # To the minimum along p, also where rounding has spoiled ⟨p, slope⟩ = ‖slope‖² at the solution.
+        length = safe_ratio(p @ slope, image.square().sum() + shift * p.square().sum())
         x, left = x + length * p, left - length * image
-        slope = pull(left)[0] - shift * x
-        new = slope.square().sum()
-        return (x, left, slope + safe_ratio(new, size) * p, new), None
+        new = pull(left)[0] / unit - shift * x
+        share = safe_ratio(new.square().sum(), slope.square().sum())
+        return (x, left, new + share * p, new), None
 
-    start = torch.zeros_like(at), r, gradient, gradient.square().sum()
-    (u, _, _, _), _ = scan(iterate, start, length=iterations)
-    return Linearised(own, gradient, u, push(u), scale)
+    first = slope / unit
+    (u, _, _, _), _ = scan(iterate, (torch.zeros_like(at), r / size, first, first), length=iterations)
+    u = u * (size / unit)
+    return Linearised(own, slope * size, u, push(u), scale)
+
+
+def _size(norm: Tensor) -> Tensor:
+    """Return a norm as a constant to divide by, 1 where it is zero or not finite."""
+    return torch.where((norm > 0) & norm.isfinite(), norm, 1.0).detach()
