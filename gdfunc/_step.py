@@ -140,9 +140,13 @@ def _stateful_step(loss_fn: Stateful, make: Callable[[LossFn], Step]) -> Step:
         buffers = _tree.unflatten(structure, _tree.unshare(new, old))
         return StatefulState(carry, buffers, key), loss_of(value), grads
 
-    trouble = plain.trouble
-    told = None if trouble is None else lambda state: trouble(state.carry)
-    return Step(init, advance, StatefulState, accept, trouble=told)
+    return Step(init, advance, StatefulState, accept, trouble=trouble_inside(plain))
+
+
+def trouble_inside(step: Step) -> Callable[[Any], str | None] | None:
+    """Return what asks a step for the trouble of `state.carry`, None where it knows of none."""
+    trouble = step.trouble
+    return None if trouble is None else lambda state: trouble(state.carry)
 
 
 class TrainState(NamedTuple):

@@ -364,6 +364,12 @@ def test_progress_counts_member_steps():
         (lambda: halving(run, GRID, [0, 3]), r"rungs\[0\] must be an int >= 1"),
         (lambda: halving(run, GRID, RUNGS, eta=1), "eta must be a number > 1"),
         (lambda: halving(run, GRID, RUNGS, mode="low"), "mode must be 'min' or 'max'"),
+        (
+            lambda: halving(
+                lambda lr, steps, carry: (lr, {"x": lr[None][:0]}), gd.grid(lr=[0.1]), [2], "x"
+            ),
+            "the record 'y' is empty in a part of the run",
+        ),
         (lambda: halving(run, GRID, RUNGS, "los"), "no record 'los'; it has 'step', 'loss'"),
         (lambda: halving(run, GRID, RUNGS, 3), "TypeError: by is int"),
         (

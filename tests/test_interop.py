@@ -501,6 +501,24 @@ def test_parameters_without_a_gradient_and_their_state_stay():
     assert opt_state_of(optimizer)[path].equal(0.9 * state[path] + params["m"].grad)
 
 
+def test_a_state_of_all_parameters_begins_again_with_others():
+    """The vectors of L-BFGS are those of the parameters that moved, not of others of the same size."""
+    values = [torch.tensor([1.0, 2.0], dtype=torch.float64), torch.tensor([3.0, 4.0], dtype=torch.float64)]
+
+    def descend(leaf, factor, optimizer):
+        optimizer.zero_grad()
+        (factor * leaf.square().sum()).backward()
+        optimizer.step()
+        return leaf.detach().clone()
+
+    leaves = [nn.Parameter(value.clone()) for value in values]
+    both = gd.interop.as_optimizer(gd.lbfgs(), leaves, 0.5)
+    ends = [descend(leaf, factor, both) for leaf, factor in zip(leaves, (1.0, 100.0), strict=True)]
+    for value, factor, end in zip(values, (1.0, 100.0), ends, strict=True):
+        alone = nn.Parameter(value.clone())
+        assert_same_bits(end, descend(alone, factor, gd.interop.as_optimizer(gd.lbfgs(), [alone], 0.5)))
+
+
 def test_a_step_without_any_gradient_changes_nothing():
     params, optimizer = made()
     optimizer.step()

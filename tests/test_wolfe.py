@@ -387,3 +387,18 @@ def test_it_takes_no_more_evaluations_on_networks_than_scipy_and_a_tenth():
     for share in (1e-4, 1e-8):
         counts = [sum(evaluations_until(row, row.min(), share) for row in rows) for rows in (ours, theirs)]
         assert counts[0] <= 1.1 * counts[1], (share, counts)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda step: gd.methods.ema(step, 0.9),
+        gd.methods.reduce_on_plateau,
+        lambda step: gd.methods.projected(step, gd.projections.box(-5.0, 5.0)),
+        lambda step: gd.methods.add_noise(step, 0.0, key=gd.random.key(0)),
+    ],
+)
+def test_a_step_around_the_search_warns_too(wrap):
+    step = wrap(gd.methods.lbfgs(lambda w, batch: w.log()))
+    with pytest.warns(gd.StuckWarning, match="stuck at loss nan"):
+        gd.train(step, step.init(torch.tensor(-1.0, dtype=torch.float64)), None, gd.full_batch(1, 3), 1.0)

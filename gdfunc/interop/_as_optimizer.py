@@ -159,7 +159,11 @@ class TransformOptimizer(torch.optim.Optimizer):
         if tuple(params) != self._names:
             fresh = self.transform.init(params)
             start = _flat(fresh)
+            keys = tuple(f"[{name!r}]" for name in params)
             for path, leaf in start.items():
+                # A vector over all parameters is that of the ones that moved last.
+                if self._names is not None and leaf.ndim > 0 and not path.endswith(keys):
+                    continue
                 if path in saved and saved[path].shape == leaf.shape:
                     start[path] = saved[path].to(leaf)
                 elif path in saved and self._names is None:

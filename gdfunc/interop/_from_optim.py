@@ -48,8 +48,9 @@ def from_optim(loss_fn: LossFn, optimizer: Callable[..., torch.optim.Optimizer],
     θ', s' = optimizer(θ, **options) with state s, after one `step()` with lr and the gradient ∇L(θ, batch)
 
     The optimizer works on copies, so the step is pure. A schedule of torch's is lr as data: the list of its
-    values, one a step. An optimizer writes in place and reads values, so the step runs in eager alone, and
-    neither `vmap` nor `grad` go through it. gdfunc's transformations have no such limits.
+    values, one a step. `train` rounds lr to the dtype of the parameters. An optimizer writes in place and
+    reads values, so the step runs in eager alone, and neither `vmap` nor `grad` go through it. gdfunc's
+    transformations have no such limits.
 
     Args:
         loss_fn: `(params, batch) -> loss`; see `batch_grad`.

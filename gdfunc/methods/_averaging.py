@@ -21,6 +21,7 @@ from .._step import (
     params_of,
     scalar,
     step_maker,
+    trouble_inside,
 )
 from .._transforms._base import PLAIN, GradientTransformation, check_transform, no_steps
 from .._tree import Tree
@@ -323,7 +324,10 @@ def _around(step: StepLike, state: type, follow: Callable[[Any, Any], Any]) -> S
         carry, loss, grads = inner.advance(state.carry, batch, lr)
         return follow(state, carry), loss, grads
 
-    return Step(init, advance, state, lambda state, batch, lr: inner.accept(state.carry, batch, lr))
+    def accept(state: Any, batch: Tree, lr: Scalar) -> Tree:
+        return inner.accept(state.carry, batch, lr)
+
+    return Step(init, advance, state, accept, trouble=trouble_inside(inner))
 
 
 def _averaged(carry: Any) -> Tree:

@@ -10,7 +10,7 @@ from .. import _tree, random
 from .._errors import check_function, check_scalar
 from .._inputs import kind
 from .._numerics import Scalar, like, root
-from .._step import Step, StepLike, as_step, learning_rate, params_of, scalar, step_maker
+from .._step import Step, StepLike, as_step, learning_rate, params_of, scalar, step_maker, trouble_inside
 from .._transforms._base import no_steps
 from .._tree import Tree
 from ._averaging import replace_params
@@ -73,6 +73,7 @@ def projected(step: StepLike, projection: Callable[[Tree], Tree]) -> Step:
         advance,
         inner.state,
         inner.accept,
+        trouble=inner.trouble,
     )
 
 
@@ -97,7 +98,8 @@ def add_noise(step: StepLike, temperature: Scalar = 1.0, *, key: Tensor) -> Step
 
     For small lr the parameters of a long run are drawn from the density exp(−L(θ)/T). With the mean loss
     over n samples, the negative logarithm of a posterior density over n, T = 1/n gives the posterior. Noise
-    of step t is drawn from `fold_in(key, t)`, so use a key for one run only.
+    of step t is drawn from `fold_in(key, t)`, so use a key for one run only. Do not wrap a step that
+    computes its parameters from other fields of its state, such as `mechanic`, which forgets the noise.
 
     Args:
         step: a `Step`, or a function `(carry, batch, lr) -> (carry, loss)`, whose carry is the parameters
@@ -149,7 +151,10 @@ def add_noise(step: StepLike, temperature: Scalar = 1.0, *, key: Tensor) -> Step
             grads,
         )
 
-    return Step(init, advance, NoiseState, lambda state, batch, lr: inner.accept(state.carry, batch, lr))
+    def accept(state: Any, batch: Tree, lr: Scalar) -> Tree:
+        return inner.accept(state.carry, batch, lr)
+
+    return Step(init, advance, NoiseState, accept, trouble=trouble_inside(inner))
 
 
 def noise_like(key: Tensor, params: Tree) -> Tree:

@@ -282,6 +282,11 @@ def _score(by: Any, carry: Tree, output: Tree) -> Tensor:
         if by not in records:
             raise ValueError(f"run's output has no record {by!r}; it has {', '.join(map(repr, records))}")
         value = records[by]
+        if isinstance(value, Tensor) and 0 in value.shape[:1]:
+            raise ValueError(
+                f"the record {by!r} is empty in a part of the run, so no member can be judged by it; "
+                f"record or evaluate at least once between two rungs"
+            )
         value = value[-1] if isinstance(value, Tensor) and value.ndim else value
     else:
         value = by(carry, output)
