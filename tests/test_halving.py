@@ -368,7 +368,7 @@ def test_progress_counts_member_steps():
             lambda: halving(
                 lambda lr, steps, carry: (lr, {"x": lr[None][:0]}), gd.grid(lr=[0.1]), [2], "x"
             ),
-            "the record 'y' is empty in a part of the run",
+            "the record 'x' is empty in a part of the run",
         ),
         (lambda: halving(run, GRID, RUNGS, "los"), "no record 'los'; it has 'step', 'loss'"),
         (lambda: halving(run, GRID, RUNGS, 3), "TypeError: by is int"),
