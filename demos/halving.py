@@ -168,7 +168,8 @@ def draw(result: gd.search.HalvingResult, ends: Tensor) -> Figure:
     curves.set_xticks(rungs)
     _name_ends(curves, rungs, [int((result.steps == rung).sum()) for rung in rungs])
     above = sum(bool(row[-1] > 20) for row in rows)
-    curves.set_title(f"{above} of the curves leave through the top", loc="left", fontsize=10)
+    leave = "leaves" if above == 1 else "leave"
+    curves.set_title(f"{above} of the curves {leave} through the top", loc="left", fontsize=10)
     return figure
 
 
