@@ -64,9 +64,20 @@ def test_a_run_that_is_called_again_goes_on_to_the_same_bits(backend, tmp_path):
     assert_same(run(path, until=0, **options), run(**options))  # is done: no step is taken
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("native", marks=pytest.mark.slow)])
+# "auto" with so many steps that it leaves Python.
+eager_and_slow = pytest.mark.parametrize(
+    ("backend", "steps"),
+    [
+        ("eager", 12),
+        *[pytest.param(*row, marks=pytest.mark.slow) for row in (("native", 24), ("auto", 120))],
+    ],
+)
+
+
+@pytest.mark.filterwarnings("ignore::gdfunc.StuckWarning")  # of searches that compare different batches
+@eager_and_slow
 @pytest.mark.parametrize("name", STEPS)
-def test_every_method_goes_on_to_the_same_bits(name, backend, tmp_path):
+def test_every_method_goes_on_to_the_same_bits(name, backend, steps, tmp_path):
     row = STEPS[name]
     step = row.make(linear_loss, DATA, **row.hyperparameters)
     data = torch.arange(40) if row.has_data else DATA
@@ -74,7 +85,7 @@ def test_every_method_goes_on_to_the_same_bits(name, backend, tmp_path):
         "step": step,
         "init": step.init(PARAMS),
         "data": data,
-        "index": INDEX[:24],
+        "index": INDEX.repeat(2, 1)[:steps],
         "backend": backend,
     }
     options |= {"record": ("loss", "state")}
@@ -82,15 +93,17 @@ def test_every_method_goes_on_to_the_same_bits(name, backend, tmp_path):
     assert_same(run(tmp_path / "run", **options), run(**options))
 
 
+@eager_and_slow
 @pytest.mark.parametrize("name", TABLE)
-def test_every_transformation_goes_on_to_the_same_bits(name, tmp_path):
+def test_every_transformation_goes_on_to_the_same_bits(name, backend, steps, tmp_path):
     row = TABLE[name]
     step = gd.make_step(lambda params, batch: sum((leaf**2).sum() for leaf in params.values()), make(row))
     options = {
         "step": step,
         "init": step.init(start_of(row)),
         "data": (),
-        "index": torch.zeros(12, 0).long(),
+        "index": torch.zeros(steps, 0).long(),
+        "backend": backend,
     }
     stopped(tmp_path / "run", until=1, **options)
     assert_same(run(tmp_path / "run", **options), run(**options))
