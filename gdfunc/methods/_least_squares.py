@@ -10,10 +10,11 @@ from torch.func import jacfwd, jvp, vjp
 
 from .. import _tree
 from .._errors import check_choice, check_function, check_int, check_scalar
-from .._gradients import apart
+from .._gradients import SharedLoss, apart
 from .._inputs import check_inputs, kind
 from .._numerics import Scalar, norms, safe_ratio, widen
 from .._scan import scan
+from .._stateful import Bound
 from .._step import Step, apply_updates, check_lr, copy_params, learning_rate, params_of, scalar, step_maker
 from .._tree import Tree
 
@@ -73,8 +74,8 @@ def gauss_newton(residual_fn: ResidualFn, *, solver: str = "qr", iterations: int
         A `Step`, whose carry is the parameters. The loss is the mean of the squared residuals.
 
     Raises:
-        TypeError: residual_fn is no function of two arguments; (in the step) it returns something else than
-            float tensors.
+        TypeError: residual_fn is no function of two arguments, or has state; (in the step) it returns
+            something else than float tensors.
         ValueError: a hyperparameter is out of range; (in the step) params and batch do not fit.
 
     Example:
@@ -127,8 +128,8 @@ def levenberg_marquardt(
         A `Step`, whose state is a `LevenbergMarquardtState`. The loss is the mean of the squared residuals.
 
     Raises:
-        TypeError: residual_fn is no function of two arguments; (in the step) it returns something else than
-            float tensors, or the state is that of another step.
+        TypeError: residual_fn is no function of two arguments, or has state; (in the step) it returns
+            something else than float tensors, or the state is that of another step.
         ValueError: a hyperparameter is out of range; (in the step) params and batch do not fit.
 
     Example:
@@ -200,6 +201,11 @@ def _accept(carry: Any, batch: Tree, lr: Scalar) -> Tree:
 
 
 def _solver(residual_fn: ResidualFn, solver: str, iterations: int) -> Solver:
+    if isinstance(residual_fn, Bound | SharedLoss):
+        raise TypeError(
+            "residual_fn is made by gd.stateful or data_parallel, but this method is for residuals, which "
+            "depend on params and batch alone; pass a function (params, batch) -> residuals"
+        )
     function, remedy = "a function (params, batch) -> residuals", "such as predictions − targets"
     check_function("residual_fn", residual_fn, ("params", "batch"), function, remedy)
     check_int("iterations", iterations, 1)

@@ -98,6 +98,7 @@ def lbfgs(
     next search goes along the gradient. If that fails, the run is stuck: `status` is 4, and `train` warns.
 
     Every batch must be the same, as in `gd.full_batch`: a search compares losses of several steps.
+    Buffers of a loss with state are those of every evaluation, of points that are not accepted too.
 
     Args:
         loss_fn: `(params, batch) -> loss`; see `batch_grad`.
