@@ -228,7 +228,7 @@ def final_loss(make, lr, steps=400):
     step = make(problem.loss_fn)
     index = gd.full_batch(389, steps)
     final, _ = gd.train(step, step.init(problem.params), problem.data, index, lr)
-    return float(problem.loss_fn(final.params, problem.data) / problem.minimum - 1)
+    return float(problem.loss_fn(getattr(final, "params", final), problem.data) / problem.minimum - 1)
 
 
 MAKERS = {

@@ -156,13 +156,10 @@ def mechanic(claim: Mechanic, fault: str) -> Subject:
         )
         total = s.mean() if fault == "mean of the scales" else s.sum()
         if fault == "update scaled, not the sum":
-            return [x + total * (b - a) for x, a, b in zip(xs, deltas, after, strict=True)], (
-                first,
-                after,
-                (s, m, v, r),
-                history,
-            )
-        new = [x + total * b for x, b in zip(first, after, strict=True)]
+            moves = [b - a for a, b in zip(deltas, after, strict=True)]
+            new = [x + total.to(x.dtype) * move for x, move in zip(xs, moves, strict=True)]
+        else:
+            new = [x + total.to(x.dtype) * b for x, b in zip(first, after, strict=True)]
         return new, (first, after, (s, m, v, r), history)
 
     return counted(start, rule, f"mechanic, {fault or 'right'}")
