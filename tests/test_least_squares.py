@@ -107,6 +107,7 @@ def test_cg_approaches_the_solution_of_least_norm():
     torch.testing.assert_close(params, torch.linalg.pinv(matrix) @ target, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("iterations", [20, 200])
 def test_cg_stays_at_the_solution_when_it_goes_on(iterations, dtype):
@@ -119,6 +120,7 @@ def test_cg_stays_at_the_solution_when_it_goes_on(iterations, dtype):
     torch.testing.assert_close(rows[1], rows[0], rtol=1e-5, atol=0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", [gd.methods.gauss_newton, LM])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @each_solver

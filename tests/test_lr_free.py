@@ -183,6 +183,7 @@ def test_points_are_those_of_the_paper(name, data, seed):
     np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.long
 @given(
     seeds, betas, st.floats(0.05, 5.0), st.sampled_from([1e-12, 0.1]), decays, st.sampled_from([1, 2, 5])
 )

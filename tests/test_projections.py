@@ -215,6 +215,7 @@ def test_the_memory_of_a_transformation_stays_what_it_is():
     torch.testing.assert_close(new.params, gd.projections.ball(0.5)(plain.params), rtol=0, atol=0)
 
 
+@pytest.mark.long
 def test_projected_runs_are_swept_and_compiled():
     start = {"w": START["w"], "b": START["b"][None]}
 
