@@ -1,4 +1,4 @@
-"""What stopping hopeless runs early saves, and what it loses: successive halving of learning rates.
+"""Savings and losses of stopping hopeless runs early: successive halving of learning rates.
 
 The S&P 500's monthly return is regressed on those of five of its shares, as they are, by gradient descent
 on batches of 64. Halving runs 27 learning rates to a first rung, drops the two thirds with the largest

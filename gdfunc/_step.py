@@ -124,9 +124,6 @@ def _stateful_step(loss_fn: Stateful, make: Callable[[LossFn], Step]) -> Step:
         carry = plain.init(params)
         return StatefulState(carry, *checked_state(buffers, key, _tree.leaves(params)[0].device))
 
-    def accept(state: StatefulState, batch: Tree, lr: Scalar) -> Tree:
-        return plain.accept(state.carry, batch, lr)
-
     def advance(state: StatefulState, batch: Tree, lr: Scalar) -> tuple[StatefulState, Any, Tree]:
         plain.check(state.carry)
         step = make(loss_fn.bound(state.buffers))
@@ -140,13 +137,23 @@ def _stateful_step(loss_fn: Stateful, make: Callable[[LossFn], Step]) -> Step:
         buffers = _tree.unflatten(structure, _tree.unshare(new, old))
         return StatefulState(carry, buffers, key), loss_of(value), grads
 
-    return Step(init, advance, StatefulState, accept, trouble=trouble_inside(plain))
+    return step_around(plain, init, advance, StatefulState)
 
 
-def trouble_inside(step: Step) -> Callable[[Any], str | None] | None:
-    """Return what asks a step for the trouble of `state.carry`, None where it knows of none."""
-    trouble = step.trouble
-    return None if trouble is None else lambda state: trouble(state.carry)
+def step_around(
+    inner: Step,
+    init: Callable[..., Any],
+    advance: Callable[[Any, Tree, Any], tuple[Any, Any, Tree]],
+    state: type,
+) -> Step:
+    """Make a step whose state has the carry of another as `carry`, with the checks and trouble of that."""
+    trouble = inner.trouble
+
+    def accept(state: Any, batch: Tree, lr: Scalar) -> Tree:
+        return inner.accept(state.carry, batch, lr)
+
+    told = None if trouble is None else lambda state: trouble(state.carry)
+    return Step(init, advance, state, accept, trouble=told)
 
 
 class TrainState(NamedTuple):

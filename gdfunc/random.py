@@ -245,6 +245,11 @@ def permutation(key: Tensor, n: int) -> Tensor:
     return _orders(key, check_int("n", n, 0)).contiguous()  # n of 0 or 1 is not sorted, but expanded
 
 
+def _normals(key: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+    """Draw standard normal vectors in float64, all at once, so that they are the same for every dtype."""
+    return normal(key, (sum(sizes),), torch.float64).split(list(sizes))
+
+
 def dropout(key: Tensor, x: Tensor, p: float) -> Tensor:
     """Set entries to zero, each with probability p, and scale up the others: inverted dropout.
 

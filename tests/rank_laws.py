@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,18 @@ from torch.func import grad, jvp, vmap
 
 import gdfunc as gd
 from gdfunc import _tree
+from gdfunc._scan.backends.native import _build
 from gdfunc.distributed import RankError, average, data_parallel, rank, replicated, world_size
 from gdfunc.distributed._group import agree, all_gather_tree
 
 from .references import normal
+
+
+def prepare(laws: Sequence[str]) -> None:
+    """Compile quickly, except for what is timed."""
+    if not laws[0].startswith("times_"):
+        _build._FLAGS[0] = "-O0"
+
 
 N, BATCH, STEPS = 41, 11, 20
 

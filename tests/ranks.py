@@ -1,25 +1,27 @@
-"""Starts the ranks of a run as processes that talk over gloo, and runs the laws of `rank_laws` in them.
+"""Starts the ranks of a run as processes that talk over gloo, and runs laws in them.
 
-    python -m tests.ranks FOLDER RANK COUNT SECONDS LAW...
+    python -m tests.ranks ROOM FOLDER RANK COUNT SECONDS LAW...
 
-Each rank writes what became of each law into FOLDER/RANK.json: nothing, or the error.
+A law is a function of a folder in tests/ROOM.py, whose `prepare` each rank calls first. Each rank writes
+into FOLDER/RANK.json how each law ended: nothing, or the error.
 """
 
 import datetime
+import inspect
 import json
 import os
 import subprocess
 import sys
 import traceback
 import warnings
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import pytest
 import torch
 import torch.distributed as dist
-
-from gdfunc._scan.backends.native import _build
 
 
 class Ended(NamedTuple):
@@ -30,14 +32,23 @@ class Ended(NamedTuple):
     errors: dict[str, str]
 
 
-def start(folder: Path, count: int, laws: list[str], seconds: float = 30.0) -> list[Ended]:
-    """Run laws in so many ranks, whose collectives time out after so many seconds."""
+def laws_of(room: ModuleType) -> list[str]:
+    """List the laws of a room: its functions of a folder."""
+    functions = [f for f in vars(room).values() if inspect.isfunction(f) and f.__module__ == room.__name__]
+    return [f.__name__ for f in functions if [*inspect.signature(f).parameters] in (["_"], ["folder"])]
+
+
+def start(
+    room: ModuleType, folder: Path, count: int, laws: list[str], seconds: float = 30.0
+) -> list[Ended]:
+    """Run laws of a room in so many ranks, whose collectives time out after so many seconds."""
+    name = room.__name__.rpartition(".")[2]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     arguments = [str(count), str(seconds), *laws]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.ranks", str(folder), str(rank), *arguments],
+            [sys.executable, "-m", "tests.ranks", name, str(folder), str(rank), *arguments],
             cwd=Path(__file__).parents[1],
             env=environment,
             stdout=subprocess.PIPE,
@@ -59,12 +70,17 @@ def start(folder: Path, count: int, laws: list[str], seconds: float = 30.0) -> l
     return ended
 
 
-def main(folder: str, rank: str, count: str, seconds: str, *laws: str) -> None:
-    from . import rank_laws
+def check(law: str, ended: list[Ended]) -> None:
+    """Fail with the error of the first rank on which a law was broken."""
+    for rank in ended:
+        assert rank.errors.get(law, rank.output) == ""
+        assert rank.code == 0
 
+
+def main(name: str, folder: str, rank: str, count: str, seconds: str, *laws: str) -> None:
+    room = import_module(f"tests.{name}")
     torch.set_num_threads(1)
-    if not laws[0].startswith("times_"):
-        _build._FLAGS[0] = "-O0"
+    room.prepare(laws)
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", "`torch.jit.script")
     timeout = datetime.timedelta(seconds=float(seconds))
@@ -73,7 +89,7 @@ def main(folder: str, rank: str, count: str, seconds: str, *laws: str) -> None:
     errors = {}
     for law in laws:
         try:
-            getattr(rank_laws, law)(Path(folder))
+            getattr(room, law)(Path(folder))
             errors[law] = ""
         except (Exception, pytest.fail.Exception):
             errors[law] = traceback.format_exc()

@@ -10,7 +10,7 @@ def cost(size: float, ranks: int, latency: float, bandwidth: float) -> float:
 
 
 class Simulated(NamedTuple):
-    """What a simulation found, for each rank.
+    """Results of a simulation, for each rank.
 
     Attributes:
         sums: the vector that it ends with.

@@ -1,18 +1,8 @@
-"""Starts the ranks of sharded sweeps as processes that talk over gloo, and runs laws of this file in them.
+"""Laws of sweeps whose members several ranks share, which `ranks` runs."""
 
-    python -m tests.sweep_ranks FOLDER RANK COUNT LAW...
-
-Each rank writes what became of each law into FOLDER/RANK.json: nothing, or the error.
-"""
-
-import datetime
-import json
 import os
 import signal
-import subprocess
-import sys
-import traceback
-import warnings
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +17,7 @@ from gdfunc._scan.backends.native import _build
 from gdfunc._sweep import _ranks
 from gdfunc.distributed._group import RankError, agree
 
+from .assertions import assert_same
 from .references import linear_data, linear_loss
 
 ROOT = Path(__file__).parents[1]
@@ -37,60 +28,9 @@ GRID = gd.grid(batch_size=[4, 3], lr=LRS)
 RUNGS = [2, 6, 12]
 
 
-class Ended(NamedTuple):
-    """How a rank has ended."""
-
-    code: int
-    output: str
-    errors: dict[str, str]
-
-
-def start(folder: Path, count: int, laws: list[str]) -> list[Ended]:
-    """Run laws in so many ranks."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    environment |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.sweep_ranks", str(folder), str(rank), str(count), *laws],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-    ended = []
-    for rank, process in enumerate(processes):
-        try:
-            output, _ = process.communicate(timeout=240)
-        finally:
-            process.kill()
-        path = folder / f"{rank}.json"
-        ended.append(
-            Ended(process.returncode, output, json.loads(path.read_text() if path.exists() else "{}"))
-        )
-    return ended
-
-
-def main(folder: str, rank: str, count: str, *laws: str) -> None:
-    torch.set_num_threads(1)
-    warnings.simplefilter("error")
-    warnings.filterwarnings("ignore", "`torch.jit.script")
+def prepare(laws: Sequence[str]) -> None:
+    """Compile quickly, and wait for a silent rank no longer than a test can."""
     _build._FLAGS[0], _ranks.SILENCE = "-O0", 6.0
-    timeout = datetime.timedelta(seconds=60)
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", store, timeout, rank=int(rank), world_size=int(count))
-    errors = {}
-    for law in laws:
-        try:
-            globals()[law](Path(folder))
-            errors[law] = ""
-        except Exception:
-            errors[law] = traceback.format_exc()
-        (Path(folder) / f"{rank}.json").write_text(json.dumps(errors))
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 # Runs.
@@ -105,11 +45,6 @@ def run(lr, batch_size=4, steps=slice(0, 12), carry=None, **kwargs):
 def counted(calls, **point):
     calls.append(point)
     return run(**point)
-
-
-def same(a: Any, b: Any) -> bool:
-    pairs = zip(_tree.leaves(a), _tree.leaves(b), strict=True)
-    return all(x.shape == y.shape and x.numpy().tobytes() == y.numpy().tobytes() for x, y in pairs)
 
 
 def close(a: Any, b: Any) -> bool:
@@ -210,7 +145,7 @@ def an_interrupted_sweep_goes_on_to_the_same_bits(_):
         gd.sweep(impatient, GRID, chunk_size=1)
     assert len(error.value.members) == 2
     result = gd.sweep(partial(counted, again), GRID, chunk_size=1, resume=error.value)
-    assert same(parts_of(result), parts_of(whole))
+    assert_same(parts_of(result), parts_of(whole))
     check_same_on_all_ranks(result)
     assert 0 < len(again) < len(GRID) // 2
 
@@ -221,8 +156,8 @@ def a_folder_holds_the_chunks_of_all_ranks(folder):
     again = gd.sweep(partial(counted, calls), GRID, chunk_size=2, checkpoint_to=path)
     alone = gd.sweep(partial(counted, calls), GRID, chunk_size=3, checkpoint_to=path, shard=False)
     assert not calls
-    assert same(parts_of(whole), parts_of(again))
-    assert same(parts_of(whole), parts_of(alone))
+    assert_same(parts_of(whole), parts_of(again))
+    assert_same(parts_of(whole), parts_of(alone))
 
 
 def ranks_with_other_grids_are_refused(_):
@@ -267,7 +202,3 @@ def killed(folder):
     except RankError as error:
         print(error, flush=True)
         os._exit(3)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

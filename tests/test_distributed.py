@@ -1,7 +1,5 @@
 """Runs of several ranks: each law is a function of `rank_laws`, which processes over gloo call."""
 
-import ast
-import inspect
 import math
 import os
 import subprocess
@@ -19,31 +17,25 @@ from gdfunc.distributed._group import agree, all_gather_tree
 
 from . import rank_laws
 from .rank_laws import loss_fn, problem, run
-from .ranks import Ended, start
+from .ranks import Ended, check, laws_of, start
 from .ring import cost, simulate
 
-LAWS = [
-    node.name
-    for node in ast.parse(inspect.getsource(rank_laws)).body
-    if isinstance(node, ast.FunctionDef) and [each.arg for each in node.args.args] in (["_"], ["folder"])
-]
+LAWS = laws_of(rank_laws)
 ENDS = [name for name in LAWS if name.startswith("a_rank_that_")]
 
 
 @pytest.fixture(scope="module", params=[2, 3])
 def ended(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Ended]:
-    """What became of all laws, on ranks that were started once."""
+    """Run all laws on ranks that are started once, and return how each rank ended."""
     folder = tmp_path_factory.mktemp("ranks") / str(request.param)
     folder.mkdir()
-    return start(folder, request.param, [law for law in LAWS if law not in ENDS])
+    return start(rank_laws, folder, request.param, [law for law in LAWS if law not in ENDS])
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("law", [law for law in LAWS if law not in ENDS])
 def test_ranks(law, ended):
-    for rank in ended:
-        assert rank.errors.get(law, rank.output) == ""
-        assert rank.code == 0
+    check(law, ended)
 
 
 @pytest.mark.long
@@ -57,7 +49,7 @@ def test_ranks(law, ended):
     ],
 )
 def test_one_rank_that_ends_ends_all(law, code, words, tmp_path):
-    first, last = start(tmp_path, 2, [law], seconds=5.0)
+    first, last = start(rank_laws, tmp_path, 2, [law], seconds=5.0)
     assert (first.code, last.code) == (3, code)
     assert "RankError rank 0 of 2 waited for a sum, but another rank has ended" in first.output
     assert words in first.output
@@ -70,7 +62,7 @@ def test_a_file_goes_on_with_any_number_of_ranks(tmp_path):
     for count in (2, 1, 3):
         folder = tmp_path / str(count)
         folder.mkdir()
-        for rank in start(folder, count, ["files_of_other_world_sizes_are_read"]):
+        for rank in start(rank_laws, folder, count, ["files_of_other_world_sizes_are_read"]):
             assert rank.errors == {"files_of_other_world_sizes_are_read": ""}, rank.output
     assert gd.load(tmp_path / "shared.safetensors")["step"] == 18
 

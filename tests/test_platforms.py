@@ -1,6 +1,6 @@
 """The native loop on other machines: emulated, cross-compiled, and by the failures that they have.
 
-What needs qemu, wine or another compiler is marked `slow`, and skipped by the name of what is missing.
+Tests that need qemu, wine or another compiler are marked `slow`, and skipped by the name of a missing tool.
 """
 
 import ctypes
@@ -336,7 +336,7 @@ def test_a_cache_where_programs_may_not_run_is_named_with_the_remedy(monkeypatch
     assert not list(cache.iterdir())
 
 
-# What a user is told.
+# Messages to the user.
 
 
 @pytest.fixture

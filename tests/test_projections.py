@@ -132,7 +132,7 @@ def test_projections_map_and_differentiate(name):
     slope = grad(lambda bound: (make(bound)(x) * torch.arange(4.0)).sum())(bounds[0])
     ends = [(make(float(bounds[0]) + h)(x) * torch.arange(4.0)).sum() for h in (1e-6, -1e-6)]
     torch.testing.assert_close(slope, (ends[0] - ends[1]) / 2e-6, rtol=1e-5, atol=1e-7)
-    # Where it is smooth, a projection is the gradient of a convex function.
+    # A projection is the gradient of a convex function, so its derivative is symmetric and positive.
     derivative = jacrev(make(0.7))(x)
     torch.testing.assert_close(derivative, derivative.mT, rtol=1e-9, atol=1e-12)
     eigenvalues = torch.linalg.eigvalsh(derivative)

@@ -1,7 +1,5 @@
 """Sweeps whose members several ranks share: each law is a function of `sweep_ranks`."""
 
-import ast
-import inspect
 import os
 import subprocess
 import sys
@@ -14,35 +12,30 @@ import gdfunc as gd
 from gdfunc._sweep import _ranks
 
 from . import sweep_ranks
-from .assertions import assert_refused
-from .sweep_ranks import GRID, ROOT, Ended, counted, parts_of, run, same, start
+from .assertions import assert_refused, assert_same
+from .ranks import Ended, check, laws_of, start
+from .sweep_ranks import GRID, ROOT, counted, parts_of, run
 
 ENDS = ["killed"]
-LAWS = [
-    node.name
-    for node in ast.parse(inspect.getsource(sweep_ranks)).body
-    if isinstance(node, ast.FunctionDef) and [each.arg for each in node.args.args] in (["_"], ["folder"])
-]
+LAWS = laws_of(sweep_ranks)
 
 
 @pytest.fixture(scope="module", params=[2, 3])
 def ended(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Ended]:
-    """What became of all laws, on ranks that were started once."""
+    """Run all laws on ranks that are started once, and return how each rank ended."""
     folder = tmp_path_factory.mktemp("ranks")
-    return start(folder, request.param, [law for law in LAWS if law not in ENDS])
+    return start(sweep_ranks, folder, request.param, [law for law in LAWS if law not in ENDS], seconds=60.0)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("law", [law for law in LAWS if law not in ENDS])
 def test_ranks(law, ended):
-    for rank in ended:
-        assert rank.errors.get(law, rank.output) == ""
-        assert rank.code == 0
+    check(law, ended)
 
 
 @pytest.mark.long
 def test_a_rank_that_is_killed_costs_its_members_only(tmp_path):
-    first, last = start(tmp_path, 2, ["killed"])
+    first, last = start(sweep_ranks, tmp_path, 2, ["killed"], seconds=60.0)
     assert (first.code, last.code) == (3, -9)
     assert "rank 1 of 2 has given no sign of life" in first.output
     assert "3 of the 10 members are lost: " in first.output
@@ -50,7 +43,7 @@ def test_a_rank_that_is_killed_costs_its_members_only(tmp_path):
     calls = []
     result = gd.sweep(partial(counted, calls), GRID, chunk_size=1, checkpoint_to=tmp_path / "chunks")
     assert len(calls) == 3
-    assert same(parts_of(result), parts_of(gd.sweep(run, GRID, chunk_size=1)))
+    assert_same(parts_of(result), parts_of(gd.sweep(run, GRID, chunk_size=1)))
 
 
 SCRIPT = """
@@ -111,7 +104,7 @@ def test_a_sweep_goes_on_from_its_folder_to_the_same_bits(tmp_path):
     assert sorted(file.name for file in path.iterdir()) == [f"{i:09}.safetensors" for i in (0, 2, 4)]
     result = gd.sweep(partial(counted, calls), GRID, chunk_size=2, checkpoint_to=path)
     assert len(calls) == 6
-    assert same(parts_of(result), parts_of(whole))
+    assert_same(parts_of(result), parts_of(whole))
     assert len(list(path.iterdir())) == 6
 
 
@@ -131,7 +124,7 @@ def test_an_interruption_and_a_folder_go_together(tmp_path):
         partial(counted, again), GRID, chunk_size=2, checkpoint_to=tmp_path, resume=error.value
     )
     assert len(again) == 3
-    assert same(parts_of(result), parts_of(gd.sweep(run, GRID, chunk_size=2)))
+    assert_same(parts_of(result), parts_of(gd.sweep(run, GRID, chunk_size=2)))
 
 
 def test_a_foreign_folder_is_refused(tmp_path):

@@ -29,7 +29,7 @@ from ._ranks import check_same_run, writes
 from ._trajectory import Trajectory
 
 Log = Callable[[int, dict[str, float]], Any]
-_SEGMENTS = 64
+_SEGMENTS = 64  # whose records are joined
 _SEGMENT_SECONDS = 0.1  # how long segments should take: Ctrl-C, progress and stop wait for their end
 # Cautious guesses for a first segment: seconds for each entry of the parameters times entry of the data,
 # and seconds that a backend needs around every step.

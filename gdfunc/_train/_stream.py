@@ -17,7 +17,8 @@ from .._inputs import kind
 from .._tree import Tree
 from ._batches import Batches, digest_of_plan
 
-_AHEAD, _MOST_AHEAD = 4, 2**24  # batches, or more of them up to so many bytes
+_AHEAD = 4, 1024  # batches: so many at least, and up to so many while they are small
+_BYTES_AHEAD = 2**24
 _BYTES = 2**26  # of the rows of a segment, at most
 _SECONDS = 0.1  # between two looks at whether to stop
 _PATIENCE = 2.0  # seconds that the end of a run waits for a source that is reading
@@ -178,7 +179,8 @@ class Reader:
     def _next(self) -> "Entry":
         """Take the next batch from the thread."""
         if self.thread is None:
-            self.queue.maxsize = max(_AHEAD, min(_MOST_AHEAD // max(self.size, 1), _MOST_AHEAD // 2**14))
+            least, most = _AHEAD
+            self.queue.maxsize = max(least, min(_BYTES_AHEAD // max(self.size, 1), most))
             arguments = self.entries, self.queue, self.stop
             self.thread = Thread(target=_fill, args=arguments, name="gdfunc reads ahead", daemon=True)
             self.thread.start()

@@ -20,8 +20,8 @@ from .._step import (
     learning_rate,
     params_of,
     scalar,
+    step_around,
     step_maker,
-    trouble_inside,
 )
 from .._transforms._base import PLAIN, GradientTransformation, check_transform, no_steps
 from .._tree import Tree
@@ -324,10 +324,7 @@ def _around(step: StepLike, state: type, follow: Callable[[Any, Any], Any]) -> S
         carry, loss, grads = inner.advance(state.carry, batch, lr)
         return follow(state, carry), loss, grads
 
-    def accept(state: Any, batch: Tree, lr: Scalar) -> Tree:
-        return inner.accept(state.carry, batch, lr)
-
-    return Step(init, advance, state, accept, trouble=trouble_inside(inner))
+    return step_around(inner, init, advance, state)
 
 
 def _averaged(carry: Any) -> Tree:

@@ -10,7 +10,7 @@ from .. import _tree, random
 from .._errors import check_function, check_scalar
 from .._inputs import kind
 from .._numerics import Scalar, like, root
-from .._step import Step, StepLike, as_step, learning_rate, params_of, scalar, step_maker, trouble_inside
+from .._step import Step, StepLike, as_step, learning_rate, params_of, scalar, step_around, step_maker
 from .._transforms._base import no_steps
 from .._tree import Tree
 from ._averaging import replace_params
@@ -151,17 +151,13 @@ def add_noise(step: StepLike, temperature: Scalar = 1.0, *, key: Tensor) -> Step
             grads,
         )
 
-    def accept(state: Any, batch: Tree, lr: Scalar) -> Tree:
-        return inner.accept(state.carry, batch, lr)
-
-    return Step(init, advance, NoiseState, accept, trouble=trouble_inside(inner))
+    return step_around(inner, init, advance, NoiseState)
 
 
 def noise_like(key: Tensor, params: Tree) -> Tree:
     """Draw a standard normal number for every entry of the parameters, the same in every dtype."""
     leaves, structure = _tree.flatten(params)
-    sizes = [leaf.numel() for leaf in leaves]
-    parts = random.normal(key, (sum(sizes),), torch.float64).split(sizes)
+    parts = random._normals(key, [leaf.numel() for leaf in leaves])
     return _tree.unflatten(
         structure, [like(part, leaf).view(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
     )

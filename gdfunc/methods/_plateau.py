@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import _tree
 from .._errors import check_choice, check_int, check_scalars
 from .._numerics import Scalar, safe_ratio
-from .._step import Step, StepLike, as_step, learning_rate, params_of, scalar, step_maker, trouble_inside
+from .._step import Step, StepLike, as_step, learning_rate, params_of, scalar, step_around, step_maker
 from .._transforms._base import no_steps
 from .._tree import Tree
 
@@ -154,7 +154,4 @@ def reduce_on_plateau(
             judged = _tree.where(count % every == 0, judged, waiting)
         return PlateauState(carry, *judged, count), loss, grads
 
-    def accept(state: Any, batch: Tree, lr: Scalar) -> Tree:
-        return inner.accept(state.carry, batch, lr)
-
-    return Step(init, advance, PlateauState, accept, trouble=trouble_inside(inner))
+    return step_around(inner, init, advance, PlateauState)

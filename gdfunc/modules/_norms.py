@@ -1,14 +1,12 @@
 """Batch normalisation by its formula, where its running statistics have a derivative or are mapped."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
+
+from .._torch._norms import BatchNorm, BatchNormMode
 
 
-class FollowedNorms(TorchFunctionMode):
+class FollowedNorms(BatchNormMode):
     """Compute new running statistics in place of writing them, and use them so that they are followed.
 
     m' = (1 − α)·m + α·mean(x),  v' = (1 − α)·v + α·var(x) with the unbiased variance;
@@ -25,36 +23,17 @@ class FollowedNorms(TorchFunctionMode):
         super().__init__()
         self.updates: dict[int, Tensor] = {}
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is functional.batch_norm:
-            return self.batch_norm(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-    def batch_norm(
-        self,
-        input: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        training: bool = False,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
-    ) -> Tensor:
+    def batch_norm(self, call: BatchNorm) -> Tensor:
         """Do as `torch.nn.functional.batch_norm`."""
+        running_mean, running_var = call.running_mean, call.running_var
         if running_mean is None or running_var is None:
-            return functional.batch_norm(
-                input, running_mean, running_var, weight, bias, training, momentum, eps
-            )
-        x = input.to(running_mean.dtype)
-        axes = [axis for axis in range(x.ndim) if axis != 1]
-        if training:
-            now = x.mean(axes), x.var(axes, correction=1)
+            return call.by_torch()
+        x = call.input.to(running_mean.dtype)
+        if call.training:
+            now = x.mean(call.axes), x.var(call.axes, correction=1)
             for old, value in zip((running_mean, running_var), now, strict=True):
-                self.updates[id(old)] = torch.lerp(self.updates.get(id(old), old), value, momentum)
-            return functional.batch_norm(input, None, None, weight, bias, True, momentum, eps)
-        shape = [-1 if axis == 1 else 1 for axis in range(x.ndim)]
-        scale = torch.rsqrt(running_var + eps)
-        scale = scale if weight is None else scale * weight
-        y = (x - running_mean.view(shape)) * scale.view(shape)
-        return (y if bias is None else y + bias.view(shape)).to(input.dtype)
+                self.updates[id(old)] = torch.lerp(self.updates.get(id(old), old), value, call.momentum)
+            return call._replace(running_mean=None, running_var=None).by_torch()
+        scale = torch.rsqrt(running_var + call.eps)
+        scale = scale if call.weight is None else scale * call.weight
+        return call.moved((x - call.along(running_mean)) * call.along(scale))

@@ -1,6 +1,5 @@
 """Sums of gradients that are clipped one by one, and the step of differentially private descent."""
 
-from collections.abc import Sequence
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -269,7 +268,8 @@ def make_private_step(
         params, opt_state, steps, limits, noise_key = state
         total, unclipped, loss = clipped_sums(loss_fn, params, batch, limits, options)
         leaves, structure = _tree.flatten(total)
-        *noise, count_noise = _noise(noise_key, leaves)
+        sizes = [leaf.numel() for leaf in leaves]
+        *noise, count_noise = random._normals(noise_key, [*sizes, 1])
         std = _sigma_of_sum(sigma, adaptive) * torch.stack(_tree.leaves(limits)).square().sum().sqrt()
         noisy = [(leaf + std * z.view(leaf.shape)) / divisor for leaf, z in zip(leaves, noise, strict=True)]
         grads = _tree.map(lambda g, p: g.to(p.dtype), _tree.unflatten(structure, noisy), params)
@@ -286,12 +286,6 @@ def make_private_step(
         return PrivateState(moved, opt_state, steps, limits, next_key), loss / like(divisor, loss), grads
 
     return Step(init, advance, PrivateState)
-
-
-def _noise(key: Tensor, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Draw standard normal numbers for every entry of the leaves, and one more, all at once."""
-    sizes = [*(leaf.numel() for leaf in leaves), 1]
-    return random.normal(key, (sum(sizes),), torch.float64).split(sizes)
 
 
 def _sigma_of_sum(sigma: Any, adaptive: Quantile | None) -> Any:

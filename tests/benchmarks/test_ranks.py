@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from .. import rank_laws
 from ..ranks import start
 from ..ring import cost
 
@@ -21,7 +22,7 @@ def test_ring(tmp_path: Path) -> None:
     for count in (2, 3):
         folder = tmp_path / str(count)
         folder.mkdir()
-        for rank in start(folder, count, ["times_of_sums"], seconds=120.0):
+        for rank in start(rank_laws, folder, count, ["times_of_sums"], seconds=120.0):
             assert rank.errors == {"times_of_sums": ""}, rank.output
         times[count] = {int(size): t for size, t in json.loads((folder / "times.json").read_text()).items()}
     sizes = sorted(times[2])
@@ -39,7 +40,7 @@ def test_ring(tmp_path: Path) -> None:
 
 
 def test_steps(tmp_path: Path) -> None:
-    for rank in start(tmp_path, 2, ["times_of_steps"], seconds=120.0):
+    for rank in start(rank_laws, tmp_path, 2, ["times_of_steps"], seconds=120.0):
         assert rank.errors == {"times_of_steps": ""}, rank.output
     for name, seconds in json.loads((tmp_path / "times.json").read_text()).items():
         print(f"\n{name}: {seconds * 1e6:.1f} µs a step")

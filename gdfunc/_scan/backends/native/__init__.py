@@ -33,7 +33,7 @@ A step whose products take more than 2e8 FLOP, or whose other operations read an
 is refused as well, because torch's own kernels are faster. The environment variable GDFUNC_NATIVE_LIMIT
 multiplies both numbers: 0.5 halves them, and inf refuses no size. It is read once, before the first loop.
 
-Where loops run, as far as that is known (tests/test_platforms.py, tests/test_windows.py):
+Machines on which loops run, as far as is known (tests/test_platforms.py, tests/test_windows.py):
 
     x86-64 Linux: gcc, clang, zig    tested
     AArch64 Linux: gcc, zig          tested by emulation: the C alone, under qemu
