@@ -15,7 +15,8 @@ import gdfunc as gd
 from gdfunc import _tree
 from gdfunc._scan.backends.native import _build
 from gdfunc._sweep import _ranks
-from gdfunc.distributed._group import RankError, agree
+from gdfunc.distributed._gather import agree
+from gdfunc.distributed._group import RankError
 
 from .assertions import assert_same
 from .references import linear_data, linear_loss

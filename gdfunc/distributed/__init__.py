@@ -4,6 +4,7 @@
     torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(minutes=1))
     step = gd.make_step(gd.distributed.data_parallel(loss_fn), gd.adam())
     final, trajectory = gd.train(step, step.init(params), data, index, lr, checkpoint_to="run.safetensors")
+    torch.distributed.destroy_process_group()  # without it, torch may abort at the end of the script
 
 Every process is a rank: `rank` tells which, `world_size` of how many. All call the same lines with the same
 arguments; without a process group there is one rank. `data_parallel` shares the rows of every batch out.
@@ -15,8 +16,10 @@ Steps with a sum over the ranks run from Python under `backend="auto"`, and comp
 Steps that each rank takes alone are compiled, and `average` joins the ranks between two calls of `train`.
 
 Rank 0 writes the checkpoints; any number of ranks goes on from them. Ranks that differ in parameters,
-settings, plan or number of steps raise the same `RankError` at the start. If a rank raises, is killed or
-hangs, the others raise a `RankError` within the timeout of the process group, with the words of the first.
+settings, plan or number of steps raise the same `RankError` at the start, and ranks that have drifted apart
+at the end. If a rank raises, is killed or hangs, the others raise a `RankError` within the timeout of the
+process group, with the words of the first, or the number of the one that is silent or late. For this every
+rank gives the store of the group a sign of life a second, or every W/1000 seconds.
 
 On paper, the limits at W ranks. A sum of n bytes over a ring takes 2(W − 1)·(α + n/(W·β)) seconds, with the
 latency α of a message and the bandwidth β of a rank; each rank sends 2(1 − 1/W)·n bytes. With α = 5 µs and

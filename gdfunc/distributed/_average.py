@@ -2,7 +2,8 @@
 
 from .. import _tree
 from .._tree import Tree
-from ._group import agree, forms, world_size
+from ._gather import agree, forms
+from ._group import world_size
 from ._sums import total
 
 

@@ -10,7 +10,8 @@ from .._gradients import LossFn, SharedLoss, check_loss_fn, evaluated_loss, unch
 from .._shown import shown
 from .._stateful import Evaluated, Stateful, loss_of
 from .._tree import Tree
-from ._group import RankError, agree, check_ranks, forms, is_grouped, rank, world_size
+from ._gather import agree, forms
+from ._group import RankError, check_ranks, is_grouped, rank, world_size
 from ._norms import SharedNorms
 from ._sums import check_backend, replicated, total
 
@@ -29,6 +30,7 @@ def data_parallel(loss_fn: Any) -> Any:
         torch.distributed.init_process_group("gloo")
         step = gd.make_step(gd.distributed.data_parallel(loss_fn), gd.adam())
         final, trajectory = gd.train(step, step.init(params), data, index, lr)
+        torch.distributed.destroy_process_group()
 
     Keys of dropout belong to rows of the whole batch, and a private step draws its noise once. A loss with
     buffers gives all ranks B_r/B-weighted means of their new values, counters included. Batch normalisation
