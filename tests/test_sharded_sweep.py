@@ -90,6 +90,7 @@ def test_the_same_command_goes_on_after_a_rank_is_killed(tmp_path):
 # The folder of a sweep, on one machine.
 
 
+@pytest.mark.long
 def test_a_sweep_goes_on_from_its_folder_to_the_same_bits(tmp_path):
     whole, calls = gd.sweep(run, GRID, chunk_size=2), []
 
