@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 from collections import OrderedDict, namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -446,3 +447,17 @@ def test_the_classes_of_the_package_have_one_name_each():
             for cls in vars(module).values():
                 if isinstance(cls, type) and issubclass(cls, tuple) and hasattr(cls, "_fields"):
                     assert seen.setdefault(cls.__name__, cls) is cls
+
+
+@pytest.mark.long
+def test_a_file_that_many_write_at_once_is_one_of_theirs(tmp_path):
+    path = tmp_path / "file"
+
+    def write(i):
+        for _ in range(40):
+            gd.save(path, {"i": i})
+
+    with ThreadPoolExecutor(8) as pool:
+        assert [*pool.map(write, range(8))] == [None] * 8
+    assert gd.load(path)["i"] in range(8)
+    assert [*tmp_path.iterdir()] == [path]

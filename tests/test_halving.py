@@ -298,7 +298,8 @@ def test_a_halving_goes_on_from_its_file(error, tmp_path):
     result = halving(failing, GRID, RUNGS, loss, checkpoint_to=file)
     assert same_results(result, halving(run, GRID, RUNGS, loss))
     done = len(calls)
-    assert done == (8 if error is MemoryError else 7)
+    assert done == 7
+    assert not file.with_name("halving.safetensors.rungs").exists()
     assert same_results(halving(failing, GRID, RUNGS, loss, checkpoint_to=file), result)
     assert len(calls) == done
     other = gd.grid(batch_size=[4, 3], lr=GRID.axes["lr"].values, key=KEYS[2:])

@@ -46,11 +46,6 @@ class Ranks:
             parts.append(group[size * i // self.count : size * (i + 1) // self.count])
         return [part for part in parts if part]
 
-    @property
-    def groups(self) -> list[list[int]]:
-        """List this rank's members. One without any runs the first, which tells what a row is made of."""
-        return self.groups_of(self.rank) or [[0]]
-
     @contextmanager
     def sharing(self) -> Iterator[None]:
         """Watch one another while the ranks run their members."""

@@ -115,12 +115,14 @@ def sweep(
     before += _new(folder.pieces(), before) if folder else []
     single = chunk_size == 1 or not any(axis.vmapped for axis in grid.axes.values())
     run_chunk = partial(_run_chunk, run, grid, single, randomness)
-    go_on = partial(_run_groups, run_chunk, grid, 1 if single else chunk_size, progress, folder, before)
+    go_on = partial(_run_groups, run_chunk, grid, 1 if single else chunk_size, progress, before)
     if not is_shared(shard):
-        return joined(grid, go_on(grid.groups()))
+        return joined(grid, go_on(grid.groups(), folder))
     ranks = Ranks(grid, folder)
     with ranks.sharing():
-        pieces = go_on(ranks.groups)
+        # A rank without members runs the first, which tells the shapes of a row, and which another writes.
+        groups = ranks.groups_of(ranks.rank)
+        pieces = go_on(groups, folder) if groups else go_on([[0]], None)
         return joined(grid, ranks.gathered(_whole(grid, pieces)))
 
 
@@ -155,9 +157,9 @@ def _run_groups(
     grid: Grid,
     chunk_size: int | str | None,
     progress: Progress,
-    folder: Folder | None,
     before: list[Piece],
     groups: list[list[int]],
+    folder: Folder | None,
 ) -> list[Piece]:
     """Run the members that are not done, chunk by chunk; return the pieces of all that is done."""
     pieces = [*before]

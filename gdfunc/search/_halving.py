@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from numbers import Real
-from os import PathLike, fspath
-from pathlib import Path
+from os import PathLike
 from typing import Any, NamedTuple
 
 import torch
@@ -23,8 +22,9 @@ from .._sweep._sweep import joined, sweep
 from .._torch._transforms import is_transforming
 from .._train._trajectory import Trajectory
 from .._tree import Tree
-from ..checkpoint import CheckpointError, check_known, load, save
-from ..distributed._group import rank
+from ..checkpoint._file import file_path
+from ..distributed._group import RankError
+from ._file import File
 from ._result import HalvingInterrupted, HalvingResult
 
 
@@ -75,9 +75,11 @@ def halving(
             those that are planned.
         resume: the `HalvingInterrupted` of the same halving, whose work is not done again.
         shard: see `sweep`. Ranks share the members that are left after each rung, and decide alike.
-        checkpoint_to: a file for all that is done, which rank 0 writes after every rung and on Ctrl-C. If
-            it is there, the same call goes on from it, to the same bits. The file of a halving with another
-            grid, rungs, eta or mode is refused; that run and by are the same is not checked.
+        checkpoint_to: a file for all that is done, which rank 0 writes first, after every rung and on
+            Ctrl-C. Until a rung is judged, a folder with the file's name and `.rungs` holds its finished
+            chunks, as that of a `sweep` does: a rank that is killed costs its members of this rung only. If
+            the file is there, the same call goes on from it, to the same bits. The file of a halving with
+            another grid, rungs, eta or mode is refused; that run and by are the same is not checked.
 
     Returns:
         A `HalvingResult`: the records of all members, padded after the rung where they were dropped.
@@ -122,24 +124,26 @@ def halving(
         check_function("by", by, ("carry", "output"), "a name or function", "such as by='loss'")
     race = _first(grid, rungs, eta, check_choice("mode", mode, ("min", "max")))
     planned = race.planned()
-    file = None if checkpoint_to is None else Path(fspath(checkpoint_to))
-    if file is not None and file.exists():
-        if resume is not None:
-            raise ValueError(f"both resume= and {file} hold a halving; pass one, or remove the file")
-        resume = _read(file)
+    file = None if checkpoint_to is None else File(file_path(checkpoint_to, "checkpoint_to"), shard)
+    resume = file.found(resume) if file else resume
     race = race if resume is None else _resumed(race, resume)
-    options = {"chunk_size": chunk_size, "randomness": randomness, "shard": shard}
+    if file:
+        file.write(race.stopped())
+    options: dict[str, Any] = {"chunk_size": chunk_size, "randomness": randomness, "shard": shard}
     with reporter(progress, planned, "member-step", int(race.steps.sum())) as report:
         try:
             while race.groups:
                 for at, group in enumerate(race.groups):
                     if group.rung == race.rung:
+                        options["checkpoint_to"] = file.chunks(race.rung, at) if file else None
                         race = _climbed(race, at, partial(_part, run, by), options, report)
                 race = _judged(race)
-                _write(file, race.stopped())
+                if file:
+                    file.write(race.stopped())
         except SweepInterrupted as interrupt:
             stopped = race._replace(inner=interrupt).stopped()
-            _write(file, stopped)
+            if file:
+                file.write(stopped)
             for note in getattr(interrupt, "__notes__", []):
                 stopped.add_note(note)
             raise stopped from interrupt
@@ -228,21 +232,6 @@ def _resumed(race: _Race, resume: Any) -> _Race:
     return done._replace(grid=race.grid)
 
 
-def _read(file: Path) -> HalvingInterrupted:
-    """Read what is done of a halving."""
-    done = load(file)
-    if not isinstance(done, HalvingInterrupted):
-        raise CheckpointError(f"{file} holds no halving; remove it, or use another file")
-    return done
-
-
-def _write(file: Path | None, stopped: HalvingInterrupted) -> None:
-    """Write what is done of a halving; all ranks have the same, and one writes it."""
-    if file is not None and rank() == 0:
-        check_known(stopped)
-        save(file, stopped)
-
-
 def _check_run(run: Any, grid: Grid) -> None:
     """Refuse a function that does not take the axes, the steps and the carry by name."""
     for name in ("steps", "carry"):
@@ -310,9 +299,13 @@ def _climbed(
     def told(members: int, _: int) -> None:
         report(taken + members * (last - first))
 
-    result = sweep(
-        partial(part, steps=slice(first, last)), points, progress=told, resume=race.inner, **options
-    )
+    try:
+        result = sweep(
+            partial(part, steps=slice(first, last)), points, progress=told, resume=race.inner, **options
+        )
+    except RankError as error:
+        error.add_note(f"gdfunc: in the halving, where these members were left: {group.members}")
+        raise
     carry, output, scores = result.outputs
     steps, all_scores, diverged = race.steps.clone(), race.scores.clone(), race.diverged.clone()
     steps[group.members] = last
