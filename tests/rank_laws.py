@@ -420,6 +420,40 @@ def an_error_that_all_ranks_have_ends_their_run_alone(_: Path) -> None:
         assert_close(gd.train(step, params, data, index, 0.1), wanted, 0.0)
 
 
+def ranks_of_unequal_speed_end_at_the_same_step(_: Path) -> None:
+    """A segment ends by the time that it takes; a run that ends early ends with its segment."""
+    params, (x, y), index = problem()
+    index = index.repeat(4, 1)
+    bad = x.clone()
+    bad[index[23, 0]] = torch.nan
+    sleeps = [0.3]  # in the first segment of all ranks but the first
+
+    def update(grads, state, params=None):
+        time.sleep(sleeps.pop() * (rank() > 0) if sleeps else 0.0)
+        return grads, state
+
+    def ends(loss, data, **how):
+        step = gd.make_step(loss, gd.GradientTransformation(lambda params: (), update))
+        sleeps[:] = [0.3]
+        return gd.train(step, step.init(params), data, index, 0.05, backend="eager", **how)
+
+    def below(carry, loss):
+        return loss < 0.7
+
+    shared, alone = (ends(loss, (x, y), stop=below) for loss in (data_parallel(loss_fn), loss_fn))
+    assert 2 < int(alone[1].steps) < 70
+    assert_close(shared[0], alone[0])
+    assert int(shared[1].steps) == int(alone[1].steps)
+    stopped = []
+    for loss in (data_parallel(loss_fn), loss_fn):
+        with pytest.raises(gd.NonFiniteError) as caught:
+            ends(loss, (bad, y), check_finite="loss")
+        stopped.append(caught.value)
+    assert stopped[0].step == stopped[1].step > 2
+    assert_close(stopped[0].state, stopped[1].state)
+    assert_same_everywhere(stopped[0].state)
+
+
 def ranks_that_drift_apart_are_refused(_: Path) -> None:
     params, data, index = problem()
     drift = gd.GradientTransformation(

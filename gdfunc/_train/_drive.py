@@ -24,7 +24,7 @@ from ._body import carry_of
 from ._done import Done, interrupted
 from ._keep import Keeper, Kept, found
 from ._plan import Plan, Stage
-from ._ranks import check_end, together, writes
+from ._ranks import check_end, slowest, together, writes
 from ._trajectory import Trajectory
 
 Log = Callable[[int, dict[str, float]], Any]
@@ -140,7 +140,7 @@ def segments(plan: Plan, done: Done) -> Iterator[Done]:
         if finite is not None and not _is_true(finite.all()):
             raise _non_finite(plan, done, finite)
         taken = -(-(last - done.step) // stage.size)
-        paced = next_blocks(taken, time.perf_counter() - started, plan.grain)
+        paced = next_blocks(taken, slowest(plan, time.perf_counter() - started), plan.grain)
         blocks = max(blocks, paced) if is_first else paced
         done, is_first = new, False
         yield done

@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 from .. import _tree
 from .._torch._modes import is_tracing
 from .._torch._transforms import is_transforming
 from .._tree import Tree
 from ..distributed._apart import is_apart
-from ..distributed._gather import agree
+from ..distributed._gather import agree, gathered
 from ..distributed._group import RankError, check_ranks, rank
 from ..distributed._together import taking_part
 from ._batches import digest
@@ -37,6 +39,13 @@ def together(plan: Plan, first: Done) -> Iterator[None]:
     with taking_part("train"):
         _check_begin(plan, first)
         yield
+
+
+def slowest(plan: Plan, seconds: float) -> float:
+    """Return the longest time of all ranks, so that all end their segments at the same step."""
+    if not _is_shared(plan):
+        return seconds
+    return max(map(float, gathered(torch.tensor(seconds, dtype=torch.float64), "the time of a segment")))
 
 
 def check_end(plan: Plan, final: Tree) -> None:

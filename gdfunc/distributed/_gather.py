@@ -35,7 +35,7 @@ def agree(value: Any, what: str) -> None:
     if world_size() == 1:
         return
     text = repr(value)
-    digests = _gathered(_of_bytes(hashlib.sha256(text.encode()).digest()), what)
+    digests = gathered(_of_bytes(hashlib.sha256(text.encode()).digest()), what)
     other = next((i for i, digest in enumerate(digests) if not digest.equal(digests[0])), None)
     if other is not None:
         texts = [bytes(row.tolist()).decode() for row in _gathered_bytes(_of_bytes(text.encode()), what)]
@@ -86,7 +86,7 @@ def all_gather_tree(tree: Tree, what: str = "a tree") -> list[Tree]:
     agree(kinds, f"the leaves of {what}")
     shapes = json.dumps([list(leaf.shape) for leaf in leaves]).encode()
     payload = torch.cat([_of_bytes(shapes), *map(_bytes_of, leaves)])
-    headers = [int(size) for size in _gathered(torch.tensor(len(shapes)), what)]
+    headers = [int(size) for size in gathered(torch.tensor(len(shapes)), what)]
     rows = _gathered_bytes(payload, what)
     return [
         _tree.unflatten(structure, _leaves(row, header, leaves))
@@ -102,7 +102,7 @@ def _device() -> torch.device:
 _CPU = torch.device("cpu")
 
 
-def _gathered(row: Tensor, what: str) -> list[Tensor]:
+def gathered(row: Tensor, what: str) -> list[Tensor]:
     """Gather equally long rows, on the CPU."""
     with unwatched():
         row = row.to(_device())
@@ -114,10 +114,10 @@ def _gathered(row: Tensor, what: str) -> list[Tensor]:
 
 def _gathered_bytes(row: Tensor, what: str) -> list[Tensor]:
     """Gather rows of bytes that differ in length."""
-    sizes = [int(size) for size in _gathered(torch.tensor(len(row)), what)]
+    sizes = [int(size) for size in gathered(torch.tensor(len(row)), what)]
     padded = row.new_zeros(max(sizes))
     padded[: len(row)] = row
-    return [row[:size] for row, size in zip(_gathered(padded, what), sizes, strict=True)]
+    return [row[:size] for row, size in zip(gathered(padded, what), sizes, strict=True)]
 
 
 def _of_bytes(text: bytes) -> Tensor:
