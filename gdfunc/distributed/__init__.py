@@ -12,9 +12,9 @@ The parameters are those of one process up to rounding, and have the same bits o
 n or B is a multiple of the number of ranks. `grad`, `jvp` and `vmap` go through such a run. Tensors that a
 loss closes over, and that are differentiated in reverse mode, are `replicated`.
 
-Steps with a sum over the ranks run from Python under `backend="auto"`. Compiled backends refuse them, and so
-does every `adjoint=` but `Reverse()`, which traces the steps.
-Steps that each rank takes alone are compiled, and `average` joins the ranks between two calls of `train`.
+Steps with a sum over the ranks run from Python under `backend="auto"`. Compiled backends refuse them, and
+every `adjoint=` but `Reverse()` does, because it traces them. Steps that each rank takes alone are
+compiled; `average` joins the ranks between two calls of `train`.
 
 Rank 0 writes the checkpoints; any number of ranks goes on from them. Ranks that differ in parameters,
 settings, plan or number of steps raise the same `RankError` at the start, and ranks that have drifted apart
