@@ -309,8 +309,11 @@ def ranks_that_differ_end_with_one_message(_: Path) -> None:
             (params, index[: STEPS - late], 0.1),
         ),
         (r"the ranks differ in what they start from: .*state\['w'\]", (other, index, 0.1)),
-        (r"the ranks differ in the first batch: .*batch\[0\]", (params, index.roll(int(late), 0), 0.1)),
-        (r"the ranks differ in lr", (params, index, 0.1 + late)),
+        (
+            r"the ranks differ in the first batch: .*batch\[0\].*whole data",
+            (params, index.roll(int(late), 0), 0.1),
+        ),
+        (r"the ranks differ in lr: \(0\.1, .*on rank 0, but \(1\.1,", (params, index, 0.1 + late)),
         (
             r"the ranks differ in what they start from: .*state\['w'\]",
             (longer, index, 0.1),

@@ -91,10 +91,20 @@ def test_loss_of_one_process_is_the_loss_itself():
     assert all_gather_tree(params)[0]["w"].equal(params["w"])
 
 
-def test_processes_without_a_group_are_refused(monkeypatch):
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: data_parallel(loss_fn),
+        lambda: average(problem()[0]),
+        lambda: gd.sweep(lambda lr: lr, gd.grid(lr=[1.0])),
+        lambda: gd.search.halving(lambda lr, steps, carry: (lr, {"loss": lr}), gd.grid(lr=[1.0]), [1]),
+    ],
+)
+def test_processes_without_a_group_are_refused(call, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RankError, match="torchrun started 2 processes, but they form no group: call"):
-        data_parallel(loss_fn)
+        call()
+    assert gd.sweep(lambda lr: lr, gd.grid(lr=[1.0]), shard=False).outputs.tolist() == [1.0]
 
 
 def test_a_group_of_another_size_is_refused():

@@ -12,7 +12,7 @@ from .._torch._ranks import collectives, store
 from .._torch._transforms import is_transforming
 from ..distributed._apart import apart, is_apart
 from ..distributed._gather import agree, all_gather_tree
-from ..distributed._group import RankError, rank, world_size
+from ..distributed._group import RankError, check_group, rank, world_size
 from ..distributed._together import taking_part
 from ..distributed._words import read, reasons
 from ._folder import Folder, Piece, digest
@@ -26,8 +26,10 @@ _SHOWN = 8  # members that a message lists
 
 def is_shared(wanted: bool) -> bool:
     """Tell whether ranks are to share a sweep: there are several, and this is no sweep inside another."""
-    alone = world_size() == 1 or is_transforming() or is_tracing()
-    return wanted and not alone and not is_apart()
+    if not wanted or is_transforming() or is_tracing():
+        return False
+    check_group("sweep", ", or let each run all members with shard=False")
+    return world_size() > 1 and not is_apart()
 
 
 class Ranks:

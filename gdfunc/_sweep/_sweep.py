@@ -86,8 +86,9 @@ def sweep(
     Raises:
         TypeError: grid is no `Grid`, or a leaf of run's result is neither tensor nor number.
         ValueError: the results of two groups differ in structure, or in shape beyond the first axis.
-        RankError: (a RuntimeError) another rank failed, or gave no sign of life for a minute after this one
-            was done. The message names it and the members that are lost.
+        RankError: (a RuntimeError) torchrun started this process, but there is no process group; another
+            rank failed, or gave no sign of life for a minute after this one was done. The message names it
+            and the members that are lost.
         CheckpointError: (a ValueError) a file in checkpoint_to is damaged, or of a sweep of another grid.
         SweepInterrupted: (a KeyboardInterrupt) Ctrl-C. It holds the result of the finished members, and
             `sweep(run, grid, resume=error)` runs the others, to the same bits.

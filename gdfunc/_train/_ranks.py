@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from .. import _tree
 from .._torch._modes import is_tracing
@@ -17,6 +18,11 @@ from ._batches import digest
 from ._done import Done
 from ._keep import settings
 from ._plan import Plan
+
+_WHOLE = (
+    "give all ranks the whole data and the same plan, without a DistributedSampler or a shuffle of their "
+    "own: data_parallel takes each rank's rows"
+)
 
 
 @contextmanager
@@ -51,7 +57,7 @@ def slowest(plan: Plan, seconds: float) -> float:
 def check_end(plan: Plan, final: Tree) -> None:
     """Refuse ranks that have drifted apart. Each returns after rank 0 has written the file of the run."""
     if _is_shared(plan) and not is_transforming():  # else without values
-        agree(_digests(final, "state"), "what they end with: perhaps each draws numbers of its own")
+        agree(_digests(final, "state"), "what they end with", "let all draw numbers from the same key")
 
 
 def _is_shared(plan: Plan) -> bool:
@@ -72,12 +78,17 @@ def _check_begin(plan: Plan, first: Done) -> None:
     agree(_digests(first.state, "state"), "what they start from")
     if first.step < plan.steps:
         row = _tree.map(lambda leaf: leaf[0], plan.batches.rows(first.step, first.step + 1))
-        agree(_digests(plan.body.batch(row), "batch"), "the first batch")
-        agree(digest(plan.lrs), "lr")
+        agree(_digests(plan.body.batch(row), "batch"), "the first batch", _WHOLE)
+        agree((float(plan.lrs[first.step]), _short(plan.lrs)), "lr")
 
 
 def _digests(tree: Tree, name: str) -> list[str]:
-    return [f"{path} {digest(leaf)}" for path, leaf in _tree.named_leaves(tree, name)]
+    return [f"{path} {_short(leaf)}" for path, leaf in _tree.named_leaves(tree, name)]
+
+
+def _short(leaf: Tensor) -> str:
+    """Return 16 hexadecimal digits for the bits of a tensor."""
+    return digest(leaf)[:16]
 
 
 def writes(plan: Plan) -> bool:

@@ -1,6 +1,5 @@
 """Losses whose samples the ranks share out: each evaluates its rows of a batch, and sums are over all."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +10,7 @@ from .._shown import shown
 from .._stateful import Evaluated, Stateful, loss_of
 from .._tree import Tree
 from ._gather import agree, forms
-from ._group import RankError, check_ranks, is_grouped, rank, world_size
+from ._group import check_group, check_ranks, rank, world_size
 from ._norms import SharedNorms
 from ._sums import check_backend, replicated, total
 
@@ -60,12 +59,7 @@ def data_parallel(loss_fn: Any) -> Any:
         J. Dean et al., "Large scale distributed deep networks", 2012.
         S. Li et al., "PyTorch distributed: experiences on accelerating data parallel training", 2020.
     """
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started > 1 and not is_grouped():
-        raise RankError(
-            f"torchrun started {started} processes, but they form no group: call "
-            f"torch.distributed.init_process_group('gloo') before data_parallel"
-        )
+    check_group("data_parallel")
     if isinstance(loss_fn, Stateful):
         return DataParallelStateful(loss_fn.loss_fn, world_size())
     check_loss_fn(loss_fn)

@@ -22,12 +22,13 @@ from ._words import answered
 _SHOWN = 60  # characters of a value on each side of where it differs from another's
 
 
-def agree(value: Any, what: str) -> None:
+def agree(value: Any, what: str, remedy: str = "give all ranks the same") -> None:
     """Raise the same error on every rank if their values differ.
 
     Args:
         value: compared by its `repr`; every rank calls with its own.
         what: the name of the value in the message.
+        remedy: the end of the message.
 
     Raises:
         RankError: the values differ, and the message has the first two that do; or a rank does not answer.
@@ -41,8 +42,7 @@ def agree(value: Any, what: str) -> None:
         texts = [bytes(row.tolist()).decode() for row in _gathered_bytes(_of_bytes(text.encode()), what)]
         first, second = _differing(texts[0], texts[other])
         raise RankError(
-            f"the ranks differ in {what}: {first} on rank 0, but {second} on rank {other}; give all "
-            f"{len(texts)} ranks the same"
+            f"the ranks differ in {what}: {first} on rank 0, but {second} on rank {other}; {remedy}"
         )
 
 

@@ -1,5 +1,7 @@
 """The ranks of a run: what torch.distributed says of them. Without a process group there is one rank."""
 
+import os
+
 import torch.distributed as dist
 
 from .._errors import GdfuncError
@@ -45,4 +47,14 @@ def check_ranks(number: int) -> None:
         raise RankError(
             f"data_parallel was called where the number of ranks was {number}, but now it is "
             f"{world_size()}; call it after torch.distributed.init_process_group"
+        )
+
+
+def check_group(what: str, remedy: str = "") -> None:
+    """Refuse processes of torchrun that have formed no group: each would take itself for the only one."""
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1 and not is_grouped():
+        raise RankError(
+            f"torchrun started {started} processes, but they form no group: call "
+            f"torch.distributed.init_process_group('gloo') before {what}{remedy}"
         )
