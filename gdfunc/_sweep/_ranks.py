@@ -14,13 +14,13 @@ from ..distributed._apart import apart, is_apart
 from ..distributed._gather import agree, all_gather_tree
 from ..distributed._group import RankError, check_group, rank, world_size
 from ..distributed._together import taking_part
-from ..distributed._words import read, reasons
+from ..distributed._words import period, read, reasons
 from ._folder import Folder, Piece, digest
 from ._grid import Grid
 
 # Seconds without a sign of life after which a rank counts as ended.
 SILENCE = 60.0
-_POLL = 0.05  # seconds between two looks at the store
+_POLL = 0.05  # seconds between two questions whether all are done
 _SHOWN = 8  # members that a message lists
 
 
@@ -38,7 +38,7 @@ class Ranks:
     def __init__(self, grid: Grid, folder: Folder | None) -> None:
         self.grid, self.folder = grid, folder
         self.rank, self.count = rank(), world_size()
-        self.done = ""  # the prefix of the keys of this sweep
+        self.done = ""  # the key of the number of ranks that are done
 
     def groups_of(self, number: int) -> list[list[int]]:
         """List a rank's members group by group: of each group an equal, contiguous part."""
@@ -78,12 +78,12 @@ class Ranks:
         """
         try:
             signs, since, looked = read("sign"), [time.monotonic()] * self.count, 0.0
-            store().set(f"{self.done}/{self.rank}", "1")
-            while not store().check([f"{self.done}/{i}" for i in range(self.count)]):
-                if time.monotonic() - looked > SILENCE / 60:
+            store().add(self.done, 1)
+            while store().add(self.done, 0) < self.count:
+                if time.monotonic() - looked > SILENCE / 60 * period() ** 2:
                     looked = time.monotonic()
                     self._look(signs, since)
-                time.sleep(_POLL)
+                time.sleep(_POLL * period())
         except RankError:
             raise
         except RuntimeError as error:
@@ -99,7 +99,7 @@ class Ranks:
             if sign != signs[i]:
                 signs[i], since[i] = sign, time.monotonic()
             silent = time.monotonic() - since[i]
-            if i not in ended and silent > SILENCE and not store().check([f"{self.done}/{i}"]):
+            if i not in ended and silent > SILENCE:
                 ended[i] = f"has given no sign of life for {silent:.0f} s"
         if ended:
             said = [

@@ -38,7 +38,8 @@ the slowest of the ranks. Batches much larger than `gd.stats.noise_scale` hardly
 further ranks are better used for other members of a sweep.
 
 Each rank takes the whole batch from the data before it evaluates its rows: 10⁶ samples of 1 kB are 1 GB, or
-0.1 s at 10 GB/s. Comparing the ranks at the start of a run gathers 32 bytes a rank, about ten times.
+0.1 s at 10 GB/s. Comparing the ranks at the start of a run gathers 32 bytes a rank, about ten times, and
+after each segment of 0.1 s or a step 8 bytes: the ranks end it together.
 
 Example:
     >>> gd.distributed.rank(), gd.distributed.world_size()
