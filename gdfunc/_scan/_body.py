@@ -291,8 +291,8 @@ def without_unread_y(graph: fx.GraphModule) -> fx.GraphModule:
 
     A loop with a rule of its own for the way back keeps all of them.
     """
-    for node in graph.graph.nodes:
-        if not isinstance(node.target, Loop) or node.target.rule is not None:
+    for node in [node for node in graph.graph.nodes if isinstance(node.target, Loop)]:
+        if node.target.rule is not None:
             continue
         loop, count = node.target, len(node.target.body.carry)
         places = {user: user.args[1] for user in node.users}

@@ -6,10 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload as OpOverload
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, make_fx, track_tensor_tree
 from torch.nn import functional
 
-from ._modes import clean_room, valueless
+from ._modes import clean_room, no_function_modes, valueless
+from ._repeats import Repeats
 
 Rewrites = dict[Any, Callable[..., Any]]
 
@@ -24,8 +26,19 @@ _EXPAND = torch.ops.aten.expand.default
 
 def recorder(function: Callable[..., Any], rewrites: Rewrites | None = None) -> Callable[..., Any]:
     """Make the function of the same tensors that returns the graph of its operations, detach included."""
+
+    def repeating(*tensors: Tensor) -> Any:
+        with no_function_modes(), Repeats():  # without torch's own, which count the calls of each function
+            return function(*tensors)
+
     # Without a table, make_fx of torch 2.15 turns detach into an alias, which cuts no derivative.
-    return make_fx(function, {torch.ops.aten._efficientzerotensor.default: _zeros, **(rewrites or {})})
+    record = make_fx(repeating, {torch.ops.aten._efficientzerotensor.default: _zeros, **(rewrites or {})})
+
+    def recorded(*tensors: Tensor) -> fx.GraphModule:
+        with _use_lazy_graph_module(True):  # Because the code of most graphs is never read.
+            return record(*tensors)
+
+    return recorded
 
 
 def _zeros(size: Any, *, dtype: Any = None, device: Any = None, **_: Any) -> Tensor:
@@ -39,7 +52,11 @@ def _zeros(size: Any, *, dtype: Any = None, device: Any = None, **_: Any) -> Ten
 def graph_of(
     function: Callable[..., Any], specs: Iterable[tuple[Any, ...]], rewrites: Rewrites | None = None
 ) -> fx.GraphModule:
-    """Trace a function of flat tensors that closes over none, given (shape, dtype, device) of each."""
+    """Trace a function of flat tensors that closes over none.
+
+    Args:
+        specs: the shape, dtype and device of each tensor, and perhaps its strides.
+    """
     with clean_room() as mode:
         graph = recorder(function, rewrites)(*[valueless(mode, *spec) for spec in specs])
         return without_dead_code(_without_zeros(graph))

@@ -56,7 +56,7 @@ def clean_room(shapes: Any = None) -> Iterator[FakeTensorMode]:
         shapes: torch's ShapeEnv, for sizes that are symbols; see `_inductor.symbolic_length`.
     """
     with _uninterrupted(), tracing, ExitStack() as stack:
-        stack.enter_context(_no_function_modes())
+        stack.enter_context(no_function_modes())
         stack.enter_context(_disable_current_modes())
         stack.enter_context(no_transforms())
         stack.enter_context(torch.enable_grad())
@@ -78,10 +78,14 @@ def is_from_a_trace(leaf: Tensor) -> bool:
     return isinstance(leaf, FakeTensor) and hasattr(leaf.fake_mode, "is_over")
 
 
-def valueless(mode: FakeTensorMode, shape: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+def valueless(
+    mode: FakeTensorMode, shape: Any, dtype: torch.dtype, device: torch.device, stride: Any = None
+) -> Tensor:
     """Make a tensor without values that no running transformation or trace knows of."""
     with no_wrapping(), _disable_current_modes(), mode:
-        return torch.empty(shape, dtype=dtype, device=device)
+        if stride is None:
+            return torch.empty(shape, dtype=dtype, device=device)
+        return torch.empty_strided(shape, stride, dtype=dtype, device=device)
 
 
 def mode_of(tensors: Sequence[Tensor]) -> FakeTensorMode | None:
@@ -142,7 +146,8 @@ def default_device() -> torch.device | None:
 
 
 @contextmanager
-def _no_function_modes() -> Iterator[None]:
+def no_function_modes() -> Iterator[None]:
+    """Suspend the modes on calls of functions."""
     modes = [torch._C._pop_torch_function_stack() for _ in range(torch._C._len_torch_function_stack())]
     try:
         yield
@@ -197,11 +202,12 @@ def lent(leaf: Tensor) -> Tensor:
 
 def versions(leaves: Sequence[Any]) -> list[int]:
     """Count how often each tensor was written to; 0 where torch does not count."""
-    if not is_transforming():
-        with suppress(RuntimeError):  # of an inference tensor
-            return [leaf._version for leaf in leaves]
-    bare = [layers(leaf)[-1] if is_transformed(leaf) else leaf for leaf in leaves]
-    return [0 if leaf.is_inference() else leaf._version for leaf in bare]
+    with unseen():
+        if not is_transforming():
+            with suppress(RuntimeError):  # of an inference tensor
+                return [leaf._version for leaf in leaves]
+        bare = [layers(leaf)[-1] if is_transformed(leaf) else leaf for leaf in leaves]
+        return [0 if leaf.is_inference() else leaf._version for leaf in bare]
 
 
 def is_symbolic_zero(leaf: Tensor) -> bool:

@@ -47,6 +47,8 @@ class Lift(TraceMode):
                 # torch's modules ask for the sake of speed.
                 self.asks |= not is_ours(_caller().f_code.co_filename)
             return func(*args, **(kwargs or {}))
+        if func in _METADATA:
+            return func(*args)
         if func in _REFUSED:
             raise untraceable(f"f {_REFUSED[func]}, which a compiled loop cannot")
         if func in _FORMATS and (line := _users_line()):
@@ -103,6 +105,7 @@ def wrote_outside() -> BackendError:
 _OF_AUTOGRAD = {getter("requires_grad"), getter("is_leaf"), getter("grad_fn")}
 # Attributes that a stand-in lacks, or that differ from the original's.
 _OF_THE_ORIGINAL = {*_OF_AUTOGRAD, Tensor.stride, Tensor.is_contiguous}
+_METADATA = {*map(getter, ("shape", "dtype", "device", "ndim", "layout"))}  # the same of both
 _MODES = {"_users_line", Lift._call.__name__, Lift.__torch_function__.__name__}  # functions of calls
 _FORMATS = {Tensor.__format__, Tensor.__repr__}
 _REFUSED = {

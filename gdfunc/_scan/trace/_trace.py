@@ -12,7 +12,7 @@ from torch.func import functionalize
 
 from ... import _tree
 from ..._errors import BackendError, line_of, untraceable, users_frame_of
-from ..._torch._graphs import graph_of, needs_a_value, operators, recorder, without_dead_code, writes
+from ..._torch._graphs import graph_of, needs_a_value, operators, recorder, writes
 from ..._torch._modes import (
     FakeTensor,
     active_modes,
@@ -220,7 +220,7 @@ def _lift_attributes(graph: fx.GraphModule, lift: Lift) -> list[Tensor]:
 
 def _pure(graph: fx.GraphModule, consts: int) -> fx.GraphModule:
     """Refuse what a graph cannot repeat, and write in-place operations as pure ones."""
-    without_dead_code(graph)
+    graph.recompile()
     for target in operators(graph):
         if torch.Tag.nondeterministic_seeded in target.tags:
             raise BackendError(
