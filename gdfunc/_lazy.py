@@ -200,6 +200,7 @@ class LazyBatches:
                 partial(
                     _of_epoch, epoch, order, max(start - epoch * used, 0), min(stop - epoch * used, used)
                 ),
+                None,
                 self.key,
             )
             for epoch in epochs

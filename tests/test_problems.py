@@ -625,7 +625,6 @@ def test_digits():
     assert datasets.digits(dtype=torch.float32).x.dtype == torch.float32
 
 
-@pytest.mark.long
 def test_diabetes():
     sklearn = pytest.importorskip("sklearn.datasets")
     data, file = datasets.diabetes(), sklearn.load_diabetes()

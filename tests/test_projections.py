@@ -152,6 +152,7 @@ METHODS = {
     "plain": gd.make_step,
     "adam": lambda loss_fn: gd.make_step(loss_fn, gd.adam()),
     "sam": gd.methods.sam,
+    "line_search": gd.methods.line_search,
     "polyak": gd.methods.polyak,
     "prodigy": gd.methods.prodigy,
     "ema": lambda loss_fn: gd.methods.ema(gd.make_step(loss_fn), 0.9),
@@ -178,7 +179,6 @@ def test_every_point_of_every_method_lies_in_the_set(name):
     assert trajectory.loss[-1] != trajectory.loss[0]
 
 
-@pytest.mark.long
 def test_projected_descent_ends_where_no_direction_into_the_set_is_downhill():
     project = gd.projections.box(-0.2, 0.2)
     final, _ = run_of(gd.methods.projected(gd.make_step(linear_loss), project), steps=500)
@@ -188,7 +188,6 @@ def test_projected_descent_ends_where_no_direction_into_the_set_is_downhill():
     assert float(_tree.norm(slope)) > 0.01  # the minimum lies outside
 
 
-@pytest.mark.long
 @given(seeds, st.floats(0.05, 1.0))
 def test_projected_descent_brings_no_two_runs_further_apart(seed, share):
     curvature = float(
@@ -427,39 +426,3 @@ def test_a_projected_method_keeps_the_claim(onto, inner, size):
 def test_every_law_holds_of_projected_descent(onto):
     subject = gt.from_step(lambda loss_fn: gd.methods.projected(gd.make_step(loss_fn), SETS[onto](1.0)))
     assert "check_kernel" in gt.check_optimizer(subject, gt.Projected(onto=onto)).passed
-
-
-def langevin(transform, temperature, seed=0):
-    def make(loss_fn):
-        return gd.methods.add_noise(gd.make_step(loss_fn, transform), temperature, key=gd.random.key(seed))
-
-    return gt.from_step(make)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("inner", INNER)
-@pytest.mark.parametrize("temperature", [0.0, 0.25])
-def test_noise_keeps_the_claim(inner, temperature):
-    transform, claim = INNER[inner]
-    report = gt.check_optimizer(langevin(transform, temperature), gt.Langevin(claim, temperature))
-    assert "check_langevin" in report.passed
-
-
-def test_the_noise_of_many_keys_is_standard_normal():
-    """Of the first steps of a thousand runs, which neither share draws nor repeat them."""
-
-    def draw(seed):
-        def first(key):
-            step = gd.methods.add_noise(lambda w, batch, lr: (w.clone(), w.sum()), 0.5, key=key)
-            return step(step.init(torch.zeros(300, dtype=torch.float64)), None, 1.0)[0].params
-
-        return vmap(first)(gd.random.split(gd.random.key(seed), 1000))
-
-    gt.check_noise(draw)
-
-
-def test_a_claim_of_another_temperature_is_broken():
-    with pytest.raises(gt.LawBroken):
-        gt.check_langevin(langevin(gd.chain(), 0.25), gt.Langevin(temperature=0.255))
-    with pytest.raises(gt.NotApplicable):
-        gt.check_langevin(langevin(gd.chain(), 0.25), gt.GradientDescent())

@@ -148,7 +148,6 @@ def test_pairs_curve_upwards_more_than_eps():
 # ---------------------------------------------------------------- how it ends
 
 
-@pytest.mark.long
 def test_it_finds_the_last_digits_and_says_that_it_rests():
     for name, steps in (("rosenbrock 2", 60), ("rosenbrock 10", 100)):
         loss_fn, params, batch = PROBLEMS[name]()
@@ -305,7 +304,6 @@ def test_bad_arguments_are_named(options, message):
 # ---------------------------------------------------------------- NIST, and peers
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("start", [0, 1])
 def test_misra1a_is_solved_from_both_starts(start):
     """One parameter is 239, the other 0.00055: a search by ten halvings never leaves the start."""

@@ -23,8 +23,7 @@ from .._torch._autograd import leads_to
 from .._torch._modes import is_tracing
 from .._torch._transforms import is_transforming
 from .._tree import Tree
-from ._group import world_size
-from ._words import answered
+from ._group import answered, world_size
 
 
 class _Total(torch.autograd.Function):

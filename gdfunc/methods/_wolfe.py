@@ -193,7 +193,7 @@ def lbfgs(
             f"the data, compute in float64, scale the parameters alike, or begin elsewhere"
         )
 
-    return Step(init, advance, WolfeState, accept, trouble=trouble, computes_params=True)
+    return Step(init, advance, WolfeState, accept, trouble=trouble)
 
 
 def _descent(memory: LBFGSState) -> tuple[Tensor, Tensor]:

@@ -21,9 +21,6 @@ that a failure shrinks to numbers that can be read.
 `check_batches` is the kernel's law on mini-batches of a `FiniteSum`, also for SVRG, SARAH, SAGA and SAG.
 The mean over `all_plans` of a small sum is an exact expectation.
 
-A method for least squares is made of residuals, as in `from_step(gd.methods.gauss_newton)`, and claims to
-be `GaussNewton()` or `LevenbergMarquardt()`. `check_fit` holds it against dense solutions.
-
 Some laws are not about optimizers, and take what they judge as their first argument: random numbers
 (`check_noise`, `check_indices`), plans (`check_permutation`, `check_epochs`), schedules (`check_schedule`),
 derivatives of runs (`check_hypergradient`), projections (`check_projection`) and private steps
@@ -39,13 +36,12 @@ subjects: `subject`, `from_torch`, `from_optax`, `from_transform`, `from_step`
 runs: `feed`, `run` → `Run`, `walk`, `measure_rate` → `Rate`
 verdicts: `check_optimizer`, `examine` → `Report`, `measure_power` → `Power`, `LawBroken`,
 `NotApplicable`
-problems: `Quadratic`, `Huber`, `worst_huber`, `Logistic`, `PLSine`, `TriangularWave`, and for methods of
-least squares `Fit`
+problems: `Quadratic`, `Huber`, `worst_huber`, `Logistic`, `PLSine`, `TriangularWave`
 sums: `FiniteSum`, `least_squares`, `sharp_pair`, `all_plans`
 for Hypothesis: `quadratics`, `hubers`, `logistic_regressions`, `pl_problems`, `smooth_nonconvex`, `rates`,
 `dyadics`, `finite_sums`, `least_squares_sums`, `plans`, `keys`, `params_trees`, `hostile_values`
 claims of claims: `Chain`, `WeightDecay`, `Masked`, `Partition`, `Accumulate`, `ApplyIfFinite`, `EMA`,
-`Lookahead`, `ScheduleFree`, `Mechanic`, `Projected`, `Langevin`
+`Lookahead`, `ScheduleFree`, `Mechanic`, `Projected`
 
 Example:
     >>> from gdfunc import testing as gt
@@ -91,10 +87,7 @@ from ._claims import ClipByGlobalNorm as ClipByGlobalNorm
 from ._claims import ClipByValue as ClipByValue
 from ._claims import DoG as DoG
 from ._claims import FixedCoefficients as FixedCoefficients
-from ._claims import GaussNewton as GaussNewton
 from ._claims import GradientDescent as GradientDescent
-from ._claims import Langevin as Langevin
-from ._claims import LevenbergMarquardt as LevenbergMarquardt
 from ._claims import LineSearch as LineSearch
 from ._claims import Lion as Lion
 from ._claims import Lookahead as Lookahead
@@ -116,7 +109,6 @@ from ._claims import Sign as Sign
 from ._claims import TripleMomentum as TripleMomentum
 from ._claims import TrustRatio as TrustRatio
 from ._claims import WeightDecay as WeightDecay
-from ._claims import Wolfe as Wolfe
 from ._claims import Yogi as Yogi
 from ._controls import WRONG as WRONG
 from ._controls import Control as Control
@@ -136,14 +128,12 @@ from ._laws import check_drift as check_drift
 from ._laws import check_dtype as check_dtype
 from ._laws import check_epochs as check_epochs
 from ._laws import check_exact_line_search as check_exact_line_search
-from ._laws import check_fit as check_fit
 from ._laws import check_flip as check_flip
 from ._laws import check_full_batch as check_full_batch
 from ._laws import check_huber as check_huber
 from ._laws import check_hypergradient as check_hypergradient
 from ._laws import check_indices as check_indices
 from ._laws import check_kernel as check_kernel
-from ._laws import check_langevin as check_langevin
 from ._laws import check_lbfgs as check_lbfgs
 from ._laws import check_linearity as check_linearity
 from ._laws import check_lr_change as check_lr_change
@@ -176,9 +166,7 @@ from ._laws import check_subgradient as check_subgradient
 from ._laws import check_unbiased as check_unbiased
 from ._laws import check_variance_identity as check_variance_identity
 from ._laws import check_vmap as check_vmap
-from ._laws import check_wolfe as check_wolfe
 from ._laws import check_worst_case as check_worst_case
-from ._problems import Fit as Fit
 from ._problems import Huber as Huber
 from ._problems import Logistic as Logistic
 from ._problems import PLSine as PLSine

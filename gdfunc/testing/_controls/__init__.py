@@ -5,22 +5,14 @@ from . import (
     _averages,
     _constrained,
     _curved,
-    _fits,
-    _langevin,
     _linear,
     _lr_free,
     _norms,
     _signs,
     _sums,
-    _wolfe,
     _wrappers,
 )
 from ._base import Control as Control
 
-_ROOMS = (
-    *(_linear, _adaptive, _signs, _norms, _wrappers, _averages, _curved, _sums, _lr_free, _constrained),
-    _fits,
-    _langevin,
-    _wolfe,
-)
+_ROOMS = (_linear, _adaptive, _signs, _norms, _wrappers, _averages, _curved, _sums, _lr_free, _constrained)
 WRONG: dict[str, Control] = {control.name: control for room in _ROOMS for control in room.CONTROLS}

@@ -197,8 +197,7 @@ def _step(
         around: the block around the loop; tensors from outside are made contiguous there.
         memory: makes a place for the old or the new value of a leaf. A leaf that never changes needs none.
     """
-    graph = operations(body)
-    nodes = list(graph.graph.nodes)
+    nodes = list(operations(body).nodes)
     pairs = zip(nodes[len(consts) :], nodes[-1].args[0], init, strict=False)
     changed = [i for i, (old, new, _) in enumerate(pairs) if old is not new]
     carry = {i: (memory(f"old_{i}", init[i]), memory(f"new_{i}", init[i])) for i in changed}

@@ -12,6 +12,8 @@ from ._statement import Code, Repeat
 
 LARGE = 2000  # lines, which compile in about two seconds: a shorter step runs faster in one function
 _CALLS = 100  # in one function
+# Because calls alone leave nothing to optimise, and gcc takes half the time for them so.
+_SHARED, _PART = "__attribute__((noinline, noipa))", '__attribute__((noinline, optimize("O1")))'
 _OUTER = {"bad", "stop", "return"}  # words that belong to the function around the step
 
 
@@ -19,7 +21,7 @@ def shared(statements: Iterable[Code], functions: list[str]) -> list[str]:
     """Write statements as calls of functions, which are added, unless they can stop the loop."""
     names: dict[str, str] = {}
     written = [_call(statement, names) or "\n".join(statement.text) for statement in statements]
-    functions += [f"static __attribute__((noinline)) void {name}{text}" for text, name in names.items()]
+    functions += [f"static {_SHARED} void {name}{text}" for text, name in names.items()]
     return list(parts(written, functions))
 
 
@@ -30,7 +32,7 @@ def parts(lines: Sequence[str], functions: list[str]) -> Iterator[str]:
         for start in range(0, len(row), _CALLS) if is_call else ():
             name = f"part_{len(functions)}"
             text = "\n".join(row[start : start + _CALLS])
-            functions.append(f"static __attribute__((noinline)) void {name}(PLACES) {{\n{text}\n}}")
+            functions.append(f"static {_PART} void {name}(PLACES) {{\n{text}\n}}")
             yield f"{name}(HERE);"
         yield from () if is_call else row
 

@@ -1,10 +1,12 @@
 """A body in few and simple operations: what the operators' table knows."""
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Hashable, Sequence
+from functools import cache, partial
+from itertools import islice
+from operator import getitem
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 from torch.func import functionalize
 
 from ...._torch._graphs import OpOverload, decompositions, graph_of, needs_a_value, operators, writes
@@ -13,14 +15,76 @@ from ._decompositions import OWN, of_floats
 from .operators import COVERED, name_of
 
 
-def operations(body: Body) -> fx.GraphModule:
-    """Trace the body once more, with compound operations taken apart and in-place ones made pure."""
-    avals = (*body.consts, *body.carry, *body.x)
-    graph = graph_of(body.graph, avals, _rewrites())
+def operations(body: Body) -> fx.Graph:
+    """Write the body's graph with compound operations taken apart and in-place ones made pure.
+
+    Compound operations on tensors of the same metadata are traced once for all of them.
+    """
+    if any(map(writes, operators(body.graph))):
+        return _traced(body.graph, (*body.consts, *body.carry, *body.x)).graph
+    first: dict[Hashable, fx.Node] = {}
+    keys: dict[fx.Node, Hashable] = {}
+    for node in body.graph.graph.nodes:
+        if node.target in _rewrites():
+            keys[node] = key = _key(node)
+            first.setdefault(key, node)
+    parts = _taken_apart([*first.values()])
+    graph, copies = fx.Graph(), dict[fx.Node, Any]()
+    for node in body.graph.graph.nodes:
+        if node in keys:
+            inputs, result = parts[first[keys[node]]]
+            new = dict(zip(inputs, [copies[each] for each in node.all_input_nodes], strict=True))
+            copies[node] = fx.map_arg(result, partial(_copied, graph, new))
+        elif node.target is getitem and not isinstance(copies[node.args[0]], fx.Node):
+            copies[node] = copies[node.args[0]][node.args[1]]
+        else:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.eliminate_dead_code()
+    return graph
+
+
+def _copied(graph: fx.Graph, copies: dict[fx.Node, fx.Node], node: fx.Node) -> fx.Node:
+    """Copy a node with all that it needs."""
+    if node not in copies:
+        copies[node] = graph.node_copy(node, partial(_copied, graph, copies))
+    return copies[node]
+
+
+def _key(node: fx.Node) -> Hashable:
+    inputs = node.all_input_nodes
+    args = fx.map_arg((node.args, node.kwargs), lambda each: f"input {inputs.index(each)}")
+    return node.target, repr(args), *[_spec(each) for each in inputs]
+
+
+def _spec(node: fx.Node) -> tuple[Any, ...]:
+    leaf = node.meta["val"]
+    return (*Aval.of(leaf), leaf.stride())
+
+
+def _taken_apart(nodes: list[fx.Node]) -> dict[fx.Node, tuple[list[fx.Node], Any]]:
+    """Trace operations, each for itself. Give the inputs of each and its result, in one graph."""
+    each = [node.all_input_nodes for node in nodes]
+
+    def function(*tensors: Tensor) -> list[Any]:
+        given, results = iter(tensors), []
+        for node, inputs in zip(nodes, each, strict=True):
+            values = dict(zip(inputs, islice(given, len(inputs)), strict=True))
+            args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+            operation: Any = node.target
+            results.append(operation(*args, **kwargs))
+        return results
+
+    graph = _traced(function, [_spec(source) for inputs in each for source in inputs]).graph
+    *inputs, output = [node for node in graph.nodes if node.op in ("placeholder", "output")]
+    given = iter(inputs)
+    pairs = zip(nodes, each, output.args[0], strict=True)
+    return {node: (list(islice(given, len(of_node))), result) for node, of_node, result in pairs}
+
+
+def _traced(function: Callable[..., Any], specs: Sequence[tuple[Any, ...]]) -> fx.GraphModule:
+    graph = graph_of(function, specs, _rewrites())
     if any(map(writes, operators(graph))):
-        inputs = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
-        pure = functionalize(graph, remove="mutations")
-        graph = graph_of(pure, tuple(map(Aval.of, inputs)), _rewrites())
+        graph = graph_of(functionalize(graph, remove="mutations"), specs, _rewrites())
     return graph
 
 
