@@ -33,7 +33,8 @@ def data_parallel(loss_fn: Any) -> Any:
     Keys of dropout belong to rows of the whole batch, and a private step draws its noise once. A loss with
     buffers gives all ranks B_r/B-weighted means of their new values, counters included. Batch normalisation
     takes its statistics from the whole batch, at two more sums a layer; in training mode it is refused by
-    name inside `grad`, `jvp` and `vmap` of a whole run.
+    name inside `grad`, `jvp` and `vmap` of a whole run. A plain function around such a step counts as each
+    rank's own step: its ranks are not compared, and each writes `checkpoint_to=`. Methods around it do not.
 
     Args:
         loss_fn: as in `batch_grad`, or from `stateful`: a mean over the batch. A loss without data is the
