@@ -32,7 +32,7 @@ class Linearised(NamedTuple):
     scale: Tensor  # of the parameters: the largest norms of the columns of J so far
 
 
-Solver = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor, Tensor], Linearised]
+Solver = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor | None, Tensor], Linearised]
 
 
 class LevenbergMarquardtState(NamedTuple):
@@ -65,9 +65,9 @@ def gauss_newton(residual_fn: ResidualFn, *, solver: str = "qr", iterations: int
     Args:
         residual_fn: `(params, batch) -> residuals`, a tree of float tensors, m numbers in total.
         solver: `"qr"` orthogonalises J [m, P], for up to about a hundred parameters. It is as accurate as
-            least squares can be. A column that depends on those before it changes nothing. `"cg"` needs no
-            matrix: conjugate gradients on products with J and Jᵀ, which begin at 0 and so approach the
-            solution of least norm.
+            least squares can be. `"cg"` needs no matrix: conjugate gradients on products with J and Jᵀ.
+            Where J has dependent columns, both give the solution of least norm, so that nothing moves
+            along directions that the residuals do not see.
         iterations: of `"cg"`, an int >= 1. In exact arithmetic P of them suffice, and more do no harm.
 
     Returns:
@@ -90,8 +90,7 @@ def gauss_newton(residual_fn: ResidualFn, *, solver: str = "qr", iterations: int
     solve = _solver(residual_fn, solver, iterations)
 
     def advance(params: Tree, batch: Tree, lr: Scalar) -> tuple[Tree, Tensor, Tree]:
-        none = scalar(0.0, params)
-        found = _linearised(residual_fn, solve, params, batch, none, none)
+        found = _linearised(residual_fn, solve, params, batch, None, scalar(0.0, params))
         return (
             apply_updates(params, _tree.unravel(found.update, params), lr),
             *_loss_and_gradient(found, params),
@@ -212,7 +211,7 @@ def _solver(residual_fn: ResidualFn, solver: str, iterations: int) -> Solver:
     if check_choice("solver", solver, ("qr", "cg")) == "qr":
         return _by_qr
 
-    def by_cg(residuals: Any, at: Tensor, damping: Tensor, scale: Tensor) -> Linearised:
+    def by_cg(residuals: Any, at: Tensor, damping: Tensor | None, scale: Tensor) -> Linearised:
         return _by_cg(residuals, at, damping, scale, iterations)
 
     return by_cg
@@ -248,7 +247,7 @@ def _with_own(residuals: Callable[[Tensor], Tensor]) -> Callable[[Tensor], tuple
 
 
 def _linearised(
-    residual_fn: ResidualFn, solve: Solver, params: Tree, batch: Tree, damping: Tensor, scale: Tensor
+    residual_fn: ResidualFn, solve: Solver, params: Tree, batch: Tree, damping: Tensor | None, scale: Tensor
 ) -> Linearised:
     residuals = _residuals_at(residual_fn)
 
@@ -264,31 +263,52 @@ def _loss_and_gradient(found: Linearised, params: Tree) -> tuple[Tensor, Tree]:
     return widen(own).square().mean().to(own.dtype), _tree.unravel(found.gradient * (2 / len(own)), params)
 
 
-def _by_qr(residuals: Callable[[Tensor], Tensor], at: Tensor, damping: Tensor, scale: Tensor) -> Linearised:
+def _by_qr(
+    residuals: Callable[[Tensor], Tensor], at: Tensor, damping: Tensor | None, scale: Tensor
+) -> Linearised:
     jacobian, own = jacfwd(_with_own(residuals), has_aux=True)(at)
     r = widen(own)
+    if damping is None:
+        u = least_squares(jacobian, r)
+        return Linearised(own, jacobian.mT @ r, u, jacobian @ u, scale)
     scale = torch.maximum(scale, norms(jacobian.mT).nan_to_num(0.0, 0.0))
     unit = torch.where(scale > 0, scale, 1.0)
     # Columns in units of the scale, so that the damping is μ times the identity.
-    damped = damping.sqrt() * torch.eye(len(at), dtype=at.dtype, device=at.device)
-    matrix = torch.cat([jacobian / unit, damped])
-    u = least_squares(matrix, torch.cat([r, torch.zeros_like(at)])) / unit
+    u = least_squares(jacobian / unit, r, damping) / unit
     return Linearised(own, jacobian.mT @ r, u, jacobian @ u, scale)
 
 
-def least_squares(matrix: Tensor, target: Tensor) -> Tensor:
-    """Solve min ‖A·x − b‖ by modified Gram-Schmidt, as accurately as by Householder's QR (Björck 1967).
+class Triangle(NamedTuple):
+    """A matrix A = Q·R and a target b by modified Gram-Schmidt, with b = Q·h + rest.
 
-    Elementary operations alone, which every backend has. A column in the space of those before it gets 0.
-
-    Args:
-        matrix: A, [m, P].
-        target: b, [m].
-
-    Returns:
-        x, [P].
+    A column in the space of those before it has a row of zeros in R.
     """
-    rows, heights, lengths = [], [], []
+
+    rows: list[Tensor]  # of R beyond the diagonal, [P − 1 − j]
+    lengths: list[Tensor]  # the diagonal of R
+    heights: list[Tensor]  # h
+    rest: Tensor
+
+    def matrix(self) -> Tensor:
+        """Return R, [P, P]."""
+        return torch.stack(
+            [
+                torch.cat([row.new_zeros(j), length[None], row])
+                for j, (row, length) in enumerate(zip(self.rows, self.lengths, strict=True))
+            ]
+        )
+
+    def solve(self) -> Tensor:
+        """Return the x with R·x = h whose entries of dependent columns are 0, [P]."""
+        x: list[Tensor] = []
+        columns = zip(reversed(self.rows), reversed(self.heights), reversed(self.lengths), strict=True)
+        for row, height, length in columns:
+            x.insert(0, safe_ratio(height - (row @ torch.stack(x) if x else 0.0), length))
+        return torch.stack(x)
+
+
+def _triangle(matrix: Tensor, target: Tensor) -> Triangle:
+    made = Triangle([], [], [], target)
     first = norms(matrix.mT)
     noise = 8 * torch.finfo(matrix.dtype).eps
     for j in range(matrix.shape[1]):
@@ -296,20 +316,46 @@ def least_squares(matrix: Tensor, target: Tensor) -> Tensor:
         length = norms(column)
         length = torch.where(length > noise * first[j], length, 0.0)
         q = safe_ratio(column, length)
-        rows.append(q @ matrix)
-        heights.append(q @ target)
-        lengths.append(length)
-        matrix = matrix - q[:, None] * rows[-1]
-        target = target - q * heights[-1]
-    x: list[Tensor] = []
-    for row, height, length in zip(reversed(rows), reversed(heights), reversed(lengths), strict=True):
-        known = row @ torch.stack(x) if x else 0.0
-        x.insert(0, safe_ratio(height - known, length))
-    return torch.stack(x)
+        row, height = q @ matrix, q @ target
+        matrix, target = matrix - q[:, None] * row, target - q * height
+        made.rows.append(row)
+        made.lengths.append(length)
+        made.heights.append(height)
+    return made._replace(rest=target)
+
+
+def least_squares(matrix: Tensor, target: Tensor, damping: Tensor | None = None) -> Tensor:
+    """Solve min ‖A·x − b‖² + μ·‖x‖² as accurately as by Householder's QR (Björck 1967).
+
+    Where columns depend on each other, x is the solution of least norm. Elementary operations alone, which
+    every backend has.
+
+    Args:
+        matrix: A, [m, P].
+        target: b, [m].
+        damping: μ, 0-d; None: 0.
+
+    Returns:
+        x, [P].
+    """
+    made = _triangle(matrix, target)
+    triangle, heights = made.matrix(), torch.stack(made.heights)
+    if damping is None:
+        x = made.solve()
+    else:
+        damped = torch.cat([triangle, damping.sqrt() * torch.eye(len(heights)).to(triangle)])
+        x = _triangle(damped, torch.cat([heights, torch.zeros_like(heights)])).solve()
+    # Because rounding along a null direction is divided by √μ, and nothing brings it back.
+    null = _triangle(triangle.mT, x).rest
+    return torch.where((torch.stack(made.lengths) == 0).any(), x - null, x)
 
 
 def _by_cg(
-    residuals: Callable[[Tensor], Tensor], at: Tensor, damping: Tensor, scale: Tensor, iterations: int
+    residuals: Callable[[Tensor], Tensor],
+    at: Tensor,
+    damping: Tensor | None,
+    scale: Tensor,
+    iterations: int,
 ) -> Linearised:
     """Solve the damped least squares by conjugate gradients, in the form that forms no JᵀJ."""
     r, pull, own = vjp(_with_own(residuals), at, has_aux=True)  # type: ignore[misc]
@@ -322,7 +368,7 @@ def _by_cg(
     (slope,) = pull(r / size)
     steepness = norms(push(safe_ratio(slope, norms(slope)))).nan_to_num(0.0, 0.0)
     scale, unit = torch.maximum(scale, steepness), _size(steepness)
-    shift = damping * (scale / unit).square()
+    shift = 0.0 if damping is None else damping * (scale / unit).square()
 
     def iterate(carry: Any, _: None) -> tuple[Any, None]:
         x, left, p, slope = carry

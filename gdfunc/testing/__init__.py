@@ -21,6 +21,9 @@ that a failure shrinks to numbers that can be read.
 `check_batches` is the kernel's law on mini-batches of a `FiniteSum`, also for SVRG, SARAH, SAGA and SAG.
 The mean over `all_plans` of a small sum is an exact expectation.
 
+A method for least squares is made of residuals, as in `from_step(gd.methods.gauss_newton)`, and claims to
+be `GaussNewton()` or `LevenbergMarquardt()`. `check_fit` holds it against dense solutions.
+
 Some laws are not about optimizers, and take what they judge as their first argument: random numbers
 (`check_noise`, `check_indices`), plans (`check_permutation`, `check_epochs`), schedules (`check_schedule`),
 derivatives of runs (`check_hypergradient`), projections (`check_projection`) and private steps
@@ -36,7 +39,8 @@ subjects: `subject`, `from_torch`, `from_optax`, `from_transform`, `from_step`
 runs: `feed`, `run` → `Run`, `walk`, `measure_rate` → `Rate`
 verdicts: `check_optimizer`, `examine` → `Report`, `measure_power` → `Power`, `LawBroken`,
 `NotApplicable`
-problems: `Quadratic`, `Huber`, `worst_huber`, `Logistic`, `PLSine`, `TriangularWave`
+problems: `Quadratic`, `Huber`, `worst_huber`, `Logistic`, `PLSine`, `TriangularWave`, and for methods of
+least squares `Fit`
 sums: `FiniteSum`, `least_squares`, `sharp_pair`, `all_plans`
 for Hypothesis: `quadratics`, `hubers`, `logistic_regressions`, `pl_problems`, `smooth_nonconvex`, `rates`,
 `dyadics`, `finite_sums`, `least_squares_sums`, `plans`, `keys`, `params_trees`, `hostile_values`
@@ -87,7 +91,9 @@ from ._claims import ClipByGlobalNorm as ClipByGlobalNorm
 from ._claims import ClipByValue as ClipByValue
 from ._claims import DoG as DoG
 from ._claims import FixedCoefficients as FixedCoefficients
+from ._claims import GaussNewton as GaussNewton
 from ._claims import GradientDescent as GradientDescent
+from ._claims import LevenbergMarquardt as LevenbergMarquardt
 from ._claims import LineSearch as LineSearch
 from ._claims import Lion as Lion
 from ._claims import Lookahead as Lookahead
@@ -128,6 +134,7 @@ from ._laws import check_drift as check_drift
 from ._laws import check_dtype as check_dtype
 from ._laws import check_epochs as check_epochs
 from ._laws import check_exact_line_search as check_exact_line_search
+from ._laws import check_fit as check_fit
 from ._laws import check_flip as check_flip
 from ._laws import check_full_batch as check_full_batch
 from ._laws import check_huber as check_huber
@@ -167,6 +174,7 @@ from ._laws import check_unbiased as check_unbiased
 from ._laws import check_variance_identity as check_variance_identity
 from ._laws import check_vmap as check_vmap
 from ._laws import check_worst_case as check_worst_case
+from ._problems import Fit as Fit
 from ._problems import Huber as Huber
 from ._problems import Logistic as Logistic
 from ._problems import PLSine as PLSine

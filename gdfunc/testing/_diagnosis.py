@@ -10,10 +10,11 @@ import torch
 
 from .._tree import Tree
 from ._claims._base import Arrays, Claim
+from ._claims._fits import GaussNewton, LevenbergMarquardt
 from ._claims._sums import SumClaim
 from ._controls import WRONG
 from ._feeds import ALL_LRS, Seen, feeds, observe
-from ._problems import Waves
+from ._problems import Fit, Problem, Waves
 from ._subject import Subject, run
 from ._sums import moves_on_sums
 
@@ -106,20 +107,29 @@ def _controls(seen: list[Seen], trees: list[Tree], claim: Claim) -> Iterator[tup
 
 
 def _twin(subject: Subject, claim: Claim) -> str:
-    """Name the control whose points and answers on a wavy loss are the subject's."""
+    """Name the control whose points and answers on a wavy loss, or on curves to fit, are the subject's."""
     if subject.of_rows:
         return ""
-    waves = Waves((0.5, 0.875, 1.25, 1.625, 2.0))
+    starts = [[2.0, 1.0, 0.5, -2.5, -1.0], [0.2, 0.1, 0.05, -0.25, -0.1], [3.0] * 5]
     # On a slope, near the minimum, and near a maximum, where the loss is large and its slope small.
-    starts = torch.tensor([[2.0, 1.0, 0.5, -2.5, -1.0], [0.2, 0.1, 0.05, -0.25, -0.1], [3.0] * 5])
+    runs: list[tuple[Problem, list[float]]] = [
+        (Waves((0.5, 0.875, 1.25, 1.625, 2.0)), start) for start in starts
+    ]
+    lrs = np.resize(ALL_LRS[::-1], 9)
+    if isinstance(claim, GaussNewton):
+        runs += [(Fit((3.0, 1.0, 2.5), is_linear=True), start) for start in ([1.0, 2.0], starts[0])]
+    if isinstance(claim, LevenbergMarquardt):
+        curves = [-1.0, 0.125], [-1.0, 0.75], [1.0, 0.5]
+        targets = (3.0, 1.0, 2.5, 1.0, 0.875), (1.0, -2.0, 0.5, 1.0, 0.25)
+        runs = [(Fit(y), start) for y in targets for start in curves]
+        lrs = np.resize((1.0, 1.0, 1.0, 0.5), 9)
 
     def walk(other: Subject) -> Arrays:
         found: Arrays = []
-        for x in starts.double():
-            start = {"a": x[0], "b": x[1:].reshape(2, 2)}
-            done = run(
-                other, waves.loss_fn, start, torch.ones(9, 1).double(), np.resize(ALL_LRS[::-1], 9), 9
-            )
+        for problem, entries in runs:
+            x = torch.tensor(entries, dtype=torch.float64)
+            start = {"a": x[0], "b": x[1:].reshape(2, 2) if len(x) == 5 else x[1:]}
+            done = run(other, problem.loss_fn, start, torch.ones(9, 1).double(), lrs, 9)
             found += [*done.points, *done.results]
         return found
 

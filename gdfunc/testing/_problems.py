@@ -303,6 +303,35 @@ class Maximum(Problem):
         return self.M * x.max(0).values
 
 
+@dataclass(frozen=True)
+class Fit(Problem):
+    """Residuals for methods of least squares: `loss_fn` returns the residuals, [m], not their mean square.
+
+    Its curve is a sum of exponentials, r_j = Σᵢ aᵢ·exp(−bᵢ·tⱼ) − yⱼ with x = (a, b) and tⱼ = j. With
+    `is_linear` it is instead r = A·x − y with A_ji = cos(i·j + i).
+
+    Attributes:
+        targets: y, [m].
+        is_linear: whether the residuals are linear.
+    """
+
+    targets: Numbers
+    is_linear: bool = False
+
+    def loss(self, x: Tensor) -> Tensor:
+        y, t = torch.tensor(self.targets, dtype=x.dtype), torch.arange(len(self.targets), dtype=x.dtype)
+        if self.is_linear:
+            i = torch.arange(1, len(x) + 1, dtype=x.dtype)
+            return (i * t[:, None] + i).cos() @ x - y
+        size, rate = x.chunk(2)
+        return (size * (-rate * t[:, None]).exp()).sum(1) - y
+
+    def linearise(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the residuals [m] and their derivatives J [m, D] at a point."""
+        at = torch.from_numpy(np.array(x))
+        return self.loss(at).numpy(), torch.func.jacrev(self.loss)(at).numpy()
+
+
 def reflection(v: np.ndarray) -> np.ndarray:
     """Return the matrix that turns v around, I − 2·vvᵀ/‖v‖², [D, D]."""
     return np.eye(len(v)) - 2 * np.outer(v, v) / (v @ v)

@@ -19,6 +19,8 @@ from ._curved import LBFGS as LBFGS
 from ._curved import SAM as SAM
 from ._curved import LineSearch as LineSearch
 from ._curved import Polyak as Polyak
+from ._fits import GaussNewton as GaussNewton
+from ._fits import LevenbergMarquardt as LevenbergMarquardt
 from ._linear import OGM as OGM
 from ._linear import FixedCoefficients as FixedCoefficients
 from ._linear import GradientDescent as GradientDescent

@@ -5,6 +5,7 @@ from . import (
     _averages,
     _constrained,
     _curved,
+    _fits,
     _linear,
     _lr_free,
     _norms,
@@ -14,5 +15,8 @@ from . import (
 )
 from ._base import Control as Control
 
-_ROOMS = (_linear, _adaptive, _signs, _norms, _wrappers, _averages, _curved, _sums, _lr_free, _constrained)
+_ROOMS = (
+    *(_linear, _adaptive, _signs, _norms, _wrappers, _averages, _curved, _sums, _lr_free, _constrained),
+    _fits,
+)
 WRONG: dict[str, Control] = {control.name: control for room in _ROOMS for control in room.CONTROLS}

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ... import _tree
+from ..._step import Step
 from .._claims._base import Claim
-from .._subject import Subject, subject
+from .._subject import Subject, from_step, subject
 
 Leaves = list[Tensor]
 
@@ -100,6 +101,36 @@ def counted(start: Callable[..., Any], rule: Callable[..., Any], name: str) -> S
         return _tree.unflatten(structure, leaves), (state[0] + 1, kept)
 
     return subject(init, update, name, whole_tree=True)
+
+
+class Watched(NamedTuple):
+    """The carry of a control that looks at the loss."""
+
+    params: Any
+    state: Any
+
+
+def watching(start: Any, rule: Callable[..., Any], name: str) -> Subject:
+    """Make a subject of a rule that looks at the loss: `(loss, leaves, state, lr, t) -> (leaves', state')`.
+
+    loss is a function of a list of leaves; it returns what the subject is made of, such as residuals.
+    """
+
+    def make(loss_fn: Callable[..., Tensor]) -> Step:
+        def advance(carry: Watched, batch: Any, lr: Any) -> Any:
+            leaves, structure = _tree.flatten(carry.params)
+            count, state = carry.state
+
+            def loss(xs: Leaves) -> Tensor:
+                return loss_fn(_tree.unflatten(structure, xs), batch)
+
+            leaves, state = rule(loss, leaves, state, lr, count + 1)
+            after = Watched(_tree.unflatten(structure, leaves), (count + 1, state))
+            return after, loss(_tree.leaves(carry.params)), None
+
+        return Step(lambda params: Watched(params, (0, start)), advance, Watched)
+
+    return from_step(make, name)
 
 
 def stepped(xs: Leaves, us: Leaves, lr: Any) -> Leaves:

@@ -9,8 +9,8 @@ from torch.func import grad
 
 from ... import _tree
 from .._claims._curved import LBFGS, SAM, LineSearch, Polyak
-from .._subject import Subject, from_step
-from ._base import Leaves, controls, counted, stepped
+from .._subject import Subject
+from ._base import Leaves, controls, counted, stepped, watching
 
 
 def of_loss(rule: Callable[..., Leaves], name: str) -> Subject:
@@ -19,18 +19,7 @@ def of_loss(rule: Callable[..., Leaves], name: str) -> Subject:
     loss is a function of a list of leaves.
     """
 
-    def make(loss_fn: Callable[..., Tensor]) -> Any:
-        def step(params: Any, batch: Any, lr: Any) -> Any:
-            leaves, structure = _tree.flatten(params)
-
-            def loss(xs: Leaves) -> Tensor:
-                return loss_fn(_tree.unflatten(structure, xs), batch)
-
-            return _tree.unflatten(structure, rule(loss, leaves, lr)), loss(leaves)
-
-        return step
-
-    return from_step(make, name)
+    return watching((), lambda loss, xs, state, lr, t: (rule(loss, xs, lr), state), name)
 
 
 def polyak(claim: Polyak, fault: str) -> Subject:

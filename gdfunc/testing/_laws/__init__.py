@@ -26,6 +26,7 @@ from ._draws import check_reshuffling as check_reshuffling
 from ._edges import check_clip as check_clip
 from ._edges import check_flip as check_flip
 from ._edges import check_rest as check_rest
+from ._fits import check_fit as check_fit
 from ._kernel import check_kernel as check_kernel
 from ._limits import check_full_batch as check_full_batch
 from ._limits import check_minimum as check_minimum
