@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import gdfunc as gd
 from gdfunc import testing as gt
 from gdfunc.testing._claims._curved import dense_bfgs
-from gdfunc.testing._problems import Cone, Quadratic, Raised, Rosenbrock, Waves, walk
+from gdfunc.testing._problems import Cone, Hermite, Quadratic, Raised, Rosenbrock, Waves, walk
 
 from .references import few, normal
 
@@ -24,14 +24,15 @@ OURS = {
     gt.SAM(): method(gd.methods.sam),
     gt.SAM(adaptive=True): method(gd.methods.sam, adaptive=True),
     gt.LBFGS(): gt.from_transform(gd.lbfgs()),
+    gt.Wolfe(): method(gd.methods.lbfgs),
 }
 
 
 @pytest.mark.parametrize("claim", OURS, ids=repr)
 def test_every_law_holds_at_the_defaults(claim):
     report = gt.check_optimizer(OURS[claim], claim)
-    assert {"check_step", "check_kernel"} & set(report.passed)
-    assert {"check_polyak", "check_armijo", "check_sam", "check_lbfgs"} & set(report.passed)
+    assert {"check_step", "check_kernel", "check_wolfe"} & set(report.passed)
+    assert {"check_polyak", "check_armijo", "check_sam", "check_lbfgs", "check_wolfe"} & set(report.passed)
 
 
 @given(st.floats(-2, 2), st.none() | st.floats(0.05, 2))
@@ -101,8 +102,22 @@ def test_dense_bfgs_is_symmetric_positive_and_maps_y_to_s(seed, count):
     assert np.linalg.eigvalsh(inverse).min() > 0
 
 
+@pytest.mark.long
+@given(st.sampled_from([1e-4, 0.125, 0.25]), st.sampled_from([0.5, 0.75, 0.9]), st.integers(1, 5))
+@settings(max_examples=3)
+def test_lbfgs_with_a_search_keeps_the_claim(decrease, curvature, history):
+    options = {"decrease": decrease, "curvature": curvature, "history": history}
+    gt.check_wolfe(method(gd.methods.lbfgs, **options), gt.Wolfe(**options))
+
+
+@pytest.mark.parametrize("claim", [gt.Wolfe(2e-4), gt.Wolfe(curvature=0.8), gt.Wolfe(history=2)], ids=repr)
+def test_a_search_for_other_conditions_is_found(claim):
+    with pytest.raises(gt.LawBroken):
+        gt.check_wolfe(method(gd.methods.lbfgs), claim)
+
+
 @pytest.mark.parametrize(
-    "check", [gt.check_step, gt.check_polyak, gt.check_armijo, gt.check_sam, gt.check_lbfgs]
+    "check", [gt.check_wolfe, gt.check_step, gt.check_polyak, gt.check_armijo, gt.check_sam, gt.check_lbfgs]
 )
 def test_laws_say_what_they_are_not_about(check):
     with pytest.raises(gt.NotApplicable):
@@ -121,7 +136,9 @@ def test_a_claim_of_another_value_is_broken():
             gt.check_optimizer(subject, claim)
 
 
-@pytest.mark.parametrize("problem", [Waves((0.5, 2.0)), Rosenbrock(), Raised(Quadratic((1.0, 3.0)), 2.0)])
+@pytest.mark.parametrize(
+    "problem", [Waves((0.5, 2.0)), Rosenbrock(), Hermite(-0.5, 0.25), Raised(Quadratic((1.0, 3.0)), 2.0)]
+)
 def test_the_gradients_of_a_problem_are_those_of_its_loss(problem):
     x, h = np.array([0.7, -1.1]), 1e-6 * np.eye(2)
     slopes = (problem.values(x + h) - problem.values(x - h)) / 2e-6

@@ -426,3 +426,39 @@ def test_a_projected_method_keeps_the_claim(onto, inner, size):
 def test_every_law_holds_of_projected_descent(onto):
     subject = gt.from_step(lambda loss_fn: gd.methods.projected(gd.make_step(loss_fn), SETS[onto](1.0)))
     assert "check_kernel" in gt.check_optimizer(subject, gt.Projected(onto=onto)).passed
+
+
+def langevin(transform, temperature, seed=0):
+    def make(loss_fn):
+        return gd.methods.add_noise(gd.make_step(loss_fn, transform), temperature, key=gd.random.key(seed))
+
+    return gt.from_step(make)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("inner", INNER)
+@pytest.mark.parametrize("temperature", [0.0, 0.25])
+def test_noise_keeps_the_claim(inner, temperature):
+    transform, claim = INNER[inner]
+    report = gt.check_optimizer(langevin(transform, temperature), gt.Langevin(claim, temperature))
+    assert "check_langevin" in report.passed
+
+
+def test_the_noise_of_many_keys_is_standard_normal():
+    """Of the first steps of a thousand runs, which neither share draws nor repeat them."""
+
+    def draw(seed):
+        def first(key):
+            step = gd.methods.add_noise(lambda w, batch, lr: (w.clone(), w.sum()), 0.5, key=key)
+            return step(step.init(torch.zeros(300, dtype=torch.float64)), None, 1.0)[0].params
+
+        return vmap(first)(gd.random.split(gd.random.key(seed), 1000))
+
+    gt.check_noise(draw)
+
+
+def test_a_claim_of_another_temperature_is_broken():
+    with pytest.raises(gt.LawBroken):
+        gt.check_langevin(langevin(gd.chain(), 0.25), gt.Langevin(temperature=0.255))
+    with pytest.raises(gt.NotApplicable):
+        gt.check_langevin(langevin(gd.chain(), 0.25), gt.GradientDescent())

@@ -45,7 +45,7 @@ sums: `FiniteSum`, `least_squares`, `sharp_pair`, `all_plans`
 for Hypothesis: `quadratics`, `hubers`, `logistic_regressions`, `pl_problems`, `smooth_nonconvex`, `rates`,
 `dyadics`, `finite_sums`, `least_squares_sums`, `plans`, `keys`, `params_trees`, `hostile_values`
 claims of claims: `Chain`, `WeightDecay`, `Masked`, `Partition`, `Accumulate`, `ApplyIfFinite`, `EMA`,
-`Lookahead`, `ScheduleFree`, `Mechanic`, `Projected`
+`Lookahead`, `ScheduleFree`, `Mechanic`, `Projected`, `Langevin`
 
 Example:
     >>> from gdfunc import testing as gt
@@ -93,6 +93,7 @@ from ._claims import DoG as DoG
 from ._claims import FixedCoefficients as FixedCoefficients
 from ._claims import GaussNewton as GaussNewton
 from ._claims import GradientDescent as GradientDescent
+from ._claims import Langevin as Langevin
 from ._claims import LevenbergMarquardt as LevenbergMarquardt
 from ._claims import LineSearch as LineSearch
 from ._claims import Lion as Lion
@@ -115,6 +116,7 @@ from ._claims import Sign as Sign
 from ._claims import TripleMomentum as TripleMomentum
 from ._claims import TrustRatio as TrustRatio
 from ._claims import WeightDecay as WeightDecay
+from ._claims import Wolfe as Wolfe
 from ._claims import Yogi as Yogi
 from ._controls import WRONG as WRONG
 from ._controls import Control as Control
@@ -141,6 +143,7 @@ from ._laws import check_huber as check_huber
 from ._laws import check_hypergradient as check_hypergradient
 from ._laws import check_indices as check_indices
 from ._laws import check_kernel as check_kernel
+from ._laws import check_langevin as check_langevin
 from ._laws import check_lbfgs as check_lbfgs
 from ._laws import check_linearity as check_linearity
 from ._laws import check_lr_change as check_lr_change
@@ -173,6 +176,7 @@ from ._laws import check_subgradient as check_subgradient
 from ._laws import check_unbiased as check_unbiased
 from ._laws import check_variance_identity as check_variance_identity
 from ._laws import check_vmap as check_vmap
+from ._laws import check_wolfe as check_wolfe
 from ._laws import check_worst_case as check_worst_case
 from ._problems import Fit as Fit
 from ._problems import Huber as Huber

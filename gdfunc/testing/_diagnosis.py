@@ -10,11 +10,12 @@ import torch
 
 from .._tree import Tree
 from ._claims._base import Arrays, Claim
+from ._claims._curved import Wolfe
 from ._claims._fits import GaussNewton, LevenbergMarquardt
 from ._claims._sums import SumClaim
 from ._controls import WRONG
 from ._feeds import ALL_LRS, Seen, feeds, observe
-from ._problems import Fit, Problem, Waves
+from ._problems import Fit, Hermite, Problem, Waves
 from ._subject import Subject, run
 from ._sums import moves_on_sums
 
@@ -124,12 +125,17 @@ def _twin(subject: Subject, claim: Claim) -> str:
         runs = [(Fit(y), start) for y in targets for start in curves]
         lrs = np.resize((1.0, 1.0, 1.0, 0.5), 9)
 
+    if isinstance(claim, Wolfe):
+        values = (-share * claim.decrease for share in (0.25, 0.75, 1.5))
+        runs += [(Hermite(value, 0.5 * claim.curvature), [1.0, 0.0]) for value in values]
+        lrs = np.ones(4)
+
     def walk(other: Subject) -> Arrays:
         found: Arrays = []
         for problem, entries in runs:
             x = torch.tensor(entries, dtype=torch.float64)
             start = {"a": x[0], "b": x[1:].reshape(2, 2) if len(x) == 5 else x[1:]}
-            done = run(other, problem.loss_fn, start, torch.ones(9, 1).double(), lrs, 9)
+            done = run(other, problem.loss_fn, start, torch.ones(len(lrs), 1).double(), lrs, len(lrs))
             found += [*done.points, *done.results]
         return found
 

@@ -304,6 +304,26 @@ class Maximum(Problem):
 
 
 @dataclass(frozen=True)
+class Hermite(Problem):
+    """The cubic of the way down s = 1 − x₀ with f = 0 and slope −1 at s = 0.
+
+    The other coordinates begin at 0, where they have the slope s².
+
+    Attributes:
+        value: f at s = 1.
+        slope: its derivative with respect to s there.
+    """
+
+    value: float
+    slope: float
+
+    def loss(self, x: Tensor) -> Tensor:
+        s = 1 - x[0]
+        bend, third = 3 * self.value + 2 - self.slope, self.slope - 1 - 2 * self.value
+        return -s + bend * s**2 + third * s**3 + s**2 * x[1:].sum()
+
+
+@dataclass(frozen=True)
 class Fit(Problem):
     """Residuals for methods of least squares: `loss_fn` returns the residuals, [m], not their mean square.
 

@@ -14,11 +14,13 @@ from ._averages import EMA as EMA
 from ._averages import Lookahead as Lookahead
 from ._averages import ScheduleFree as ScheduleFree
 from ._base import Claim as Claim
+from ._constrained import Langevin as Langevin
 from ._constrained import Projected as Projected
 from ._curved import LBFGS as LBFGS
 from ._curved import SAM as SAM
 from ._curved import LineSearch as LineSearch
 from ._curved import Polyak as Polyak
+from ._curved import Wolfe as Wolfe
 from ._fits import GaussNewton as GaussNewton
 from ._fits import LevenbergMarquardt as LevenbergMarquardt
 from ._linear import OGM as OGM

@@ -39,3 +39,20 @@ class Projected(Claim):
             length = np.maximum(np.linalg.norm(ahead, axis=1), self.size)
             nearest = along(self.size / length, ahead) * ahead
         return split(nearest - x, grads)
+
+
+@dataclass(frozen=True)
+class Langevin(Claim):
+    """A method whose new point is moved by noise: θ' = θ + move + √(2·lr·T)·ξ with ξ ~ N(0, I).
+
+    Attributes:
+        inner: the claim about the move.
+        temperature: T.
+    """
+
+    family: ClassVar[str] = "langevin"
+    formula: ClassVar[str] = "x' = x + m + sqrt(2 lr T) xi, xi ~ N(0, I)"
+    source: ClassVar[str] = "M. Welling, Y. W. Teh 2011"
+
+    inner: Claim = _PLAIN
+    temperature: float = 1.0

@@ -153,3 +153,29 @@ def dense_bfgs(pairs: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         left = identity - np.outer(s, y) / (s @ y)
         inverse = left @ inverse @ left.T + np.outer(s, s) / (s @ y)
     return inverse
+
+
+@dataclass(frozen=True)
+class Wolfe(Claim):
+    """L-BFGS with a line search, whose every move ends at Wolfe's strong conditions.
+
+    θ' = θ − a·u with u = H·g as `LBFGS` has it, whatever its length, and an a > 0 for which
+    f(θ') <= f(θ) − c₁·a·⟨g, u⟩  and  |⟨∇f(θ'), u⟩| <= c₂·⟨g, u⟩
+
+    The first trial of the first search moves by lr along the unit vector, and is accepted where it keeps
+    both. Steps that move nothing are part of a search.
+
+    Attributes:
+        decrease: c₁.
+        curvature: c₂.
+        history: how many pairs H is made of.
+    """
+
+    family: ClassVar[str] = "strong wolfe"
+    formula: ClassVar[str] = "x' = x - a H g with f(x') <= f(x) - c1 a <g, Hg>, |<g', Hg>| <= c2 <g, Hg>"
+    source: ClassVar[str] = "J. Nocedal, S. J. Wright 2006, algorithms 3.5, 3.6 and 7.5"
+    counts: ClassVar[tuple[str, ...]] = ("history",)
+
+    decrease: float = 1e-4
+    curvature: float = 0.9
+    history: int = 10

@@ -28,6 +28,7 @@ from ._edges import check_flip as check_flip
 from ._edges import check_rest as check_rest
 from ._fits import check_fit as check_fit
 from ._kernel import check_kernel as check_kernel
+from ._langevin import check_langevin as check_langevin
 from ._limits import check_full_batch as check_full_batch
 from ._limits import check_minimum as check_minimum
 from ._limits import check_noise_floor as check_noise_floor
@@ -52,4 +53,5 @@ from ._symmetry import check_resume as check_resume
 from ._symmetry import check_rotation as check_rotation
 from ._symmetry import check_scale as check_scale
 from ._symmetry import check_vmap as check_vmap
+from ._wolfe import check_wolfe as check_wolfe
 from ._worst_case import check_worst_case as check_worst_case

@@ -49,19 +49,7 @@ def check_noise(draw: Callable[[int], Any], std: float = 1.0, *, alpha: float = 
     """
     first, other, *more = _drawn(draw, 600_000)
     z = np.concatenate([first, other, *more]) / std
-    half = len(z) // 2
-    for name, part in {"draws": z, "first half": z[:half], "second half": z[half:]}.items():
-        require_small(
-            score_of_chi2(float(part @ part), len(part)), f"sum (x/{std:.6g})^2 of the {name}", alpha
-        )
-        require_small(part.sum() / math.sqrt(len(part)), f"mean of the {name}", alpha)
-    cubes, fourths = (z**3 - 3 * z).sum(), (z**4 - 6 * z**2 + 3).sum()
-    require_small(cubes / math.sqrt(6 * len(z)), "skewness, sum H_3(x)", alpha)
-    require_small(fourths / math.sqrt(24 * len(z)), "kurtosis, sum H_4(x)", alpha)
-    edges = [NormalDist().inv_cdf(i / 64) for i in range(1, 64)]
-    _require_uniform(np.searchsorted(edges, z), 64, "64 equally likely cells", alpha)
-    own = _correlations(z, z)[1:]  # because at lag 0 it is the sum of squares
-    require_small(own, "correlation of the draws with themselves", alpha / len(own))
+    require_normal(z, alpha, f"x/{std:.6g}")
     size = min(len(first), len(other))
     if size >= 1000:  # a sum of fewer products is not normal
         crossed = _correlations(first[:size] / std, other[:size] / std)
@@ -227,6 +215,21 @@ def _numbers(drawn: Any) -> np.ndarray:
     """Return what was drawn as a vector of float64."""
     array = drawn.detach().cpu().numpy() if torch.is_tensor(drawn) else np.asarray(drawn)
     return array.astype(np.float64).reshape(-1)
+
+
+def require_normal(z: np.ndarray, alpha: float, shown: str = "x") -> None:
+    """Require independent standard normal numbers, [N]."""
+    half = len(z) // 2
+    for name, part in {"draws": z, "first half": z[:half], "second half": z[half:]}.items():
+        require_small(score_of_chi2(float(part @ part), len(part)), f"sum ({shown})^2 of the {name}", alpha)
+        require_small(part.sum() / math.sqrt(len(part)), f"mean of the {name}", alpha)
+    cubes, fourths = (z**3 - 3 * z).sum(), (z**4 - 6 * z**2 + 3).sum()
+    require_small(cubes / math.sqrt(6 * len(z)), "skewness, sum H_3(x)", alpha)
+    require_small(fourths / math.sqrt(24 * len(z)), "kurtosis, sum H_4(x)", alpha)
+    edges = [NormalDist().inv_cdf(i / 64) for i in range(1, 64)]
+    _require_uniform(np.searchsorted(edges, z), 64, "64 equally likely cells", alpha)
+    own = _correlations(z, z)[1:]  # because at lag 0 it is the sum of squares
+    require_small(own, "correlation of the draws with themselves", alpha / len(own))
 
 
 def require_small(z: Any, statistic: str, alpha: float) -> None:
