@@ -50,6 +50,10 @@ class Step:
         ranks: how many ranks of torch.distributed take the step together; None if each takes its own.
         trouble: `carry -> message` of a carry that the step cannot move, None of another. `train` warns of
             it at the end of a run.
+        computes_params: whether the next parameters are computed from other fields of the carry, so that a
+            step around this one cannot change them.
+        judges_params: whether a step is judged by the loss or the residuals at its new parameters, so that
+            a projection of them comes too late.
 
     Example:
         >>> step = gd.make_step(lambda w, batch: (batch * w**2).mean())
@@ -67,6 +71,8 @@ class Step:
     call: Call | None = None
     ranks: int | None = None
     trouble: Callable[[Any], str | None] | None = None
+    computes_params: bool = False
+    judges_params: bool = False
 
     def __repr__(self) -> str:
         return repr(self.call) if self.call else f"Step({shown(self.advance)})"
@@ -153,7 +159,7 @@ def step_around(
         return inner.accept(state.carry, batch, lr)
 
     told = None if trouble is None else lambda state: trouble(state.carry)
-    return Step(init, advance, state, accept, trouble=told)
+    return replace(inner, init=init, advance=advance, state=state, accept=accept, trouble=told)
 
 
 class TrainState(NamedTuple):

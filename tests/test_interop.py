@@ -2,7 +2,9 @@
 
 import copy
 import io
+import pickle
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -201,12 +203,14 @@ def test_auto_takes_eager_without_a_word(nothing_said):
 @pytest.mark.parametrize(
     ("optimizer", "message"),
     [
-        (torch.optim.LBFGS, r"torch.optim.LBFGS needs several losses a step; use gd.methods.line_search"),
+        (torch.optim.LBFGS, r"torch.optim.LBFGS needs several losses .* use gd.methods.lbfgs\(loss_fn\)$"),
         (torch.optim.SparseAdam, r"torch.optim.SparseAdam needs sparse gradients, .* use torch.optim.Adam"),
         (
             torch.optim.SGD([torch.zeros(1)]),
             "optimizer is a SGD, which has its parameters already; pass the class SGD",
         ),
+        (partial(torch.optim.Adam, differentiable=True), "^differentiable=True is for derivatives"),
+        (partial(torch.optim.Adam, capturable=True), "^capturable=True is for CUDA graphs"),
         (lambda leaves: Counting(leaves, "group"), "Counting remembers numbers in its param_groups"),
         (lambda leaves: Counting(leaves, "state"), r"Counting remembers 'k' beside its parameters"),
         (lambda leaves: Counting(leaves, "text"), r"Counting.state\[leaf\]\['k'\] is str"),
@@ -443,6 +447,16 @@ def test_a_copied_optimizer_goes_on_with_its_copied_parameters():
     assert repr(others).startswith(
         "as_optimizer of adam(betas=(0.9, 0.999), eps=1e-08) (\nParameter Group 0"
     )
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_pickled_optimizer_goes_on_where_it_was(name):
+    row = TABLE[name]
+    params, optimizer = made(make(row), row.lr, as_leaves(start_of(row)))
+    loop(optimizer, params, 2)
+    others, other = pickle.loads(pickle.dumps((params, optimizer)))
+    assert repr(other) == repr(optimizer)
+    assert_same_bits(loop(other, others, 2), loop(optimizer, params, 2))
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,6 @@ METHODS = {
     "plain": gd.make_step,
     "adam": lambda loss_fn: gd.make_step(loss_fn, gd.adam()),
     "sam": gd.methods.sam,
-    "line_search": gd.methods.line_search,
     "polyak": gd.methods.polyak,
     "prodigy": gd.methods.prodigy,
     "ema": lambda loss_fn: gd.methods.ema(gd.make_step(loss_fn), 0.9),

@@ -10,6 +10,7 @@ and takes care of trees, dtypes and states that do not fit. Then add its line to
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
+from importlib import import_module
 from typing import Any, NamedTuple, ParamSpec
 
 import torch
@@ -88,6 +89,17 @@ class GradientTransformation(NamedTuple):
         if isinstance(self.update, Update):
             return repr(self.update.call)
         return f"GradientTransformation({self.update.__qualname__.partition('.')[0]})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the call that made it, because its functions are local ones."""
+        if not isinstance(self.update, Update):
+            return GradientTransformation, tuple(self)
+        call = self.update.call
+        return _made_again, (call.make.__module__, call.make.__qualname__, call.args, call.kwargs)
+
+
+def _made_again(module: str, name: str, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    return getattr(import_module(module), name)(*args, **options)
 
 
 @dataclass(frozen=True)

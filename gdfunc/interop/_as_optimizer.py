@@ -31,7 +31,8 @@ def as_optimizer(
     they nor their state change. All parameters share a count of steps.
 
     `state_dict` holds the transformation's state as a flat dict of tensors, which `torch.load` reads with
-    `weights_only=True`.
+    `weights_only=True`. The optimizer can be copied and pickled, as far as the arguments of the
+    transformation can.
 
     Args:
         transform: what to do with the gradients.

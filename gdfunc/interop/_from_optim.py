@@ -16,8 +16,12 @@ from .._transforms._base import no_steps
 from .._tree import Tree
 
 _REFUSED = {
-    torch.optim.LBFGS: "needs several losses a step; use gd.methods.line_search(loss_fn, gd.lbfgs())",
+    torch.optim.LBFGS: "needs several losses a step; use gd.methods.lbfgs(loss_fn)",
     torch.optim.SparseAdam: "needs sparse gradients, and those of a step are dense; use torch.optim.Adam",
+}
+_REFUSED_OPTIONS = {
+    "differentiable": "for derivatives through the optimizer, which changes its copies in place",
+    "capturable": "for CUDA graphs, and the step of an optimizer runs in eager alone",
 }
 
 
@@ -62,8 +66,9 @@ def from_optim(loss_fn: LossFn, optimizer: Callable[..., torch.optim.Optimizer],
         A `Step`. The fields of its state are `params`, `opt_state` and `count`.
 
     Raises:
-        TypeError: (in init) the optimizer needs several losses a step or sparse gradients, or remembers
-            something that is neither a tensor nor a number of one leaf.
+        TypeError: (in init) an option is `differentiable` or `capturable`; the optimizer needs several
+            losses a step or sparse gradients, or remembers something that is neither a tensor nor a number
+            of one leaf.
         ValueError: (in the step) a transformation of torch.func runs around it, or as `make_step`.
         BackendError: (in `train`) on a compiled backend.
 
@@ -80,6 +85,9 @@ def from_optim(loss_fn: LossFn, optimizer: Callable[..., torch.optim.Optimizer],
 
     def make(leaves: list[Tensor]) -> torch.optim.Optimizer:
         made = optimizer(leaves, **options)
+        for name, why in _REFUSED_OPTIONS.items():
+            if made.defaults.get(name):
+                raise TypeError(f"{name}={made.defaults[name]!r} is {why}; leave {name} out")
         for kind, why in _REFUSED.items():
             if isinstance(made, kind):
                 raise TypeError(f"{_name(kind)} {why}")

@@ -1,6 +1,7 @@
 """Steps that keep a second, slower copy of the parameters."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -170,7 +171,7 @@ def schedule_free(
         average = _tree.lerp(state.average, z, safe_ratio(squared_lr, weight))
         return ScheduleFreeState(_tree.lerp(z, average, beta), z, average, weight, opt_state)
 
-    return gradient_step(loss_fn, ScheduleFreeState, begin, move)
+    return replace(gradient_step(loss_fn, ScheduleFreeState, begin, move), computes_params=True)
 
 
 class EMAState(NamedTuple):
@@ -250,8 +251,7 @@ def lookahead(step: StepLike, k: int, alpha: Scalar = 0.5) -> Step:
 
     every k steps:  φ' = φ + α·(θ − φ),  θ' = φ'
 
-    The rest of the step's carry, such as a transformation's memory, stays what it is. Do not wrap a step
-    that computes its parameters from other fields of its state, such as `schedule_free`.
+    The rest of the step's carry, such as a transformation's memory, stays what it is.
 
     Args:
         step: a `Step`, or a function `(carry, batch, lr) -> (carry, loss)`, whose carry is the parameters
@@ -266,8 +266,9 @@ def lookahead(step: StepLike, k: int, alpha: Scalar = 0.5) -> Step:
 
     Raises:
         ValueError: k or alpha is out of range; (in the step) as the step inside.
-        TypeError: (in the step) the state is that of another step, or the carry has no field `params` that
-            could be replaced.
+        TypeError: the step computes its parameters from other fields of its state, as `schedule_free` does;
+            (in the step) the state is that of another step, or the carry has no field `params` that could
+            be replaced.
 
     Example:
         >>> step = gd.methods.lookahead(gd.make_step(lambda w, batch: 0.5 * w**2), k=2)
@@ -289,7 +290,18 @@ def lookahead(step: StepLike, k: int, alpha: Scalar = 0.5) -> Step:
         slow = _tree.where(meet, _tree.lerp(state.slow, fast, alpha), state.slow)
         return LookaheadState(replace_params(carry, _tree.where(meet, slow, fast)), slow, count)
 
-    return _around(step, LookaheadState, follow)
+    return _around(as_movable(step, "lookahead"), LookaheadState, follow)
+
+
+def as_movable(step: StepLike, name: str) -> Step:
+    """Make a step of a function, and refuse one whose parameters another step cannot change."""
+    inner = as_step(step)
+    if inner.computes_params:
+        raise TypeError(
+            f"{name} changes the parameters, but {inner!r} computes them from other fields of its state, "
+            f"which would forget the change; use {name} with another step, such as gd.make_step(loss_fn)"
+        )
+    return inner
 
 
 def replace_params(carry: Any, params: Tree) -> Any:

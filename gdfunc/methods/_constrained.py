@@ -1,6 +1,7 @@
 """Steps whose new parameters are changed once more: projected onto a set, or moved by noise."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -10,10 +11,10 @@ from .. import _tree, random
 from .._errors import check_function, check_scalar
 from .._inputs import kind
 from .._numerics import Scalar, like, root
-from .._step import Step, StepLike, as_step, learning_rate, params_of, scalar, step_around, step_maker
+from .._step import Step, StepLike, learning_rate, params_of, scalar, step_around, step_maker
 from .._transforms._base import no_steps
 from .._tree import Tree
-from ._averaging import replace_params
+from ._averaging import as_movable, replace_params
 
 
 @step_maker
@@ -24,8 +25,8 @@ def projected(step: StepLike, projection: Callable[[Tree], Tree]) -> Step:
 
     The rest of the step's carry, such as a transformation's memory, stays what it is. For gradient descent
     on a convex loss with curvature at most L, a convex set and lr <= 2/L, the distance to every minimiser
-    in the set never grows. Do not wrap a step that computes its parameters from other fields of its state,
-    such as `schedule_free`, `mechanic` or the search of `lbfgs`.
+    in the set never grows. A step that multiplies the gradient by a matrix, such as `gauss_newton`, may end
+    at a point of the set that is not its minimum.
 
     Args:
         step: a `Step`, or a function `(carry, batch, lr) -> (carry, loss)`, whose carry is the parameters
@@ -37,7 +38,10 @@ def projected(step: StepLike, projection: Callable[[Tree], Tree]) -> Step:
 
     Raises:
         ValueError: (in the step) the projection changes a shape or a dtype; as the step inside.
-        TypeError: projection is no function; (in the step) the carry's params cannot be replaced.
+        TypeError: projection is no function; the step computes its parameters from other fields of its
+            state, as `schedule_free`, `mechanic` and the search of `lbfgs` do, or
+            judges them, as `line_search` and `levenberg_marquardt` do;
+            (in the step) the carry's params cannot be replaced.
 
     Example:
         >>> loss_fn = lambda w, batch: ((w - torch.tensor([3.0, -1.0])) ** 2).sum()
@@ -48,7 +52,12 @@ def projected(step: StepLike, projection: Callable[[Tree], Tree]) -> Step:
     References:
         A. A. Goldstein, "Convex programming in Hilbert space", 1964.
     """
-    inner = as_step(step)
+    inner = as_movable(step, "projected")
+    if inner.judges_params:
+        raise TypeError(
+            f"projected moves the parameters after {inner!r} has judged them, which may then never descend "
+            f"in the set; use projected with a step of a given lr, such as gd.make_step(loss_fn)"
+        )
     remedy = "such as gd.projections.ball(1.0)"
     check_function("projection", projection, ("params",), "a function (params) -> params", remedy)
 
@@ -68,13 +77,10 @@ def projected(step: StepLike, projection: Callable[[Tree], Tree]) -> Step:
         carry, loss, grads = inner.advance(carry, batch, lr)
         return within(carry), loss, grads
 
-    return Step(
-        lambda *first, **state_of_loss: within(inner.init(*first, **state_of_loss)),
-        advance,
-        inner.state,
-        inner.accept,
-        trouble=inner.trouble,
-    )
+    def init(*first: Any, **state_of_loss: Any) -> Any:
+        return within(inner.init(*first, **state_of_loss))
+
+    return replace(inner, init=init, advance=advance)
 
 
 class NoiseState(NamedTuple):
@@ -98,8 +104,7 @@ def add_noise(step: StepLike, temperature: Scalar = 1.0, *, key: Tensor) -> Step
 
     For small lr the parameters of a long run are drawn from the density exp(−L(θ)/T). With the mean loss
     over n samples, the negative logarithm of a posterior density over n, T = 1/n gives the posterior. Noise
-    of step t is drawn from `fold_in(key, t)`, so use a key for one run only. Do not wrap a step that
-    computes its parameters from other fields of its state, such as `mechanic`, which forgets the noise.
+    of step t is drawn from `fold_in(key, t)`, so use a key for one run only.
 
     Args:
         step: a `Step`, or a function `(carry, batch, lr) -> (carry, loss)`, whose carry is the parameters
@@ -113,7 +118,8 @@ def add_noise(step: StepLike, temperature: Scalar = 1.0, *, key: Tensor) -> Step
 
     Raises:
         ValueError: the temperature is out of range; (in the step) as the step inside.
-        TypeError: key is no key; (in the step) the carry's params cannot be replaced.
+        TypeError: key is no key; the step computes its parameters from other fields of its state, as
+            `mechanic` does; (in the step) the carry's params cannot be replaced.
 
     Example:
         >>> step = gd.methods.add_noise(
@@ -127,7 +133,7 @@ def add_noise(step: StepLike, temperature: Scalar = 1.0, *, key: Tensor) -> Step
     References:
         M. Welling, Y. W. Teh, "Bayesian learning via stochastic gradient Langevin dynamics", 2011.
     """
-    inner = as_step(step)
+    inner = as_movable(step, "add_noise")
     temperature = check_scalar("temperature", temperature, "[0, inf)")
     random._check_key(key)
 

@@ -162,7 +162,7 @@ def line_search(
         params = _tree.where(size > 0, apply_updates(params, updates, size), params)
         return LineSearchState(params, opt_state, size), value, grads
 
-    return Step(init, advance, LineSearchState)
+    return Step(init, advance, LineSearchState, judges_params=True)
 
 
 class PolyakState(NamedTuple):

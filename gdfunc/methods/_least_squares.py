@@ -191,7 +191,7 @@ def levenberg_marquardt(
             "finite residuals and a lower loss; begin elsewhere, or compute in float64"
         )
 
-    return Step(init, advance, LevenbergMarquardtState, _accept, trouble=trouble)
+    return Step(init, advance, LevenbergMarquardtState, _accept, trouble=trouble, judges_params=True)
 
 
 def _accept(carry: Any, batch: Tree, lr: Scalar) -> Tree:

@@ -1,5 +1,6 @@
 """Steps that find their learning rate from the gradients: Prodigy and Mechanic."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -197,4 +198,4 @@ def mechanic(
         params = apply_updates(state.start, delta, -s.sum())
         return MechanicState(params, opt_state, _tree.clone(state.start), delta, s, m, r, v)
 
-    return gradient_step(loss_fn, MechanicState, begin, move)
+    return replace(gradient_step(loss_fn, MechanicState, begin, move), computes_params=True)

@@ -193,7 +193,7 @@ def lbfgs(
             f"the data, compute in float64, scale the parameters alike, or begin elsewhere"
         )
 
-    return Step(init, advance, WolfeState, accept, trouble=trouble)
+    return Step(init, advance, WolfeState, accept, trouble=trouble, computes_params=True)
 
 
 def _descent(memory: LBFGSState) -> tuple[Tensor, Tensor]:
