@@ -14,7 +14,6 @@ Every one is a `Step`. In every state `params` is where the next loss is measure
 | `lbfgs` | `LBFGS(line_search_fn="strong_wolfe")` | `lbfgs` |
 | `gauss_newton`, `levenberg_marquardt` | | |
 | `prodigy`, `mechanic` | | `contrib.prodigy`, `contrib.mechanize` |
-| (transformations: `gd.dog`, `gd.adafactor`, `gd.ademamix`) | `Adafactor` | `contrib.dog`, `adafactor` … |
 | `sophia` | | `contrib.sophia` |
 | `projected` (onto one of `gd.projections`), `add_noise` | | `projections`, `add_noise` |
 | `svrg`, `sarah`, `sag`, `saga` | (asked for in pytorch#6657) | |

@@ -278,76 +278,67 @@ def _by_qr(
     return Linearised(own, jacobian.mT @ r, u, jacobian @ u, scale)
 
 
-class Triangle(NamedTuple):
-    """A matrix A = Q·R and a target b by modified Gram-Schmidt, with b = Q·h + rest.
-
-    A column in the space of those before it has a row of zeros in R.
-    """
-
-    rows: list[Tensor]  # of R beyond the diagonal, [P − 1 − j]
-    lengths: list[Tensor]  # the diagonal of R
-    heights: list[Tensor]  # h
-    rest: Tensor
-
-    def matrix(self) -> Tensor:
-        """Return R, [P, P]."""
-        return torch.stack(
-            [
-                torch.cat([row.new_zeros(j), length[None], row])
-                for j, (row, length) in enumerate(zip(self.rows, self.lengths, strict=True))
-            ]
-        )
-
-    def solve(self) -> Tensor:
-        """Return the x with R·x = h whose entries of dependent columns are 0, [P]."""
-        x: list[Tensor] = []
-        columns = zip(reversed(self.rows), reversed(self.heights), reversed(self.lengths), strict=True)
-        for row, height, length in columns:
-            x.insert(0, safe_ratio(height - (row @ torch.stack(x) if x else 0.0), length))
-        return torch.stack(x)
-
-
-def _triangle(matrix: Tensor, target: Tensor) -> Triangle:
-    made = Triangle([], [], [], target)
-    first = norms(matrix.mT)
-    noise = 8 * torch.finfo(matrix.dtype).eps
-    for j in range(matrix.shape[1]):
-        column, matrix = matrix[:, 0], matrix[:, 1:]
-        length = norms(column)
-        length = torch.where(length > noise * first[j], length, 0.0)
-        q = safe_ratio(column, length)
-        row, height = q @ matrix, q @ target
-        matrix, target = matrix - q[:, None] * row, target - q * height
-        made.rows.append(row)
-        made.lengths.append(length)
-        made.heights.append(height)
-    return made._replace(rest=target)
-
-
 def least_squares(matrix: Tensor, target: Tensor, damping: Tensor | None = None) -> Tensor:
     """Solve min ‖A·x − b‖² + μ·‖x‖² as accurately as by Householder's QR (Björck 1967).
 
     Where columns depend on each other, x is the solution of least norm. Elementary operations alone, which
-    every backend has.
+    every backend has: modified Gram-Schmidt of A and b, which does to an identity what it does to A. So
+    below b stands −x in the end, and below a dependent column a null vector.
 
     Args:
-        matrix: A, [m, P].
+        matrix: A, [m, P]; with damping, of columns not much longer than 1.
         target: b, [m].
         damping: μ, 0-d; None: 0.
 
     Returns:
         x, [P].
     """
-    made = _triangle(matrix, target)
-    triangle, heights = made.matrix(), torch.stack(made.heights)
+    unit = torch.ones_like(matrix[0])
     if damping is None:
-        x = made.solve()
-    else:
-        damped = torch.cat([triangle, damping.sqrt() * torch.eye(len(heights)).to(triangle)])
-        x = _triangle(damped, torch.cat([heights, torch.zeros_like(heights)])).solve()
+        unit = norms(matrix.mT)
+        unit = torch.where(unit > 0, unit, 1.0)
+    x, null, triangle, heights = _orthogonalised(matrix / unit, target)
+    if damping is not None:
+        damped = torch.cat([triangle, damping.sqrt() * torch.eye(len(x)).to(triangle)])
+        x = _orthogonalised(damped, torch.cat([heights, torch.zeros_like(x)])).solution
     # Because rounding along a null direction is divided by √μ, and nothing brings it back.
-    null = _triangle(triangle.mT, x).rest
-    return torch.where((torch.stack(made.lengths) == 0).any(), x - null, x)
+    rest = torch.cat([null, x[:, None]], 1) / unit[:, None]
+    for _ in range(len(x)):
+        column, rest = rest[:, 0], rest[:, 1:]
+        share = safe_ratio(column @ rest, column @ column)
+        rest = rest - column[:, None] * share
+    return rest[:, 0]
+
+
+class Orthogonalised(NamedTuple):
+    """Least squares by modified Gram-Schmidt, A = Q·R with b = Q·h + rest.
+
+    A column in the space of those before it has a row of zeros in R, and 0 in the solution.
+    """
+
+    solution: Tensor  # of min ‖A·x − b‖, [P]
+    null: Tensor  # null vectors of A in the places of dependent columns, [P, P]
+    triangle: Tensor  # R, [P, P]
+    heights: Tensor  # h, [P]
+
+
+def _orthogonalised(matrix: Tensor, target: Tensor) -> Orthogonalised:
+    (count, size), eye = matrix.shape, torch.eye(matrix.shape[1]).to(matrix)
+    rest = torch.cat([torch.cat([matrix, eye]), torch.cat([target, 0 * eye[0]])[:, None]], 1)
+    least = (8 * torch.finfo(matrix.dtype).eps) ** 2 * matrix.square().sum(0)
+    null: list[Tensor] = []
+    rows: list[Tensor] = []
+    for j in range(size):
+        column, ahead = rest[:, 0], rest[:, 1:]
+        squared = column[:count] @ column[:count]
+        is_new = squared > least[j]
+        null.append(torch.where(is_new, 0.0, column[count:]))
+        q = torch.where(is_new, column, 0.0) / torch.where(is_new, squared, 1.0).sqrt()
+        row = q[:count] @ rest[:count]
+        rows.append(torch.cat([row.new_zeros(j), row]))
+        rest = ahead - q[:, None] * row[1:]
+    made = torch.stack(rows)
+    return Orthogonalised(-rest[count:, 0], torch.stack(null, 1), made[:, :-1], made[:, -1])
 
 
 def _by_cg(
