@@ -212,6 +212,22 @@ def test_a_run_that_cannot_move_is_stuck_and_train_says_so_once():
     assert state.params == 3
 
 
+@pytest.mark.parametrize(("solver", "expected"), [("qr", 0.5), ("cg", math.nan)])
+def test_a_derivative_from_a_solution_is_right_or_nan(solver, expected):
+    """Half a step of Newton's from y, which is the solution for y = 1: (1 − ½)·y₀ + ½·y by y₀."""
+    step = gd.methods.gauss_newton(lambda p, y: p - y, solver=solver, iterations=1)
+    target = torch.ones(1, dtype=torch.float64)
+
+    def end(start):
+        return step(start, target, 0.5)[0].sum()
+
+    torch.testing.assert_close(end(target), target[0])
+    slope = grad(end)(target)
+    torch.testing.assert_close(slope, torch.full_like(slope, expected), equal_nan=True)
+    if solver == "cg":
+        torch.testing.assert_close(grad(end)(2 * target), torch.full_like(slope, 0.5))
+
+
 def test_a_network_is_fitted_without_a_matrix():
     x = torch.linspace(-2, 2, 30, dtype=torch.float64)[:, None]
     params = {"a": normal(0, 1, 8), "b": normal(1, 8), "c": normal(2, 8)}

@@ -68,7 +68,8 @@ def gauss_newton(residual_fn: ResidualFn, *, solver: str = "qr", iterations: int
             least squares can be. `"cg"` needs no matrix: conjugate gradients on products with J and Jᵀ.
             Where J has dependent columns, both give the solution of least norm, so that nothing moves
             along directions that the residuals do not see.
-        iterations: of `"cg"`, an int >= 1. In exact arithmetic P of them suffice, and more do no harm.
+        iterations: of `"cg"`, an int >= 1. In exact arithmetic P of them suffice, and more do no harm. A
+            derivative through `"cg"` is that of its iterations, and NaN where the gradient is zero.
 
     Returns:
         A `Step`, whose carry is the parameters. The loss is the mean of the squared residuals.
@@ -373,7 +374,9 @@ def _by_cg(
 
     first = slope / unit
     (u, _, _, _), _ = scan(iterate, (torch.zeros_like(at), r / size, first, first), length=iterations)
-    u = u * (size / unit)
+    # The derivative of iterations that begin at the solution would be zero, which is wrong, so it is NaN.
+    squared = first.square().sum()
+    u = u * (size / unit) + torch.where(squared == 0, squared.sqrt(), 0.0)
     return Linearised(own, slope * size, u, push(u), scale)
 
 
