@@ -40,9 +40,10 @@ class Method(NamedTuple):
 
 
 METHODS = {
-    "Gauss-Newton": Method(lambda fit: gd.methods.gauss_newton(fit.residual_fn), 20, 100),
-    "Levenberg-Marquardt": Method(lambda fit: gd.methods.levenberg_marquardt(fit.residual_fn), 50, 600),
-    "L-BFGS": Method(lambda fit: gd.methods.lbfgs(fit.loss_fn), 100, 500),
+    "Gauss-Newton": Method(lambda fit: gd.methods.gauss_newton(fit.residual_fn), 5, 50),
+    "Levenberg-Marquardt": Method(lambda fit: gd.methods.levenberg_marquardt(fit.residual_fn), 15, 600),
+    # More pairs than parameters say little new, and 50 steps are longer than two searches that fail.
+    "L-BFGS": Method(lambda fit: gd.methods.lbfgs(fit.loss_fn, len(fit.minimizer)), 50, 200),
 }
 Digits = dict[str, list[tuple[float, float]]]  # by method, of each problem from the far and the near start
 
