@@ -200,7 +200,6 @@ class LazyBatches:
                 partial(
                     _of_epoch, epoch, order, max(start - epoch * used, 0), min(stop - epoch * used, used)
                 ),
-                None,
                 self.key,
             )
             for epoch in epochs

@@ -3,6 +3,7 @@
 A plan is a pure function of a key and sizes: the same on every device and resumed at any step.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -184,33 +185,30 @@ def _as_range(name: str, value: Any) -> range:
 
 def _draw(draw: Callable[[Tensor], Tensor], key: Tensor, counts: range, size: int) -> Tensor:
     """Draw for each count from its own key."""
-    return _shared(partial(_numbers, draw, counts, size), max(1, _PART // (len(counts) * size)), key)
+    return _shared(partial(_numbers, draw, counts, size), key)
 
 
 def _numbers(draw: Callable[[Tensor], Tensor], counts: range, size: int, key: Tensor) -> Tensor:
-    """Draw for so many counts at once that their numbers stay in the cache."""
-    numbers = torch.arange(counts.start, counts.stop, device=key.device)
-    at_once = _PART // size
+    """Draw by each of the keys [..., 2]: so many counts at once that their numbers stay in the cache."""
+    numbers, keys = torch.arange(counts.start, counts.stop, device=key.device), key.unsqueeze(-2)
+    at_once = _PART // (size * max(1, math.prod(key.shape[:-1])))
     if at_once < 2:  # because torch sorts a vector several times faster than the only row of a matrix
-        return torch.stack([draw(fold_in(key, count)) for count in numbers])
-    return torch.cat([draw(fold_in(key, part)) for part in numbers.split(at_once)])
+        return torch.stack([draw(fold_in(key, count)) for count in numbers], dim=-2)
+    return torch.cat([draw(fold_in(keys, part)) for part in numbers.split(at_once)], dim=-2)
 
 
-def _shared(function: Callable[[Tensor], Tensor], at_once: int | None, key: Tensor) -> Tensor:
-    """Call a function of a key, once for all members of a vmap with the same key.
-
-    It is mapped over so many keys at once; None if it takes keys [..., 2] itself.
-    """
+def _shared(function: Callable[[Tensor], Tensor], key: Tensor) -> Tensor:
+    """Call a function of keys [..., 2], once for all members of a vmap with the same key."""
     if not is_transformed(key) or is_tracing() or functionalization() is not None:
         return function(key)
-    return _Shared.apply(function, at_once, key)
+    return _Shared.apply(function, key)
 
 
 class _Shared(torch.autograd.Function):
-    """A function of a key, which the members of a vmap with the same key share."""
+    """A function of keys, which the members of a vmap with the same key share."""
 
     @staticmethod
-    def forward(function: Callable[[Tensor], Tensor], at_once: int | None, key: Tensor) -> Tensor:
+    def forward(function: Callable[[Tensor], Tensor], key: Tensor) -> Tensor:
         return function(key)
 
     @staticmethod
@@ -218,20 +216,16 @@ class _Shared(torch.autograd.Function):
         ctx.mark_non_differentiable(output)
 
     @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[Any, ...], function: Any, at_once: int | None, key: Tensor
-    ) -> tuple[Tensor, int]:
-        return _shared(partial(_each, function, at_once), at_once, key.movedim(in_dims[2], 0)), 0
+    def vmap(info: Any, in_dims: tuple[Any, ...], function: Any, key: Tensor) -> tuple[Tensor, int]:
+        return _shared(partial(_each, function), key.movedim(in_dims[1], 0)), 0
 
 
-def _each(function: Callable[[Tensor], Tensor], at_once: int | None, keys: Tensor) -> Tensor:
-    """Call a function of a key for each of several, once for those that are the same."""
+def _each(function: Callable[[Tensor], Tensor], keys: Tensor) -> Tensor:
+    """Call a function of keys for those that differ."""
     if not is_readable(keys):
-        return function(keys) if at_once is None else torch.func.vmap(function)(keys)
+        return function(keys)
     different, places = keys.unique(dim=0, return_inverse=True)
-    if at_once is None:
-        return function(different)[places]
-    return torch.func.vmap(function, chunk_size=at_once)(different)[places]
+    return function(different)[places]
 
 
 def _no_batches(key: Tensor, batch_size: int) -> Tensor:

@@ -31,12 +31,11 @@ from torch import Tensor
 from ._errors import check_int
 from ._torch._autograd import serves
 from ._torch._modes import is_tracing
+from ._torch._operators import threefry, threefry_of_arrays
 
 _PART = 2**16  # numbers drawn at once, so that their words stay in the cache, which halves the time
 _WORD = 0xFFFFFFFF  # 32 ones
 _SIGN = -(2**31)  # the highest bit of a word
-_PARITY = 0x1BD11BDA  # Salmon et al. 2011, section 4.2, as are the rotations
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
 def key(seed: int, *, device: torch.device | str | None = None) -> Tensor:
@@ -329,9 +328,20 @@ def _orders(key: Tensor, n: int) -> Tensor:
         key, subkey = _split(key, 2).unbind(-2)
         first, second = _words(subkey, (n,))
         # Because the words are compared with a sign, their highest bit is turned over.
-        ranks = torch.sort(first ^ second ^ _SIGN, dim=-1, stable=True).indices
+        ranks = _stable_order(first ^ second ^ _SIGN)
         order = order.gather(-1, ranks) if at else ranks
     return order
+
+
+def _stable_order(words: Tensor) -> Tensor:
+    """Order words along the last axis, equal ones as they stand: the positions of the first, second, …"""
+    if not words.is_cpu or not serves((words,)) or words.shape[-1] > _WORD:
+        return torch.sort(words, dim=-1, stable=True).indices
+    # A fifth of the time: with its position behind it no word equals another, and NumPy sorts in place.
+    placed = (words.numpy().astype(np.int64) << 32) | np.arange(words.shape[-1])
+    placed.sort(axis=-1)
+    placed &= _WORD
+    return torch.from_numpy(placed)
 
 
 def _check_keys(key: Tensor) -> None:
@@ -400,41 +410,9 @@ def _unsigned(word: Tensor) -> Tensor:
 
 
 def _threefry(key: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Encrypt 64-bit counters, given as two words each, with 20 rounds of Threefry-2x32.
-
-    Words are int32: they take half the time of int64, and sums of them are modulo 2³².
-    """
+    """Encrypt counters of two words each by the keys [..., 2]: two words each, int32."""
     if key.is_cpu and serves((key, first, second)):
-        return _threefry_of_arrays(key, first, second)
-    k0, k1 = key.to(torch.int32).unbind(-1)
-    schedule = (k0, k1, k0 ^ k1 ^ _PARITY)
-    x, y = first.to(torch.int32) + k0, second.to(torch.int32) + k1
-    for group in range(5):
-        for rotation in _ROTATIONS[group % 2]:
-            x = x + y
-            carried = (y >> (32 - rotation)) & ((1 << rotation) - 1)  # without the copies of the sign
-            y = torch.add(carried, y, alpha=1 << rotation) ^ x
-        x = x + schedule[(group + 1) % 3]
-        y = y + (schedule[(group + 2) % 3] + (group + 1))
-    return x, y
-
-
-def _threefry_of_arrays(key: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Encrypt plain tensors in a third of the time: NumPy has unsigned words, and writes in place."""
-    shape = torch.broadcast_shapes(key.shape[:-1], first.shape)
-    x, y, carried = np.empty((3, *(shape or (1,))), np.uint32)
-    k0, k1 = (np.atleast_1d(word).astype(np.uint32) for word in np.moveaxis(key.numpy(), -1, 0))
-    schedule = (k0, k1, k0 ^ k1 ^ np.uint32(_PARITY))
-    np.add(first.numpy().astype(np.uint32), k0, out=x)
-    np.add(second.numpy().astype(np.uint32), k1, out=y)
-    for group in range(5):
-        for rotation in _ROTATIONS[group % 2]:
-            x += y
-            np.right_shift(y, 32 - rotation, out=carried)
-            y <<= rotation
-            y |= carried
-            y ^= x
-        x += schedule[(group + 1) % 3]
-        y += schedule[(group + 2) % 3] + np.uint32(group + 1)
-    first, second = (torch.from_numpy(word.view(np.int32)).view(shape) for word in (x, y))
-    return first, second
+        k0, k1 = key.numpy()[..., 0], key.numpy()[..., 1]
+        return threefry_of_arrays(k0, k1, first.numpy(), second.numpy())
+    words = threefry(key, (first.to(torch.int64) << 32) | _unsigned(second))
+    return (words >> 32).to(torch.int32), words.to(torch.int32)

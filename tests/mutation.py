@@ -6,7 +6,8 @@ python -m tests.mutation --sample 300    # a seeded sample: about twenty minutes
 A mutant is the package with one small fault: an operator exchanged, an operand dropped, a comparison
 turned, a constant changed, two arguments exchanged, a call dropped. Checks of arguments and messages are
 left out: other tests hold those. A mutant is found if a test of its file fails, or runs for longer than
-four minutes.
+four minutes. Every test of the file runs until one fails. Those that reached the line of the fault when
+nothing was wrong run first, the shortest of them before all.
 """
 
 import argparse
@@ -14,12 +15,19 @@ import ast
 import copy
 import importlib.machinery
 import os
+import pickle
 import random
 import resource
 import sys
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import Phase, settings
 
 PACKAGE = Path(__file__).parents[1] / "gdfunc"
 # Which tests hold the files of a room. The kit alone holds the mathematics of transformations.
@@ -236,22 +244,64 @@ def all_mutants() -> list[Mutant]:
     return [mutant for path in files for mutant in mutants_of(path) if mutant.key not in ARGUED]
 
 
-def _run(mutant: Mutant) -> None:
-    """Run the tests on a mutant in a process of its own, which exits with 0 if nothing failed."""
-    import pytest
+class Reached:
+    """A plugin of pytest: the lines of the rooms that each test reaches, and the seconds that it takes."""
 
+    def __init__(self) -> None:
+        self.files = {str(PACKAGE / name) for name in TESTS}
+        self.lines: dict[tuple[str, int], set[str]] = {}
+        self.seconds: dict[str, float] = {}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        seen: set[tuple[str, int]] = set()
+
+        def in_line(frame: Any, event: str, arg: Any) -> Any:
+            seen.add((frame.f_code.co_filename, frame.f_lineno))
+            return in_line
+
+        start = time.process_time()
+        sys.settrace(lambda frame, *_: in_line if frame.f_code.co_filename in self.files else None)
+        try:
+            return (yield)
+        finally:
+            sys.settrace(None)
+            self.seconds[item.nodeid] = time.process_time() - start
+            for line in seen:
+                self.lines.setdefault(line, set()).add(item.nodeid)
+
+
+class FirstFailure:
+    """Tests in the order that finds a mutant first, up to the first failure, as a plugin of pytest."""
+
+    def __init__(self, mutant: Mutant, reached: Reached) -> None:
+        self.tests = reached.lines.get((str(mutant.path), mutant.line), set())
+        self.seconds = reached.seconds
+
+    def pytest_configure(self) -> None:
+        # Because the first failure is enough: a smaller one is not looked for.
+        phases = [Phase.explicit, Phase.generate]
+        settings.register_profile("mutant", settings.get_profile("dev"), phases=phases, database=None)
+        settings.load_profile("mutant")
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items.sort(key=lambda item: (item.nodeid not in self.tests, self.seconds.get(item.nodeid, 0.0)))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
+        try:
+            return (yield)
+        except pytest.skip.Exception:
+            raise
+        except Exception:
+            os._exit(1)  # before anything is written about it
+
+
+def _test(tests: list[str], plugin: Any) -> int:
+    """Run tests in this process without a word."""
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 1)
     os.dup2(nothing, 2)
-    original = importlib.machinery.SourceFileLoader.get_code
-
-    def get_code(self, fullname):
-        if self.path == str(mutant.path):
-            return compile(mutant.source, self.path, "exec")
-        return original(self, fullname)
-
-    importlib.machinery.SourceFileLoader.get_code = get_code  # type: ignore[method-assign]
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     # Tests of controls, and of torch and problems alone, run nothing of what is mutated.
     options = [
         "-m",
@@ -268,31 +318,80 @@ def _run(mutant: Mutant) -> None:
         "-W",
         "ignore",
     ]
-    os._exit(int(pytest.main([*options, "--hypothesis-seed=0", *TESTS[mutant.key[0]]])) != 0)
+    return int(pytest.main([*options, "--hypothesis-seed=0", *tests], [plugin]))
+
+
+def _learn(tests: list[str], path: Path) -> None:
+    """Run the tests of a room as it is, and write down what each of them reaches."""
+    reached = Reached()
+    status = _test(tests, reached)
+    path.write_bytes(pickle.dumps((reached.lines, reached.seconds)))
+    os._exit(status)
+
+
+def _run(mutant: Mutant, reached: Reached) -> None:
+    """Run the tests on a mutant in a process of its own, which exits with 0 if nothing failed."""
+    original = importlib.machinery.SourceFileLoader.get_code
+
+    def get_code(self, fullname):
+        if self.path == str(mutant.path):
+            return compile(mutant.source, self.path, "exec")
+        return original(self, fullname)
+
+    importlib.machinery.SourceFileLoader.get_code = get_code  # type: ignore[method-assign]
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    os._exit(_test(TESTS[mutant.key[0]], FirstFailure(mutant, reached)) != 0)
+
+
+def _in_processes(calls: list[Callable[[], Any]], workers: int) -> Iterator[tuple[int, int]]:
+    """Make calls in processes of their own, a few at once; give the position and exit status of each."""
+    waiting, running = list(enumerate(calls)), {}
+    while waiting or running:
+        while waiting and len(running) < workers:
+            position, call = waiting.pop()
+            process = os.fork()
+            if not process:
+                call()
+            running[process] = position
+        process, status = os.wait()
+        yield running.pop(process), status
+
+
+def reached_by(rooms: set[str], workers: int) -> Reached:
+    """What the tests of some rooms reach.
+
+    Raises:
+        AssertionError: a test fails although nothing is wrong.
+    """
+    tests = sorted({test for room in rooms for test in TESTS[room]})
+    all_reached = Reached()
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder, str(position)) for position in range(len(tests))]
+        calls = [partial(_learn, [test], path) for test, path in zip(tests, paths, strict=True)]
+        for position, status in _in_processes(calls, workers):
+            assert status == 0, f"{tests[position]} fails on the package as it is"
+        for path in paths:
+            lines, seconds = pickle.loads(path.read_bytes())
+            all_reached.seconds |= seconds
+            for line, names in lines.items():
+                all_reached.lines.setdefault(line, set()).update(names)
+    return all_reached
 
 
 def survivors_of(chosen: list[Mutant], workers: int = 2, report: bool = False) -> list[Mutant]:
     """The mutants that no test finds."""
-    import hypothesis  # noqa: F401  (once, before the processes fork, as all that is not mutated)
-    import pytest  # noqa: F401
-    import torch
+    import torch  # once, before the processes fork, as all that is not mutated
 
     torch.set_num_threads(1)
     torch.func.grad(torch.sin)(torch.tensor(0.0))  # imports what it needs when it is first called
-    waiting, running, found = list(chosen), {}, []
-    while waiting or running:
-        while waiting and len(running) < workers:
-            mutant = waiting.pop()
-            process = os.fork()
-            if not process:
-                _run(mutant)
-            running[process] = mutant
-        process, status = os.wait()
-        mutant = running.pop(process)
+    reached = reached_by({mutant.key[0] for mutant in chosen}, workers)
+    calls = [partial(_run, mutant, reached) for mutant in chosen]
+    found = []
+    for position, status in _in_processes(calls, workers):
         if status == 0:
-            found.append(mutant)
+            found.append(chosen[position])
             if report:
-                print(mutant, flush=True)
+                print(chosen[position], flush=True)
     return found
 
 

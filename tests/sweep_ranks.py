@@ -15,7 +15,8 @@ import gdfunc as gd
 from gdfunc import _tree
 from gdfunc._scan.backends.native import _build
 from gdfunc._sweep import _ranks
-from gdfunc.distributed._group import RankError, agree
+from gdfunc.distributed._gather import agree
+from gdfunc.distributed._group import RankError
 
 from .assertions import assert_same
 from .references import linear_data, linear_loss
@@ -202,3 +203,32 @@ def killed(folder):
     except RankError as error:
         print(error, flush=True)
         os._exit(3)
+
+
+def halving_killed(folder):
+    """The last rank is killed in its second chunk of the second rung."""
+    calls = []
+
+    def deadly(**point):
+        calls.append(point["steps"].start)
+        if dist.get_rank() == 1 and calls.count(2) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return run(**point)
+
+    try:
+        gd.search.halving(deadly, GRID, RUNGS, eta=1.5, chunk_size=1, checkpoint_to=folder / "file")
+    except RankError as error:
+        print(error, *error.__notes__, flush=True)
+        os._exit(3)
+
+
+def a_halving_of_all_ranks_leaves_one_file(folder):
+    for shard in (True, False):
+        result, again = (
+            gd.search.halving(run, GRID, RUNGS, checkpoint_to=folder / f"file{shard}", shard=shard)
+            for _ in range(2)
+        )
+        check_same_on_all_ranks(result)
+        assert_same(parts_of(result), parts_of(again))
+        agree(sorted(path.name for path in folder.glob("file*")), "the files")
+    assert len([*folder.glob("file*")]) == 2

@@ -343,6 +343,7 @@ def test_a_file_that_f_opens_is_written_in_every_step(tmp_path):
     assert len((tmp_path / "log").read_text().splitlines()) == 100
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::gdfunc.PerformanceWarning")
 def test_a_run_that_stops_at_its_first_step_takes_few_more(ran):
     def stop(carry, loss):

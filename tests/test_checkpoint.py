@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 from collections import OrderedDict, namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 import gdfunc as gd
 from gdfunc import checkpoint
 
-from .assertions import assert_same
+from .assertions import assert_refused, assert_same
 from .disk import filling
 
 pytest.importorskip("safetensors")
@@ -446,3 +447,39 @@ def test_the_classes_of_the_package_have_one_name_each():
             for cls in vars(module).values():
                 if isinstance(cls, type) and issubclass(cls, tuple) and hasattr(cls, "_fields"):
                     assert seen.setdefault(cls.__name__, cls) is cls
+
+
+@pytest.mark.long
+def test_a_file_that_many_write_at_once_is_one_of_theirs(tmp_path):
+    path = tmp_path / "file"
+
+    def write(i):
+        for _ in range(40):
+            gd.save(path, {"i": i})
+
+    with ThreadPoolExecutor(8) as pool:
+        assert [*pool.map(write, range(8))] == [None] * 8
+    assert gd.load(path)["i"] in range(8)
+    assert [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.parametrize("to_folder", [True, False])
+def test_a_folder_is_no_file_and_a_file_no_folder(tmp_path, to_folder):
+    file = tmp_path / "file"
+    file.touch()
+
+    def train(path):
+        step = gd.make_step(lambda w, batch: w**2)
+        gd.train(step, torch.tensor(1.0), None, gd.full_batch(1, 2), 0.1, checkpoint_to=path)
+
+    def sweep(path):
+        gd.sweep(lambda lr: lr, gd.grid(lr=[1.0]), checkpoint_to=path)
+
+    if to_folder:
+        for call in (train, gd.load, lambda path: gd.save(path, {})):
+            assert_refused(lambda call=call: call(tmp_path), "IsADirectoryError: .* is a folder; give")
+            assert_refused(lambda call=call: call(file / "b"), "NotADirectoryError: .*file is a file")
+            assert_refused(lambda call=call: call(3), "TypeError: .* is int, not the path of a file")
+    else:
+        for path in (file, file / "b"):
+            assert_refused(lambda path=path: sweep(path), "NotADirectoryError: .* a sweep writes a folder")

@@ -260,6 +260,7 @@ def test_a_loop_in_a_loop_goes_into_the_graph_unless_too_long(inner, outer, grap
         assert_same_bits(nested(), results)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("every", [None, 7])
 def test_derivatives_of_the_primitive_are_those_of_the_replay(every):
     body, consts = small_body(lambda c, x: (torch.sin(c * SCALE) + x, c))

@@ -150,6 +150,7 @@ def outermost(H, which):
     return values[rank.argsort(descending=True)], rank.sort(descending=True).values
 
 
+@pytest.mark.long
 @given(
     name=st.sampled_from(sorted(SPECTRA)),
     seed=seeds,
@@ -233,6 +234,7 @@ def test_the_key_is_all_that_is_random():
     assert not torch.equal(first.eigenvalues, find(params, batch, gd.random.key(1)).eigenvalues)
 
 
+@pytest.mark.long
 @few
 @given(seeds)
 def test_the_derivative_of_an_eigenvalue_is_that_of_the_dense_one(seed):

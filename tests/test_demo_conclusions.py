@@ -281,6 +281,7 @@ def test_the_heavy_ball_concludes_from_its_numbers():
     assert conclude(4096, 96, 33.4, 33.0).startswith("Momentum saves no steps: 4,000 of 4,096 runs obey")
 
 
+@pytest.mark.long
 def test_a_run_in_stretches_is_the_run_of_the_network(monkeypatch):
     demo = load("edge_of_stability")
     monkeypatch.setattr(demo, "SIZES", (5, 4, 1))

@@ -189,6 +189,7 @@ def test_runs_on_the_patients_go_where_theory_says(name):
     assert condition_number.disagreement(measured, off) > 1e-4
 
 
+@pytest.mark.long
 def test_ridges_give_the_condition_numbers_and_theory_their_steps():
     pytest.importorskip("sklearn")
     patients = condition_number.diabetes()
@@ -318,6 +319,7 @@ def test_the_map_is_that_of_the_problem_without_its_details():
         )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", real_mountain.METHODS)
 def test_walks_come_down_to_the_bottom_of_a_bowl(method):
     mountain, middle = bowl()

@@ -129,6 +129,7 @@ def test_the_heavy_balls_rate_is_that_of_its_companion_matrices():
     assert best.item() == pytest.approx(rate, rel=1e-6)
 
 
+@pytest.mark.long
 def test_the_heavy_balls_measured_rate_is_the_predicted_one():
     demo = load("edge_of_stability")
     found = demo.map_momentum(points=8, steps=300)

@@ -13,7 +13,7 @@ import gdfunc as gd
 from gdfunc._errors import untraceable
 from gdfunc._scan._scan import falls_back
 from gdfunc.distributed import RankError, average, data_parallel
-from gdfunc.distributed._group import agree, all_gather_tree
+from gdfunc.distributed._gather import agree, all_gather_tree
 
 from . import rank_laws
 from .rank_laws import loss_fn, problem, run
@@ -43,9 +43,10 @@ def test_ranks(law, ended):
     ("law", "code", "words"),
     [
         ("a_rank_that_raises", 3, "rank 1 ended with ZeroDivisionError: the disk of this rank is full"),
-        ("a_rank_that_is_killed", -9, "holds the run after"),
+        ("a_rank_that_is_killed", -9, "rank 1 has given no sign of life for 3 s"),
         ("a_rank_that_is_taken_back", 3, "rank 1 ended with TrainingInterrupted: stopped after"),
-        ("a_rank_that_hangs", 3, "did not come within the timeout"),
+        ("a_rank_that_hangs", 3, "rank 1 is late: it has begun"),
+        ("a_rank_that_goes_on_after_its_error", 3, "rank 1 ended with ZeroDivisionError: the disk of"),
     ],
 )
 def test_one_rank_that_ends_ends_all(law, code, words, tmp_path):
@@ -53,7 +54,10 @@ def test_one_rank_that_ends_ends_all(law, code, words, tmp_path):
     assert (first.code, last.code) == (3, code)
     assert "RankError rank 0 of 2 waited for a sum, but another rank has ended" in first.output
     assert words in first.output
-    if "holds the run" in first.output:
+    if law == "a_rank_that_goes_on_after_its_error":
+        assert "rank 1 of 2 ended an earlier run with an error, and rank 0 did not end it" in last.output
+    if law == "a_rank_that_is_killed":
+        assert "holds the run after" in first.output
         assert gd.load(tmp_path / "run.safetensors")["step"] > 0
 
 
@@ -87,10 +91,20 @@ def test_loss_of_one_process_is_the_loss_itself():
     assert all_gather_tree(params)[0]["w"].equal(params["w"])
 
 
-def test_processes_without_a_group_are_refused(monkeypatch):
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: data_parallel(loss_fn),
+        lambda: average(problem()[0]),
+        lambda: gd.sweep(lambda lr: lr, gd.grid(lr=[1.0])),
+        lambda: gd.search.halving(lambda lr, steps, carry: (lr, {"loss": lr}), gd.grid(lr=[1.0]), [1]),
+    ],
+)
+def test_processes_without_a_group_are_refused(call, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RankError, match="torchrun started 2 processes, but they form no group: call"):
-        data_parallel(loss_fn)
+        call()
+    assert gd.sweep(lambda lr: lr, gd.grid(lr=[1.0]), shard=False).outputs.tolist() == [1.0]
 
 
 def test_a_group_of_another_size_is_refused():

@@ -457,6 +457,7 @@ def test_a_key_does_not_stand_for_other_draws(name):
     assert_refused(lambda: vmap(lambda x: apply({}, x[None], key=KEY))(x), "key= replaces dropout alone")
 
 
+@pytest.mark.long
 def test_a_trace_sees_what_a_forward_pass_asks_and_prints_beyond_the_mode_of_a_key():
     def prints(x):
         return F.dropout(x + len(f"{x}"), 0.5)
@@ -631,6 +632,7 @@ def test_a_written_buffer_is_new_and_any_other_the_very_tensor(buffer):
     assert not apply({}, BATCH, return_buffers=True)[1][buffer].equal(own["constant"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["eager", "native"])
 def test_buffers_are_carried_through_a_run(backend):
     apply, params, buffers = gd.modules.functional(
@@ -654,6 +656,7 @@ def test_buffers_are_carried_through_a_run(backend):
     assert 0 < (ys == 0).sum() < ys.numel()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["eager", "native"])
 def test_a_stateful_loss_hands_its_keys_to_dropout(backend):
     apply, params, _ = gd.modules.functional(filled_linear())

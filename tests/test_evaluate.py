@@ -125,6 +125,7 @@ def test_functions_are_recorded_under_their_names():
 # Transformations.
 
 
+@pytest.mark.long
 @each
 @pytest.mark.parametrize(
     "adjoint",

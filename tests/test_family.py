@@ -86,6 +86,7 @@ RULES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", RULES)
 @given(st.data(), seeds)
 def test_updates_are_those_of_the_paper(name, data, seed):

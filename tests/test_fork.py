@@ -74,6 +74,7 @@ def test_locks_that_another_thread_holds_are_free_in_the_child(monkeypatch):
         holder.join()
 
 
+@pytest.mark.long
 def test_lock_that_the_forking_thread_holds_is_held_in_both():
     lock = _lock.Lock()
     with lock:

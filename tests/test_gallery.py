@@ -116,6 +116,7 @@ def test_the_page_and_its_thumbnails_are_small_and_need_no_network(tmp_path, her
     assert "https:" not in page
 
 
+@pytest.mark.long
 def test_thumbnails_are_smaller_where_there_are_many(tmp_path):
     write_card(tmp_path, "quickstart", size=(500, 300))
     (demo,) = cards.read_cards(tmp_path, ["quickstart"]).values()
@@ -316,6 +317,7 @@ def losses_of(first, second):
     return np.array(losses) / losses[0]
 
 
+@pytest.mark.long
 def test_the_map_is_that_of_single_networks(trained):
     points = trained["points"]
     for shown in trained["windows"][:2]:

@@ -327,6 +327,7 @@ def test_a_loss_that_writes_into_params_is_told_so():
     assert "must not write into params or batch" in caught.value.__notes__[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_master_weights_do_not_stall(dtype):
     """A hundred steps of 1e-3·2⁻¹⁰ from 1: lost one by one in the narrow dtype, kept in float32."""

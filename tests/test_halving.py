@@ -217,6 +217,42 @@ def test_a_leaf_without_an_axis_has_its_last_value_and_evaluations_go_on():
     assert ends.outputs["end"].tolist() == [6.0, 4.0]
 
 
+@pytest.mark.parametrize(
+    ("how", "rungs", "message"),
+    [
+        ({"every": 4}, [6, 12], r"rungs\[0\] is 6, no multiple of every=4 of run's train: .* such as 8"),
+        ({"every": 4}, [2, 12], r"rungs\[0\] is 2, no multiple of every=4 .* such as 4"),
+        ({"every": 4}, [4, 6, 12], r"rungs\[1\] is 6, no multiple of every=4"),
+        ({"every": 4}, [4, 8, 11], None),
+        ({"evaluate_every": 4}, [6, 12], r"rungs\[0\] is 6, no multiple of evaluate_every=4"),
+        ({"evaluate_every": 4}, [2, 12], r"rungs\[0\] is 2, no multiple of evaluate_every=4"),
+        ({"evaluate_every": 4}, [4, 8, 11], None),
+        ({"every": 2, "evaluate_every": 4}, [4, 8, 11], None),
+    ],
+)
+def test_rungs_lie_where_the_records_of_a_run_go_on(how, rungs, message):
+    how = how | ({"evaluate": {"all": lambda c: loss(c, 0)}} if "evaluate_every" in how else {})
+    thinned, grid = partial(run, **how), gd.grid(lr=lrs(0.3, 0.1))
+    if message:
+        assert_refused(lambda: halving(thinned, grid, rungs, loss, eta=1.5), message)
+        return
+    result = halving(thinned, grid, rungs, loss, eta=1.5)
+    whole = thinned(lr=lrs(0.3, 0.1)[result.best], steps=slice(0, rungs[-1]))[1]
+    assert close(_tree.map(lambda leaf: leaf[result.best], result.outputs), whole)
+
+
+def test_rungs_in_another_unit_than_the_steps_of_the_records_are_refused():
+    def epochs(lr, steps, carry):
+        return run(lr, steps=slice(2 * steps.start, 2 * steps.stop), carry=carry)
+
+    grid = gd.grid(lr=lrs(0.3, 0.1))
+    message = "from rung 0 to 3 run records 6 steps instead of 3: rungs are numbers of train's steps"
+    assert_refused(lambda: halving(epochs, grid, [3, 9], "loss"), message)
+    assert (
+        halving(lambda **point: (epochs(**point)[0], {"end": point["lr"]}), grid, [3, 9], "end").cost == 12
+    )
+
+
 # The law of the issue.
 
 
@@ -298,13 +334,20 @@ def test_a_halving_goes_on_from_its_file(error, tmp_path):
     result = halving(failing, GRID, RUNGS, loss, checkpoint_to=file)
     assert same_results(result, halving(run, GRID, RUNGS, loss))
     done = len(calls)
-    assert done == (8 if error is MemoryError else 7)
+    assert done == 7
+    assert not file.with_name("halving.safetensors.rungs").exists()
     assert same_results(halving(failing, GRID, RUNGS, loss, checkpoint_to=file), result)
     assert len(calls) == done
     other = gd.grid(batch_size=[4, 3], lr=GRID.axes["lr"].values, key=KEYS[2:])
     assert_refused(lambda: halving(run, other, RUNGS, loss, checkpoint_to=file), "another grid")
     gd.save(file, {"a": 1})
     assert_refused(lambda: halving(run, GRID, RUNGS, loss, checkpoint_to=file), "holds no halving")
+
+
+def test_a_folder_is_no_file_of_a_halving(tmp_path):
+    assert_refused(
+        lambda: halving(run, GRID, RUNGS, checkpoint_to=tmp_path), "IsADirectoryError: .* is a folder"
+    )
 
 
 def test_a_foreign_interrupt_is_refused():

@@ -67,6 +67,7 @@ def test_every_exact_adjoint_is_the_derivative(model, adjoint, backend, measured
     assert (result.aux, result.residual, result.remaining) == ((), (), ())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["eager", "native"])
 @pytest.mark.parametrize("adjoint", [*EXACT[:3], Truncated(5)], ids=str)
 def test_torch_func_goes_through_a_run_in_either_nesting(adjoint, backend):
@@ -147,6 +148,7 @@ def ridge_gradient(penalty, aim):
     return grad(fit)(penalty)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["eager", *COMPILED])
 @pytest.mark.parametrize(
     ("transform", "adjoint"),
@@ -164,6 +166,7 @@ def test_implicit_is_the_derivative_of_the_minimum(transform, adjoint, backend):
     assert abs(result.remaining) < 1e-12
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["eager", "native"])
 @pytest.mark.parametrize("adjoint", [Implicit("cg", 5), Implicit("neumann", 300)], ids=str)
 def test_implicit_solves_for_each_member_of_a_vmap_in_either_nesting(adjoint, backend):
@@ -205,6 +208,7 @@ def test_a_part_of_the_carry_that_members_share_has_one_cotangent():
         assert_close(got, ((s + x).sum() / 4 + 0 * s, torch.full((2,), 0.25).double() * s), 1e-12)
 
 
+@pytest.mark.long
 def test_the_error_of_implicit_is_within_its_residual():
     run, point = ridge_run()
     exact = ridge_gradient(point[0], point[2])
@@ -255,6 +259,7 @@ def test_an_unfinished_run_shows_by_what_remains():
     assert abs(result.remaining) > 1e-6
 
 
+@pytest.mark.long
 def test_plain_grad_warns_too_and_names_the_worst_member():
     run, (penalty, init, aim) = ridge_run(steps=1)
     for transform in (grad, lambda f: lambda penalty: vmap(grad(f))(penalty[None])):

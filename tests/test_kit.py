@@ -199,6 +199,7 @@ def test_misuse_is_told_in_words():
         gt.Quadratic((1.0, 4.0), (1.0,))
 
 
+@pytest.mark.long
 def test_an_impure_step_is_caught():
     memory = {}
 
@@ -217,6 +218,7 @@ def test_an_impure_step_is_caught():
         gt.check_purity(by_hand(remembers), claim)
 
 
+@pytest.mark.long
 def test_a_promoted_dtype_is_caught():
     promotes = by_hand(lambda g, b, x, lr: (x.double() - lr * g, b))
     with pytest.raises(gt.LawBroken, match=r"is torch.float32 and becomes torch.float64"):
@@ -345,6 +347,7 @@ def test_there_are_controls_of_many_families():
 # ---------------------------------------------------------------- the kit itself
 
 
+@pytest.mark.long
 def test_no_law_imports_what_it_judges():
     """Closed forms and NumPy only: the adapters of `_subject` are the one door to gdfunc's optimizers."""
     for path in PACKAGE.rglob("*.py"):
@@ -356,6 +359,7 @@ def test_no_law_imports_what_it_judges():
         assert not judged or path.name == "_subject.py", (path, judged)
 
 
+@pytest.mark.long
 def test_the_guide_has_an_example_that_runs():
     tries, report = run_doctest(gt, "gdfunc.testing")
     assert tries

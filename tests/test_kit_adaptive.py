@@ -102,6 +102,7 @@ def test_the_conventions_of_amsgrad_are_told_apart():
 AT_ZERO = ["adam", "adamax", "nadam", "radam", "adabelief", "rmsprop", "adagrad"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", AT_ZERO)
 def test_without_eps_an_entry_whose_gradients_are_all_zero_does_not_move(name):
     claim = FAMILY[name][0](eps=0.0)

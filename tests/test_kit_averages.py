@@ -34,6 +34,7 @@ def check_moves_and_answers(subject, claim):
     gt.check_answer(subject, claim)
 
 
+@pytest.mark.long
 @given(inners, shares, st.booleans())
 @few
 def test_ema_keeps_the_claim(inner, decay, debias):
@@ -58,6 +59,7 @@ def test_lookahead_keeps_the_claim(inner, k, alpha):
     check_moves_and_answers(subject, gt.Lookahead(claim, k, alpha))
 
 
+@pytest.mark.long
 @given(inners, st.floats(0, 1), rates)
 @few
 def test_schedule_free_keeps_the_claim(inner, beta, weight_decay):
@@ -92,6 +94,7 @@ KEEPS_ALL = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("claim", KEEPS_ALL, ids=repr)
 def test_every_law_holds_at_the_defaults(claim):
     report = gt.check_optimizer(KEEPS_ALL[claim], claim)
@@ -112,6 +115,7 @@ def torchs_average(carry):
     return _tree.unflatten(_tree.flatten(carry.params)[1], [leaf.detach().clone() for leaf in leaves])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("t0", [0.0, 2.5, 1e6])
 def test_torchs_asgd_keeps_the_claim(double, t0):
     options = {"lambd": 0.125, "alpha": 0.5, "t0": t0, "weight_decay": 0.0625}
@@ -131,6 +135,7 @@ def test_a_short_path_has_the_average_of_the_textbook(debias, shown):
     assert average[0][-1] == pytest.approx(shown)
 
 
+@pytest.mark.long
 def test_an_average_of_other_points_is_caught():
     def make(loss_fn):
         return gd.methods.ema(gd.make_step(loss_fn), 0.5)

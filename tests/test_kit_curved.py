@@ -28,6 +28,7 @@ OURS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("claim", OURS, ids=repr)
 def test_every_law_holds_at_the_defaults(claim):
     report = gt.check_optimizer(OURS[claim], claim)
@@ -35,6 +36,7 @@ def test_every_law_holds_at_the_defaults(claim):
     assert {"check_polyak", "check_armijo", "check_sam", "check_lbfgs", "check_wolfe"} & set(report.passed)
 
 
+@pytest.mark.long
 @given(st.floats(-2, 2), st.none() | st.floats(0.05, 2))
 @few
 def test_polyak_keeps_the_claim(minimum, max_step):
@@ -43,6 +45,7 @@ def test_polyak_keeps_the_claim(minimum, max_step):
         check(method(gd.methods.polyak, **options), gt.Polyak(**options))
 
 
+@pytest.mark.long
 @given(st.floats(1e-4, 0.99), st.floats(0.1, 0.9), st.integers(0, 6))
 @few
 def test_line_search_keeps_the_claim(decrease, factor, max_steps):
@@ -58,6 +61,7 @@ def test_line_search_accepts_equality(decrease, factor):
     gt.check_armijo(method(gd.methods.line_search, **options), gt.LineSearch(**options))
 
 
+@pytest.mark.long
 @given(st.floats(0, 2), st.booleans())
 @few
 def test_sam_keeps_the_claim(rho, adaptive):
@@ -124,6 +128,7 @@ def test_laws_say_what_they_are_not_about(check):
         check(gt.from_transform(gd.chain()), gt.GradientDescent())
 
 
+@pytest.mark.long
 def test_a_claim_of_another_value_is_broken():
     subjects = {
         gt.Polyak(0.25): method(gd.methods.polyak),

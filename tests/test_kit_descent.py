@@ -76,6 +76,7 @@ def test_a_method_is_what_it_claims(name, data):
         gt.check_optimizer(subject, gt.FixedCoefficients())
 
 
+@pytest.mark.long
 def test_the_method_of_1983_is_fista_with_its_table_of_momenta():
     thetas = [1.0]
     for _ in range(6):
@@ -120,6 +121,7 @@ class Carry:
 # ---------------------------------------------------------------- drawn problems
 
 
+@pytest.mark.long
 @given(gt.quadratics(), st.one_of(gt.rates(), gt.rates(inside=False)))
 def test_descent_on_a_quadratic_is_the_closed_form(problem, h):
     gt.check_quadratic(DESCENT, gt.GradientDescent(), problem, lr=h / problem.L)
@@ -194,6 +196,7 @@ PROBLEMS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", PROBLEMS)
 @given(st.data())
 def test_a_problem_has_the_curvature_that_it_says_and_prints_as_its_code(name, data):
@@ -219,6 +222,7 @@ def test_the_sine_keeps_the_inequality_of_polyak_and_lojasiewicz(problem, x):
     assert 0.5 * slope**2 >= problem.pl * problem.values([x]) - 1e-12
 
 
+@pytest.mark.long
 @given(gt.params_trees(), gt.keys(), gt.plans(n=5), gt.hostile_values(torch.float32))
 def test_drawn_parameters_keys_and_plans_are_taken(params, key, plan, value):
     assert all(leaf.dtype == torch.float64 for leaf in _tree.leaves(params))
@@ -232,6 +236,7 @@ def test_drawn_parameters_keys_and_plans_are_taken(params, key, plan, value):
         assert all(torch.equal(a, b) for a, b in pairs)
 
 
+@pytest.mark.long
 def test_strategies_name_the_extra_that_they_need_and_laws_do_not_need_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "hypothesis.strategies", None)
     with pytest.raises(ImportError, match=r"gdfunc.testing needs hypothesis: pip install 'gdfunc\[test\]'"):

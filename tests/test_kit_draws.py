@@ -35,6 +35,7 @@ GENERATORS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", GENERATORS)
 def test_right_generators_keep_the_law_of_noise(name):
     gt.check_noise(GENERATORS[name])
@@ -86,12 +87,14 @@ def test_a_wrong_generator_breaks_the_law_of_noise(name):
     assert words in caught.value.formula
 
 
+@pytest.mark.long
 def test_noise_of_another_std_needs_its_std():
     gt.check_noise(lambda seed: 0.25 * normal(seed), 0.25)
     with pytest.raises(gt.LawBroken, match=r"check_noise broken\n.*must be at most 6.109"):
         gt.check_noise(lambda seed: 0.25 * normal(seed), 0.2525)
 
 
+@pytest.mark.long
 def test_no_global_generator_is_read_or_written():
     torch_state, numpy_state = torch.get_rng_state(), repr(np.random.get_state())  # noqa: NPY002
     gt.check_noise(GENERATORS["gdfunc"])
@@ -119,6 +122,7 @@ SHUFFLES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SHUFFLES)
 def test_right_shuffles_keep_the_law_of_orders(name):
     gt.check_permutation(SHUFFLES[name])
@@ -264,6 +268,7 @@ def test_reshuffling_has_its_moments(subject):
     gt.check_reshuffling(subject, gt.GradientDescent())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("transform", "words"),
     [(gd.momentum(0.5), "mean"), (gd.scale(1 + 1e-6), "mean"), (gd.chain(gd.weight_decay(1e-6)), "mean")],

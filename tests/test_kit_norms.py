@@ -93,6 +93,7 @@ def test_gdfunc_keeps_the_claim_at_drawn_hyperparameters(family, a, b, seed):
     gt.check_kernel(gt.from_transform(transform(a, b)), claim(a, b), grads)
 
 
+@pytest.mark.long
 def test_torchs_rprop_keeps_the_claim():
     subject = gt.from_torch(lambda params: torch.optim.Rprop(params, lr=1.0))
     gt.check_optimizer(subject, gt.Rprop(unit="first lr"))

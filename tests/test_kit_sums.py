@@ -42,6 +42,7 @@ def sums(draw, samples=three):
     return gt.least_squares(features, draw(st.lists(dyadic, min_size=n, max_size=n)), ridge=0.25)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("subject", "claim"), PAIRS, ids=names)
 def test_the_claim_is_kept(subject, claim):
     passed = gt.check_optimizer(subject, claim).passed
@@ -66,6 +67,7 @@ def test_moments_on_drawn_sums_are_the_recursions(subject, claim, problem, lr):
     gt.check_unbiased(subject, claim, problem, lr)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("subject", "claim"), [(SGD, gt.GradientDescent()), TABLES[0]])
 def test_batches_of_two_have_the_moments_of_all_plans(subject, claim):
     gt.check_second_moment(subject, claim, batch_size=2)

@@ -5,6 +5,7 @@ import functools
 import graphlib
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,6 @@ RANKS = {
 }
 RANK = {room: rank for rank, rooms in RANKS.items() for room in rooms}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
-each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 # random checks its arguments with _errors, and asks _torch whether it is traced: both import no random.
 SAME_RANK = {
     ("_tree", "_torch"),
@@ -62,6 +62,23 @@ SAME_RANK = {
     ("search", "_train"),
     *[("_reductions", room) for room in ("_gradients", "_per_sample", "_scan")],
 }
+
+
+def each(files: list[Path]) -> Callable[[Callable[[Path], None]], Callable[[], None]]:
+    """Make one test of a law for several files, whose failure names the file."""
+
+    def test_of(law: Callable[[Path], None]) -> Callable[[], None]:
+        def test() -> None:
+            for path in files:
+                try:
+                    law(path)
+                except AssertionError as error:
+                    raise AssertionError(f"{path}: {error}") from error
+
+        test.__name__, test.__doc__ = law.__name__, law.__doc__
+        return test
+
+    return test_of
 
 
 def room_of(path: Path) -> str:
@@ -95,7 +112,7 @@ def imports(path: Path) -> set[tuple[str, str]]:
     return found | {("gdfunc", name) for name in rooms_imported(path, PACKAGE)}
 
 
-@each_file
+@each(FILES)
 def test_a_room_imports_lower_ranks_only(path):
     room = room_of(path)
     assert room in RANK, f"{room} has no rank: add it to the design"
@@ -157,7 +174,6 @@ def private_names_of_torch(path: Path) -> list[str]:
 
 
 OUTSIDE = [path for path in FILES if room_of(path) != "_torch"]
-each_outside = pytest.mark.parametrize("path", OUTSIDE, ids=lambda path: str(path.relative_to(PACKAGE)))
 NAMES = {  # of attributes that gdfunc defines
     node.attr if isinstance(node, ast.Attribute) else getattr(node, "name", None) or getattr(node, "id", "")
     for path in FILES
@@ -173,12 +189,12 @@ def is_documented(names: list[str]) -> bool:
     return is_of_python or "aten" in names
 
 
-@each_outside
+@each(OUTSIDE)
 def test_private_names_of_torch_have_one_door(path):
     assert not private_names_of_torch(path)
 
 
-@each_outside
+@each(OUTSIDE)
 def test_private_attributes_of_foreign_objects_have_one_door(path):
     """Such as a tensor's `_version`: an attribute with a private name that gdfunc does not define."""
     nodes = [node for node in nodes_of(path) if isinstance(node, ast.Attribute)]
@@ -186,7 +202,7 @@ def test_private_attributes_of_foreign_objects_have_one_door(path):
     assert not [".".join(names) for names in foreign if not is_documented(names)]
 
 
-@each_outside
+@each(OUTSIDE)
 def test_foreign_modules_are_patched_in_one_room_only(path):
     """No setattr, and no assignment to an attribute of a module that the file imports."""
     modules = {
@@ -238,7 +254,7 @@ FORBIDDEN_CALLS = {"eval", "exec", "manual_seed", "item", "load"}
 OF_TORCHS_GENERATORS = {"rand", "randn", "randperm", "rand_like", "randn_like", "multinomial", "bernoulli"}
 
 
-@each_file
+@each(FILES)
 def test_nothing_forbidden_is_used(path):
     assert not any(isinstance(node, ast.Assert) for node in nodes_of(path))
     for node in nodes_of(path):
@@ -282,12 +298,12 @@ def test_scan_has_the_listed_parts():
     assert {part_of(path) for path in FILES_OF_SCAN} == {*SCAN}
 
 
-@pytest.mark.parametrize("path", FILES_OF_SCAN, ids=lambda path: str(path.relative_to(PACKAGE)))
+@each(FILES_OF_SCAN)
 def test_imports_inside_scan_go_down(path):
     assert rooms_imported(path, PACKAGE / "_scan") - {part_of(path)} <= SCAN[part_of(path)]
 
 
-@each_file
+@each(FILES)
 def test_no_import_hides_in_a_function(path):
     """A circle of imports could hide there: inside functions only heavy modules of others are imported."""
     for function in nodes_of(path):
@@ -317,9 +333,7 @@ def test_no_room_is_a_drawer():
     assert not {room_of(path) for path in FILES} & {"utils", "helpers", "misc", "common"}
 
 
-@pytest.mark.parametrize(
-    "path", sorted(Path(__file__).parent.rglob("test_*.py")), ids=lambda path: path.name
-)
+@each(sorted(Path(__file__).parent.rglob("test_*.py")))
 def test_tests_import_no_tests(path):
     """Tables, references and assertions that several files share have modules of their own."""
     for node in ast.walk(ast.parse(path.read_text())):

@@ -158,6 +158,7 @@ def torch_run(optimizer, parameters, lrs, loss_fn=linear_loss, batch=BATCH):
         yield flat({name: leaf.detach().clone() for name, leaf in parameters.items()})
 
 
+@pytest.mark.long
 @given(st.floats(0, 0.95))
 @few
 def test_heavy_ball_repeats_its_displacement(momentum):
@@ -165,6 +166,7 @@ def test_heavy_ball_repeats_its_displacement(momentum):
     gt.check_optimizer(subject, gt.Momentum(momentum, form="displacement"))
 
 
+@pytest.mark.long
 @given(st.floats(0, 0.95), st.floats(0.01, 0.1))
 def test_heavy_ball_is_torch_momentum_at_a_constant_lr_only(momentum, lr):
     step = gd.methods.heavy_ball(linear_loss, momentum)
@@ -184,6 +186,7 @@ def test_heavy_ball_is_torch_momentum_at_a_constant_lr_only(momentum, lr):
 # ---------------------------------------------------------------- averages
 
 
+@pytest.mark.long
 @given(
     *(st.floats(*ends) for ends in [(0.01, 0.1), (0.01, 0.5), (0.2, 1.5), (0, 50), (0.01, 0.3)]),
     st.booleans(),

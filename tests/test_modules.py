@@ -264,6 +264,7 @@ def kolmogorov(a, b):
     return float((below[0] - below[1]).abs().max()) * (len(a) * len(b) / (len(a) + len(b))) ** 0.5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_initial_values_have_torchs_own_distribution(name):
     make = ARCHITECTURES[name]
@@ -318,6 +319,7 @@ def test_an_orthogonal_scheme_stays_orthogonal():
     assert len(weight.unique(dim=0)) == 4
 
 
+@pytest.mark.long
 @few
 @given(st.integers(0, 2**64 - 1), st.integers(1, 4), st.data())
 def test_a_member_depends_on_its_key_alone(seed, n, data):
@@ -479,6 +481,7 @@ def double_mlp():
     return make_mlp().double()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["eager", *COMPILED])
 def test_four_members_trained_at_once_are_four_single_runs(backend):
     """Each has initial values, a learning rate and an order of the data of its own."""

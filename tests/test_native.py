@@ -283,6 +283,7 @@ def test_integers_are_those_of_torch(shape, dtype, seed):
     assert_close(*both(of_integers, a, b), 2)
 
 
+@pytest.mark.long
 def test_nan_has_no_slope_of_zero():
     a = torch.tensor([nan, 0.5, 0.0, 3.0, -3.0, 1.0], dtype=torch.float64)
     losses = {
@@ -363,6 +364,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.long
 @few
 @given(*[st.sampled_from(sorted(LAYOUTS))] * 3, st.integers(1, 9), st.integers(1, 9), dtypes)
 def test_inputs_may_have_any_layout(one, two, three, rows, columns, dtype):
@@ -437,6 +439,7 @@ def second_derivatives(f):
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", WINDOWS)
 def test_convolutions_and_pooling_are_those_of_torch(name):
     f, *shapes = WINDOWS[name]
@@ -455,6 +458,7 @@ ROUGH = {  # functions of two tensors, with jumps or bends
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("name", ROUGH)
 def test_derivatives_of_rough_functions_are_those_of_torch(name, dtype):
@@ -564,6 +568,7 @@ ATTENTION = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ATTENTION)
 def test_attention_and_its_derivatives_are_those_of_torch(name):
     q = tame(0, (2, 4, 3, 5))
@@ -588,6 +593,7 @@ def test_attention_and_its_derivatives_are_those_of_torch(name):
         torch.testing.assert_close(f(q, k, v, "native"), expected, rtol=1e-9, atol=1e-11, equal_nan=True)
 
 
+@pytest.mark.long
 @few
 @given(st.integers(2, 9), st.integers(2, 9), st.integers(2, 20), dtypes, seeds)
 def test_views_are_those_of_torch(rows, columns, depth, dtype, seed):
@@ -610,6 +616,7 @@ def test_contractions_are_those_of_torch(n, m, k, dtype, seed):
     assert_close(*both(f, a, b, c), 16, scale=torch.tensor(30.0 * k).double())
 
 
+@pytest.mark.long
 @few
 @given(st.integers(2, 9), st.integers(1, 9), dtypes, seeds)
 def test_picking_and_placing_are_those_of_torch(rows, columns, dtype, seed):
@@ -700,6 +707,7 @@ def test_bool_is_true_whatever_its_byte(members):
     assert_same(run)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:params.* a step below")
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("transform", [gd.momentum(0.9), gd.adam()])
@@ -733,6 +741,7 @@ SCALES = {  # as the second operand, a number is not rounded to 16 bits if it sc
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALVES])
 def test_numbers_and_conversions_round_as_those_of_torch(dtype):
     a = hostile(0, (700,), torch.float64)
@@ -990,6 +999,7 @@ def test_another_number_of_members_is_neither_traced_nor_compiled(monkeypatch):
         torch.testing.assert_close(case(starts), torch.stack([case(row[None])[0] for row in starts]))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_sums_of_one_negative_zero_have_the_sign_of_torchs(dtype):
     xs = torch.full((2, 4, 1, 3), -0.0, dtype=dtype)
@@ -1005,6 +1015,7 @@ def test_sums_of_one_negative_zero_have_the_sign_of_torchs(dtype):
         assert a.signbit().equal(b.signbit())
 
 
+@pytest.mark.long
 def test_pictures_in_bytes_are_enlarged_as_in_torch_or_refused():
     xs = (torch.arange(2 * 5 * 5) * 37 % 256).reshape(2, 1, 1, 5, 5)
 
@@ -1052,6 +1063,7 @@ def test_segments_of_the_loop_take_50_ms_from_the_first_of_the_next_call(members
         assert max(segments) <= most
 
 
+@pytest.mark.long
 def test_a_factor_of_several_products_is_copied_once_in_each_loop_and_each_step(monkeypatch):
     texts, write = [], native.write
     monkeypatch.setattr(native, "write", lambda *given: texts.append(write(*given)) or texts[-1])
@@ -1128,6 +1140,7 @@ UPDATES = {  # of a carry that is too large for registers: what may be overwritt
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", UPDATES)
 def test_a_carry_is_overwritten_only_where_no_later_reader_needs_it(name):
     def f(carry, x):
@@ -1188,6 +1201,7 @@ def wander_far(start):
     return gd.scan(turn, start, length=1, backend="native")[0]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ctrl_c_is_heard")
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal")
 @pytest.mark.parametrize("shares", [1, 2])
@@ -1209,6 +1223,7 @@ def test_ctrl_c_stops_the_loop(run, members, shares, monkeypatch):
     assert time.process_time() - began[0] < 1  # of the processor, because the machine may be loaded
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TABLE)
 def test_every_transformation_of_the_family_runs_natively(name):
     row = TABLE[name]
@@ -1271,6 +1286,7 @@ class Round(nn.Module):
         return x.abs().long().clamp(0, 2)
 
 
+@pytest.mark.long
 @pytest.mark.optimised
 @pytest.mark.parametrize("compiled", COMPILED)
 @pytest.mark.parametrize("name", NETWORKS)

@@ -249,6 +249,7 @@ def test_cache_has_a_bound_and_drops_the_least_recently_used(cache):
     assert [path.name for path in cache.iterdir()] == ["tmp_busy"]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc lists the mappings")
 def test_library_is_unloaded_when_nothing_refers_to_it(cache):
     def mapped():

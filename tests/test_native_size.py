@@ -43,6 +43,7 @@ def written(monkeypatch):
     return programs
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("shape", [(3,), (), (9, 9)], ids=str)  # in registers, and too large for them
 def test_a_step_in_parts_is_the_step(transform, shape, monkeypatch, written):
@@ -53,6 +54,7 @@ def test_a_step_in_parts_is_the_step(transform, shape, monkeypatch, written):
     assert "shared_0(" in written[0]
 
 
+@pytest.mark.long
 def test_members_of_a_step_in_parts_are_single_runs(monkeypatch):
     monkeypatch.setattr("gdfunc._scan.backends.native._program.LARGE", 0)
     lrs, params = torch.tensor([0.05, 0.01]), leaves(11)
@@ -60,6 +62,7 @@ def test_members_of_a_step_in_parts_are_single_runs(monkeypatch):
     assert_agrees(together, torch.stack([trained(params, None, "eager", lr)[1].loss for lr in lrs]), 1e-5)
 
 
+@pytest.mark.long
 def test_torch_records_equal_leaves_once(monkeypatch):
     calls, call = [], proxy_tensor.proxy_call
     monkeypatch.setattr(proxy_tensor, "proxy_call", lambda *args: calls.append(args[1]) or call(*args))
@@ -87,6 +90,7 @@ def test_python_calls_no_more_functions_for_each_leaf_of_a_larger_tree():
     assert many - more < 1.05 * 2 * (more - few)
 
 
+@pytest.mark.long
 def test_code_that_is_compiled_does_not_grow_with_equal_leaves(monkeypatch, written):
     monkeypatch.setattr("gdfunc._scan.backends.native._program.LARGE", 0)
     for count in (8, 16):
@@ -104,6 +108,7 @@ def test_an_expression_of_hundreds_of_operations_is_covered():
     assert_agrees(gd.scan(f, init, xs, backend="native")[0], gd.scan(f, init, xs, backend="eager")[0], 1e-5)
 
 
+@pytest.mark.long
 def test_a_step_of_too_many_different_lines_is_refused_before_it_is_compiled(monkeypatch, written):
     monkeypatch.setattr("gdfunc._scan.backends.native._program._MOST_LINES", 10)
     with pytest.raises(BackendError, match=r"native' does not cover a step of \d+ lines of C"):
@@ -124,6 +129,7 @@ def limit(monkeypatch):
     _program._limit.cache_clear()
 
 
+@pytest.mark.long
 def test_the_environment_moves_the_limit_of_a_step(limit):
     def run(factor):  # another number in f makes another loop
         return gd.scan(
@@ -140,6 +146,7 @@ def test_the_environment_moves_the_limit_of_a_step(limit):
         run(3)
 
 
+@pytest.mark.long
 def test_the_size_of_a_step_counts_products_in_flop_and_the_rest_in_bytes(monkeypatch):
     sizes, size_of = [], _program.size_of
     monkeypatch.setattr(_program, "size_of", lambda step: sizes.append(size_of(step)) or sizes[-1])

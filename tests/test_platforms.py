@@ -4,7 +4,9 @@ Tests that need qemu, wine or another compiler are marked `slow`, and skipped by
 """
 
 import ctypes
+import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -334,6 +336,43 @@ def test_a_cache_where_programs_may_not_run_is_named_with_the_remedy(monkeypatch
     with pytest.raises(gd.BackendError, match=r"map segment.*programs may not run, set XDG_CACHE_HOME to"):
         _build.build("int answer(void) { return 9; }", _target.find())
     assert not list(cache.iterdir())
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not shutil.which("unshare") or os.geteuid(), reason="only root can mount a file system")
+@pytest.mark.parametrize(
+    ("option", "words"), [("noexec", "programs may not run"), ("ro", "Read-only file system")]
+)
+def test_a_real_file_system_that_lets_no_cache_be_is_named_and_auto_runs_in_eager(tmp_path, option, words):
+    code = """
+import torch
+import gdfunc as gd
+
+def run(backend):
+    return gd.scan(lambda c, x: (c + x, c), torch.tensor(0.0), torch.ones(5_000), backend=backend)[0].item()
+
+print(run("auto"))
+try:
+    run("native")
+except gd.BackendError as error:
+    print(error)
+"""
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    commands = (
+        f"mount -t tmpfs -o {option},mode=0700 none {mounted} && exec {sys.executable} -W error -c '{code}'"
+    )
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", commands],
+        env={**os.environ, "XDG_CACHE_HOME": str(mounted)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    answer, error = done.stdout.split("\n", 1)
+    assert answer == "5000.0"
+    assert words in error
+    assert "set XDG_CACHE_HOME to" in error
 
 
 # Messages to the user.

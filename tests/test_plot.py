@@ -23,6 +23,7 @@ def both(ax=None):
     return plot_descent(quadratic, [descend(0.21, 20)], ax=ax), plot_curves([runs, runs[0]], ax=ax)
 
 
+@pytest.mark.long
 def test_the_given_axes_are_returned_and_nothing_global_is_touched():
     parameters, figures = dict(matplotlib.rcParams), plt.get_fignums()
     for axes in (None, Figure().add_subplot()):
@@ -57,6 +58,7 @@ def test_what_is_done_to_the_artists_does_not_reach_the_inputs(kind):
     assert levels.tolist() == [3, 5, 8]
 
 
+@pytest.mark.long
 def test_a_long_legend_fits():
     labels = ["a very long name of a run that goes on and on " * 3]
     for layout in ("constrained", "tight", None):
@@ -82,6 +84,7 @@ def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
             draw()
 
 
+@pytest.mark.long
 def test_matplotlib_is_imported_only_to_draw_and_pyplot_never():
     script = """
 import sys, torch, gdfunc.plot

@@ -63,6 +63,7 @@ def inked(frame, color):
     return np.abs(frame - 255 * np.array(to_rgb(color))).max(axis=2) < 40
 
 
+@pytest.mark.long
 @each_picture
 def test_last_frame_of_a_page_is_the_still_picture(draw, tmp_path):
     *earlier, last = html_frames(plot.animate(draw(None), tmp_path / "x.html", frames=5, dpi=60))
@@ -110,6 +111,7 @@ def test_figure_is_left_as_it_was_when_a_frame_fails(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 @each_kind
 def test_lines_grow_with_the_steps(kind, tmp_path):
     ax = Figure((4, 3)).subplots()
@@ -123,6 +125,7 @@ def test_lines_grow_with_the_steps(kind, tmp_path):
     assert [c.max() for c in columns[1:]] == pytest.approx(ends[1:], abs=2.5)
 
 
+@pytest.mark.long
 def test_steps_of_logarithmic_spacing_are_a_geometric_sequence(tmp_path):
     ax = plot.plot_curves([torch.arange(1.0, 66.0)])
     seen = steps_of_frames(ax, tmp_path, frames=8, spacing="log")
@@ -146,6 +149,7 @@ def test_frames_are_evenly_spaced_from_the_start_to_the_end(frames, tmp_path):
     assert seen == [int(300 * i / (frames - 1) + 1e-9) for i in range(frames)]
 
 
+@pytest.mark.long
 def test_a_short_run_has_a_frame_for_each_step_and_takes_as_long(tmp_path):
     ax = plot.plot_curves([torch.tensor([4.0, 2.0, 1.0, 0.5, 0.25])])
     file = plot.animate(ax, tmp_path / "x.gif", frames=100, seconds=5, hold=3)
@@ -159,6 +163,7 @@ def test_a_short_run_has_a_frame_for_each_step_and_takes_as_long(tmp_path):
     assert waits[-1] == pytest.approx(3000, abs=60)
 
 
+@pytest.mark.long
 def test_several_axes_arrive_together(tmp_path):
     axes = Figure().subplots(1, 2)
     runs = [torch.arange(1.0, 12.0), torch.arange(1.0, 1002.0)]
@@ -174,6 +179,7 @@ def test_several_axes_arrive_together(tmp_path):
     assert frames == [(0, 0), (2, 200), (4, 400), (6, 600), (8, 800)]
 
 
+@pytest.mark.long
 def test_the_mark_at_the_end_travels_along_the_path(tmp_path):
     path = descend(0.05, 10)
     ax = plot.plot_descent(quadratic, [path])
@@ -184,6 +190,7 @@ def test_the_mark_at_the_end_travels_along_the_path(tmp_path):
     assert seen[1:] + seen[:1] == path.tolist()
 
 
+@pytest.mark.long
 def test_view_of_a_run_that_diverges_is_that_of_the_picture(tmp_path):
     ax = plot.plot_descent(quadratic, [descend(0.205, 30)])
     limits, seen = (ax.get_xlim(), ax.get_ylim()), []
@@ -194,6 +201,7 @@ def test_view_of_a_run_that_diverges_is_that_of_the_picture(tmp_path):
     assert [count for _, count in seen[1:]] == [0] * 12 + [1] * (len(seen) - 13)  # leaves at step 12
 
 
+@pytest.mark.long
 def test_a_band_grows_with_its_line(tmp_path):
     ax = plot.plot_curves([torch.linspace(1, 2, 5)[:, None] * torch.arange(1.0, 12.0)])
     (band,), seen = ax.collections, []
@@ -202,6 +210,7 @@ def test_a_band_grows_with_its_line(tmp_path):
     assert seen == [10, 0, 2, 4, 6, 8]
 
 
+@pytest.mark.long
 def test_legend_at_the_best_place_stays_where_it_is(tmp_path):
     rising = torch.arange(1.0, 12.0)
     ax = plot.plot_curves({"one": rising, "two": 2 * rising}, ax=Figure().subplots(), log_y=False)
@@ -273,6 +282,7 @@ def test_arguments_that_make_no_picture_are_refused(arguments, message, tmp_path
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_axes_of_two_figures_are_refused(tmp_path):
     axes = [plot.plot_curves(CURVES) for _ in range(2)]
     assert_refused(lambda: plot.animate(axes, tmp_path / "x.gif"), "2 axes of 2 figures")
@@ -283,12 +293,14 @@ def test_axes_in_which_nothing_moves_are_refused(draw, tmp_path):
     assert_refused(lambda: plot.animate(draw(), tmp_path / "x.gif"), "nothing in the axes moves")
 
 
+@pytest.mark.long
 def test_a_line_whose_data_was_set_again_is_refused(tmp_path):
     ax = plot.plot_curves(CURVES)
     ax.lines[0].set_data([0.0], [1.0])
     assert_refused(lambda: plot.animate(ax, tmp_path / "x.gif"), "2 steps has 1 points")
 
 
+@pytest.mark.long
 def test_a_landscape_moves_with_the_losses_beside_it(tmp_path):
     points = torch.tensor([[3.0, 2.0, 1.0], [2.0, 0.0, 1.0], [1.0, 1.0, 1.0]])
     ax = plot.plot_landscape(lambda w, _: (w**2).sum(), [points], resolution=5)

@@ -74,6 +74,7 @@ def test_grey_has_no_colour_and_white_is_100():
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("style", ["paper", "dark"])
 @pytest.mark.parametrize("vision", COLOR_BLIND)
 def test_no_two_paths_look_alike_to_the_colour_blind(style, vision):
@@ -113,6 +114,7 @@ def test_colours_of_a_map_are_in_order_of_lightness(vision):
     assert is_monotone(grid(None).collections[0].get_cmap()(np.linspace(0, 1, 40)), vision)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("vision", VISIONS)
 @pytest.mark.parametrize("style", ["paper", "dark"])
 def test_ordered_curves_and_crowds_of_paths_are_in_order_of_lightness(vision, style):
@@ -138,6 +140,7 @@ def saved(draw, path):
     return path.read_bytes()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("draw", PICTURES)
 def test_files_for_print_are_small_and_embed_truetype(draw, tmp_path):
     content = saved(draw, tmp_path / "a.pdf")
@@ -147,6 +150,7 @@ def test_files_for_print_are_small_and_embed_truetype(draw, tmp_path):
     assert len(saved(draw, tmp_path / "a.svg")) < 250_000
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("draw", [descent, crowd, grid, phase])
 def test_contours_and_cells_are_one_raster_and_lines_stay_vectors(draw, tmp_path):
     page = saved(draw, tmp_path / "a.svg")

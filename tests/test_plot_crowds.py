@@ -34,6 +34,7 @@ def finals(ax):
 # Crowds of paths.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("style", ["paper", "dark"])
 def test_paths_of_a_crowd_are_the_darker_the_higher_they_end_and_stand_out_from_every_grey(style):
     with matplotlib.rc_context(plot.style(style)):
@@ -46,6 +47,7 @@ def test_paths_of_a_crowd_are_the_darker_the_higher_they_end_and_stand_out_from_
     assert min(contrast(color, grey) for color in colors for grey in greys) >= 2
 
 
+@pytest.mark.long
 def test_a_bar_tells_the_final_losses_of_a_crowd():
     ax = crowd()
     bar = ax.figure.axes[1]
@@ -57,6 +59,7 @@ def test_a_bar_tells_the_final_losses_of_a_crowd():
     assert ax.bbox.width > 250
 
 
+@pytest.mark.long
 def test_the_bar_of_a_crowd_is_linear_for_losses_that_are_near_each_other_or_negative():
     for loss in (lambda w: quadratic(w) + 100, lambda w: quadratic(w) - 3):
         ax = plot.plot_descent(loss, [descend(0.02 * i, 10) for i in range(1, 11)])
@@ -64,6 +67,7 @@ def test_the_bar_of_a_crowd_is_linear_for_losses_that_are_near_each_other_or_neg
         render(ax)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("end", [[30.0, 30.0], [NAN, 0.0], [1e160, 1e160]])
 def test_a_path_that_ends_above_every_start_has_the_colour_of_the_upper_end(end):
     plain = crowd()
@@ -81,6 +85,7 @@ def test_a_crowd_that_ends_at_one_loss_has_one_colour_and_no_bar():
     assert len({line.get_color() for line in paths_of(ax)}) == 1
 
 
+@pytest.mark.long
 def test_labelled_paths_and_up_to_seven_have_colours_of_their_own():
     for paths in (
         {i: descend(0.02 * i, 5) for i in range(1, 10)},
@@ -91,6 +96,7 @@ def test_labelled_paths_and_up_to_seven_have_colours_of_their_own():
         assert len({line.get_color() for line in paths_of(ax)}) == 7
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layout", ["constrained", "tight", None])
 def test_a_crowd_on_a_plane_has_the_colours_of_its_true_losses_beside_it_too(layout):
     def loss(w, _):
@@ -120,6 +126,7 @@ def exploding(size=1e60):
     return torch.cat([steady, wild[None], wild[None] ** 1.5])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("log_y", [True, False])
 def test_a_finite_run_that_explodes_has_diverged_and_flattens_nothing(log_y):
     ax = plot.plot_curves([exploding()], log_y=log_y)
@@ -163,6 +170,7 @@ def test_names_that_would_take_more_than_half_of_the_axes_are_in_the_legend():
     assert ax.bbox.width > 0.8 * ax.figure.bbox.width
 
 
+@pytest.mark.long
 def test_the_legend_of_axes_without_a_layout_is_wrapped_to_their_width():
     for ax in Figure(figsize=(10, 4)).subplots(1, 3):
         plot.plot_curves([torch.ones(3)], labels=["a long name of a run " * 4], ax=ax)
@@ -172,6 +180,7 @@ def test_the_legend_of_axes_without_a_layout_is_wrapped_to_their_width():
         assert box.x1 <= ax.bbox.x1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layout", ["constrained", None])
 def test_twin_axes_share_a_legend_and_show_both_of_their_sides(layout):
     ax = Figure(layout=layout).subplots()
@@ -207,6 +216,7 @@ RESULT = gd.sweep(
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize(
     ("draw", "inches"),

@@ -62,6 +62,7 @@ def test_a_new_figure_names_up_to_seven_curves_at_their_ends():
     assert texts(plot_curves(curves, ax=Figure().subplots())) == []
 
 
+@pytest.mark.long
 def test_names_of_curves_that_end_together_are_pushed_apart():
     ax = plot_curves({f"run {i}": torch.tensor([1.0, 0.5 + 1e-9 * i]) for i in range(5)})
     render(ax)
@@ -91,6 +92,7 @@ def test_the_name_of_a_run_that_diverges_stands_at_its_last_value_in_view():
     assert legend(ax) == ["lost (not finite from step 2)"]
 
 
+@pytest.mark.long
 def test_names_stay_inside_the_view():
     ends = [1e-3, 1.1e-3, 1.2e-3, 0.9, 1.0]
     ax = plot_curves({f"run {i}": torch.tensor([0.1, end]) for i, end in enumerate(ends)})
@@ -120,6 +122,7 @@ def lightness(color):
     return np.dot(matplotlib.colors.to_rgb(color), [0.2126, 0.7152, 0.0722])
 
 
+@pytest.mark.long
 @given(st.permutations([0.001, 0.1, 0.5, 1, 30]))
 def test_labels_that_are_numbers_have_colours_in_their_order(numbers):
     ax = plot_curves([torch.ones(2)] * 5, labels=[torch.tensor(n) for n in numbers], by="lr")
@@ -137,6 +140,7 @@ def test_labels_that_are_no_different_numbers_have_the_usual_colours(labels):
     assert len({str(line._unscaled_dash_pattern) for line in drawn(ax)}) == 2
 
 
+@pytest.mark.long
 def test_more_than_seven_numbers_have_a_bar_of_colours():
     lrs = np.geomspace(0.001, 0.5, 20)
     curves = {lr: torch.tensor([1.0, 1 + lr, INF if lr > 0.2 else 2.0]) for lr in lrs.tolist()}
@@ -153,6 +157,7 @@ def test_more_than_seven_numbers_have_a_bar_of_colours():
     render(ax)
 
 
+@pytest.mark.long
 def test_forty_curves_without_labels_leave_room_for_the_axes():
     ax = plot_curves([torch.tensor([1.0, 1 / (i + 2)]) for i in range(40)])
     assert legend(ax) == ["40 curves"]
@@ -185,6 +190,7 @@ def test_a_thing_has_its_colour_in_every_panel_and_in_the_legend():
     assert handles == [wanted[name] for name in two]
 
 
+@pytest.mark.long
 def test_a_list_of_colours_is_in_the_order_of_the_curves_and_a_colour_comes_again_in_dashes():
     runs = 1 + torch.arange(8.0).reshape(4, 2)
     ax = plot_curves(list(runs), colors=["red", "blue", (1, 0, 0), "r"])

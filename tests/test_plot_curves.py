@@ -22,6 +22,7 @@ def strips(ax):
     return [(box.get_x(), box.get_x() + box.get_width()) for box in ax.patches if box.get_hatch()]
 
 
+@pytest.mark.long
 def test_a_curve_is_drawn_as_it_is():
     values = [torch.tensor([3.0, 2.0, 2.5, 0.125]), np.array([1.0, 4.0]), [5, 6, 7]]
     ax = plot_curves(values, labels=["a", "b", 0.1], label_lines=False)
@@ -36,6 +37,7 @@ def test_a_curve_is_drawn_as_it_is():
     render(ax)
 
 
+@pytest.mark.long
 def test_x_may_be_shared_or_one_for_each():
     curves = [torch.tensor([3.0, 2.0]), torch.tensor([[1.0, 4.0], [2.0, 4.0]])]
     shared = plot_curves(curves, x=torch.tensor([1, 10]), log_x=True, log_y=False, xlabel="samples")
@@ -52,6 +54,7 @@ def test_a_minimum_is_subtracted_and_named():
     assert ax.get_ylabel() == "loss − minimum"
 
 
+@pytest.mark.long
 @given(st.integers(0, 2**32), st.integers(2, 9), st.integers(1, 6), st.integers(0, 9), st.booleans())
 def test_median_and_band_are_the_quantiles_with_diverged_runs_at_infinity(seed, n, steps, lost, log_y):
     values = normal(seed, n, steps).exp().numpy()
@@ -85,6 +88,7 @@ def test_median_and_band_are_the_quantiles_with_diverged_runs_at_infinity(seed, 
     assert texts(ax) == ([f"{diverged} of {n} diverged"] if diverged else [])
 
 
+@pytest.mark.long
 def test_runs_that_diverge_are_drawn_thin_and_crossed_at_their_last_finite_value():
     runs = torch.tensor(
         [[4.0, 2.0, 1.0, 0.5], [4.0, 3.0, 2.0, 1.0], [4.0, 20.0, INF, INF], [4.0, NAN, NAN, NAN]]
@@ -100,6 +104,7 @@ def test_runs_that_diverge_are_drawn_thin_and_crossed_at_their_last_finite_value
     render(ax)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("broken", [NAN, INF, -INF])
 def test_a_run_that_is_not_finite_is_crossed_and_said_and_another_is_shown_whole(broken):
     curves = [[4.0, 5.0, 6.0, broken, broken], [4.0, broken, 3.0], [1.0, 1e30, 1e-30, 1e30]]
@@ -110,6 +115,7 @@ def test_a_run_that_is_not_finite_is_crossed_and_said_and_another_is_shown_whole
     render(ax)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("log_y", [True, False])
 @pytest.mark.parametrize("others", [0, 1])
 @pytest.mark.parametrize("growth", [1.05, 2.0])
@@ -130,6 +136,7 @@ def test_a_run_that_diverges_does_not_flatten_the_others(growth, others, log_y):
     assert ax.get_xlim()[1] > 1023
 
 
+@pytest.mark.long
 def test_what_no_logarithmic_axis_shows_is_counted_and_marked():
     ax = plot_curves([torch.tensor([3.0, 0.0, -1.0, 2.0]), torch.ones(2, 4)])
     assert legend(ax) == ["run 0 (2 of 4 values ≤ 0)", "run 1: median of 2, 10–90 %"]
@@ -146,6 +153,7 @@ TRAJECTORY = gd.Trajectory(step=torch.arange(2), loss=torch.tensor([4.0, 1.0]))
 ODD_CURVES = [[0.0, 0.0], [-1.0, -2.0], [NAN, NAN], [INF], [2.0], [[1.0], [2.0]], [[NAN, 1.0]] * 3]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("log_y", [True, False])
 @pytest.mark.parametrize("curve", [*ODD_CURVES, [1.0, 1e300, 1.7e308]])
 def test_odd_curves_are_drawn(curve, log_y):
@@ -188,6 +196,7 @@ def test_curves_names_what_is_wrong(arguments, message):
 # Axes.
 
 
+@pytest.mark.long
 def test_steps_on_a_logarithmic_axis_are_counted_from_1_and_the_axis_says_so():
     ax = plot_curves([torch.tensor([4.0, 2.0, INF])], log_x=True)
     assert drawn(ax)[0].get_xdata().tolist() == [1, 2, 3]
@@ -196,6 +205,7 @@ def test_steps_on_a_logarithmic_axis_are_counted_from_1_and_the_axis_says_so():
     render(ax)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("last", [3.0, 1e3, 1e40])
 def test_a_logarithmic_axis_that_holds_0_is_linear_near_it_and_says_so(last):
     x = [0.0, 0.5, 0.75, last]
@@ -213,12 +223,14 @@ def test_a_logarithmic_axis_that_holds_0_is_linear_near_it_and_says_so(last):
     render(ax)
 
 
+@pytest.mark.long
 def test_a_logarithmic_axis_of_zeros_alone_is_drawn():
     ax = plot_curves([torch.ones(2)], x=[0.0, 0.0], log_x=True)
     assert ax.get_xlabel() == "step"
     render(ax)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("xlabel", ["step", "epoch"])
 def test_whole_numbers_have_whole_ticks(xlabel):
     ax = plot_curves([torch.ones(5)], xlabel=xlabel)
@@ -228,6 +240,7 @@ def test_whole_numbers_have_whole_ticks(xlabel):
     assert any(tick % 1 for tick in fractions.get_xticks())
 
 
+@pytest.mark.long
 def test_a_single_step_has_a_single_tick():
     ax = plot_curves([torch.tensor([2.0], dtype=torch.float16)])
     render(ax)
@@ -280,6 +293,7 @@ LRS = [0.01, 0.1, 1.0, 10.0]
 ORDERS = torch.tensor([[3.0, 1.0, 2.0, INF], [3.0, 1.5, 2.5, NAN], [3.0, 1.2, INF, INF]])
 
 
+@pytest.mark.long
 def test_over_a_hyperparameter_each_value_is_a_run_of_its_own():
     ax = plot_curves([ORDERS], x=LRS, over="lr", log_x=True)
     (line,) = drawn(ax)
@@ -295,6 +309,7 @@ def test_over_a_hyperparameter_each_value_is_a_run_of_its_own():
     render(ax)
 
 
+@pytest.mark.long
 @given(st.permutations(range(4)))
 def test_over_a_hyperparameter_the_order_of_its_values_does_not_matter(order):
     ax = plot_curves([ORDERS[:, list(order)]], x=[LRS[i] for i in order], over="lr")
@@ -355,6 +370,7 @@ def test_strips_stand_below_one_another_and_above_the_data(lost, log_y):
     render(ax)
 
 
+@pytest.mark.long
 def test_the_note_of_a_strip_stays_inside_the_axes():
     curves = {f"a rather long name {i}": lose(1) for i in range(3)}
     for width in (3.4, 6.4, 12):

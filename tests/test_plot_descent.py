@@ -118,6 +118,7 @@ def test_dicts_are_matched_by_key_not_by_order():
     assert np.array_equal(drawn(ax)[1].get_xydata(), points.numpy() / [4, 2])
 
 
+@pytest.mark.long
 @few
 @given(st.integers(0, 2**32), st.integers(0, 8), st.floats(0.05, 3), st.booleans())
 def test_the_view_shows_starts_minimizers_and_all_that_is_no_higher(seed, steps, spread, is_tensor):
@@ -309,6 +310,7 @@ def test_where_the_loss_is_not_finite_the_legend_says_so():
     render(ax)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("options", "count"), [({"resolution": 2}, 2), ({"resolution": 30}, 2), ({"chunk_size": 25}, 5)]
 )
@@ -443,6 +445,7 @@ def test_points_are_marked_on_short_paths_only():
         assert len(marks(plot_descent(quadratic, [descend(0.01, steps)]), ".")) == beads
 
 
+@pytest.mark.long
 def test_the_view_extends_to_a_minimum_that_no_path_reached():
     ax = plot_descent(bowl, [torch.tensor([[-3.0, 1.5], [-1.2, 0.8]], dtype=torch.float64)])
     (mark,) = marks(ax, "P")
@@ -546,6 +549,7 @@ def test_tangents_have_the_slope_of_the_loss():
     assert np.allclose(rise[1] / rise[0], slopes)
 
 
+@pytest.mark.long
 def test_forty_runs_of_one_scalar_have_one_colour_and_no_tangents():
     ax = plot_descent(valley, [iterate(0.01 * i, 9, start=4 - 0.01 * i) for i in range(40)])
     assert legend(ax) == ["40 paths", "start", "end", "loss"]
@@ -573,6 +577,7 @@ def test_odd_paths_of_one_scalar_are_drawn(path, dtype):
     render(plot_descent(lambda w: w**2 / 2 + 3, [torch.tensor(path, dtype=dtype)], resolution=20))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("loss", "entry"),
     [

@@ -33,6 +33,7 @@ def mesh(ax):
     return found
 
 
+@pytest.mark.long
 @few
 @given(st.permutations(["a", "b", "key"]), st.booleans(), st.booleans())
 def test_a_map_has_each_median_at_its_place(order, log_x, backwards):
@@ -167,6 +168,7 @@ def test_values_too_near_for_ticks_of_their_own_have_the_usual_ones():
     assert len(ax.get_xticks()) > 3
 
 
+@pytest.mark.long
 def test_colours_are_logarithmic_by_themselves_only_for_wide_positive_values():
     result = swept(a=[1.0, 2.0, 3.0], b=[0.0])
     for values, log in [

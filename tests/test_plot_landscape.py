@@ -59,6 +59,7 @@ def basis_of(ax, paths, plane):
         assert np.allclose(line.get_xydata(), expected[: len(line.get_xydata())])
 
 
+@pytest.mark.long
 def test_the_plane_of_pca_has_the_largest_variances_and_the_path_its_projections():
     paths = [wander(0, 12), wander(5, 9)]
     ax = plot_landscape(loss_fn, {"a": tree_of(paths[0]), "b": tree_of(paths[1])}, DATA, resolution=7)
@@ -77,6 +78,7 @@ def test_the_plane_of_pca_has_the_largest_variances_and_the_path_its_projections
     render(ax)
 
 
+@pytest.mark.long
 @few
 @given(st.integers(0, 2**32), st.integers(2, 12))
 def test_true_losses_stand_next_to_the_losses_of_the_plane(seed, steps):
@@ -97,6 +99,7 @@ def test_true_losses_stand_next_to_the_losses_of_the_plane(seed, steps):
     assert (side(ax).get_xlabel(), side(ax).get_ylabel()) == ("step", "loss")
 
 
+@pytest.mark.long
 def test_contours_are_those_of_the_loss_on_the_plane():
     path, (u, v) = wander(1, 5), normal(3, 2, 20)
     limits = ((-0.5, 1.0), (-2.0, 0.5))
@@ -133,6 +136,7 @@ def test_random_directions_have_the_norms_of_the_filters():
     assert np.array_equal(drawn(again)[0].get_xydata(), drawn(ax)[0].get_xydata())
 
 
+@pytest.mark.long
 def test_a_plane_through_three_points_shows_them_at_their_distances():
     points = normal(4, 3, 20)
     ax = plot_landscape(
@@ -169,6 +173,7 @@ def test_points_of_a_plane_have_equal_losses_on_and_off_it():
     assert legend(ax)[-1].startswith("loss of the plane there: off by ")
 
 
+@pytest.mark.long
 def test_diverged_paths_are_shown_and_do_not_turn_the_plane():
     path = wander(0, 12)
     wild = torch.cat([path[:3] + 0.1, 1e30 * torch.ones(1, 20), torch.full((2, 20), INF)])
@@ -195,6 +200,7 @@ def test_tensors_and_arrays_of_any_float(dtype):
         assert np.array_equal(drawn(other)[0].get_xydata(), drawn(ax)[0].get_xydata())
 
 
+@pytest.mark.long
 def test_one_point_has_directions_of_its_own():
     path = tree_of(wander(0, 0))
     ax = plot_landscape(loss_fn, [path], DATA, directions="random", key=gd.random.key(0), resolution=5)
@@ -202,6 +208,7 @@ def test_one_point_has_directions_of_its_own():
     render(ax)
 
 
+@pytest.mark.long
 def test_forty_paths_and_a_loss_that_is_nan_are_drawn():
     ax = plot_landscape(
         lambda params, data: loss_fn(params, data).log(), [tree_of(wander(i, 4)) for i in range(40)], DATA
@@ -212,6 +219,7 @@ def test_forty_paths_and_a_loss_that_is_nan_are_drawn():
     render(plot_landscape(lambda p, d: loss_fn(p, d) * NAN, [tree_of(wander(0, 4))], DATA, resolution=5))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layout", ["constrained", None])
 def test_the_second_axes_take_a_part_of_the_place_of_the_first(layout):
     parameters, figures = dict(matplotlib.rcParams), plt.get_fignums()

@@ -126,6 +126,7 @@ def test_a_linear_rate_is_a_line_through_the_errors_on_which_it_was_measured():
     render(ax)
 
 
+@pytest.mark.long
 def test_a_sublinear_rate_is_a_line_on_logarithmic_axes():
     steps = np.arange(1, 500)
     errors = np.array([[8.0, *(c * steps**-1.5)] for c in (1.0, 2.0, 4.0)])

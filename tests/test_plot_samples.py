@@ -142,6 +142,7 @@ def test_places_without_a_mean_pull_and_samples_that_are_not_finite_are_told(x, 
     render(ax)
 
 
+@pytest.mark.long
 def test_a_loss_that_falls_for_ever_is_drawn():
     render(plot_samples(lambda w, b: (w * b).mean(), torch.tensor(1.0), torch.ones(3)))
     render(plot_samples(lambda w, b: (0 * w * b).mean(), torch.tensor(1.0), torch.ones(3)))

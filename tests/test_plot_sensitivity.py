@@ -73,6 +73,7 @@ def test_good_values_apart_from_the_best_have_a_bar_but_do_not_count():
     assert float(texts(ax)[0][2:]) < 10
 
 
+@pytest.mark.long
 def test_rows_are_ranked_and_the_lost_are_last_and_shown():
     curves = {
         "narrow": (LRS, np.where(np.arange(9) == 4, 1.0, 9.0)),
@@ -150,6 +151,7 @@ def test_the_shared_bound_is_a_factor_of_the_median_setting_and_all_bars_end_the
     assert texts(given) == texts(ax)
 
 
+@pytest.mark.long
 def test_a_setting_that_is_bad_everywhere_ranks_high_by_its_own_bound_alone():
     flats = {"worse": (LRS, np.full(9, 90.0)), "flat": (LRS, np.full(9, 50.0))}
     curves = {**flats, "good": (LRS, 0.1 * 10**V), "ok": (LRS, 0.2 * 10**V), "fine": (LRS, 0.3 * 10**V)}
@@ -170,6 +172,7 @@ def test_a_bound_is_a_loss_and_the_minimum_is_taken_off_it():
     assert legend(ax)[0] == "loss above the minimum ≤ 2"
 
 
+@pytest.mark.long
 def test_settings_that_diverge_everywhere_have_no_part_in_the_bound():
     lost = {f"lost {i}": (LRS, np.full(9, INF)) for i in range(3)}
     ax = plot_sensitivity({"good": (LRS, 10**V), **lost})

@@ -37,6 +37,7 @@ def contrast(one, two):
     return (high + 0.05) / (low + 0.05)
 
 
+@pytest.mark.long
 def test_a_figure_of_its_own_shows_itself_in_a_notebook():
     before = plt.get_fignums()
     ax = plot.plot_curves(CURVES)
@@ -47,6 +48,7 @@ def test_a_figure_of_its_own_shows_itself_in_a_notebook():
     assert plt.get_fignums() == before
 
 
+@pytest.mark.long
 def test_a_figure_of_its_own_can_be_copied_and_pickled():
     figure = plot.plot_curves(CURVES).figure
     for twin in (copy.deepcopy(figure), pickle.loads(pickle.dumps(figure))):

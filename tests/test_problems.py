@@ -625,6 +625,7 @@ def test_digits():
     assert datasets.digits(dtype=torch.float32).x.dtype == torch.float32
 
 
+@pytest.mark.long
 def test_diabetes():
     sklearn = pytest.importorskip("sklearn.datasets")
     data, file = datasets.diabetes(), sklearn.load_diabetes()

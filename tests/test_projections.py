@@ -178,6 +178,7 @@ def test_every_point_of_every_method_lies_in_the_set(name):
     assert trajectory.loss[-1] != trajectory.loss[0]
 
 
+@pytest.mark.long
 def test_projected_descent_ends_where_no_direction_into_the_set_is_downhill():
     project = gd.projections.box(-0.2, 0.2)
     final, _ = run_of(gd.methods.projected(gd.make_step(linear_loss), project), steps=500)
@@ -187,6 +188,7 @@ def test_projected_descent_ends_where_no_direction_into_the_set_is_downhill():
     assert float(_tree.norm(slope)) > 0.01  # the minimum lies outside
 
 
+@pytest.mark.long
 @given(seeds, st.floats(0.05, 1.0))
 def test_projected_descent_brings_no_two_runs_further_apart(seed, share):
     curvature = float(

@@ -324,6 +324,7 @@ def test_formatting_a_traced_tensor_is_refused_at_the_users_line(form):
         gd.scan(lambda c, x: (c + x, [c, form(x)][0]), torch.zeros(3), STEPS, backend="native")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("no_segment_time")
 @pytest.mark.filterwarnings("ignore:.*traced on every call")
 def test_a_train_traces_twice_in_all_its_segments_together(traces):

@@ -1,5 +1,6 @@
 """Threefry against Random123's and JAX's published answers, and the laws of keys."""
 
+import itertools
 import json
 import math
 import time
@@ -11,8 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import gdfunc as gd
+from gdfunc._torch._operators import threefry_by_operators
 
 from .assertions import assert_pure, assert_refused, assert_same_bits
 from .references import COMPILED, ks_statistic
@@ -34,6 +37,52 @@ RANDOM123 = [
 def test_threefry_gives_the_published_answers(key, counter, answer):
     words = [torch.tensor(word) for word in counter]
     assert tuple(int(word) % 2**32 for word in gd.random._threefry(torch.tensor(key), *words)) == answer
+
+
+CIPHER = torch.ops.gdfunc.threefry.default
+words = st.integers(0, 2**32 - 1)
+
+
+@given(st.tuples(words, words), st.lists(st.tuples(words, words), min_size=1, max_size=5))
+def test_the_operator_is_the_cipher_of_plain_tensors_in_torchs_operators_too(key, counters):
+    key, (high, low) = torch.tensor(key), torch.tensor(counters).unbind(-1)
+    first, second = gd.random._threefry(key, high, low)  # of plain tensors, by NumPy
+    counter = (high << 32) | low
+    packed = (first.long() << 32) | (second.long() & 0xFFFFFFFF)
+    assert_same_bits(CIPHER(*key, counter), packed)
+    assert_same_bits(threefry_by_operators(*key, counter), packed)
+
+
+@pytest.mark.long
+def test_the_operator_keeps_torchs_contract_of_operators():
+    key = gd.random.split(gd.random.key(3), 2)
+    results = torch.library.opcheck(CIPHER, (key[:, None, 0], key[:, None, 1], torch.arange(3) + 2**40))
+    assert set(results.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("axes", list(itertools.product((None, 0, -1), repeat=3))[1:])
+def test_the_operator_maps_over_any_of_its_arguments(axes):
+    shapes = ((4, 2), (2,), (3, 4, 2))  # of one member: they broadcast
+
+    def argument(axis, shape):
+        numbers = (torch.arange(5 * math.prod(shape)) * 7_919).reshape(5, *shape)
+        return numbers[0] if axis is None else numbers.movedim(0, axis)
+
+    tensors = list(map(argument, axes, shapes))
+    mapped = vmap(CIPHER, in_dims=axes)(*tensors)
+    for i in range(5):
+        member = [
+            leaf if axis is None else leaf.select(axis, i) for leaf, axis in zip(tensors, axes, strict=True)
+        ]
+        assert_same_bits(mapped[i], CIPHER(*member))
+
+
+def test_a_traced_draw_is_a_few_operations():
+    """Because a loop that draws is traced, derived and compiled operation by operation."""
+    graph = make_fx(lambda key: gd.random.normal(key, (3,)))(gd.random.key(0)).graph
+    called = [node.target for node in graph.nodes if node.op == "call_function"]
+    assert called.count(CIPHER) == 1
+    assert len(called) < 50
 
 
 @pytest.mark.parametrize("case", JAX, ids=lambda case: str(case["seed"]))

@@ -216,4 +216,4 @@ def test_the_members_of_a_vmap_draw_once_for_each_different_key(monkeypatch):
     monkeypatch.setattr(_sampling, "_orders", lambda key, n: drawn.append(key.shape) or orders(key, n))
     keys = gd.random.split(gd.random.key(3), 2).repeat(20, 1)
     torch.func.vmap(lambda key: gd.epoch_batches(key, n=40_000, batch_size=3, epochs=1))(keys)
-    assert len(drawn) == 2
+    assert sum(shape[:-1].numel() for shape in drawn) == 2

@@ -385,6 +385,7 @@ class Straight(torch.autograd.Function):
         return cotangent
 
 
+@pytest.mark.long
 @traced
 def test_a_derivative_of_the_users_own_is_kept_within_f_and_refused_around_it(options):
     def run(c, function=Straight.apply, **options):
@@ -402,6 +403,7 @@ def test_a_derivative_of_the_users_own_is_kept_within_f_and_refused_around_it(op
     assert_agrees(slope, torch.ones(2))
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.*traced on every call")
 def test_a_function_that_another_thread_applies_is_no_part_of_the_trace():
     def f(c, x):
@@ -425,6 +427,7 @@ def test_vmaps_own_refusals_pass_through():
 # The machine.
 
 
+@pytest.mark.long
 def test_the_cache_is_used_and_the_environment_left_alone():
     before = dict(os.environ)
     gd.scan(descend, normal(0, 3), normal(1, 5, 3), unroll=2, backend="inductor")

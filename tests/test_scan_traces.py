@@ -390,6 +390,7 @@ def test_a_write_past_autograd_has_its_value_and_no_derivative(name, options):
         grad(lambda w: run(w, **options))(W)
 
 
+@pytest.mark.long
 @traced
 @pytest.mark.parametrize("derivative", [torch.func.hessian, torch.func.jacfwd])
 def test_no_grad_does_not_stop_forward_mode_within_f(derivative, options):
@@ -429,6 +430,7 @@ def test_a_derivative_may_be_checkpointed_and_watched(options):
         assert_agrees(slope(lambda f, w: f(w)), expected)
 
 
+@pytest.mark.long
 def test_a_run_that_stops_itself_is_not_traced_as_a_whole():
     def run(lr, backend="eager"):
         step = gd.make_step(lambda w, batch: (w**2).sum())
@@ -444,6 +446,7 @@ def test_a_run_that_stops_itself_is_not_traced_as_a_whole():
         gd.jit(gd.hypergrad(run), backend="native")(lr)
 
 
+@pytest.mark.long
 def test_forward_over_reverse_goes_where_some_of_the_carry_has_no_tangent():
     def run(a, **options):
         f = lambda c, x: ((c[0].sin(), c[1].cos() * x[0]), c[1])  # noqa: E731
@@ -522,6 +525,7 @@ def double_by_default():
     torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.long
 @traced
 def test_the_default_dtype_of_the_trace_stays(options, double_by_default):
     w = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
@@ -539,6 +543,7 @@ def test_the_default_dtype_of_the_trace_stays(options, double_by_default):
     assert abs(end - expected_end) < 1e-14
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [{"adjoint": Checkpoint(2)}, {"backend": "native"}])
 def test_a_backward_pass_under_autocast_has_the_casts_of_the_trace(options):
     matrix = torch.linspace(-1, 1, 16).reshape(4, 4)
@@ -554,6 +559,7 @@ def test_a_backward_pass_under_autocast_has_the_casts_of_the_trace(options):
         torch.testing.assert_close(slope(autocast, **options), slope(False))
 
 
+@pytest.mark.long
 def test_scans_inside_that_differ_in_length_are_not_taken_for_each_other():
     start = torch.tensor(1.0, dtype=torch.float64)
     for steps in (2, 3):
@@ -564,6 +570,7 @@ def test_scans_inside_that_differ_in_length_are_not_taken_for_each_other():
         assert gd.scan(f, start, length=2, adjoint=Checkpoint(1))[0] == 0.5 ** (2 * steps)
 
 
+@pytest.mark.long
 def test_equal_functions_of_other_tensors_are_traced_once(traces):
     def run(w, p, xs, rate=0.5):
         return gd.scan(lambda c, x: (c - rate * torch.sin(c * w) * x, c), p, xs, adjoint=Checkpoint(2))[0]
@@ -748,6 +755,7 @@ def by_autograd(loss, w):
     loss(w.clone().requires_grad_()).backward()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("transform", [by_autograd, lambda loss, w: grad(loss)(w)])
 @pytest.mark.parametrize(
     ("adjoint", "least", "most"),
@@ -765,6 +773,7 @@ def test_a_checkpointed_backward_pass_grows_as_the_root_of_the_steps(adjoint, le
     assert least < long / short < most
 
 
+@pytest.mark.long
 def test_checkpointing_bounds_the_peak():
     all_carries = peak_of_backward(256, Reverse(), by_autograd)
     assert all_carries > 256 * 8 * 1000

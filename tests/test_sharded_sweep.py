@@ -14,9 +14,9 @@ from gdfunc._sweep import _ranks
 from . import sweep_ranks
 from .assertions import assert_refused, assert_same
 from .ranks import Ended, check, laws_of, start
-from .sweep_ranks import GRID, ROOT, counted, parts_of, run
+from .sweep_ranks import GRID, ROOT, RUNGS, counted, parts_of, run
 
-ENDS = ["killed"]
+ENDS = ["killed", "halving_killed"]
 LAWS = laws_of(sweep_ranks)
 
 
@@ -44,6 +44,24 @@ def test_a_rank_that_is_killed_costs_its_members_only(tmp_path):
     result = gd.sweep(partial(counted, calls), GRID, chunk_size=1, checkpoint_to=tmp_path / "chunks")
     assert len(calls) == 3
     assert_same(parts_of(result), parts_of(gd.sweep(run, GRID, chunk_size=1)))
+
+
+@pytest.mark.long
+def test_a_rank_that_is_killed_costs_a_halving_its_members_of_the_rung_only(tmp_path):
+    first, last = start(sweep_ranks, tmp_path, 2, ["halving_killed"], seconds=60.0)
+    assert (first.code, last.code) == (3, -9)
+    assert "rank 1 of 2 has given no sign of life" in first.output
+    assert "1 of the 3 members are lost: 2; " in first.output
+    assert "where these members were left: [" in first.output
+    calls, how = [], {"eta": 1.5, "chunk_size": 1}
+    result = gd.search.halving(partial(counted, calls), GRID, RUNGS, checkpoint_to=tmp_path / "file", **how)
+    assert [call["steps"].start for call in calls] == [2] + [2] * 3 + [
+        6
+    ] * 4  # one is lost; the second group had not begun
+    whole = gd.search.halving(run, GRID, RUNGS, **how)
+    assert result.ranking == whole.ranking
+    assert_same(parts_of(result), parts_of(whole))
+    assert not (tmp_path / "file.rungs").exists()
 
 
 SCRIPT = """
@@ -90,6 +108,7 @@ def test_the_same_command_goes_on_after_a_rank_is_killed(tmp_path):
 # The folder of a sweep, on one machine.
 
 
+@pytest.mark.long
 def test_a_sweep_goes_on_from_its_folder_to_the_same_bits(tmp_path):
     whole, calls = gd.sweep(run, GRID, chunk_size=2), []
 

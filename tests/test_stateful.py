@@ -61,6 +61,7 @@ def test_state_that_a_loss_does_not_use_changes_no_bit(name):
     assert all(any(torch.equal(leaf, found) for found in leaves) for leaf in _tree.leaves(expected[0]))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["eager", *COMPILED])
 # The search of lbfgs evaluates points that are not recorded, because it does not accept them.
 @pytest.mark.parametrize("name", [name for name in WITH_STATE if name not in ("private", "lbfgs")])
@@ -86,6 +87,7 @@ def test_methods_of_residuals_refuse_losses_with_state(make):
         make(passing)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["eager", "native"])
 def test_sample_i_of_step_t_has_a_key_of_its_own_that_follows_from_the_runs_key(backend):
     @gd.stateful
@@ -112,6 +114,7 @@ def noisy(params, x, keys):
     return linear_loss(params, (x[0] + noise, x[1]))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("chunk_size", [1, 2, "auto", None])
 def test_a_sample_draws_the_same_alone_in_chunks_and_in_its_batch(chunk_size):
     @gd.stateful
@@ -247,6 +250,7 @@ def test_a_sweep_of_a_net_with_batch_normalisation_is_its_runs_one_by_one(backen
         assert_agrees(_tree.map(lambda leaf, i=i: leaf[i], swept), run(lr), 1e-9)
 
 
+@pytest.mark.long
 def test_an_ensemble_with_batch_normalisation_trains_under_vmap():
     apply, params, buffers = gd.modules.init(net, gd.random.split(KEY, 3))
     step = gd.make_step(loss_of_net(apply))
@@ -260,6 +264,7 @@ def test_an_ensemble_with_batch_normalisation_trains_under_vmap():
         assert_agrees(gd.modules.member(final, i), alone, 1e-9)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["eager", "native"])
 def test_derivatives_go_through_the_buffers_of_a_run(backend):
     @gd.stateful
@@ -288,6 +293,7 @@ def test_derivatives_go_through_the_buffers_of_a_run(backend):
     assert_agrees(torch.func.grad_and_value(run)(lr), torch.func.grad_and_value(by_hand)(lr), 1e-10)
 
 
+@pytest.mark.long
 @few
 @given(seed=st.integers(0, 2**32), stop_at=st.integers(1, 8))
 def test_a_run_goes_on_from_its_carry_to_the_same_bits(seed, stop_at):

@@ -100,6 +100,7 @@ SOURCES = {
 }
 
 
+@pytest.mark.long
 @each_backend
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_run_over_a_source_is_that_over_its_batches_in_memory(name, backend):
@@ -297,6 +298,7 @@ def test_arguments_that_are_refused_leave_no_thread(options):
     assert not any(name.startswith("gdfunc") for name in threads), (threads, caught)
 
 
+@pytest.mark.long
 def test_an_interruption_does_not_wait_for_a_source_that_does_not_answer(monkeypatch):
     monkeypatch.setattr(_stream, "_PATIENCE", 0.2)
     monkeypatch.setattr(_drive, "_SEGMENT_SECONDS", 0.0)

@@ -201,6 +201,7 @@ def test_a_diverged_member_is_counted_and_disturbs_none():
     assert same(rows(result.outputs, kept), rows(tame.outputs, kept))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("every", [1, 3])
 def test_a_member_that_has_ended_is_what_it_was_alone(every):
     stopping = partial(run, epochs=10, every=every, stop=lambda carry, loss: loss < 0.05)
@@ -367,6 +368,7 @@ def test_an_interrupt_names_the_place_too():
     assert error.value.members == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("chunk_size", [1, 2, 5, None, "auto"])
 @pytest.mark.parametrize("calls", [0, 1, 3])
 def test_an_interrupted_sweep_goes_on_to_the_same_bits(chunk_size, calls, monkeypatch):
@@ -526,6 +528,7 @@ def test_derivatives_go_through_members_padding_and_autograd():
     assert torch.allclose(slope, grad(padded)(one), rtol=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", COMPILED)
 def test_a_compiled_loop_is_swept(backend):
     def descend(lr, backend=backend):
@@ -688,6 +691,7 @@ def test_a_frame_is_made_of_the_records(monkeypatch):
         result.to_frame()
 
 
+@pytest.mark.long
 def test_a_dataset_has_the_axes_as_dimensions_and_the_outputs_as_variables():
     pytest.importorskip("xarray")
 
@@ -745,6 +749,7 @@ def test_a_dataset_needs_xarray(monkeypatch):
         gd.sweep(lambda lr: lr, gd.grid(lr=[0.1])).to_xarray()
 
 
+@pytest.mark.long
 def test_what_is_evaluated_after_a_member_has_ended_is_padding():
     x = torch.linspace(-1, 1, 40)
     step, plan = gd.make_step(lambda w, b: ((b[0] * w - b[1]) ** 2).mean()), gd.full_batch(40, 60)

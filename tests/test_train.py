@@ -44,6 +44,7 @@ def loop(index=INDEX, lr=0.05, init=INIT, data=DATA):
     return iterates, losses
 
 
+@pytest.mark.long
 @each
 def test_train_is_the_loop(backend):
     final, trajectory = run(record=EVERYTHING, backend=backend)
@@ -219,6 +220,7 @@ def interrupt_after(steps):
     return interrupt
 
 
+@pytest.mark.long
 @each
 @pytest.mark.usefixtures("no_segment_time")
 @pytest.mark.parametrize("stop", [None, lambda carry, loss: loss < 0.5])
@@ -266,6 +268,7 @@ def poisoned(at):
     return x, y
 
 
+@pytest.mark.long
 @each
 @pytest.mark.parametrize(
     ("bad", "every", "check_finite"), [(0, 1, "loss"), (5, 1, "all"), (5, 4, "loss"), (11, 4, "all")]
@@ -295,6 +298,7 @@ def test_check_finite_all_finds_a_leaf_that_the_loss_does_not_show():
         gd.train(step, step.init(init), None, gd.full_batch(1, 1), 0.1, check_finite="all")
 
 
+@pytest.mark.long
 @each
 def test_skipped_steps_keep_all_bits_and_are_counted_in_a_run(backend):
     step = gd.make_step(linear_loss, gd.apply_if_finite(gd.adam()))
@@ -355,6 +359,7 @@ STOPS = {
 }
 
 
+@pytest.mark.long
 @given(
     st.sampled_from(sorted(STEPS)),
     st.sampled_from(sorted(STOPS)),
@@ -404,6 +409,7 @@ def test_a_run_whose_first_loss_is_not_finite_takes_no_step():
     assert trajectory.loss.shape == trajectory.step.shape == (0,)
 
 
+@pytest.mark.long
 @each
 def test_a_diverging_run_ends_before_its_first_loss_that_is_not_finite(backend):
     index = gd.full_batch(12, 1000)

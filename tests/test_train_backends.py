@@ -68,6 +68,7 @@ def test_no_steps_give_the_start_and_an_empty_record(every, options, backend):
     assert trajectory.params["w"].shape == (0, 3)
 
 
+@pytest.mark.long
 @each
 def test_inputs_are_left_alone_and_outputs_are_the_callers_own(backend):
     index = plan(21)
@@ -324,6 +325,7 @@ def test_ctrl_c_after_the_last_step_keeps_the_run(monkeypatch):
     assert_same_bits(run(12, backend="eager", resume=caught.value), expected)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ctrl_c_is_heard")
 @pytest.mark.parametrize(("at", "done"), [(1, 0), (2, 16), (4, 36)])
 def test_ctrl_c_within_a_segment_gives_the_state_before_it(monkeypatch, at, done):

@@ -148,6 +148,7 @@ def test_pairs_curve_upwards_more_than_eps():
 # ---------------------------------------------------------------- how it ends
 
 
+@pytest.mark.long
 def test_it_finds_the_last_digits_and_says_that_it_rests():
     for name, steps in (("rosenbrock 2", 60), ("rosenbrock 10", 100)):
         loss_fn, params, batch = PROBLEMS[name]()
@@ -304,6 +305,7 @@ def test_bad_arguments_are_named(options, message):
 # ---------------------------------------------------------------- NIST, and peers
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("start", [0, 1])
 def test_misra1a_is_solved_from_both_starts(start):
     """One parameter is 239, the other 0.00055: a search by ten halvings never leaves the start."""
@@ -394,8 +396,6 @@ def test_it_takes_no_more_evaluations_on_networks_than_scipy_and_a_tenth():
     [
         lambda step: gd.methods.ema(step, 0.9),
         gd.methods.reduce_on_plateau,
-        lambda step: gd.methods.projected(step, gd.projections.box(-5.0, 5.0)),
-        lambda step: gd.methods.add_noise(step, 0.0, key=gd.random.key(0)),
     ],
 )
 def test_a_step_around_the_search_warns_too(wrap):

@@ -41,7 +41,12 @@ class Folder:
 
     def __init__(self, path: str | PathLike[str], grid: Grid) -> None:
         self.path, self.grid, self.digest = Path(fspath(path)), grid, digest(grid)
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise NotADirectoryError(
+                f"checkpoint_to: {self.path} is a file, or lies in one; a sweep writes a folder of files"
+            ) from None
 
     def pieces(self) -> list[Piece]:
         """Read the chunks that are there.

@@ -1,33 +1,35 @@
 """Sweeps that several ranks share: whose the members are, who is there, and the rows of all."""
 
-import secrets
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import torch
 
 from .. import _tree
 from .._torch._modes import is_tracing
-from .._torch._ranks import store
+from .._torch._ranks import collectives, store
 from .._torch._transforms import is_transforming
 from ..distributed._apart import apart, is_apart
-from ..distributed._group import RankError, agree, all_gather_tree, rank, world_size
+from ..distributed._gather import agree, all_gather_tree
+from ..distributed._group import RankError, check_group, rank, world_size
+from ..distributed._together import taking_part
+from ..distributed._words import period, read, reasons
 from ._folder import Folder, Piece, digest
 from ._grid import Grid
 
-# Seconds without a sign of life after which a rank counts as ended. Each gives one six times as often.
+# Seconds without a sign of life after which a rank counts as ended.
 SILENCE = 60.0
-_POLL = 0.05  # seconds between two looks at the store
-_PREFIX = "gdfunc/sweep"
+_POLL = 0.05  # seconds between two questions whether all are done
 _SHOWN = 8  # members that a message lists
 
 
 def is_shared(wanted: bool) -> bool:
     """Tell whether ranks are to share a sweep: there are several, and this is no sweep inside another."""
-    alone = world_size() == 1 or is_transforming() or is_tracing()
-    return wanted and not alone and not is_apart()
+    if not wanted or is_transforming() or is_tracing():
+        return False
+    check_group("sweep", ", or let each run all members with shard=False")
+    return world_size() > 1 and not is_apart()
 
 
 class Ranks:
@@ -35,8 +37,8 @@ class Ranks:
 
     def __init__(self, grid: Grid, folder: Folder | None) -> None:
         self.grid, self.folder = grid, folder
-        self.rank, self.count, self.store = rank(), world_size(), store()
-        self.prefix = ""  # of the keys of this sweep
+        self.rank, self.count = rank(), world_size()
+        self.done = ""  # the key of the number of ranks that are done
 
     def groups_of(self, number: int) -> list[list[int]]:
         """List a rank's members group by group: of each group an equal, contiguous part."""
@@ -46,37 +48,14 @@ class Ranks:
             parts.append(group[size * i // self.count : size * (i + 1) // self.count])
         return [part for part in parts if part]
 
-    @property
-    def groups(self) -> list[list[int]]:
-        """List this rank's members. One without any runs the first, which tells what a row is made of."""
-        return self.groups_of(self.rank) or [[0]]
-
     @contextmanager
     def sharing(self) -> Iterator[None]:
-        """Give signs of life while this rank runs its members, and say how it ends."""
-        agree((repr(self.grid), digest(self.grid)), "the grid of a sweep")
-        names = all_gather_tree(torch.tensor(secrets.randbits(62)), "the name of a sweep")
-        self.prefix = f"{_PREFIX}/{int(names[0])}"
-        is_over = threading.Event()
-        signs = threading.Thread(target=self._live, args=(is_over,), daemon=True)
-        signs.start()
-        try:
+        """Watch one another while the ranks run their members."""
+        with taking_part("sweep"):
+            agree((repr(self.grid), digest(self.grid)), "the grid of a sweep")
+            self.done = f"gdfunc/swept/{collectives()}"
             with apart():
                 yield
-        except BaseException as error:
-            with suppress(RuntimeError):  # of a store whose process has ended
-                self.store.set(f"{self.prefix}/failed/{self.rank}", f"{type(error).__name__}: {error}")
-            raise
-        finally:
-            is_over.set()
-            signs.join()
-
-    def _live(self, is_over: threading.Event) -> None:
-        count = 0
-        with suppress(RuntimeError):
-            while not is_over.wait(SILENCE / 6 if count else 0):
-                count += 1
-                self.store.set(f"{self.prefix}/sign/{self.rank}", str(count))
 
     def gathered(self, own: Piece) -> list[Piece]:
         """Wait for all ranks, and return the rows of each."""
@@ -97,16 +76,14 @@ class Ranks:
         Raises:
             RankError: one has failed, or gives no sign of life.
         """
-        others = [i for i in range(self.count) if i != self.rank]
-        signs, since, looked = dict.fromkeys(others, ""), dict.fromkeys(others, time.monotonic()), 0.0
         try:
-            self.store.set(f"{self.prefix}/done/{self.rank}", "1")
-            while not self.store.check([f"{self.prefix}/done/{i}" for i in others]):
-                if time.monotonic() - looked > SILENCE / 60:
+            signs, since, looked = read("sign"), [time.monotonic()] * self.count, 0.0
+            store().add(self.done, 1)
+            while store().add(self.done, 0) < self.count:
+                if time.monotonic() - looked > SILENCE / 60 * period() ** 2:
                     looked = time.monotonic()
-                    for i in others:
-                        self._look(i, signs, since)
-                time.sleep(_POLL)
+                    self._look(signs, since)
+                time.sleep(_POLL * period())
         except RankError:
             raise
         except RuntimeError as error:
@@ -115,23 +92,20 @@ class Ranks:
                 f"with the store of the group has ended; {self._remedy()}"
             ) from error
 
-    def _look(self, other: int, signs: dict[int, str], since: dict[int, float]) -> None:
+    def _look(self, signs: list[str], since: list[float]) -> None:
         """Refuse to wait for a rank that has ended."""
-        failed = self._read(f"failed/{other}")
-        sign = self._read(f"sign/{other}")
-        if sign != signs[other]:
-            signs[other], since[other] = sign, time.monotonic()
-        silent = time.monotonic() - since[other]
-        if not failed and (silent < SILENCE or self._read(f"done/{other}")):
-            return
-        how = f"ended with {failed}" if failed else f"has given no sign of life for {silent:.0f} s"
-        raise RankError(
-            f"rank {other} of {self.count} {how} in a sweep; {self._lost(other)}; {self._remedy()}"
-        )
-
-    def _read(self, key: str) -> str:
-        key = f"{self.prefix}/{key}"
-        return self.store.get(key).decode() if self.store.check([key]) else ""
+        ended = {i: f"ended with {reason}" for i, reason in reasons().items()}
+        for i, sign in enumerate(read("sign")):
+            if sign != signs[i]:
+                signs[i], since[i] = sign, time.monotonic()
+            silent = time.monotonic() - since[i]
+            if i not in ended and silent > SILENCE:
+                ended[i] = f"has given no sign of life for {silent:.0f} s"
+        if ended:
+            said = [
+                f"rank {i} of {self.count} {how} in a sweep; {self._lost(i)}" for i, how in ended.items()
+            ]
+            raise RankError(f"{'; '.join(said)}; {self._remedy()}")
 
     def _lost(self, other: int) -> str:
         """Say which members of a rank are lost."""

@@ -86,8 +86,9 @@ def sweep(
     Raises:
         TypeError: grid is no `Grid`, or a leaf of run's result is neither tensor nor number.
         ValueError: the results of two groups differ in structure, or in shape beyond the first axis.
-        RankError: (a RuntimeError) another rank failed, or gave no sign of life for a minute after this one
-            was done. The message names it and the members that are lost.
+        RankError: (a RuntimeError) torchrun started this process, but there is no process group; another
+            rank failed, or gave no sign of life for a minute after this one was done. The message names it
+            and the members that are lost.
         CheckpointError: (a ValueError) a file in checkpoint_to is damaged, or of a sweep of another grid.
         SweepInterrupted: (a KeyboardInterrupt) Ctrl-C. It holds the result of the finished members, and
             `sweep(run, grid, resume=error)` runs the others, to the same bits.
@@ -115,12 +116,14 @@ def sweep(
     before += _new(folder.pieces(), before) if folder else []
     single = chunk_size == 1 or not any(axis.vmapped for axis in grid.axes.values())
     run_chunk = partial(_run_chunk, run, grid, single, randomness)
-    go_on = partial(_run_groups, run_chunk, grid, 1 if single else chunk_size, progress, folder, before)
+    go_on = partial(_run_groups, run_chunk, grid, 1 if single else chunk_size, progress, before)
     if not is_shared(shard):
-        return joined(grid, go_on(grid.groups()))
+        return joined(grid, go_on(grid.groups(), folder))
     ranks = Ranks(grid, folder)
     with ranks.sharing():
-        pieces = go_on(ranks.groups)
+        # A rank without members runs the first, which tells the shapes of a row, and which another writes.
+        groups = ranks.groups_of(ranks.rank)
+        pieces = go_on(groups, folder) if groups else go_on([[0]], None)
         return joined(grid, ranks.gathered(_whole(grid, pieces)))
 
 
@@ -155,9 +158,9 @@ def _run_groups(
     grid: Grid,
     chunk_size: int | str | None,
     progress: Progress,
-    folder: Folder | None,
     before: list[Piece],
     groups: list[list[int]],
+    folder: Folder | None,
 ) -> list[Piece]:
     """Run the members that are not done, chunk by chunk; return the pieces of all that is done."""
     pieces = [*before]

@@ -5,6 +5,7 @@
     _foreach      operations on many tensors at once
     _modes        torch's stacks of modes, tensors without values, memory and versions of tensors
     _graphs       operators, and the recording of a function as a graph
+    _operators    operators of our own
     _inductor     Inductor's compiler
     _patches      attributes of other modules that are replaced for a while, each with its reason
 

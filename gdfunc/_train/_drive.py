@@ -20,12 +20,11 @@ from .._torch._modes import is_tracing
 from .._torch._transforms import is_transforming
 from .._tree import Tree
 from ..adjoints._truncated import Constant
-from ..distributed._group import agree, leave_word
 from ._body import carry_of
 from ._done import Done, interrupted
 from ._keep import Keeper, Kept, found
 from ._plan import Plan, Stage
-from ._ranks import check_same_run, writes
+from ._ranks import check_end, slowest, together, writes
 from ._trajectory import Trajectory
 
 Log = Callable[[int, dict[str, float]], Any]
@@ -58,19 +57,14 @@ def drive(
         resume = resume if where is None else found(where, plan, resume)
         start = Done(0, plan.state, plan.backend, source=plan.batches.state(0))
         first = start if resume is None else interrupted(plan, resume)
-        check_same_run(plan, first)
-        keeper = None
-        if where is not None and writes(plan):
-            keeper = Keeper(where, plan, None if resume is None else first.step)
-        with terminable(where is not None):
-            result = _drive(plan, first, progress, log, keeper)
-        if where is not None and plan.ranks:
-            agree(plan.steps, "the end of a run, whose file is written then")
-        return result
-    except BaseException as error:
-        if plan.ranks:
-            leave_word(error)
-        raise
+        with together(plan, first):
+            keeper = None
+            if where is not None and writes(plan):
+                keeper = Keeper(where, plan, None if resume is None else first.step)
+            with terminable(where is not None):
+                result = _drive(plan, first, progress, log, keeper)
+            check_end(plan, result[0])
+            return result
     finally:
         plan.batches.close()
 
@@ -79,6 +73,8 @@ def _drive(
     plan: Plan, first: Done, progress: Progress, log: Log | None, keeper: Keeper | None
 ) -> tuple[Any, Trajectory]:
     done = first
+    if progress is True and not writes(plan):  # one bar for all ranks
+        progress = False
     try:
         with reporter(progress, plan.steps, "step", first.taken) as report:
             # The loop assigns whole segments, so that Ctrl-C finds each done or not begun.
@@ -144,7 +140,7 @@ def segments(plan: Plan, done: Done) -> Iterator[Done]:
         if finite is not None and not _is_true(finite.all()):
             raise _non_finite(plan, done, finite)
         taken = -(-(last - done.step) // stage.size)
-        paced = next_blocks(taken, time.perf_counter() - started, plan.grain)
+        paced = next_blocks(taken, slowest(plan, time.perf_counter() - started), plan.grain)
         blocks = max(blocks, paced) if is_first else paced
         done, is_first = new, False
         yield done

@@ -4,7 +4,7 @@ import os
 import re
 import time
 from collections.abc import Callable
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from .._shown import shown
 from .._torch._modes import is_tracing
 from .._torch._transforms import is_transforming
 from ..checkpoint import CheckpointError, check_known, opened, save
+from ..checkpoint._file import file_path
 from . import _probe as probe
 from ._batches import RowsDigest
 from ._done import NO_WAY_BACK, Done
@@ -51,7 +52,7 @@ def kept(path: str | PathLike[str] | None, every: int | None, keep: int) -> Kept
             "no values there; leave it out, and save what the whole returns"
         )
     every = None if every is None else check_int("checkpoint_every", every, 1)
-    return Kept(Path(fspath(path)), every, check_int("checkpoint_keep", keep, 1))
+    return Kept(file_path(path, "checkpoint_to"), every, check_int("checkpoint_keep", keep, 1))
 
 
 def found(where: Kept, plan: Plan, resume: Any) -> TrainingInterrupted | None:

@@ -87,7 +87,8 @@ def train(
             see `scan`.
         progress: True for a bar (tqdm if installed, else a line on stderr), or a function that is called
             with the finished steps and T after every segment, about ten times a second. If it changes
-            what the step reads, a compiled loop does not see the change.
+            what the step reads, a compiled loop does not see the change. Of ranks that take steps together,
+            the first shows the bar, and all call a function, `log` too.
         check_finite: `"loss"`, or `"all"` for the carry too, stops at the first NaN or infinity, and names
             the sample if it came from the data; `"off"` lets it spread. Reads values, so not under vmap,
             grad or jvp. A run that should not end skips such a step with

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +24,7 @@ _NO_DIGEST, _NO_SIZE = "0" * 64, "0" * 20
 _DIGEST, _SIZE = re.compile(rb'"sha256":"([0-9a-f]{64})"'), re.compile(rb'"bytes":"([0-9]{20})"')
 _HEADER = 100_000_000  # bytes at most, as in safetensors
 _CHUNK = 1 << 20
+_TRIES = 10  # to hold a new folder
 
 
 class CheckpointError(GdfuncError, ValueError):
@@ -50,6 +52,18 @@ class CheckpointVersionError(CheckpointError):
         >>> issubclass(gd.CheckpointVersionError, gd.CheckpointError)
         True
     """
+
+
+def file_path(path: Any, name: str = "path") -> Path:
+    """Return the path of a file to be read or written; refuse that of a folder."""
+    if not isinstance(path, str | PathLike):
+        raise TypeError(f"{name} is {type(path).__name__}, not the path of a file")
+    found = Path(fspath(path))
+    if found.is_dir():
+        raise IsADirectoryError(f"{name}: {found} is a folder; give the name of a file in it")
+    if found.parent.is_file():
+        raise NotADirectoryError(f"{name}: {found} cannot be there, because {found.parent} is a file")
+    return found
 
 
 def library() -> Any:
@@ -117,16 +131,13 @@ def _replacing(path: Path) -> Iterator[Path]:
     which the next one removes.
     """
     path = Path(os.path.realpath(path))
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; give the name of a file in it")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path} cannot be written, because the folder {path.parent} is not there")
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         with _held(left) as is_ours:
             if is_ours:
                 shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    with _held(folder):
+    with _new_folder(path) as folder:
         try:
             yield folder / path.name
             os.chmod(folder / path.name, 0o600)
@@ -134,6 +145,21 @@ def _replacing(path: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     _sync(path.parent)
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[Path]:
+    """Make a hidden folder beside a file, and hold it.
+
+    Another process that writes the file may find the folder before it is held, and remove it.
+    """
+    for tries_left in reversed(range(_TRIES)):
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        with _held(folder) as is_ours:
+            if tries_left and os.name == "posix" and not (is_ours and folder.is_dir()):
+                continue
+            yield folder
+            return
 
 
 @contextmanager

@@ -3,14 +3,13 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from os import PathLike, fspath
-from pathlib import Path
+from os import PathLike
 
 import torch
 
 from .._tree import Tree
 from ._describe import Part, describe, owned, restored
-from ._file import CheckpointCorruptError, CheckpointError, CheckpointVersionError, read, write
+from ._file import CheckpointCorruptError, CheckpointError, CheckpointVersionError, file_path, read, write
 
 FORMAT = 1
 
@@ -31,7 +30,8 @@ def save(path: str | PathLike[str], tree: Tree) -> None:
     Raises:
         CheckpointError: a leaf is something else; the message names it. (Also a ValueError.)
         ModuleNotFoundError: safetensors is not installed.
-        OSError: the disk is full, or the file cannot be written. The old one is as it was.
+        OSError: the disk is full, path is a folder, or the file cannot be written. The old one is as it
+            was.
 
     Example:
         >>> import tempfile
@@ -40,10 +40,11 @@ def save(path: str | PathLike[str], tree: Tree) -> None:
         >>> gd.load(path)
         {'params': {'w': tensor([1., 1., 1.])}, 'epoch': 4}
     """
+    file = file_path(path)
     node, tensors = describe(tree)
     copies, ties = owned(tensors)
     about = {"format": FORMAT, "torch": torch.__version__, "tree": node, "ties": ties}
-    write(Path(fspath(path)), copies, {"gdfunc": json.dumps(about)})
+    write(file, copies, {"gdfunc": json.dumps(about)})
 
 
 def load(path: str | PathLike[str], like: Tree = None) -> Tree:
@@ -62,7 +63,7 @@ def load(path: str | PathLike[str], like: Tree = None) -> Tree:
         CheckpointCorruptError: the file is not as it was written.
         CheckpointVersionError: a later version wrote it.
         CheckpointError: it differs from `like`, or holds a class of the user's own and `like` is None.
-        FileNotFoundError: there is no file.
+        OSError: there is no file, or path is a folder.
         ModuleNotFoundError: safetensors is not installed.
 
     Example:
@@ -85,7 +86,7 @@ def load(path: str | PathLike[str], like: Tree = None) -> Tree:
 @contextmanager
 def opened(path: str | PathLike[str]) -> Iterator[Part]:
     """Open a file, and name it in what is wrong with it."""
-    path = Path(fspath(path))
+    path = file_path(path)
     tensors, metadata = read(path)
     try:
         about = json.loads(metadata["gdfunc"])

@@ -4,6 +4,7 @@
     torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(minutes=1))
     step = gd.make_step(gd.distributed.data_parallel(loss_fn), gd.adam())
     final, trajectory = gd.train(step, step.init(params), data, index, lr, checkpoint_to="run.safetensors")
+    torch.distributed.destroy_process_group()  # without it, torch may abort at the end of the script
 
 Every process is a rank: `rank` tells which, `world_size` of how many. All call the same lines with the same
 arguments; without a process group there is one rank. `data_parallel` shares the rows of every batch out.
@@ -11,12 +12,15 @@ The parameters are those of one process up to rounding, and have the same bits o
 n or B is a multiple of the number of ranks. `grad`, `jvp` and `vmap` go through such a run. Tensors that a
 loss closes over, and that are differentiated in reverse mode, are `replicated`.
 
-Steps with a sum over the ranks run from Python under `backend="auto"`, and compiled backends refuse them.
-Steps that each rank takes alone are compiled, and `average` joins the ranks between two calls of `train`.
+Steps with a sum over the ranks run from Python under `backend="auto"`. Compiled backends refuse them, and
+every `adjoint=` but `Reverse()` does, because it traces them. Steps that each rank takes alone are
+compiled; `average` joins the ranks between two calls of `train`.
 
 Rank 0 writes the checkpoints; any number of ranks goes on from them. Ranks that differ in parameters,
-settings, plan or number of steps raise the same `RankError` at the start. If a rank raises, is killed or
-hangs, the others raise a `RankError` within the timeout of the process group, with the words of the first.
+settings, plan or number of steps raise the same `RankError` at the start, and ranks that have drifted apart
+at the end. If a rank raises, is killed or hangs, the others raise a `RankError` within the timeout of the
+process group, with the words of the first, or the number of the one that is silent or late. For this every
+rank gives the store of the group a sign of life a second, or every W/1000 seconds.
 
 On paper, the limits at W ranks. A sum of n bytes over a ring takes 2(W − 1)·(α + n/(W·β)) seconds, with the
 latency α of a message and the bandwidth β of a rank; each rank sends 2(1 − 1/W)·n bytes. With α = 5 µs and
@@ -34,7 +38,8 @@ the slowest of the ranks. Batches much larger than `gd.stats.noise_scale` hardly
 further ranks are better used for other members of a sweep.
 
 Each rank takes the whole batch from the data before it evaluates its rows: 10⁶ samples of 1 kB are 1 GB, or
-0.1 s at 10 GB/s. Comparing the ranks at the start of a run gathers 32 bytes a rank, about ten times.
+0.1 s at 10 GB/s. Comparing the ranks at the start of a run gathers 32 bytes a rank, about ten times, and
+after each segment of 0.1 s or a step 8 bytes: the ranks end it together.
 
 Example:
     >>> gd.distributed.rank(), gd.distributed.world_size()

@@ -2,7 +2,8 @@
 
 from .. import _tree
 from .._tree import Tree
-from ._group import agree, forms, world_size
+from ._gather import agree, forms
+from ._group import check_group, world_size
 from ._sums import total
 
 
@@ -28,7 +29,8 @@ def average(tree: Tree) -> Tree:
 
     Raises:
         TypeError: a leaf is no tensor.
-        RankError: the ranks differ in structure, shapes or dtypes; a rank has ended.
+        RankError: torchrun started this process, but there is no process group; the ranks differ in
+            structure, shapes or dtypes; a rank has ended.
 
     Example:
         >>> gd.distributed.average({"w": torch.tensor([1.0, 2.0])})
@@ -38,6 +40,7 @@ def average(tree: Tree) -> Tree:
         S. Stich, "Local SGD converges fast and communicates little", 2019.
         A. Douillard et al., "DiLoCo: distributed low-communication training of language models", 2023.
     """
+    check_group("average")
     _tree.check_tensors(tree, "tree")
     leaves, structure = _tree.flatten(tree)
     agree(forms(tree, "tree"), "the shapes of what is averaged")

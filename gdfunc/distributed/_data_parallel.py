@@ -1,6 +1,5 @@
 """Losses whose samples the ranks share out: each evaluates its rows of a batch, and sums are over all."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +9,8 @@ from .._gradients import LossFn, SharedLoss, check_loss_fn, evaluated_loss, unch
 from .._shown import shown
 from .._stateful import Evaluated, Stateful, loss_of
 from .._tree import Tree
-from ._group import RankError, agree, check_ranks, forms, is_grouped, rank, world_size
+from ._gather import agree, forms
+from ._group import check_group, check_ranks, rank, world_size
 from ._norms import SharedNorms
 from ._sums import check_backend, replicated, total
 
@@ -29,6 +29,7 @@ def data_parallel(loss_fn: Any) -> Any:
         torch.distributed.init_process_group("gloo")
         step = gd.make_step(gd.distributed.data_parallel(loss_fn), gd.adam())
         final, trajectory = gd.train(step, step.init(params), data, index, lr)
+        torch.distributed.destroy_process_group()
 
     Keys of dropout belong to rows of the whole batch, and a private step draws its noise once. A loss with
     buffers gives all ranks B_r/B-weighted means of their new values, counters included. Batch normalisation
@@ -59,12 +60,7 @@ def data_parallel(loss_fn: Any) -> Any:
         J. Dean et al., "Large scale distributed deep networks", 2012.
         S. Li et al., "PyTorch distributed: experiences on accelerating data parallel training", 2020.
     """
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started > 1 and not is_grouped():
-        raise RankError(
-            f"torchrun started {started} processes, but they form no group: call "
-            f"torch.distributed.init_process_group('gloo') before data_parallel"
-        )
+    check_group("data_parallel")
     if isinstance(loss_fn, Stateful):
         return DataParallelStateful(loss_fn.loss_fn, world_size())
     check_loss_fn(loss_fn)

@@ -23,7 +23,8 @@ from .._torch._autograd import leads_to
 from .._torch._modes import is_tracing
 from .._torch._transforms import is_transforming
 from .._tree import Tree
-from ._group import answered, world_size
+from ._group import world_size
+from ._words import answered
 
 
 class _Total(torch.autograd.Function):

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from numbers import Real
-from os import PathLike, fspath
-from pathlib import Path
+from os import PathLike
 from typing import Any, NamedTuple
 
 import torch
@@ -23,8 +22,9 @@ from .._sweep._sweep import joined, sweep
 from .._torch._transforms import is_transforming
 from .._train._trajectory import Trajectory
 from .._tree import Tree
-from ..checkpoint import CheckpointError, check_known, load, save
-from ..distributed._group import rank
+from ..checkpoint._file import file_path
+from ..distributed._group import RankError
+from ._file import File
 from ._result import HalvingInterrupted, HalvingResult
 
 
@@ -52,9 +52,13 @@ def halving(
     fewer than ⌊|Sᵣ| / η⌋ remain. Of equal members the first goes on. The whole is deterministic, and a
     member that is left has the results of a plain sweep, up to rounding.
 
-    The best member need not be the best of the whole grid: where losses cross, such as that of a small
-    learning rate that wins late, it may be dropped early. A first rung that is later, or a smaller eta,
-    loses fewer.
+    The best member need not be the best of the whole grid. Expect that where losses cross late: large
+    constant learning rates lead early, but end at the noise of their batches, where a small one wins last.
+    `demos/halving.py` has 27 rates for the stocks, and rungs of 1/9, 1/3 and all of the steps. It finds the
+    best in 12 of 20 orders of the data with constant rates, and in 15 with rates that fall to zero; the
+    choice ends 0.4% and 0.1% above it on average. With eta=2, which costs 37% of the steps instead of 26%,
+    it finds it in 17 and 20. So let rates fall, judge by the loss on all data, and take a smaller eta or a
+    later first rung.
 
     Args:
         run: `(**point, steps, carry) -> (carry, output)`, a part of a run. `steps` is the slice of the
@@ -64,7 +68,8 @@ def halving(
             continue. Of a leaf without an axis the last value counts.
         grid: from `grid`; no axis is named steps or carry.
         rungs: the numbers of steps after which the members are judged, increasing. The last is the length
-            of a whole run. Any unit will do that run understands, such as epochs.
+            of a whole run. If run returns the trajectory of `train`, they are multiples of its `every` and
+            `evaluate_every`. Otherwise any unit will do that run understands, such as epochs.
         by: the name of a record in `output`, whose last entry is judged (`"loss"`, or with a dotted path),
             or a function `(carry, output) -> 0-d`, such as the loss on held-out data.
         eta: η > 1. Of so many members one goes on.
@@ -75,18 +80,21 @@ def halving(
             those that are planned.
         resume: the `HalvingInterrupted` of the same halving, whose work is not done again.
         shard: see `sweep`. Ranks share the members that are left after each rung, and decide alike.
-        checkpoint_to: a file for all that is done, which rank 0 writes after every rung and on Ctrl-C. If
-            it is there, the same call goes on from it, to the same bits. The file of a halving with another
-            grid, rungs, eta or mode is refused; that run and by are the same is not checked.
+        checkpoint_to: a file for all that is done, which rank 0 writes first, after every rung and on
+            Ctrl-C. Until a rung is judged, a folder with the file's name and `.rungs` holds its finished
+            chunks, as that of a `sweep` does: a rank that is killed costs its members of this rung only. If
+            the file is there, the same call goes on from it, to the same bits. The file of a halving with
+            another grid, rungs, eta or mode is refused; that run and by are the same is not checked.
 
     Returns:
         A `HalvingResult`: the records of all members, padded after the rung where they were dropped.
 
     Raises:
         TypeError: grid is no `Grid`; run returns no pair; what is judged is no 0-d real number.
-        ValueError: rungs do not increase; an axis is named steps or carry; there is no record named `by`;
-            run has `stop=`, whose memory would begin again at each rung; halving is under vmap, grad, jvp
-            or jit, where no values decide; resume= of another halving.
+        ValueError: rungs do not increase, or are no steps at which run's records can go on; an axis is
+            named steps or carry; there is no record named `by`; run has `stop=`, whose memory would begin
+            again at each rung; halving is under vmap, grad, jvp or jit, where no values decide; resume= of
+            another halving.
         RankError: see `sweep`.
         CheckpointError: (a ValueError) checkpoint_to is damaged, or holds something else.
         HalvingInterrupted: (a KeyboardInterrupt) Ctrl-C. `halving(…, resume=error)` goes on to the same
@@ -122,24 +130,26 @@ def halving(
         check_function("by", by, ("carry", "output"), "a name or function", "such as by='loss'")
     race = _first(grid, rungs, eta, check_choice("mode", mode, ("min", "max")))
     planned = race.planned()
-    file = None if checkpoint_to is None else Path(fspath(checkpoint_to))
-    if file is not None and file.exists():
-        if resume is not None:
-            raise ValueError(f"both resume= and {file} hold a halving; pass one, or remove the file")
-        resume = _read(file)
+    file = None if checkpoint_to is None else File(file_path(checkpoint_to, "checkpoint_to"), shard)
+    resume = file.found(resume) if file else resume
     race = race if resume is None else _resumed(race, resume)
-    options = {"chunk_size": chunk_size, "randomness": randomness, "shard": shard}
+    if file:
+        file.write(race.stopped())
+    options: dict[str, Any] = {"chunk_size": chunk_size, "randomness": randomness, "shard": shard}
     with reporter(progress, planned, "member-step", int(race.steps.sum())) as report:
         try:
             while race.groups:
                 for at, group in enumerate(race.groups):
                     if group.rung == race.rung:
-                        race = _climbed(race, at, partial(_part, run, by), options, report)
+                        options["checkpoint_to"] = file.chunks(race.rung, at) if file else None
+                        race = _climbed(race, at, partial(_part, run, by, race.rungs), options, report)
                 race = _judged(race)
-                _write(file, race.stopped())
+                if file:
+                    file.write(race.stopped())
         except SweepInterrupted as interrupt:
             stopped = race._replace(inner=interrupt).stopped()
-            _write(file, stopped)
+            if file:
+                file.write(stopped)
             for note in getattr(interrupt, "__notes__", []):
                 stopped.add_note(note)
             raise stopped from interrupt
@@ -228,21 +238,6 @@ def _resumed(race: _Race, resume: Any) -> _Race:
     return done._replace(grid=race.grid)
 
 
-def _read(file: Path) -> HalvingInterrupted:
-    """Read what is done of a halving."""
-    done = load(file)
-    if not isinstance(done, HalvingInterrupted):
-        raise CheckpointError(f"{file} holds no halving; remove it, or use another file")
-    return done
-
-
-def _write(file: Path | None, stopped: HalvingInterrupted) -> None:
-    """Write what is done of a halving; all ranks have the same, and one writes it."""
-    if file is not None and rank() == 0:
-        check_known(stopped)
-        save(file, stopped)
-
-
 def _check_run(run: Any, grid: Grid) -> None:
     """Refuse a function that does not take the axes, the steps and the carry by name."""
     for name in ("steps", "carry"):
@@ -259,7 +254,7 @@ def _check_run(run: Any, grid: Grid) -> None:
 
 
 def _part(
-    run: Callable[..., Any], by: Any, steps: slice, carry: Tree = None, **point: Any
+    run: Callable[..., Any], by: Any, rungs: list[int], steps: slice, carry: Tree = None, **point: Any
 ) -> tuple[Tree, Tree, Tensor]:
     """Take some steps of a member; return its carry, its output, and what it is judged by."""
     pair = run(**point, steps=steps, carry=carry)
@@ -270,9 +265,31 @@ def _part(
         records = vars(output)
         if "steps" in records:
             raise ValueError("run has stop=, whose memory would begin again at each rung; leave it out")
+        _check_rungs(rungs, steps, records)
         counts = {name: records[name] + steps.start for name in ("step", "evaluated") if name in records}
         output = Trajectory(**records | counts)
     return carry, output, _score(by, carry, output)
+
+
+def _check_rungs(rungs: list[int], steps: slice, records: dict[str, Any]) -> None:
+    """Refuse rungs after which the next part of a run would not record what a whole run does."""
+    step, evaluated = records.get("step", ()), records.get("evaluated", ())
+    every = int(step[1]) if len(step) > 1 else 1
+    block = int(evaluated[0]) if len(evaluated) else 1
+    count = -(-(steps.stop - steps.start) // every)
+    if len(step) > 1 and len(step) != count:
+        raise ValueError(
+            f"from rung {steps.start} to {steps.stop} run records {len(step)} steps instead of {count}: "
+            f"rungs are numbers of train's steps, and run takes those of its argument, as in index[steps]"
+        )
+    for name, size in (("every", every), ("evaluate_every", block)):
+        for i, rung in enumerate(rungs[:-1]):
+            if rung % size:
+                raise ValueError(
+                    f"rungs[{i}] is {rung}, no multiple of {name}={size} of run's train: after that rung "
+                    f"other steps would be recorded than in a whole run; use one such as "
+                    f"{-(-rung // size) * size}"
+                )
 
 
 def _score(by: Any, carry: Tree, output: Tree) -> Tensor:
@@ -310,9 +327,13 @@ def _climbed(
     def told(members: int, _: int) -> None:
         report(taken + members * (last - first))
 
-    result = sweep(
-        partial(part, steps=slice(first, last)), points, progress=told, resume=race.inner, **options
-    )
+    try:
+        result = sweep(
+            partial(part, steps=slice(first, last)), points, progress=told, resume=race.inner, **options
+        )
+    except RankError as error:
+        error.add_note(f"gdfunc: in the halving, where these members were left: {group.members}")
+        raise
     carry, output, scores = result.outputs
     steps, all_scores, diverged = race.steps.clone(), race.scores.clone(), race.diverged.clone()
     steps[group.members] = last

@@ -20,6 +20,7 @@ from ..._torch._inductor import (
     symbolic_length,
 )
 from ..._torch._modes import clean_room, storage, valueless
+from ..._torch._operators import threefry_by_operators
 from ..._torch._patches import inductor_cache
 from .._body import Body, Leaves
 from . import _replay
@@ -151,7 +152,13 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
             return bmm(b.mT, a.mT).mT
         return NotImplemented
 
-    return {**inductor_decompositions(), torch.ops.aten.mm.default: mm, torch.ops.aten.bmm.default: bmm}
+    ours = {torch.ops.gdfunc.threefry.default: threefry_by_operators}
+    return {
+        **inductor_decompositions(),
+        torch.ops.aten.mm.default: mm,
+        torch.ops.aten.bmm.default: bmm,
+        **ours,
+    }
 
 
 def _reason(error: Exception) -> str:

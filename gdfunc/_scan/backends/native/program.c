@@ -32,6 +32,20 @@ static inline float round_float16(float x) {
     return with_bits(sign | (bits < 113u << 23 ? small : bits < 0x477ff000 ? normal : large));
 }
 
+/* 64 random bits for a counter of 64 bits and a key of two words, in 20 rounds of Threefry-2x32. */
+#define ROUND(rotation) x += y; y = (y << (rotation) | y >> (32 - (rotation))) ^ x;
+#define ROUNDS(r0, r1, r2, r3, a, b, count) ROUND(r0) ROUND(r1) ROUND(r2) ROUND(r3) x += a; y += b + count;
+static inline int64_t threefry(int64_t key0, int64_t key1, int64_t counter) {
+    const uint32_t k0 = key0, k1 = key1, k2 = k0 ^ k1 ^ 0x1bd11bda;
+    uint32_t x = (uint32_t)((uint64_t)counter >> 32) + k0, y = (uint32_t)counter + k1;
+    ROUNDS(13, 15, 26, 6, k1, k2, 1)
+    ROUNDS(17, 29, 16, 24, k2, k0, 2)
+    ROUNDS(13, 15, 26, 6, k0, k1, 3)
+    ROUNDS(17, 29, 16, 24, k1, k2, 4)
+    ROUNDS(13, 15, 26, 6, k2, k0, 5)
+    return (int64_t)((uint64_t)x << 32 | y);
+}
+
 /* The derivatives of lgamma as in torch, after psi of the Cephes library: reflection, recurrence, and an
    asymptotic series in 1 / x^2. As in torch, trigamma has nine digits. */
 #define GAMMA(type, f) \

@@ -184,6 +184,14 @@ def _divide(call: Call) -> Lazy:
     return pointwise(call, "{0} - {1}", quotient, has_other_sign)
 
 
+@lowers("gdfunc::threefry")
+def _threefry(call: Call) -> Lazy:
+    words = Map(
+        "threefry({0}, {1}, {2})", [call.tensor(value) for value in call.arguments.values()], call.dtype
+    )
+    return stored(call.block, words)  # because it is dear, and both words are read
+
+
 @lowers("bitwise_not")
 def _bitwise_not(call: Call) -> Lazy:
     return pointwise(call, "{0} == 0" if call.dtype is torch.bool else "~{0}", call["self"])
