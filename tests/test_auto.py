@@ -317,9 +317,18 @@ def linear():
 
 
 def test_a_parameter_in_a_script_module_keeps_its_derivative():
-    layer = torch.jit.script(linear())
-    gd.scan(lambda c, x: (c * 0.9 + layer(c), None), torch.ones(1), length=100)[0].sum().backward()
-    assert layer.weight.grad is not None
+    layer, slopes = torch.jit.script(linear()), []
+    for backend in ("eager", "auto"):
+        with (
+            pytest.warns(UserWarning, match="cannot tell")
+            if backend == "auto"
+            else contextlib.nullcontext()
+        ):
+            run = gd.scan(
+                lambda c, x: (c * 0.9 + layer(c), None), torch.ones(1), length=100, backend=backend
+            )
+        slopes.append(torch.autograd.grad(run[0].sum(), [layer.weight, layer.bias]))
+    assert_agrees(slopes[1], slopes[0], 1e-5)
 
 
 def test_a_hook_of_all_modules_is_part_of_the_key():

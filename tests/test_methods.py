@@ -3,6 +3,7 @@
 The laws of every step are in `test_conformance`.
 """
 
+import functools
 import inspect
 
 import numpy as np
@@ -239,13 +240,11 @@ def test_ema_is_torch_averaged_model(decay, lr):
             torch.testing.assert_close(state.average[name], leaf.detach(), rtol=1e-12, atol=1e-13)
 
 
+far_lookahead = functools.partial(gd.methods.lookahead, k=1000)
 each_wrapper = pytest.mark.parametrize(
     "wrap",
-    [
-        lambda step: gd.methods.ema(step, 0.9),
-        lambda step: gd.methods.lookahead(step, 1000),
-        lambda step: gd.methods.reduce_on_plateau(step),
-    ],
+    [lambda step: gd.methods.ema(step, 0.9), far_lookahead, gd.methods.reduce_on_plateau],
+    ids=["ema", "lookahead", "plateau"],
 )
 
 
@@ -253,6 +252,8 @@ each_wrapper = pytest.mark.parametrize(
 @pytest.mark.parametrize("name", [*METHODS, "transform"])
 def test_a_wrapper_leaves_the_step_alone_until_it_acts(wrap, name):
     inner = make(name)
+    if inner.computes_params and wrap is far_lookahead:
+        return  # which test_pairs refuses
     outer = wrap(inner)
     alone = run(inner, inner.init(PARAMS), [0.1] * 5, BATCH)
     wrapped = run(outer, outer.init(PARAMS), [0.1] * 5, BATCH)

@@ -326,13 +326,14 @@ class Orthogonalised(NamedTuple):
 def _orthogonalised(matrix: Tensor, target: Tensor) -> Orthogonalised:
     (count, size), eye = matrix.shape, torch.eye(matrix.shape[1]).to(matrix)
     rest = torch.cat([torch.cat([matrix, eye]), torch.cat([target, 0 * eye[0]])[:, None]], 1)
-    least = (8 * torch.finfo(matrix.dtype).eps) ** 2 * matrix.square().sum(0)
+    lengths, noise = norms(matrix.mT), 8 * torch.finfo(matrix.dtype).eps
     null: list[Tensor] = []
     rows: list[Tensor] = []
     for j in range(size):
         column, ahead = rest[:, 0], rest[:, 1:]
         squared = column[:count] @ column[:count]
-        is_new = squared > least[j]
+        # It is the sum of the columns with these factors, whose rounding may be all that is left of it.
+        is_new = squared > (noise * (lengths @ column[count:].abs())) ** 2
         null.append(torch.where(is_new, 0.0, column[count:]))
         q = torch.where(is_new, column, 0.0) / torch.where(is_new, squared, 1.0).sqrt()
         row = q[:count] @ rest[:count]
