@@ -52,6 +52,7 @@ def untraceable(params, batch):
     return loss if loss > 1e-9 else loss / 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("steps", "loss_fn", "backend"),
     [
@@ -71,6 +72,7 @@ def test_auto_is_eager_below_100_steps_then_native_then_replay(ran, steps, loss_
     (assert_same_bits if backend == "eager" else assert_agrees)(got, expected)
 
 
+@pytest.mark.long
 def test_auto_takes_inductor_where_native_refuses_and_the_saved_calls_are_worth_it(
     monkeypatch,
 ):
@@ -121,6 +123,7 @@ def test_an_eager_run_is_traced_once_in_vain(monkeypatch):
     assert len(tries) == 1
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("nothing_said")
 def test_a_loss_of_ten_seconds_is_said_once_at_the_users_line_with_its_remedy(monkeypatch, recwarn):
     run(300, untraceable)
@@ -174,6 +177,7 @@ class Halved(torch.autograd.Function):
         return tangent / 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "differentiate",
     [
@@ -197,6 +201,7 @@ def test_a_derivative_that_a_traced_loop_would_lose_is_eagers(ran, differentiate
     assert {backend for _, backend in ran()} == {"native"}
 
 
+@pytest.mark.long
 def test_auto_compiles_a_long_body_only_for_a_run_that_pays_for_it(ran):
     def f(carry, x):
         for _ in range(110):
@@ -316,6 +321,7 @@ def linear():
         return torch.nn.Linear(1, 1)
 
 
+@pytest.mark.long
 def test_a_parameter_in_a_script_module_keeps_its_derivative():
     layer, slopes = torch.jit.script(linear()), []
     for backend in ("eager", "auto"):
@@ -363,6 +369,7 @@ def test_a_run_that_stops_at_its_first_step_takes_few_more(ran):
         assert len(ran()) == 1
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ctrl_c_is_heard")
 @pytest.mark.filterwarnings("ignore::gdfunc.PerformanceWarning")
 @pytest.mark.parametrize("loss_fn", [uncovered, untraceable])

@@ -66,6 +66,7 @@ def test_a_picture_of_the_gallery_is_also_an_svg_and_a_png_without_its_title(tmp
     assert whole[at_the_top].min() < 0.5 < 0.9 < bare[at_the_top].min()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("width", [3.0, 6.4, 9.0])
 @pytest.mark.parametrize("said", ["mmmm mom 100 % " * 20, "ill, till it fills " * 20, "m" * 80 + " end"])
 def test_a_title_fits_its_picture(said, width, tmp_path):
@@ -92,6 +93,7 @@ def test_a_demo_that_fails_leaves_no_card(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_a_moving_picture_is_kept_with_the_picture_of_its_name(tmp_path, capsys):
     with Card("x.py", "Is it?", ["--out", str(tmp_path)]) as card:
         for name in ("paths", "film", "still"):

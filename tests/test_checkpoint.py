@@ -77,6 +77,7 @@ TREES = st.recursive(
 )
 
 
+@pytest.mark.long
 @given(tree=TREES)
 @example(tree={"": [0], "0": 1})
 @example(tree={0: {"5": 0}, 0.5: 1})
@@ -197,6 +198,7 @@ def interrupted():
     return run, caught.value
 
 
+@pytest.mark.long
 def test_an_interruption_comes_back_and_is_resumed(tmp_path):
     path = tmp_path / "a.safetensors"
     run, error = interrupted()
@@ -275,6 +277,7 @@ def small(tmp_path):
     return path
 
 
+@pytest.mark.long
 def test_every_changed_byte_and_every_missing_end_is_told(small):
     written = small.read_bytes()
     other = small.with_name("other")
@@ -327,6 +330,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.long
 @given(node=JSON, ties=JSON)
 def test_a_forged_description_is_an_error_of_ours(node, ties, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "forged"

@@ -427,6 +427,7 @@ def test_a_vmapped_run_is_separate_runs(name):
         assert len(set(alone.tolist())) == 3 or i > 2  # a bound need not bind
 
 
+@pytest.mark.long
 @each_step
 def test_the_derivatives_of_a_run_are_finite_differences(name):
     f, arguments = arguments_of(name)

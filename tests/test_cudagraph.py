@@ -130,6 +130,7 @@ def test_blocks_and_what_is_left_over_are_the_loop(seed, length, unroll):
     assert_same_bits(on_cpu(MOVING, CLOSED_OVER, init, xs, length, unroll), expected)
 
 
+@pytest.mark.long
 @given(st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 5))
 def test_loops_without_xs_or_ys_or_a_carry(seed, length, unroll):
     init, xs = normal(seed, 2), normal(seed, length, 2)

@@ -66,6 +66,7 @@ def random_like(params, seed):
     }
 
 
+@pytest.mark.long
 @given(seeds, st.integers(1, 4))
 def test_hvp_is_the_dense_hessian_times_the_vector(seed, hidden):
     params, batch = drawn_network(seed, hidden)
@@ -75,6 +76,7 @@ def test_hvp_is_the_dense_hessian_times_the_vector(seed, hidden):
     close(flat(got), dense_hessian(network_loss, params, batch) @ flat(vector), 1e-9)
 
 
+@pytest.mark.long
 @given(seeds, st.sampled_from(["mse", "cross_entropy"]))
 def test_ggn_vp_is_the_dense_product(seed, name):
     output_loss_fn = getattr(gd.losses, name)
@@ -183,6 +185,7 @@ def test_lanczos_finds_eigenvalues_to_within_its_residuals(name, seed, rotated, 
         assert stated.max() <= rounding
 
 
+@pytest.mark.long
 def test_the_space_is_extended_when_it_is_exhausted():
     """A zero Hessian, one unused leaf, one eigenvalue: every Krylov space has a single dimension or two."""
     loss_fn, _ = quadratic([4.0] * 5, 0, False, torch.float64)

@@ -293,6 +293,7 @@ def _frame(pandas):
     }
 
 
+@pytest.mark.long
 def test_a_frame_of_numbers_is_the_dict_of_its_columns():
     pandas = pytest.importorskip("pandas")
     columns = {

@@ -74,6 +74,7 @@ def test_the_densest_window_holds_the_most_marked_cells():
     assert counts[round(low), round(left)] == counts.max()
 
 
+@pytest.mark.long
 def test_a_run_of_the_boundary_has_a_learning_rate_for_each_layer():
     first, second = torch.tensor(2.0).double(), torch.tensor(0.3).double()
     params, (x, y) = trainability.task()

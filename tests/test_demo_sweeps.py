@@ -55,6 +55,7 @@ def test_variance_reduction_concludes_from_its_numbers(numbers, said):
 # Learning rates.
 
 
+@pytest.mark.long
 def test_the_best_learning_rate_grows_with_the_batch():
     problem = gd.problems.stock_regression()
     result = learning_rate_map.train_all(problem, (2, 8), rates=24, orders=15, epochs=1)
@@ -151,6 +152,7 @@ def test_the_learned_schedule_concludes_from_its_numbers(learned, said):
 # Noise.
 
 
+@pytest.mark.long
 def test_mini_batch_noise_is_what_the_spread_says():
     problem = gradient_noise.regression()
     trajectory = gradient_noise.follow(problem)
@@ -239,6 +241,7 @@ def test_planted_labels_are_found():
         assert which_samples_matter.found(rows[-1], task.wrong)[60] > 0.8
 
 
+@pytest.mark.long
 def test_the_months_share_all_of_the_fitting():
     months = which_samples_matter.rank_months(epochs=1)
     assert months.share.sum() == pytest.approx(1)
@@ -295,6 +298,7 @@ def test_the_costs_of_privacy_are_those_of_the_drawn_medians():
     assert following == pytest.approx(0.54)
 
 
+@pytest.mark.long
 def test_the_privacy_spent_stands_above_the_noise():
     accuracies = torch.linspace(0.9, 0.6, 8)[:, None].expand(8, 4)
     names = [f"clipped to {norm}" for norm in range(5)]
@@ -399,6 +403,7 @@ def test_the_curves_and_the_walks_conclude_from_their_numbers():
     assert "SGD is lowest" in walks({**ends, "SGD": 1e-5}, 20)
 
 
+@pytest.mark.long
 def test_a_walk_keeps_to_the_view_and_ends_low_beside_its_neighbours():
     lrs, limits = optimizer_race.rates(3), torch.tensor(optimizer_race.VIEW).T
     found = optimizer_race.walk("RMSprop", lrs, 100)

@@ -71,6 +71,7 @@ def test_a_file_goes_on_with_any_number_of_ranks(tmp_path):
     assert gd.load(tmp_path / "shared.safetensors")["step"] == 18
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["eager", "native"])
 def test_one_process_runs_as_without(backend):
     step = gd.make_step(data_parallel(loss_fn), gd.adam())

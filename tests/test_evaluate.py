@@ -52,6 +52,7 @@ def loop(steps=15, lr=0.05, init=INIT, step=STEP, evaluate_every=1, evaluate=val
     return carry, losses, values
 
 
+@pytest.mark.long
 @given(
     st.sampled_from(sorted(STEPS)),
     st.integers(0, 20),

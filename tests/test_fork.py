@@ -52,6 +52,7 @@ def test_module_level_locks_are_all_renewed_in_a_child():
         assert not [x for x in vars(importlib.import_module(name)).values() if isinstance(x, plain)], name
 
 
+@pytest.mark.long
 def test_locks_that_another_thread_holds_are_free_in_the_child(monkeypatch):
     held, release = threading.Event(), threading.Event()
 

@@ -339,6 +339,7 @@ def test_the_map_is_that_of_single_networks(trained):
             assert (half.min(), half.max()) == (0, 127)
 
 
+@pytest.mark.long
 def test_each_frame_is_the_next_window(trained):
     windows = trained["windows"]
     assert len(windows) == 4

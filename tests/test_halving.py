@@ -288,6 +288,7 @@ def test_the_grids_best_member_is_found_with_a_third_of_the_steps():
 # Interruptions and files.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("calls", "chunk_size"),
     [(3, None), *(pytest.param(*case, marks=LONG) for case in product((0, 1, 2, 5), (None, 5)))],
@@ -319,6 +320,7 @@ def test_an_interrupted_halving_goes_on_to_the_same_bits(calls, chunk_size, tmp_
     assert len(again) == whole_calls - calls
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("error", [MemoryError, pytest.param(KeyboardInterrupt, marks=LONG)])
 def test_a_halving_goes_on_from_its_file(error, tmp_path):
     file, calls = tmp_path / "halving.safetensors", []

@@ -55,6 +55,7 @@ MODEL_CASES = [*((model, "eager") for model in MODELS), ("regression", "native")
 MODEL_CASES += [pytest.param("regression", "inductor", marks=pytest.mark.slow)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("adjoint", [*EXACT, *map(Checkpoint, ("sqrt", 1, 100)), Truncated(T)], ids=str)
 @pytest.mark.parametrize(("model", "backend"), MODEL_CASES)
 def test_every_exact_adjoint_is_the_derivative(model, adjoint, backend, measured):
@@ -94,6 +95,7 @@ def slopes(adjoint, loss_fn, start, lrs, backend="eager"):
     return gd.hypergrad(last_loss, adjoint=adjoint)(lrs).grads
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["eager", "native"])
 @pytest.mark.parametrize("adjoint", EXACT, ids=str)
 def test_every_exact_adjoint_keeps_the_law_of_hypergradients(adjoint, backend):
@@ -109,6 +111,7 @@ CASES = [(1, 1, "eager"), (1, 4, "eager"), (4, 1, "native"), (8, 1, "eager"), (8
 CASES += [pytest.param(8, 4, "inductor", marks=pytest.mark.slow)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("last", "every", "backend"), CASES)
 def test_truncated_is_the_derivative_of_the_last_steps_alone(last, backend, every):
     params, data, loss_fn = MODELS["regression"]()
@@ -185,6 +188,7 @@ def test_implicit_solves_for_each_member_of_a_vmap_in_either_nesting(adjoint, ba
     assert_close(shared, exact.sum(0), 1e-8)
 
 
+@pytest.mark.long
 def test_a_part_of_the_carry_that_members_share_has_one_cotangent():
     """a = s/2 and b = (a + x)/2 are fixed points; members differ in x alone. A counter does not move."""
 
@@ -247,6 +251,7 @@ def test_a_wrong_solver_warns_and_names_the_other():
         gd.hypergrad(run, adjoint=Implicit(iterations=50))(*point)
 
 
+@pytest.mark.long
 def test_an_unfinished_run_shows_by_what_remains():
     whole, point = ridge_run()
     run, _ = ridge_run(steps=1)

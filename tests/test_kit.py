@@ -133,6 +133,7 @@ def test_a_diagnosis_is_made_when_it_is_first_read(monkeypatch):
     assert made == [(subject, claim)]
 
 
+@pytest.mark.long
 def test_a_diagnosis_places_the_first_wrong_step_beyond_rounding():
     odd = by_hand(lambda g, b, x, lr: (x - lr * (BETA * b + g), BETA * b.sin() + g))
     with pytest.raises(gt.LawBroken) as caught:
@@ -140,6 +141,7 @@ def test_a_diagnosis_places_the_first_wrong_step_beyond_rounding():
     assert caught.value.diagnosis == "the first 2 steps are right"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("beta", [0.7, 0.43])
 def test_a_diagnosis_finds_any_value_of_a_hyperparameter(beta):
     with pytest.raises(gt.LawBroken) as caught:
@@ -155,6 +157,7 @@ def test_a_diagnosis_prefers_the_right_lr_and_names_no_fault_that_does_nothing()
     assert caught.value.diagnosis == "agrees with: displacement scaled by today's lr"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [

@@ -75,6 +75,7 @@ INVARIANT = {  # with D of the columns, J·D⁻¹·w = 0 for the w along which u
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", BLIND)
 def test_levenberg_marquardt_rests_at_a_minimum_that_is_a_valley(name):
     y = 1.7 * T * torch.exp(-0.6 * T) + 0.3 * torch.cos(3 * T)

@@ -98,6 +98,7 @@ def test_a_wrong_batch_mean_of_any_optimizer_is_seen():
 # ---------------------------------------------------------------- the closed forms agree with one another
 
 
+@pytest.mark.long
 @given(st.floats(0.1, 0.9), dyadic, dyadic, st.integers(1, 4))
 @few
 def test_sgd_on_equal_curvatures_has_the_variance_of_independent_noise(shrink, b0, b1, steps):

@@ -106,6 +106,7 @@ def test_a_step_by_coordinates_is_caught(subject, claim, mixing):
         gt.LAWS["check_rotation"](subject, claim)
 
 
+@pytest.mark.long
 @given(st.sampled_from([1 / 5, 1 / 10, 1 / 17, 1 / 2]))
 @few
 def test_reddis_example_drifts_as_it_must(beta2):

@@ -303,6 +303,7 @@ def test_imports_inside_scan_go_down(path):
     assert rooms_imported(path, PACKAGE / "_scan") - {part_of(path)} <= SCAN[part_of(path)]
 
 
+@pytest.mark.long
 @each(FILES)
 def test_no_import_hides_in_a_function(path):
     """A circle of imports could hide there: inside functions only heavy modules of others are imported."""

@@ -77,6 +77,7 @@ def test_entries_of_large_orders_lead_back_to_their_positions(n):
         assert torch.equal(backwards(KEY, n, order), torch.arange(first, first + 500))
 
 
+@pytest.mark.long
 def test_a_walk_of_fixed_length_ends_where_the_other_does(monkeypatch):
     network(monkeypatch)
     orders = {n: entries(KEY, n, 0, n) for n in (2, 3, 5, 7, 11, 1000, 2999)}
@@ -185,6 +186,7 @@ def test_rows_of_few_samples_are_those_of_epoch_batches(seed, size, epochs, shuf
     assert torch.equal(plan[:], whole)
 
 
+@pytest.mark.long
 @given(
     seeds, sizes, st.sampled_from(["drop", "carry"]), st.sampled_from([True, False, "blocks"]), st.data()
 )
@@ -359,6 +361,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.long
 @each_backend
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_run_by_a_plan_that_is_not_held_is_that_by_its_rows(name, backend):
@@ -390,6 +393,7 @@ def test_a_plan_of_more_samples_than_the_data_is_refused():
     assert_same(run(plan_of(), tuple(torch.cat([leaf, leaf]) for leaf in DATA)), run(plan_of()))
 
 
+@pytest.mark.long
 @each_backend
 def test_a_stopped_run_goes_on_to_the_same_bits_and_may_be_made_longer(backend, tmp_path, monkeypatch):
     pytest.importorskip("safetensors")
@@ -412,6 +416,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits_and_may_be_made_longer(backend, 
     assert_same(run(plan_of(epochs=12), backend=backend, checkpoint_to=path), longer)
 
 
+@pytest.mark.long
 def test_runs_map_over_the_keys_of_their_plans():
     def final(key):
         return run(plan_of(key=key))[0].params

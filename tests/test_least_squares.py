@@ -199,6 +199,7 @@ def test_residuals_that_are_not_finite_are_too_far(bad):
     assert float(states[-1].params) == pytest.approx(2)
 
 
+@pytest.mark.long
 def test_a_run_that_cannot_move_is_stuck_and_train_says_so_once():
     start = torch.tensor([1.0], dtype=torch.float64)
     index = gd.full_batch(1, 40)

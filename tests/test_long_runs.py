@@ -53,6 +53,7 @@ def stopped(path, until=20, **options):
     return caught.value
 
 
+@pytest.mark.long
 @each_backend
 def test_a_run_that_is_called_again_goes_on_to_the_same_bits(backend, tmp_path):
     options = {"backend": backend, "record": ("loss", "params", "grad_norm"), "every": 3}
@@ -250,6 +251,7 @@ SAME_NAMES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["eager", "native"])
 @pytest.mark.parametrize("name", SAME_NAMES)
 def test_what_has_the_same_name_but_other_values_is_refused(name, backend, tmp_path):
@@ -332,6 +334,7 @@ def test_a_run_inside_a_transformation_writes_and_logs_nothing(argument, tmp_pat
         vmap(final)(torch.tensor([0.1, 0.2]))
 
 
+@pytest.mark.long
 def test_files_are_written_every_so_many_steps_and_the_last_are_kept(tmp_path):
     path = tmp_path / "run.safetensors"
     run(path, backend="eager", checkpoint_every=1, checkpoint_keep=3)
@@ -437,6 +440,7 @@ def at_step(number, fill):
     return lambda step, numbers: fill(1024) if step == number else None
 
 
+@pytest.mark.long
 def test_a_full_disk_costs_a_file_and_not_the_run(tmp_path):
     path = tmp_path / "run"
     with filling() as fill, pytest.warns(UserWarning, match="the run goes on without a file of step"):
@@ -455,6 +459,7 @@ def test_a_disk_that_is_full_at_the_end_costs_no_result(tmp_path):
     assert gd.load(path)["step"] == 1
 
 
+@pytest.mark.long
 def test_the_file_of_another_process_is_not_overwritten(tmp_path):
     path, other = tmp_path / "run", tmp_path / "other"
     run(other, lr=0.01, backend="eager")
@@ -547,6 +552,7 @@ def test_progress_shows_the_loss_and_begins_where_the_run_does(tmp_path, capsys)
     assert "lr=0.05" in shown
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["eager", "native"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_raises_skips_or_stops(bad, backend):

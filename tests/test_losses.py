@@ -31,6 +31,7 @@ def agree(ours, theirs, x):
         torch.testing.assert_close(f(ours)(x), f(theirs)(x), rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TABLE)
 @given(seed=seeds, shape=st.lists(st.integers(1, 4), max_size=3))
 def test_loss_and_its_derivatives_are_torchs(name, seed, shape):
@@ -39,6 +40,7 @@ def test_loss_and_its_derivatives_are_torchs(name, seed, shape):
     agree(lambda p: ours(p, y), lambda p: theirs(p, y), x)
 
 
+@pytest.mark.long
 @given(seed=seeds, B=st.integers(1, 5), C=st.integers(1, 4))
 def test_cross_entropy_and_its_derivatives_are_torchs(seed, B, C):
     logits, targets = 5 * normal(seed, B, C), normal(seed, B).abs().mul(10).long() % C
@@ -94,6 +96,7 @@ def test_cross_entropy_refuses_targets_that_are_no_classes(targets, message):
     assert_refused(lambda: losses.cross_entropy(torch.zeros(5, 3), targets), message)
 
 
+@pytest.mark.long
 @given(seed=seeds, B=st.integers(1, 6), C=st.integers(1, 4))
 def test_class_weights_average_over_samples_and_agree_with_torch_where_they_sum_to_their_number(seed, B, C):
     logits, targets = 5 * normal(seed, B, C), normal(seed, B).abs().mul(10).long() % C

@@ -160,6 +160,7 @@ STEP_RULES = {
 CURVATURE = torch.tensor([[2.0, 0.4, 0.0], [0.4, 1.0, 0.3], [0.0, 0.3, 0.5]], dtype=torch.float64)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", STEP_RULES)
 @given(st.data(), seeds)
 def test_points_are_those_of_the_paper(name, data, seed):
@@ -272,6 +273,7 @@ def test_torchs_adafactor_is_ours_where_lr_is_below_its_schedule():
             torch.testing.assert_close(params[name], leaf.detach(), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.long
 def test_adafactor_is_torchs_in_float32_to_3e_6_of_the_movement():
     start = {"w": normal(0, 4, 3).float(), "b": normal(1, 3).float()}
     target = {"w": normal(2, 4, 3).float(), "b": normal(3, 3).float()}

@@ -50,6 +50,7 @@ def test_transformations_run(name):
     assert_on_meta(gd.apply_updates(params, updates, LR))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", STEPS)
 def test_steps_and_their_runs_run(name):
     row = STEPS[name]

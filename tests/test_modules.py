@@ -609,6 +609,7 @@ def test_what_does_not_stack_raises(make, message):
     assert_refused(lambda: gd.modules.stack(members), message)
 
 
+@pytest.mark.long
 @given(st.integers(2, 5), st.sampled_from([None, 1, 2, 5]))
 def test_mean_and_spread_are_over_the_members(n, chunk_size):
     apply, params, buffers = gd.modules.init(double_mlp, gd.random.split(gd.random.key(n), n))

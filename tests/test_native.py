@@ -312,6 +312,7 @@ def test_extrema_are_those_of_torch(rows, columns, depth, dtype, seed):
     assert_close(*both(extrema, hostile(seed, (rows + 1, columns + 1, depth + 1), dtype)), 0, signs=False)
 
 
+@pytest.mark.long
 @pytest.mark.optimised
 def test_long_sums_are_as_exact_as_those_of_torch():
     a = torch.rand((600, 700, 3), generator=torch.Generator().manual_seed(0))
@@ -479,6 +480,7 @@ def test_derivatives_of_rough_functions_are_those_of_torch(name, dtype):
     assert_same(functools.partial(through, a, b), tolerance, tolerance)
 
 
+@pytest.mark.long
 def test_gradients_of_samples_have_a_forward_mode():
     """Because its zeros share memory with other tensors, which a loop in C cannot see."""
 

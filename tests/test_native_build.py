@@ -343,6 +343,7 @@ def is_gone(process):
         return True
 
 
+@pytest.mark.long
 def test_compiler_that_hangs_is_stopped_with_all_its_processes(cache, compiler, monkeypatch, tmp_path):
     compiler(f"sleep 100 & echo $! > {tmp_path}/child; wait")
     monkeypatch.setattr(_process, "_PATIENCE", 0.5)

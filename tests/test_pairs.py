@@ -118,6 +118,7 @@ def test_a_projection_of_points_that_were_judged_is_refused(name):
         gd.methods.projected(gd.methods.ema(METHODS[name][0](), 0.5), BOX)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in (*REFUSED, *JUDGED)])
 def test_projected_methods_end_at_the_minimum_in_the_box(name):
     make, lr = METHODS[name]

@@ -411,6 +411,7 @@ def report(monkeypatch):
     return dict(__main__.report())
 
 
+@pytest.mark.long
 def test_the_report_tells_what_runs_here(monkeypatch):
     told = report(monkeypatch)
     assert list(told) == ["gdfunc", "device", "compiler", "target", "cache", "eager", "native", "cudagraph"]

@@ -68,6 +68,7 @@ def test_a_long_legend_fits():
         render(one)
 
 
+@pytest.mark.long
 def test_the_legend_never_covers_the_lines_of_a_figure_of_its_own():
     for ax in both():
         render(ax)

@@ -224,6 +224,7 @@ def test_legend_at_the_best_place_stays_where_it_is(tmp_path):
     legend.set_loc("best")  # as before: it can still be moved
 
 
+@pytest.mark.long
 def test_lines_of_ones_own_grow_too(tmp_path):
     ax = Figure((3, 3)).subplots()
     (line,) = ax.plot([0.0, 1.0, 2.0], [0.0, 1.0, 0.0], marker="o", markevery=[-1])
@@ -234,6 +235,7 @@ def test_lines_of_ones_own_grow_too(tmp_path):
     assert 0 < first < second < third
 
 
+@pytest.mark.long
 def test_a_page_needs_no_network_and_names_the_picture(tmp_path):
     ax = drawings.descent(None)
     ax.figure.suptitle('A "steep" valley & a\nrun <b>')

@@ -352,6 +352,7 @@ def lose(count):
     return runs
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("log_y", [True, False])
 @pytest.mark.parametrize("lost", [1, 2, 3, 4, 7, 8])
 def test_strips_stand_below_one_another_and_above_the_data(lost, log_y):

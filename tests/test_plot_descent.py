@@ -59,6 +59,7 @@ def test_path_names_what_does_not_fit(params, final, message):
 # Descent: the drawn paths.
 
 
+@pytest.mark.long
 def test_every_point_of_every_path_is_drawn():
     paths = [descend(0.05, 30), descend(0.18, 12)]
     ax = plot_descent(quadratic, paths, labels=["slow", "fast"])
@@ -383,6 +384,7 @@ def test_both_axes_have_one_scale_unless_that_makes_a_strip(curvature, equal):
     assert plot_descent(lambda w: (w**2).sum(), [path], ax=own).get_aspect() == 2
 
 
+@pytest.mark.long
 def test_up_to_seven_paths_are_named_at_their_ends_in_a_place_of_their_own():
     paths = {f"lr {0.02 * i:.2f}": descend(0.02 * i, 120) for i in range(1, 8)}
     ax = plot_descent(quadratic, paths)

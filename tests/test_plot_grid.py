@@ -136,6 +136,7 @@ def ticks(axis):
     )
 
 
+@pytest.mark.long
 def test_names_stand_side_by_side_in_their_order():
     names = ["SGD", "a very long name of an optimizer", True, None]
 
@@ -153,6 +154,7 @@ def test_names_stand_side_by_side_in_their_order():
         assert ax.get_legend().get_window_extent().y1 < ax.xaxis.get_tightbbox().y0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("count", [1, 12, 13])
 def test_up_to_twelve_values_have_ticks_of_their_own(count):
     sizes = [2**i for i in range(count)]

@@ -151,6 +151,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", PLOTS)
 @pytest.mark.parametrize("form", KINDS)
 def test_every_input_is_drawn_or_refused_by_its_name(name, form):

@@ -189,6 +189,7 @@ def test_diverged_paths_are_shown_and_do_not_turn_the_plane():
     render(ax)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_tensors_and_arrays_of_any_float(dtype):
     path = tree_of(wander(0, 5).to(dtype).requires_grad_())

@@ -39,6 +39,7 @@ def shares(ax):
     return [text for text in texts(ax) if text]
 
 
+@pytest.mark.long
 @few
 @given(st.integers(0, 2**32), st.integers(1, 12), st.lists(st.floats(-8, 12), min_size=1, max_size=3))
 def test_each_sample_its_mean_and_its_tangents_are_those_of_per_sample_grad(seed, n, places):
@@ -74,6 +75,7 @@ def test_each_sample_its_mean_and_its_tangents_are_those_of_per_sample_grad(seed
         )
 
 
+@pytest.mark.long
 def test_the_view_holds_all_places_and_both_sides_of_the_valley():
     batch = data(3, 40)
     ax = plot_samples(loss_fn, torch.tensor(9.0).double(), batch)

@@ -95,6 +95,7 @@ def test_every_line_and_text_stands_out_from_the_background(name):
         render(ax)
 
 
+@pytest.mark.long
 def test_fonts_are_embedded_in_pdf_as_truetype(tmp_path):
     with matplotlib.rc_context(plot.style("paper")):
         plot.plot_curves(CURVES).figure.savefig(tmp_path / "a.pdf")

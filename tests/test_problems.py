@@ -402,6 +402,7 @@ def test_logistic_loss_is_exact_far_out(margin):
     assert abs(slope + 1 / (1 + math.exp(min(margin, 700)))) <= 4e-16
 
 
+@pytest.mark.long
 @given(
     x=st.lists(st.integers(-3, 3), min_size=1, max_size=8), labels=st.integers(0, 255), bias=st.booleans()
 )
@@ -638,6 +639,7 @@ def test_diabetes():
     assert datasets.diabetes(dtype=torch.float32).y.dtype == torch.float32
 
 
+@pytest.mark.long
 def test_breast_cancer():
     sklearn = pytest.importorskip("sklearn.datasets")
     data, file = datasets.breast_cancer(), sklearn.load_breast_cancer()

@@ -510,6 +510,7 @@ def test_a_loss_that_cannot_be_traced_is_differentiated_as_it_is(name):
     torch.testing.assert_close(sizes, materialised(loss_fn, params, batch)[0].norm(dim=1))
 
 
+@pytest.mark.long
 def test_random_numbers_are_drawn_if_asked_for():
     def loss_fn(params, batch):
         return squared(F.dropout(batch[0] @ params["w"], 0.5))

@@ -435,6 +435,7 @@ def test_the_cache_is_used_and_the_environment_left_alone():
     assert any((gd._scan.backends._cache.private_directory() / "inductor").rglob("*.so"))
 
 
+@pytest.mark.long
 def test_no_compiler_is_one_clear_sentence():
     message = r"backend='inductor' needs a C\+\+ compiler, and none was found: install g\+\+ or clang\+\+$"
     missing = inductor_config.patch({"cpp.cxx": (None, "/nonexistent/g++")})
@@ -452,6 +453,7 @@ def worth_compiling(monkeypatch, nothing_said):
         monkeypatch.setattr(_cost, cost, value)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("worth_compiling", "nothing_traced")
 def test_auto_replays_with_one_warning_where_compiling_fails(monkeypatch):
     def fail(*args, **kwargs):

@@ -44,6 +44,7 @@ def final(f, w, init=START, **options):
     return gd.scan(lambda c, x: (f(c, x, w), c), init, XS, **options)[0].sum()
 
 
+@pytest.mark.long
 @traced
 @pytest.mark.parametrize("norm", [functional.batch_norm, functional.instance_norm])
 @pytest.mark.parametrize("used", [False, True])
@@ -509,6 +510,7 @@ def test_a_number_in_the_class_or_the_node_of_the_carry_is_read(make, options):
         assert_traced(lambda **how: gd.scan(f, make(START), XS, **how)[0].w, options)
 
 
+@pytest.mark.long
 @traced
 def test_equal_keys_of_other_types_are_others(options):
     def f(c, x):

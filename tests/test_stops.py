@@ -159,6 +159,7 @@ def run(steps=60, lr=0.3, stop=None, **options):
     return gd.train(ADAM, start, DATA, index, lr, stop=stop, **options)
 
 
+@pytest.mark.long
 @given(st.floats(0.05, 1.0), st.integers(1, 6), st.sampled_from(["loss", "validation"]))
 @few
 def test_the_best_carry_is_whole_and_that_of_the_loop_bit_for_bit(lr, patience, quantity):

@@ -113,6 +113,7 @@ def compilations(monkeypatch):
     return made
 
 
+@pytest.mark.long
 def test_another_lr_seed_data_step_or_length_compiles_nothing(traces, compilations, monkeypatch):
     run(40)
     traces.clear()

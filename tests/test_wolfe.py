@@ -178,6 +178,7 @@ def test_a_search_that_runs_out_of_trials_goes_back_to_the_best():
     assert [int(s.status) for s in states[:6]] == [UNFINISHED] * 5 + [LOWER]
 
 
+@pytest.mark.long
 def test_a_search_without_a_way_down_is_stuck_and_train_says_so_once():
     def loss_fn(x, batch):  # its gradient points the wrong way
         return 2 * x.detach() - x
@@ -208,6 +209,7 @@ def test_a_loss_that_is_nan_at_the_start_is_stuck():
     assert (int(state.status), float(state.params)) == (STUCK, -1.0)
 
 
+@pytest.mark.long
 def test_poor_pairs_are_forgotten_before_it_is_stuck():
     """Once the loss has changed, no step along H·g goes down, but one along the gradient does."""
 
