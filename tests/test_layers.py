@@ -5,6 +5,7 @@ import functools
 import graphlib
 import subprocess
 import sys
+import tokenize
 from collections.abc import Callable
 from pathlib import Path
 
@@ -312,6 +313,27 @@ def test_no_import_hides_in_a_function(path):
             for node in ast.walk(function):
                 is_ours = isinstance(node, ast.ImportFrom) and node.level
                 assert not is_ours, f"line {node.lineno}"
+
+
+def lines_of_code(path: Path) -> set[int]:
+    """The lines of a file without its comments, docstrings and empty lines."""
+    no_code = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+    with tokenize.open(path) as file:
+        tokens = [token for token in tokenize.generate_tokens(file.readline) if token.type not in no_code]
+    lines = {line for token in tokens for line in range(token.start[0], token.end[0] + 1)}
+    for node in nodes_of(path):
+        if isinstance(node, ast.Expr) and isinstance(getattr(node.value, "value", None), str):
+            lines -= set(range(node.lineno, node.end_lineno + 1))
+    return lines
+
+
+@each(FILES)
+def test_no_file_and_no_function_is_long(path):
+    assert len(path.read_text().splitlines()) <= 450
+    lines = lines_of_code(path)
+    for node in nodes_of(path):
+        if isinstance(node, ast.FunctionDef):
+            assert len(lines & set(range(node.lineno, node.end_lineno + 1))) <= 60, node.name
 
 
 def imported_files(path: Path) -> set[Path]:

@@ -116,15 +116,9 @@ def reduce_on_plateau(
         counts = no_steps(params), no_steps(params)
         return PlateauState(carry, one, worst, *counts, none, no_steps(params))
 
-    def is_better(loss: Tensor, best: Tensor) -> Tensor:
-        worst = sign * torch.finfo(best.dtype).max  # stands for an infinity, with which torch compares
-        best = torch.where(best == worst, sign * math.inf, best)
-        bound = scalar(threshold, loss)
-        bound = best * (1 - sign * bound) if is_relative else best - sign * bound
-        return loss < bound if is_least else loss > bound
-
     def judge(state: PlateauState, loss: Tensor, lr: Tensor) -> _Judged:
-        better, cooling = is_better(loss, state.best), state.cooldown > 0
+        better = _is_better(loss, state.best, scalar(threshold, loss), sign, is_relative)
+        cooling = state.cooldown > 0
         bad = torch.where(better | cooling, 0, state.bad + 1)
         shrinks = bad > patience
         least = safe_ratio(scalar(min_lr, lr), lr)
@@ -155,3 +149,11 @@ def reduce_on_plateau(
         return PlateauState(carry, *judged, count), loss, grads
 
     return step_around(inner, init, advance, PlateauState)
+
+
+def _is_better(loss: Tensor, best: Tensor, threshold: Tensor, sign: float, is_relative: bool) -> Tensor:
+    """Tell whether a loss is below the best by more than the threshold; with sign −1, above it."""
+    worst = sign * torch.finfo(best.dtype).max  # stands for an infinity, with which torch compares
+    best = torch.where(best == worst, sign * math.inf, best)
+    bound = best * (1 - sign * threshold) if is_relative else best - sign * threshold
+    return loss < bound if sign > 0 else loss > bound

@@ -1,5 +1,6 @@
 """L-BFGS with a search for Wolfe's conditions, one evaluation a step."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -183,17 +184,21 @@ def lbfgs(
         loss = start.loss.to(loss_of(value).dtype)
         return following, value._replace(loss=loss) if isinstance(value, Evaluated) else loss, grads
 
-    def trouble(state: WolfeState) -> str | None:
-        if state.status != STUCK:
-            return None
-        loss, slope = float(state.loss), float(norms(state.opt_state.grads))
-        return (
-            f"the line search of lbfgs is stuck at loss {loss:.6g}, where the gradient has norm "
-            f"{slope:.3g}: none of {max_trials} trials along it had a lower loss; give every step all of "
-            f"the data, compute in float64, scale the parameters alike, or begin elsewhere"
-        )
+    return Step(
+        init, advance, WolfeState, accept, trouble=partial(_trouble, max_trials), computes_params=True
+    )
 
-    return Step(init, advance, WolfeState, accept, trouble=trouble, computes_params=True)
+
+def _trouble(max_trials: int, state: WolfeState) -> str | None:
+    """Tell why a search cannot move, if it cannot."""
+    if state.status != STUCK:
+        return None
+    loss, slope = float(state.loss), float(norms(state.opt_state.grads))
+    return (
+        f"the line search of lbfgs is stuck at loss {loss:.6g}, where the gradient has norm "
+        f"{slope:.3g}: none of {max_trials} trials along it had a lower loss; give every step all of "
+        f"the data, compute in float64, scale the parameters alike, or begin elsewhere"
+    )
 
 
 def _descent(memory: LBFGSState) -> tuple[Tensor, Tensor]:

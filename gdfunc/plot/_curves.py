@@ -107,11 +107,7 @@ def plot_curves(
     References:
         Masataka Okabe and Kei Ito, Color Universal Design, 2008 (the colours).
     """
-    if isinstance(curves, Mapping):
-        if labels is not None:
-            raise ValueError("labels must be None where curves is a dict: its keys are the labels")
-        curves, labels = list(curves.values()), list(curves)
-    runs = [_values(f"curves[{i}]", curve) for i, curve in enumerate(_axes.check_list("curves", curves))]
+    runs, labels = _runs(curves, labels)
     names, numbers = _axes.check_labels(labels, len(runs), "curves"), _labels.as_numbers(labels)
     if numbers is not None:
         names = [f"{by} {number:.6g}".strip() for number in numbers]
@@ -137,11 +133,7 @@ def plot_curves(
     note = ", counted from 1" if log_x and x is None else note
     _prepare(ax, np.concatenate(xs), whole=over is None and not log_x)
     ax.set(yscale="log" if log_y else "linear", xlabel=f"{xlabel}{note}", ylabel=ylabel)
-    looks = [_style.line_style(i, ax) for i in range(len(drawn))]
-    if colors is not None:
-        looks = _style.chosen_looks(given)
-    elif numbers is not None:
-        looks = [(color, "-") for color in _style.ordered_colors(ax, numbers)]
+    looks = _looks(ax, len(drawn), given, numbers)
     handles, notes, top = _draw(ax, drawn, looks, window, over or xlabel, over is not None)
     abouts = [_about(curve, window, band) for curve in drawn]
     if label_lines:
@@ -155,6 +147,28 @@ def plot_curves(
     if entries:
         _axes.draw_legend(ax, entries)
     return ax
+
+
+def _runs(
+    curves: Sequence[Any] | Mapping[Any, Any], labels: Sequence[Any] | None
+) -> tuple[list[Any], Sequence[Any] | None]:
+    """Read the curves as arrays [N, T], and their labels."""
+    if isinstance(curves, Mapping):
+        if labels is not None:
+            raise ValueError("labels must be None where curves is a dict: its keys are the labels")
+        curves, labels = list(curves.values()), list(curves)
+    return [
+        _values(f"curves[{i}]", curve) for i, curve in enumerate(_axes.check_list("curves", curves))
+    ], labels
+
+
+def _looks(ax: Axes, count: int, colors: list[Any], numbers: Any) -> list[Any]:
+    """Choose a colour and a dash for each curve: those given, by the numbers, or one after another."""
+    if colors:
+        return _style.chosen_looks(colors)
+    if numbers is not None:
+        return [(color, "-") for color in _style.ordered_colors(ax, numbers)]
+    return [_style.line_style(i, ax) for i in range(count)]
 
 
 def _prepare(ax: Axes, x: Array, whole: bool) -> None:
