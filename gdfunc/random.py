@@ -21,6 +21,7 @@ References:
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from numbers import Real
 from typing import Any
 
@@ -87,7 +88,9 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
         [n, 2] and an int. Keys [n, 2] and numbers [n] are matched row by row.
 
     Raises:
-        ValueError: the shapes of keys and data do not broadcast.
+        TypeError: data is a tensor, but not of integers.
+        ValueError: the shapes of keys and data do not broadcast, or they are on different devices. (A 0-d
+            tensor on the CPU goes with any key, as in torch.)
 
     Example:
         >>> gd.random.fold_in(gd.random.key(0), 7)
@@ -98,6 +101,13 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
     """
     _check_keys(key)
     if isinstance(data, Tensor):
+        if data.is_floating_point() or data.is_complex():
+            raise TypeError(f"data must be an int or a tensor of integers; got {data.dtype}")
+        if data.device != key.device and (data.ndim or not data.is_cpu):
+            raise ValueError(
+                f"the key is on {key.device}, but data on {data.device}: move one of them, as in "
+                f"data.to(key.device)"
+            )
         low = data.to(torch.int64)
         try:
             torch.broadcast_shapes(key.shape[:-1], low.shape)
@@ -241,7 +251,7 @@ def permutation(key: Tensor, n: int) -> Tensor:
         tensor([0, 1, 8, 5, 6, 4, 3, 2, 7, 9])
     """
     _check_keys(key)
-    return _orders(key, check_int("n", n, 0)).contiguous()  # n of 0 or 1 is not sorted, but expanded
+    return _orders(key, check_int("n", n, 0))
 
 
 def _normals(key: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
@@ -321,16 +331,16 @@ def _integers_below(span: int, key: Tensor, shape: Sequence[int]) -> Tensor:
 
 def _orders(key: Tensor, n: int) -> Tensor:
     """Shuffle the integers 0 … n−1 by each of the keys [..., 2]."""
-    order = torch.arange(n, device=key.device).expand(*key.shape[:-1], n)
-    # JAX's number of rounds: it leaves a tie unbroken with a chance below 1/n.
-    rounds = math.ceil(3 * math.log(max(1, n)) / math.log(_WORD))
-    for at in range(rounds):
+    # JAX's number of rounds: it leaves a tie unbroken with a chance below 1/n. One of them for n of 0 or 1
+    # too, because torch's vmap fails where a result along another axis than the first depends on no member.
+    rounds = max(1, math.ceil(3 * math.log(max(1, n)) / math.log(_WORD)))
+    orders = []
+    for _ in range(rounds):
         key, subkey = _split(key, 2).unbind(-2)
         first, second = _words(subkey, (n,))
         # Because the words are compared with a sign, their highest bit is turned over.
-        ranks = _stable_order(first ^ second ^ _SIGN)
-        order = order.gather(-1, ranks) if at else ranks
-    return order
+        orders.append(_stable_order(first ^ second ^ _SIGN))
+    return reduce(lambda order, ranks: order.gather(-1, ranks), orders)
 
 
 def _stable_order(words: Tensor) -> Tensor:

@@ -216,6 +216,23 @@ def test_keys_and_numbers_are_folded_pair_by_pair(keys, numbers):
     assert folded.reshape(-1, 2).equal(torch.stack([gd.random.fold_in(k, int(d)) for k, d in pairs]))
 
 
+def test_a_0d_number_on_the_cpu_is_folded_into_a_key_on_any_device():
+    """Because torch's own operators take it, and without values no kernel compares devices."""
+    key = gd.random.key(0, device="meta")
+    assert gd.random.fold_in(key, torch.tensor(3)).device == key.device
+    with pytest.raises(RuntimeError, match="device"):
+        CIPHER(*key, torch.arange(3))
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+@pytest.mark.parametrize("axes", [(0, 1), (1, 0), (1, -1)])
+def test_short_orders_are_mapped_along_any_axis(n, axes):
+    keys = gd.random.split(gd.random.key(0), 12).reshape(3, 4, 2)
+    wanted = gd.random.permutation(keys, n)
+    mapped = vmap(vmap(lambda key: gd.random.permutation(key, n)), axes[0], axes[1])(keys)
+    assert_same_bits(mapped.movedim(axes[1], axes[0]), wanted)
+
+
 WIDE, UNIT = (torch.float64, torch.float32, torch.bfloat16), st.floats(0, 1)
 
 
@@ -416,6 +433,14 @@ def test_functions_of_one_key_refuse_many(name):
         *((lambda key, bad=bad: gd.random.key(bad), SEED) for bad in (-1, 2**64, 1.0, True, "0", None)),
         (lambda key: gd.random.split(key, -1), "num must be an int >= 0; got -1"),
         (lambda key: gd.random.fold_in(key, 2**32), "data must be an int in"),
+        (
+            lambda key: gd.random.fold_in(key, torch.ones(2)),
+            "TypeError: data .* integers; got torch.float32",
+        ),
+        (
+            lambda key: gd.random.fold_in(key, torch.ones(2, dtype=torch.int64, device="meta")),
+            r"the key is on cpu, but data on meta: .* data.to\(key.device\)",
+        ),
         (lambda key: gd.random.bits(key, (2, -1)), "a dimension of shape must be an int >= 0"),
         (lambda key: gd.random.normal(key, 3), r"TypeError: shape must be .* such as \(3,\); got 3"),
         (lambda key: gd.random.randint(key, (), 3, 3), "maxval must be an int in"),

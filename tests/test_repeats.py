@@ -99,3 +99,16 @@ def test_a_graph_with_copies_computes_what_its_function_does(name):
     tensors = torch.linspace(-1, 2, 9).reshape(3, 3), torch.arange(9.0).double().reshape(3, 3)
     for got, wanted in zip(recorded(program)(*tensors), run(program, *tensors), strict=True):
         assert torch.equal(got.nan_to_num(7), wanted.nan_to_num(7))
+
+
+def test_operations_on_sparse_tensors_are_left_to_the_tracer():
+    """Because a sparse tensor has neither strides nor memory of its own."""
+
+    def product(x):
+        return [torch.sparse.mm(x.to_sparse(), x) for _ in range(2)]
+
+    with clean_room() as mode:
+        graph = _graphs.recorder(product)(valueless(mode, (3, 3), torch.float32, torch.device("cpu")))
+    names = list(map(str, _graphs.operators(graph)))
+    assert names
+    assert names[: len(names) // 2] == names[len(names) // 2 :]

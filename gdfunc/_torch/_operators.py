@@ -79,8 +79,8 @@ def _on_cpu(key0: Tensor, key1: Tensor, counter: Tensor) -> Tensor:
 
 
 def _without_values(key0: Tensor, key1: Tensor, counter: Tensor) -> Tensor:
-    shape = torch.broadcast_shapes(key0.shape, key1.shape, counter.shape)
-    return counter.new_empty(shape)
+    like = key0 + key1 + counter  # of their shape, and on their device if they share one
+    return torch.empty_like(like, memory_format=torch.contiguous_format)
 
 
 def _of_members(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Tensor, int]:

@@ -108,6 +108,8 @@ def _describe(value: Any, key: list[Any], inputs: dict[int, Any], tracked: Any) 
         slot = tracked.get(value)
         if slot is None or slot.constant is not None or value.constant is not None:
             raise TypeError
+        if value.layout is not torch.strided:  # a sparse tensor has no strides and no memory of its own
+            raise TypeError
         if id(value) not in inputs:
             inputs[id(value)] = value, slot.proxy.node
             key += (value.dtype, value.shape, value.stride(), value.storage_offset(), value.fake_device)
