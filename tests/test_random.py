@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.func import vmap
+from torch.func import grad, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import gdfunc as gd
@@ -279,6 +280,26 @@ def test_dropout_has_the_slope_of_its_mask():
     slope = torch.func.grad(lambda x: gd.random.dropout(key, x, 0.25).sum())(x)
     assert_same_bits(slope, gd.random.dropout(key, torch.ones_like(x), 0.25))
     assert gd.random.dropout(key, x + 1j * x, 0.25).real.equal(gd.random.dropout(key, x, 0.25))
+
+
+@pytest.mark.long
+def test_a_compiled_loop_that_draws_has_the_derivatives_of_the_eager_one():
+    def step(carry, count):
+        key, w = carry
+        key, now = gd.random.split(key)
+        w = w - 0.1 * gd.random.dropout(now, w, 0.5) * gd.random.normal(key, (3,), torch.float64).sin()
+        return (key, w[gd.random.permutation(gd.random.fold_in(now, count), 3)]), w.sum()
+
+    def run(w, backend):
+        (_, final), ys = gd.scan(step, (gd.random.key(2), w), torch.arange(9), backend=backend)
+        return (final**2).sum() + ys.sum()
+
+    def derivatives(backend):
+        f = partial(run, backend=backend)
+        return grad(f)(w), jvp(f, (w,), (w,))[1], vmap(grad(f))(torch.stack([w, 2 * w]))
+
+    w = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    torch.testing.assert_close(derivatives("native"), derivatives("eager"), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.long

@@ -11,6 +11,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, m
 from torch.nn import functional
 
 from ._modes import clean_room, no_function_modes, valueless
+from ._repeats import KNOWN as KNOWN
 from ._repeats import Repeats
 
 Rewrites = dict[Any, Callable[..., Any]]

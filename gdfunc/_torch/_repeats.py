@@ -16,7 +16,7 @@ from ._modes import unseen
 _PLAIN = {int, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format}
 _VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.inplace_view}
 _VALUES |= {torch.Tag.nondeterministic_seeded}
-_KNOWN = {"aten", "prims", "gdfunc"}  # namespaces of operators
+KNOWN = {"aten", "prims", "gdfunc"}  # namespaces of the operators of torch and gdfunc
 _DEVICE = torch.ops.prim.device.default
 _LIFT = torch.ops.aten.lift_fresh.default  # of a constant, whose value torch follows
 
@@ -92,7 +92,7 @@ _pure: dict[Any, bool] = {}
 def _is_pure(func: Any) -> bool:
     """Tell whether an operator gives the same for arguments of the same metadata, and changes none."""
     if func not in _pure:
-        of_torch = isinstance(func, OpOverload) and func.namespace in _KNOWN and func is not _LIFT
+        of_torch = isinstance(func, OpOverload) and func.namespace in KNOWN and func is not _LIFT
         _pure[func] = of_torch and not func._schema.is_mutable and _VALUES.isdisjoint(func.tags)
     return _pure[func]
 

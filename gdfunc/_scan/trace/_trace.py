@@ -12,7 +12,7 @@ from torch.func import functionalize
 
 from ... import _tree
 from ..._errors import BackendError, line_of, untraceable, users_frame_of
-from ..._torch._graphs import graph_of, needs_a_value, operators, recorder, writes
+from ..._torch._graphs import KNOWN, graph_of, needs_a_value, operators, recorder, writes
 from ..._torch._modes import (
     FakeTensor,
     active_modes,
@@ -297,8 +297,8 @@ def _with_shared_body(recorded: Recorded, carry: Avals, x: Avals) -> Traced:
     """Take the body of an equal graph before, with all that was compiled of it, or make a body."""
     consts = tuple(map(Aval.of, recorded.closed_over))
     graph = _pure(recorded.graph, len(consts))
-    # The derivative of an operation that is not torch's own may not be one of a graph.
-    foreign = {str(each) for each in operators(graph) if each.namespace not in ("aten", "prims")}
+    # The derivative of an operation that is neither torch's nor gdfunc's may not be one of a graph.
+    foreign = {str(each) for each in operators(graph) if each.namespace not in KNOWN}
     opaque = frozenset(recorded.lift.cuts.opaque | foreign)
     # The loops inside, because graph.code has the same name for each of them.
     key = (graph.code, *nested_loops(graph), consts, carry, x, opaque, torch.get_default_dtype())
