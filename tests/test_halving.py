@@ -544,7 +544,14 @@ def test_what_a_study_cannot_be_told_is_refused(optuna):
     tell = partial(gd.search.tell, study, trials)
     assert_refused(lambda: tell(result), "values must be a tensor .* for the 3 trials")
     assert_refused(lambda: tell(result, result.outputs["a"][:2]), r"got float32\[2\]: pass one")
+    values = result.outputs["a"][:, None].expand(3, 2)
+    assert_refused(lambda: tell(result, values), r"1 objectives, but values \[3, 2\] give trials 2")
+    assert {trial.state.name for trial in study.trials} == {"RUNNING"}  # so that they can be told rightly
+    gd.search.tell(study, trials, result, result.outputs["a"])
     assert_refused(lambda: gd.search.ask(study, 0, space), "size must be an int >= 1")
+    with pytest.raises(TypeError, match=r"space\['lr'\] must be a distribution"):
+        gd.search.ask(study, 2, {"lr": (0.0, 1.0)})
+    assert len(study.trials) == 3  # nothing was asked
     names = iter("ab")
     assert_refused(
         lambda: gd.search.ask(study, 2, lambda trial: {next(names): 1.0}), "same names; got a and b"

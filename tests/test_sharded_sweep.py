@@ -138,6 +138,7 @@ def test_an_interruption_and_a_folder_go_together(tmp_path):
 
     with pytest.raises(gd.SweepInterrupted) as error:
         gd.sweep(impatient, GRID, chunk_size=2, checkpoint_to=tmp_path)
+    assert f"{tmp_path} holds them too" in "".join(error.value.__notes__)
     again = []
     result = gd.sweep(
         partial(counted, again), GRID, chunk_size=2, checkpoint_to=tmp_path, resume=error.value

@@ -402,5 +402,5 @@ def test_it_takes_no_more_evaluations_on_networks_than_scipy_and_a_tenth():
 )
 def test_a_step_around_the_search_warns_too(wrap):
     step = wrap(gd.methods.lbfgs(lambda w, batch: w.log()))
-    with pytest.warns(gd.StuckWarning, match="stuck at loss nan"):
+    with pytest.warns(gd.StuckWarning, match="stuck at loss nan, where it began"):
         gd.train(step, step.init(torch.tensor(-1.0, dtype=torch.float64)), None, gd.full_batch(1, 3), 1.0)

@@ -197,6 +197,8 @@ def _run_groups(
             stopped = SweepInterrupted(total=len(grid), members=members, result=result)
             for note in getattr(interrupt, "__notes__", []):
                 stopped.add_note(note)
+            if folder:
+                stopped.add_note(f"gdfunc: {folder.path} holds them too, and the same call goes on from it")
             raise stopped from interrupt
     return pieces
 

@@ -114,8 +114,8 @@ class TransformOptimizer(torch.optim.Optimizer):
         wrong += [path for path in state.get(_STATE, ()) if path not in known]
         if wrong:
             raise ValueError(
-                f"the state is that of another optimizer, or of other parameters: it has {wrong[0]!r}, but "
-                f"{self.transform!r} has {', '.join(known) or 'none'}"
+                f"the state is that of another optimizer, perhaps of torch's own, or of other parameters: "
+                f"it has {wrong[0]!r}, but {self.transform!r} has {', '.join(known) or 'none'}"
             )
         names = [group.get("param_names") for group in self.param_groups]
         super().load_state_dict(state_dict)

@@ -26,7 +26,8 @@ def projected(step: StepLike, projection: Callable[[Tree], Tree]) -> Step:
     The rest of the step's carry, such as a transformation's memory, stays what it is. For gradient descent
     on a convex loss with curvature at most L, a convex set and lr <= 2/L, the distance to every minimiser
     in the set never grows. A step that multiplies the gradient by a matrix, such as `gauss_newton`, may end
-    at a point of the set that is not its minimum.
+    at a point of the set that is not its minimum. So may one that divides each entry by a scale of its own,
+    such as Adam, RMSprop or sign descent, unless the set is a box.
 
     Args:
         step: a `Step`, or a function `(carry, batch, lr) -> (carry, loss)`, whose carry is the parameters

@@ -189,7 +189,8 @@ def levenberg_marquardt(
             return None
         return (
             "levenberg_marquardt is stuck: with the largest damping that the dtype allows, no step had "
-            "finite residuals and a lower loss; begin elsewhere, or compute in float64"
+            "finite residuals and a lower loss; begin elsewhere, compute in float64, or, if the first loss "
+            "is NaN, let train(..., check_finite='loss') name the sample"
         )
 
     return Step(init, advance, LevenbergMarquardtState, _accept, trouble=trouble, judges_params=True)

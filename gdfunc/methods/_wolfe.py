@@ -1,5 +1,6 @@
 """L-BFGS with a search for Wolfe's conditions, one evaluation a step."""
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -194,6 +195,11 @@ def _trouble(max_trials: int, state: WolfeState) -> str | None:
     if state.status != STUCK:
         return None
     loss, slope = float(state.loss), float(norms(state.opt_state.grads))
+    if not math.isfinite(loss):
+        return (
+            f"the line search of lbfgs is stuck at loss {loss}, where it began: begin where the loss is "
+            f"finite, or let train(..., check_finite='loss') name the sample whose data are not"
+        )
     return (
         f"the line search of lbfgs is stuck at loss {loss:.6g}, where the gradient has norm "
         f"{slope:.3g}: none of {max_trials} trials along it had a lower loss; give every step all of "

@@ -152,6 +152,8 @@ def halving(
                 file.write(stopped)
             for note in getattr(interrupt, "__notes__", []):
                 stopped.add_note(note)
+            if file:
+                stopped.add_note(f"gdfunc: {file.path} holds it too, and the same call goes on from it")
             raise stopped from interrupt
     whole = joined(grid, race.pieces)
     rest = {name: getattr(race, name) for name in ("rungs", "steps", "scores", "ranking", "finals")}

@@ -36,6 +36,7 @@ def ask(
         The trials, and the zipped grid of their points.
 
     Raises:
+        TypeError: space holds what is no distribution.
         ValueError: size is no int >= 1; the points have different names.
 
     Example:
@@ -59,9 +60,17 @@ def ask(
         T. Akiba, S. Sano, T. Yanase, T. Ohta, M. Koyama, "Optuna: a next-generation hyperparameter
         optimization framework", 2019.
     """
+    if not callable(space):
+        space = dict(space)
+        for name, distribution in space.items():
+            if not hasattr(distribution, "single"):  # as all of Optuna's have
+                raise TypeError(
+                    f"space[{name!r}] must be a distribution of Optuna, such as "
+                    f"optuna.distributions.FloatDistribution(1e-3, 1.0); got {shown(distribution)}"
+                )
     trials, points = [], []
     for _ in range(check_int("size", size, 1)):
-        trial = study.ask() if callable(space) else study.ask(dict(space))
+        trial = study.ask() if callable(space) else study.ask(space)
         trials.append(trial)
         points.append(dict(space(trial) if callable(space) else trial.params))
         if {*points[-1]} != {*points[0]}:
@@ -86,7 +95,7 @@ def tell(study: Any, trials: list[Any], result: SweepResult, values: Tensor | No
             returns one number, or the last scores of a halving.
 
     Raises:
-        ValueError: there are not as many values as trials.
+        ValueError: there are not as many values as trials, or as objectives of the study.
         ModuleNotFoundError: Optuna is not installed.
 
     Example:
@@ -114,6 +123,12 @@ def tell(study: Any, trials: list[Any], result: SweepResult, values: Tensor | No
         raise ValueError(
             f"values must be a tensor [N] or [N, K] for the {len(trials)} trials, of a result with "
             f"{len(result.grid)} members; got {shown(values)}: pass one, such as result.outputs['loss']"
+        )
+    objectives, wanted = values.shape[1:].numel(), len(study.directions)
+    if values.ndim > 2 or objectives != wanted:
+        raise ValueError(
+            f"the study has {wanted} objectives, but values {list(values.shape)} give trials {objectives}: "
+            f"pass values [N, K], such as torch.stack([first, second], 1)"
         )
     for i, trial in enumerate(trials):
         dropped = False

@@ -73,4 +73,4 @@ def _end(process: subprocess.Popen[str]) -> None:
 def failure(done: subprocess.CompletedProcess[str]) -> str:
     """Return the first error that a compiler tells, or how it ended."""
     lines = (line.strip() for line in (done.stderr + done.stdout).splitlines())
-    return next((line for line in lines if "error" in line), f"it ends with {done.returncode}")
+    return next((line for line in lines if "error" in line.lower()), f"it ends with {done.returncode}")
