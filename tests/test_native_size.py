@@ -63,7 +63,7 @@ def test_members_of_a_step_in_parts_are_single_runs(monkeypatch):
 
 
 @pytest.mark.long
-def test_torch_records_equal_leaves_once(monkeypatch):
+def test_torch_records_equal_leaves_once(monkeypatch, nothing_traced):
     calls, call = [], proxy_tensor.proxy_call
     monkeypatch.setattr(proxy_tensor, "proxy_call", lambda *args: calls.append(args[1]) or call(*args))
     counts = []
