@@ -1,7 +1,7 @@
 """Mutants of the transformations, methods and schedules, and whether the suite finds them.
 
 python -m tests.mutation                 # all of them: hours
-python -m tests.mutation --sample 300    # a seeded sample: about twenty minutes
+python -m tests.mutation --sample 300    # a seeded sample: about half an hour on two cores
 
 A mutant is the package with one small fault: an operator exchanged, an operand dropped, a comparison
 turned, a constant changed, two arguments exchanged, a call dropped. Checks of arguments and messages are
@@ -118,6 +118,18 @@ ARGUED = {
         "x.shape[0] > x.shape[1]",
         "x.shape[0] >= x.shape[1]",
     ): _PATH,
+    (
+        "methods/_constrained.py",
+        "return NoiseState(carry, steps, random.fold_in(key.to(steps.device), 0))",
+        "random.fold_in(key.to(steps.device), 0)",
+        "key.to(steps.device)",
+    ): "the first noise is drawn from another key, which no other draw uses",
+    (
+        "methods/_direction.py",
+        "return (accepted, size * scalar(factor, params)), None",
+        "scalar(factor, params)",
+        "factor",
+    ): _DTYPE,
     (
         "methods/_averaging.py",
         "squared_lr = learning_rate(lr, state.params) ** 2",

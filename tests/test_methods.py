@@ -114,6 +114,7 @@ def test_it_minimises(name):
         (lambda: gd.methods.lbfgs(linear_loss, True), "history"),
         (lambda: gd.methods.lbfgs(linear_loss, eps=-1.0), "eps"),
         (lambda: gd.methods.heavy_ball(linear_loss, 1.0), "momentum"),
+        (lambda: gd.methods.nesterov(linear_loss, 1.0), "momentum"),
         (lambda: gd.methods.ema(BARE, 1.0), "decay"),
         (lambda: gd.methods.schedule_free(linear_loss, beta=1.1), "beta"),
         (lambda: gd.methods.line_search(linear_loss, factor=1.0), "factor"),
