@@ -165,4 +165,6 @@ def _reason(error: Exception) -> str:
     text = f"{type(error).__name__}: {error}"
     if "InvalidCxxCompiler" in text or "No working C++ compiler" in text:
         return "backend='inductor' needs a C++ compiler, and none was found: install g++ or clang++"
-    return f"Inductor cannot compile this loop ({text.splitlines()[0]}); use backend='eager'"
+    lines = text.splitlines()  # of the compiler the first error, such as a header that is missing
+    told = next((line.strip() for line in lines if "error: " in line), lines[0])
+    return f"Inductor cannot compile this loop ({told}); use backend='eager'"

@@ -39,9 +39,10 @@ _PARTS: dict[type, tuple[str, ...]] = {
 }
 _SEQUENCES, _CACHE = {tuple, list, set, frozenset, deque}, type(functools.cache(len))
 _METACLASSES = {type, abc.ABCMeta, type(typing.Protocol), enum.EnumMeta, type(torch.autograd.Function)}
-_NOT_STATE = {"__annotations__", "__doc__", "__dict__", "__weakref__", "__module__", "__orig_bases__"}
-_NOT_STATE |= {"_abc_impl", "__parameters__", "__firstlineno__", "__type_params__", "__annotate_func__"}
-_NOT_STATE |= {"__dataclass_params__", "__dataclass_fields__", "__static_attributes__", "__slotnames__"}
+_NOT_STATE = {"_abc_impl", "__annotations__", "__annotations_cache__", "__conditional_annotations__"}
+_NOT_STATE |= {"__annotate_func__", "__classdictcell__", "__dataclass_fields__", "__dataclass_params__"}
+_NOT_STATE |= {"__dict__", "__doc__", "__firstlineno__", "__module__", "__orig_bases__", "__parameters__"}
+_NOT_STATE |= {"__slotnames__", "__static_attributes__", "__type_params__", "__weakref__"}
 _FAR = 20_000  # objects, of which a walk reads about a thousand in a millisecond
 
 
