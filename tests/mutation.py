@@ -370,7 +370,7 @@ def _in_processes(calls: list[Callable[[], Any]], workers: int) -> Iterator[tupl
 
 
 def reached_by(rooms: set[str], workers: int) -> Reached:
-    """What the tests of some rooms reach.
+    """Learn what the tests of some rooms reach.
 
     Raises:
         AssertionError: a test fails although nothing is wrong.

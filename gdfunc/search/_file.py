@@ -13,7 +13,7 @@ from ._result import HalvingInterrupted
 
 
 class File:
-    """What is done of a halving: whole rungs in a file, and chunks of the next rung in a folder.
+    """A halving on disk: whole rungs in a file, and chunks of the next rung in a folder.
 
     Attributes:
         path: the file, which all ranks read, and the first writes.
