@@ -424,5 +424,4 @@ def _threefry(key: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tenso
     if key.is_cpu and serves((key, first, second)):
         k0, k1 = key.numpy()[..., 0], key.numpy()[..., 1]
         return threefry_of_arrays(k0, k1, first.numpy(), second.numpy())
-    words = threefry(key, (first.to(torch.int64) << 32) | _unsigned(second))
-    return (words >> 32).to(torch.int32), words.to(torch.int32)
+    return threefry(key, first, second)

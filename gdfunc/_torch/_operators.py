@@ -18,13 +18,14 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _NAME = "gdfunc::threefry"
 
 
-def threefry(keys: Tensor, counter: Tensor) -> Tensor:
-    """Encrypt 64-bit counters with 20 rounds, by keys [..., 2] whose other axes broadcast with them.
+def threefry(keys: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Encrypt counters of two words each with 20 rounds, by keys [..., 2] that broadcast with them.
 
     Returns:
-        int64: 64 random bits for each counter.
+        Two random words for each counter, int32.
     """
-    return torch.ops.gdfunc.threefry(*keys.unbind(-1), counter)
+    words = torch.ops.gdfunc.threefry(*keys.unbind(-1), _packed(first, second))
+    return (words >> 32).to(torch.int32), words.to(torch.int32)
 
 
 def threefry_of_arrays(k0: Any, k1: Any, first: Any, second: Any) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ _LIFT = torch.ops.aten.lift_fresh.default  # of a constant, whose value torch fo
 
 
 class _Result(NamedTuple):
-    """A result of an operation, its node, and the number of an input that it is, or is a view of."""
+    """A result of an operation, its node, and the number of an input that it is a view of."""
 
     size: torch.Size  # as it was: a result may be reshaped in place
     stride: tuple[int, ...]
@@ -31,7 +31,6 @@ class _Result(NamedTuple):
     attributes: dict[str, Any]
     node: fx.Node
     base: Any
-    is_input: bool
 
 
 class _Record(NamedTuple):
@@ -150,14 +149,14 @@ def _record_of(
         slot = tracer.tensor_tracker.get(leaf) if type(leaf) is FakeTensor else None
         if slot is None or slot.constant is not None or slot.proxy.node not in known or not _is_plain(leaf):
             return None
-        same = [at for at, given in enumerate(tensors) if given is leaf]
-        bases = same or [at for at, given in enumerate(tensors) if _memory(given) == _memory(leaf)]
+        bases = [at for at, given in enumerate(tensors) if _memory(given) == _memory(leaf)]
         fresh += [] if bases else [_memory(leaf)]
-        if len(bases) > 1 or (not bases and leaf.storage_offset()):
+        is_input = any(given is leaf for given in tensors)
+        if is_input or len(bases) > 1 or (not bases and leaf.storage_offset()):
             return None
         layout = leaf.shape, leaf.stride(), leaf.storage_offset(), leaf.dtype
         base = next(iter(bases), None)
-        results.append(_Result(*layout, dict(vars(leaf)), slot.proxy.node, base, bool(same)))
+        results.append(_Result(*layout, dict(vars(leaf)), slot.proxy.node, base))
     if len({*fresh}) < len(fresh):
         return None
     return _Record([node for _, node in inputs], nodes, results, kind)
@@ -183,8 +182,6 @@ def _again(record: _Record, inputs: list[tuple[Tensor, fx.Node]], tracer: Any) -
     for result in record.results:
         if result is None:
             results.append(None)
-        elif result.is_input:
-            results.append(inputs[result.base][0])
         else:
             results.append(_like(result, inputs))
             proxy = tracer.proxy(copies[result.node])

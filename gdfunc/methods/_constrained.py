@@ -40,9 +40,8 @@ def projected(step: StepLike, projection: Callable[[Tree], Tree]) -> Step:
     Raises:
         ValueError: (in the step) the projection changes a shape or a dtype; as the step inside.
         TypeError: projection is no function; the step computes its parameters from other fields of its
-            state, as `schedule_free`, `mechanic` and the search of `lbfgs` do, or
-            judges them, as `line_search` and `levenberg_marquardt` do;
-            (in the step) the carry's params cannot be replaced.
+            state, as `schedule_free`, `mechanic` and the search of `lbfgs` do, or judges them, as
+            `line_search` and `levenberg_marquardt` do; (in the step) the carry's params cannot be replaced.
 
     Example:
         >>> loss_fn = lambda w, batch: ((w - torch.tensor([3.0, -1.0])) ** 2).sum()

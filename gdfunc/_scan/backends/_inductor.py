@@ -152,12 +152,11 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
             return bmm(b.mT, a.mT).mT
         return NotImplemented
 
-    ours = {torch.ops.gdfunc.threefry.default: threefry_by_operators}
     return {
         **inductor_decompositions(),
         torch.ops.aten.mm.default: mm,
         torch.ops.aten.bmm.default: bmm,
-        **ours,
+        torch.ops.gdfunc.threefry.default: threefry_by_operators,
     }
 
 

@@ -61,7 +61,7 @@ def _require_conditions(claim: Wolfe, problem: Problem, points: np.ndarray) -> N
     """Require the conditions and the direction of every move, up to where the gradient is rounding."""
     x = points[np.append(True, np.diff(points, axis=0).any(1))]
     g, f = problem.gradients(x), problem.values(x)
-    # Where the loss no longer tells two points apart, the conditions are judged by slopes.
+    # Because the loss no longer tells close points apart there, slopes judge the conditions.
     resolved = np.linalg.norm(g, axis=1) > 1e-5 * np.linalg.norm(g[0])
     last = int(np.argmin(resolved)) if not resolved.all() else len(x)
     x, g, f = x[: last + 1], g[: last + 1], f[: last + 1]
