@@ -12,7 +12,7 @@ from torch.fx.experimental import proxy_tensor
 import gdfunc as gd
 from gdfunc._errors import BackendError
 from gdfunc._scan.backends import native
-from gdfunc._scan.backends.native import _program, _sharing
+from gdfunc._scan.backends.native import _program
 from gdfunc._scan.backends.native._statement import Code, Repeat, size_of
 
 from .assertions import assert_agrees
@@ -46,16 +46,15 @@ def written(monkeypatch):
 @pytest.mark.long
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("shape", [(3,), (), (9, 9)], ids=str)  # in registers, and too large for them
-def test_a_step_in_parts_is_the_step(transform, shape, monkeypatch, written):
+def test_a_step_in_tables_is_the_step(transform, shape, monkeypatch, written):
     monkeypatch.setattr("gdfunc._scan.backends.native._program.LARGE", 0)
-    monkeypatch.setattr(_sharing, "_CALLS", 7)
     params, make = leaves(12, shape), TRANSFORMS[transform]
     assert_agrees(trained(params, make(), "native"), trained(params, make(), "eager"), 1e-5)
-    assert "shared_0(" in written[0]
+    assert "CALL(calls_0)" in written[0]
 
 
 @pytest.mark.long
-def test_members_of_a_step_in_parts_are_single_runs(monkeypatch):
+def test_members_of_a_step_in_tables_are_single_runs(monkeypatch):
     monkeypatch.setattr("gdfunc._scan.backends.native._program.LARGE", 0)
     lrs, params = torch.tensor([0.05, 0.01]), leaves(11)
     together = torch.func.vmap(lambda lr: trained(params, None, "native", lr)[1].loss)(lrs)
@@ -114,6 +113,14 @@ def test_a_step_of_too_many_different_lines_is_refused_before_it_is_compiled(mon
     with pytest.raises(BackendError, match=r"native' does not cover a step of \d+ lines of C"):
         trained(leaves(5), None, "native")
     assert not written
+
+
+@pytest.mark.long
+def test_equal_leaves_do_not_count_towards_the_lines_of_a_step(monkeypatch, written):
+    monkeypatch.setattr("gdfunc._scan.backends.native._program.LARGE", 0)
+    monkeypatch.setattr("gdfunc._scan.backends.native._program._MOST_LINES", 450)
+    trained(leaves(64), gd.adam(), "native")
+    assert len(written) == 1
 
 
 @pytest.fixture

@@ -45,11 +45,8 @@ def seconds(run: Callable[[], object]) -> tuple[float, float]:
 @pytest.mark.benchmark
 @pytest.mark.optimised
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize(
-    ("leaves", "transform"),
-    # Adam's step of 2,000 leaves has more lines of C than native compiles.
-    [(400, "sgd"), (400, "momentum"), (400, "adam"), (2_000, "sgd"), (2_000, "momentum")],
-)
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("leaves", [400, 2_000])
 def test_first_run(leaves: int, transform: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     run_of(3, transform)()  # imports, and what is known of the compiler

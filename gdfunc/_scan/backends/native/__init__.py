@@ -12,7 +12,7 @@ Its stages, in the order in which they run:
     _reduction       sums and other reductions
     _contraction     sums of products, by tiles that stay in registers
     _memory          where the tensors of a step lie, and which of them can share memory
-    _sharing         a large step in small functions, which equal statements share
+    _sharing         a large step as tables of calls of functions, which equal statements share
     _program         the statements of a step, put into program.c, the C text around them
     _target          the C compiler, and the kind of machine it writes for: both are asked
     _process         one run of a compiler

@@ -1,7 +1,7 @@
 """A body as C: what a step does, and where its tensors lie."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.resources import files
@@ -15,7 +15,7 @@ from torch import fx
 from ...._torch._graphs import OpOverload, schema_arguments
 from ..._body import Body, Loop
 from ._memory import Uses, nearest, overwrites, share, spans, uses
-from ._sharing import LARGE, parts, shared
+from ._sharing import LARGE, Tables
 from ._statement import C_TYPES, Access, Buffer, Code, Repeat, Tiles, size_of
 from ._tensor import Block, Lazy, Memory, Stored, TorchIsFaster, Unsupported, View, contiguous, fill, stored
 from ._trace import operations
@@ -31,6 +31,7 @@ _MOST_LINES = 10_000  # of a step, which take a compiler some ten seconds
 _BY_VALUE = 256  # bytes of a carry that is copied rather than exchanged by its address
 _VIEWS = {*RESHAPES, "expand", "permute", "transpose", "t", "slice", "select", "flip", "alias", "detach"}
 Parts = dict[str, list[str]]  # lines, by their names in program.c
+Named = tuple[str, Buffer]  # a tensor of the caller's, and its kind
 Carry = dict[int, tuple[Memory, Memory]]  # old and new, by the number of the leaf
 FUNCTIONS, _PROGRAM = (
     files(__package__).joinpath(name).read_text(encoding="utf-8") for name in ("functions.c", "program.c")
@@ -68,13 +69,19 @@ def write(body: Body, tiles: Tiles) -> str:
         )
     buffers = [(kind, memory.buffer) for kind, memories in arguments.items() for memory in memories]
     of_member = len(body.consts) + len(body.carry)
-    text = _placed(block, carry) | _text(block, buffers, of_member)
-    if sum(len(statement.text) for statement in block.statements) > LARGE:
-        text = _in_parts(block, buffers, text)
-    code = "\n".join([*text["functions"], *text["part_functions"], *text["step"]])
-    size = sum(not line.startswith("shared_") for line in code.split("\n"))
-    if size > _MOST_LINES:
+    text, load, save = _placed(block, carry, init)
+    parts = {"load": load, "step": block.statements, "save": save}
+    is_large = sum(len(statement.text) for statement in block.statements) > LARGE
+    text |= _in_tables(text, buffers, parts) if is_large else _as_it_is(buffers, parts, of_member)
+    code = "\n".join([*block.functions, *text["shared"], *text["step"]])
+    if (size := 1 + code.count("\n")) > _MOST_LINES:
         raise Unsupported(f"a step of {size} lines of C")
+    text |= {
+        "functions": block.functions,
+        "rounds": [str(int(sum(statement.rounds for statement in block.statements)))],
+        "functions_of_c": [FUNCTIONS],
+        "vector": [str(block.tiles.width)],
+    }
     return Template(_PROGRAM).substitute({name: "\n".join(lines) for name, lines in text.items()})
 
 
@@ -90,84 +97,77 @@ def _limit() -> float:
     raise ValueError(f"GDFUNC_NATIVE_LIMIT must be a number >= 0, such as 2 or inf; got {text!r}")
 
 
-def _text(block: Block, buffers: Sequence[tuple[str, Buffer]], of_member: int) -> Parts:
+def _as_it_is(buffers: Sequence[Named], parts: Mapping[str, Sequence[Code]], of_member: int) -> Parts:
+    """Write a step in one function, with a variable for each tensor of the caller's."""
     declared = [f"{kind}({each.c_type}, {each.name}, {at})" for at, (kind, each) in enumerate(buffers)]
-    return {
-        "functions": block.functions,
-        "part_functions": [],
+    step = {name: [line for code in codes for line in code.text] for name, codes in parts.items()}
+    return step | {
+        "shared": [],
+        "tables": [],
         "of_member": declared[:of_member],
         "of_step": declared[of_member:],
-        "step": [line for statement in block.statements for line in statement.text],
-        "rounds": [str(int(sum(statement.rounds for statement in block.statements)))],
-        "functions_of_c": [FUNCTIONS],
-        "vector": [str(block.tiles.width)],
     }
 
 
-def _in_parts(block: Block, buffers: Sequence[tuple[str, Buffer]], text: Parts) -> Parts:
-    """Write a large step as functions, in which the names of all tensors are macros."""
-    functions: list[str] = []
-    step = shared(block.statements, functions)
-    load, save = (list(parts(text[name], functions)) for name in ("load", "save"))
-    places = [
-        f"#define {each.name} (({each.c_type} *)(place[{at}] + n * member[{at}]"
-        f"{f' + t * time[{at}]' if kind in 'XY' else ''}))"
-        for at, (kind, each) in enumerate(buffers)
-    ]
-    return text | {
-        "places": [*places, *text["places"]],
-        "part_functions": functions,
-        "of_member": [],
-        "of_step": [],
-        "step": step,
-        "load": load,
-        "save": save,
+def _in_tables(text: Parts, buffers: Sequence[Named], parts: Mapping[str, Sequence[Code]]) -> Parts:
+    """Write a large step as tables of calls, in which the name of each tensor is a macro for its place."""
+    arguments = {each.name: f"ARGUMENT({each.c_type}, {at})" for at, (_, each) in enumerate(buffers)}
+    places = [f"#define {name} {place}" for name, place in arguments.items()] + text["places"]
+    tables = Tables({line.split(" ")[1] for line in places})
+    step = {name: tables.lines(codes) for name, codes in parts.items()}
+    locate = f"LOCATE({len(buffers)})"
+    return step | {
+        "save": [locate, *step["save"]],
+        "places": places,
+        "scratch": [*text["scratch"], f"char *base[FIXED + {len(buffers)}];"],
+        "shared": tables.functions,
+        "tables": tables.tables,
+        "of_member": [locate],
+        "of_step": [locate],
     }
 
 
-def _placed(block: Block, carry: Carry) -> Parts:
+def _placed(block: Block, carry: Carry, init: Sequence[Memory]) -> tuple[Parts, list[Code], list[Code]]:
     """Write where the tensors of a step lie, and how the carry gets there and back."""
     places: dict[Buffer, str] = {}
     found = uses(block.statements)
     load, save, moving = [], [], []
     for i, (old, new) in carry.items():
-        first = last = old.buffer.name
         if _bytes(old) <= _BY_VALUE:
             _replace(block, found, old, new)
         elif overwrites(found, old.buffer, new.buffer):
             places |= dict.fromkeys((old.buffer, new.buffer), f"carry_{i}")
             continue
         else:
-            first = last = f"now->c{i}"
-            places |= {old.buffer: f"now->c{i}", new.buffer: f"next->c{i}"}
+            places |= {old.buffer: f"NOW(c{i})", new.buffer: f"NEXT(c{i})"}
             moving.append(f"_Alignas(64) {old.buffer.c_type} c{i}[{old.buffer.count}];")
-        load.append(_copy(first, f"carry_{i}", old))
-        save.append(_copy(f"carry_{i}", last, old))
+        load.append(_copy(old, init[i]))
+        save.append(_copy(init[i], old))
     lives = spans(uses(block.statements))
     lives |= {old.buffer: (0, len(block.statements)) for old, _ in carry.values()}
     scratch = [buffer for buffer in block.buffers if buffer in lives]
     near = dict.fromkeys(nearest(scratch))
     far = share({buffer: lives[buffer] for buffer in scratch if buffer not in near})
-    places |= {buffer: f"v->{buffer.name}" for buffer in near}
-    places |= {buffer: f"w->{slot.name}" for buffer, slot in far.items()}
+    places |= {buffer: f"NEAR({buffer.name})" for buffer in near}
+    places |= {buffer: f"SCRATCH({slot.name})" for buffer, slot in far.items()}
     places |= {buffer: buffer.parent.name for buffer in block.buffers if buffer.parent}
     slots = {slot.name: slot for slot in far.values()}.values()
-    return {
+    text = {
         "places": [f"#define {buffer.name} {place}" for buffer, place in places.items()],
         "carry": moving,
         "near": [f"_Alignas(64) {buffer.c_type} {buffer.name}[{buffer.count}];" for buffer in near],
         "scratch": [f"_Alignas(64) {slot.c_type} {slot.name}[{slot.count}];" for slot in slots],
-        "load": load,
-        "save": save,
     }
+    return text, load, save
 
 
 def _bytes(leaf: Lazy) -> int:
     return prod(leaf.shape) * leaf.dtype.itemsize
 
 
-def _copy(target: str, source: str, leaf: Lazy) -> str:
-    return f"__builtin_memcpy({target}, {source}, {_bytes(leaf)});"
+def _copy(target: Memory, source: Memory) -> Code:
+    text = f"__builtin_memcpy({target.buffer.name}, {source.buffer.name}, {_bytes(target)});"
+    return Code([text], [Access(target.buffer, writes=True), Access(source.buffer)])
 
 
 def _memory(name: str, leaf: Any) -> Memory:
@@ -308,8 +308,7 @@ def _replace(block: Block, found: Uses, old: Memory, new: Memory) -> None:
     if overwrites(found, old.buffer, new.buffer):
         new.buffer.parent = old.buffer
     else:
-        text = _copy(old.buffer.name, new.buffer.name, new)
-        block.statements.append(Code([text], [Access(old.buffer, writes=True), Access(new.buffer)]))
+        block.statements.append(_copy(old, new))
 
 
 def _row(block: Block, memory: Memory, row: str, const: str = "") -> Memory:

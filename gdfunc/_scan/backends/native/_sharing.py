@@ -1,55 +1,74 @@
-"""A large step in small functions, of which one serves all statements that differ in their tensors alone.
+"""A large step as tables of calls: a function serves all statements that differ in their tensors alone.
 
-Because a compiler takes more than twice as long for a function of twice the length, and as long for each of
-two equal statements, a tree of thousands of leaves would take it minutes.
+Because a compiler takes as long for each of two equal statements, a tree of thousands of leaves would take
+it minutes. A table is data: a thousand rows take a compiler ten milliseconds.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable
 from itertools import groupby
 
 from ._statement import Code, Repeat
 
 LARGE = 2000  # lines, which compile in about two seconds: a shorter step runs faster in one function
-_CALLS = 100  # in one function
-# Because calls alone leave nothing to optimise, and gcc takes half the time for them so.
-_SHARED, _PART = "__attribute__((noinline, noipa))", '__attribute__((noinline, optimize("O1")))'
 _OUTER = {"bad", "stop", "return"}  # words that belong to the function around the step
 
 
-def shared(statements: Iterable[Code], functions: list[str]) -> list[str]:
-    """Write statements as calls of functions, which are added, unless they can stop the loop."""
-    names: dict[str, str] = {}
-    written = [_call(statement, names) or "\n".join(statement.text) for statement in statements]
-    functions += [f"static {_SHARED} void {name}{text}" for text, name in names.items()]
-    return list(parts(written, functions))
+class Tables:
+    """Tables of calls, and the functions that they call.
 
+    A row of a table is the number of a function and the places of its tensors. A function takes the places
+    from its row and returns the next row.
+    """
 
-def parts(lines: Sequence[str], functions: list[str]) -> Iterator[str]:
-    """Put rows of calls into functions, which are added."""
-    for is_call, found in groupby(lines, lambda line: "\n" not in line and line.endswith(");")):
-        row = list(found)
-        for start in range(0, len(row), _CALLS) if is_call else ():
-            name = f"part_{len(functions)}"
-            text = "\n".join(row[start : start + _CALLS])
-            functions.append(f"static {_PART} void {name}(PLACES) {{\n{text}\n}}")
-            yield f"{name}(HERE);"
-        yield from () if is_call else row
+    def __init__(self, placed: Collection[str]) -> None:
+        self.tables: list[str] = []
+        self._placed = placed  # the names of all tensors but those of constants
+        self._numbers: dict[str, int] = {}  # of the functions, by their text
 
+    @property
+    def functions(self) -> list[str]:
+        """Write the functions, and the list of them."""
+        lines = [
+            f"static __attribute__((noinline)) const int64_t *shared_{number}(const int64_t *row, "
+            f"char *const *base) {text}"
+            for text, number in self._numbers.items()
+        ]
+        names = ", ".join(f"shared_{number}" for number in self._numbers.values())
+        return [
+            *lines,
+            f"static const int64_t *(*const functions[])(const int64_t *, char *const *) = {{{names}}};",
+        ]
 
-def _call(statement: Code, names: dict[str, str]) -> str:
-    """Write a statement as a call of a function whose parameters are its tensors, or return nothing."""
-    text = "\n".join(statement.text)
-    words = dict.fromkeys(re.findall(r"\w+", text))
-    if isinstance(statement, Repeat) or not _OUTER.isdisjoint(words):
-        return ""
-    buffers = {access.buffer.name: access.buffer for access in statement.accesses}
-    written = {access.buffer.name for access in statement.accesses if access.writes}
-    used = [word for word in words if word in buffers]
-    places = {name: f"tensor{at}" for at, name in enumerate(used)}
-    parameters = [
-        f"{'' if name in written else 'const '}{buffers[name].c_type} *{places[name]}" for name in used
-    ]
-    general = re.sub(r"\w+", lambda word: places.get(word[0], word[0]), text)
-    function = f"({', '.join(parameters)}) {{\n{general}\n}}"
-    return f"{names.setdefault(function, f'shared_{len(names)}')}({', '.join(used)});"
+    def lines(self, statements: Iterable[Code]) -> list[str]:
+        """Write statements as calls by tables, but those that can stop the loop as they are."""
+        written: list[str] = []
+        pairs = [(statement, self._row(statement)) for statement in statements]
+        for is_shared, group in groupby(pairs, lambda pair: bool(pair[1])):
+            if is_shared:
+                name, rows = f"calls_{len(self.tables)}", ",\n".join(row for _, row in group)
+                self.tables.append(f"static const int64_t {name}[] = {{\n{rows}}};")
+                written.append(f"CALL({name})")
+            else:
+                written += [line for statement, _ in group for line in statement.text]
+        return written
+
+    def _row(self, statement: Code) -> str:
+        """Write a statement as a row of a table, or return nothing."""
+        text = "\n".join(statement.text)
+        words = dict.fromkeys(re.findall(r"\w+", text))
+        if isinstance(statement, Repeat) or not _OUTER.isdisjoint(words):
+            return ""
+        buffers = {access.buffer.name: access.buffer for access in statement.accesses}
+        written = {access.buffer.name for access in statement.accesses if access.writes}
+        used = [word for word in words if word in buffers and word in self._placed]
+        names = {name: f"tensor{at}" for at, name in enumerate(used)}
+        tensors = [
+            f"{'' if name in written else 'const '}{buffers[name].c_type} *const {names[name]} = "
+            f"(void *)(base[row[{2 * at}]] + row[{2 * at + 1}]);"
+            for at, name in enumerate(used)
+        ]
+        general = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), text)
+        function = "\n".join(["{", *tensors, general, f"return row + {2 * len(used)};", "}"])
+        number = self._numbers.setdefault(function, len(self._numbers))
+        return ", ".join([str(number), *used])

@@ -93,6 +93,7 @@ VECTOR_OF(float) VECTOR_OF(double) VECTOR_OF(int32_t) VECTOR_OF(int64_t)
 #define Y(type, name, at) OF_STEP(type, name, at)
 
 $functions
+#define FIXED 4 /* memories that are not the caller's */
 struct carry { $carry char none; };
 struct near { $near char none; };
 struct scratch { $scratch struct carry carries[2]; };
@@ -102,11 +103,33 @@ const int64_t scratch_size = sizeof(struct scratch), step_rounds = $rounds;
 /* Where the tensors of a step lie. */
 $places
 
-/* A large step is written as functions of all that says where tensors lie. */
-#define PLACES char *const *place, const int64_t *member, const int64_t *time, int64_t n, int64_t t, \
-    struct near *v, struct scratch *w, struct carry *now, struct carry *next
-#define HERE place, member, time, n, t, v, w, now, next
-$part_functions
+/* A large step is tables of calls: in each row, the number of a function and the places of its tensors. A
+   place is the number of a memory and an offset there. */
+$shared
+#define NEAR(field) 0, __builtin_offsetof(struct near, field)
+#define SCRATCH(field) 1, __builtin_offsetof(struct scratch, field)
+#define NOW(field) 2, __builtin_offsetof(struct carry, field)
+#define NEXT(field) 3, __builtin_offsetof(struct carry, field)
+#define ARGUMENT(type, at) FIXED + at, 0
+$tables
+#define LOCATE(arguments) \
+    w->base[0] = (char *)v, w->base[1] = (char *)w, w->base[2] = (char *)now, w->base[3] = (char *)next; \
+    for (int64_t at = 0; at < arguments; at++) w->base[FIXED + at] = place[at] + n * member[at] + t * time[at];
+#define CALL(table) \
+    for (const int64_t *row = table, *end = row + sizeof table / sizeof *row; row < end;) \
+        row = functions[*row](row + 1, w->base);
+
+/* Everywhere else, a place is an address. */
+#undef NEAR
+#undef SCRATCH
+#undef NOW
+#undef NEXT
+#undef ARGUMENT
+#define NEAR(field) v->field
+#define SCRATCH(field) w->field
+#define NOW(field) now->field
+#define NEXT(field) next->field
+#define ARGUMENT(type, at) ((type *)w->base[FIXED + at])
 
 /* Runs steps t0 to t1 of members n0 to n1. Returns -1, or twice the step in which an index is out of range;
    and 1 more if an integer is divided by zero there. */
@@ -117,9 +140,9 @@ int64_t run(int64_t n0, int64_t n1, int64_t t0, int64_t t1, char *const *place,
     int bad = 0;
     for (int64_t n = n0; n < n1; n++) {
         if (*stop) return -1;
-        $of_member
         const int64_t t = t0;
         struct carry *now = w->carries, *next = now;
+        $of_member
         $load
         for (int64_t t = t0; t < t1; t++) {
             /* The two carries change places in turn. */
