@@ -36,7 +36,10 @@ ADAPTIVE, NORMS, DESCENT, CURVED = (
 )
 MOMENTUM = "tests/test_kit.py"
 METHODS = "tests/test_methods.py"
-DTYPES = "tests/test_conformance.py::test_a_float64_hyperparameter_is_swept_over_parameters_of_few_bits"
+_DTYPES = "tests/test_conformance.py::test_a_float64_hyperparameter_{}swept_over_{}"
+DTYPES = _DTYPES.format("is_", "parameters_of_few_bits")
+KEEPS = "tests/test_conformance.py::test_a_step_keeps_structure_shape_dtype_and_device"
+STEP_DTYPES = _DTYPES.format("of_a_step_is_", "float32_parameters")
 TESTS = {
     "_transforms/_adam.py": [ADAPTIVE, "tests/test_lr_free.py"],
     "_transforms/_averages.py": [ADAPTIVE, MOMENTUM, NORMS],
@@ -48,13 +51,13 @@ TESTS = {
     "_transforms/_wrappers.py": [NORMS, "tests/test_family.py"],
     "interop/_as_optimizer.py": ["tests/test_interop.py"],
     "interop/_from_optim.py": ["tests/test_interop.py"],
-    "methods/_averaging.py": ["tests/test_kit_averages.py", METHODS],
-    "methods/_constrained.py": ["tests/test_projections.py"],
-    "methods/_direction.py": [CURVED, METHODS],
-    "methods/_least_squares.py": ["tests/test_least_squares.py"],
+    "methods/_averaging.py": ["tests/test_kit_averages.py", METHODS, STEP_DTYPES],
+    "methods/_constrained.py": ["tests/test_projections.py", KEEPS],
+    "methods/_direction.py": [CURVED, METHODS, STEP_DTYPES],
+    "methods/_least_squares.py": ["tests/test_least_squares.py", STEP_DTYPES],
     "methods/_lr_free.py": ["tests/test_lr_free.py"],
-    "methods/_momentum.py": [DESCENT, METHODS],
-    "methods/_plateau.py": ["tests/test_plateau.py"],
+    "methods/_momentum.py": [DESCENT, METHODS, STEP_DTYPES],
+    "methods/_plateau.py": ["tests/test_plateau.py", STEP_DTYPES],
     "methods/_sophia.py": ["tests/test_lr_free.py"],
     "methods/_variance_reduction.py": ["tests/test_kit_sums.py", "tests/test_variance_reduction.py"],
     "methods/_wolfe.py": ["tests/test_wolfe.py"],
@@ -76,6 +79,36 @@ ARGUED = {
         "type(leaf)",
         "leaf",
     ): _PATH,
+    (
+        "_transforms/_base.py",
+        "if len(leaves) < 2 or is_watched():",
+        "2",
+        "3",
+    ): _PATH,
+    (
+        "_transforms/_base.py",
+        'if leaves[0].device.type != "cpu":',
+        "0",
+        "1",
+    ): "all leaves are on one device",
+    (
+        "interop/_from_optim.py",
+        "take_step(made, leaves, float(lr), lambda: (None, _tree.leaves(grads)))",
+        "float(lr)",
+        "lr",
+    ): _PATH,
+    (
+        "methods/_wolfe.py",
+        "share = 1 - safe_ratio(second + length - bend, second - first + 2 * length, 1 - otherwise)",
+        "1 - otherwise",
+        "otherwise",
+    ): "in a bracket the loss is no straight line, and outside the share of either sign is not used",
+    (
+        "methods/_wolfe.py",
+        "length = root(torch.where(has_minimum, square, 0.0))",
+        "0.0",
+        "1.0",
+    ): "without a minimum the length is not used",
     (
         "_transforms/_adam.py",
         "update_many if are_numbers and not amsgrad else None,",
@@ -125,11 +158,17 @@ ARGUED = {
         "key.to(steps.device)",
     ): "the first noise is drawn from another key, which no other draw uses",
     (
-        "methods/_direction.py",
-        "return (accepted, size * scalar(factor, params)), None",
-        "scalar(factor, params)",
-        "factor",
-    ): _DTYPE,
+        "methods/_least_squares.py",
+        "torch.where(is_good, 2.0, (2 * state.growth).clamp(max=1 / limits.eps)),",
+        "1",
+        "2",
+    ): "the damping reaches its own bound long before",
+    (
+        "methods/_lr_free.py",
+        "lambda m, v, p: m / (safe_sqrt(v) + like(eps, v)) + like(weight_decay, p) * p, m, v, params",
+        "like(eps, v)",
+        "eps",
+    ): "the update has more bits than needed, to which the parameters round it",
     (
         "methods/_averaging.py",
         "squared_lr = learning_rate(lr, state.params) ** 2",
@@ -144,6 +183,7 @@ ARGUED = {
     ): "where the exponent is 1, both branches are 1",
 }
 
+SYMMETRIC = {"dot", "max", "maximum", "min", "minimum"}
 OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult}
 COMPARISONS = {
     ast.Lt: ast.LtE,
@@ -192,7 +232,8 @@ def mutations(node: ast.AST) -> Iterator[ast.AST]:
         isinstance(node, ast.Call) and node.args and not any(isinstance(a, ast.Starred) for a in node.args)
     ):
         yield node.args[0]
-        if len(node.args) >= 2:
+        name = ast.unparse(node.func).rpartition(".")[2]
+        if len(node.args) >= 2 and name not in SYMMETRIC:
             yield ast.Call(node.func, [node.args[1], node.args[0], *node.args[2:]], node.keywords)
         if isinstance(node.func, ast.Attribute):
             yield node.func.value

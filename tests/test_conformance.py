@@ -119,6 +119,24 @@ def test_a_float64_hyperparameter_is_swept_over_parameters_of_few_bits(name, key
     torch.testing.assert_close(together, alone, rtol=8 * eps, atol=0.01 * eps)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_adam_takes_many_leaves_at_once_to_the_bits_of_each_alone(dtype):
+    transform = gd.adam((0.8, 0.9), eps=1e-3)
+
+    def moved(leaves):
+        params = {i: normal(i, 5).to(dtype) for i in leaves}
+        state = transform.init(params)
+        for step in range(1, 4):
+            grads = {i: normal(10 * step + i, 5).to(dtype) for i in leaves}
+            updates, state = transform.update(grads, state, params)
+        return updates, *state
+
+    together = moved(range(3))
+    for i in range(3):
+        for of_all, of_one in zip(together, moved([i]), strict=True):
+            assert_same_bits(*(tree[i] if isinstance(tree, dict) else tree for tree in (of_all, of_one)))
+
+
 @everywhere
 def test_it_is_pure(name):
     row = TABLE[name]
@@ -425,6 +443,22 @@ def test_a_vmapped_run_is_separate_runs(name):
         alone = torch.stack([f(*arguments[:i], one, *arguments[i + 1 :]) for one in many])
         torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-12)
         assert len(set(alone.tolist())) == 3 or i > 2  # a bound need not bind
+
+
+@pytest.mark.parametrize("name", WITH_HYPERPARAMETERS)
+def test_a_float64_hyperparameter_of_a_step_is_swept_over_float32_parameters(name):
+    data = tuple(leaf.float() for leaf in DATA)
+    params = _tree.map(torch.Tensor.float, PARAMS)
+    hyperparameters = as_tensors(STEPS[name].hyperparameters)
+    for key, value in hyperparameters.items():
+
+        def end(value, key=key):
+            step = make_step(name, data=data, **{**hyperparameters, key: value})
+            return _tree.leaves(run(name, step, step.init(params), LR.float(), data)[0])
+
+        together = vmap(end)(torch.stack([value, value]))
+        alone = [torch.stack([leaf, leaf]) for leaf in end(value)]
+        torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.long

@@ -28,10 +28,13 @@ def our_adam(betas, eps, amsgrad, weight_decay, decoupled):
     return gd.chain(adam, decay) if decoupled else gd.chain(decay, adam)
 
 
-ADAM = {"betas": betas, "eps": sizes, "amsgrad": st.sampled_from([None, "raw"]), "weight_decay": decays}
-# Each family: its claim, ours, torch's or None, and its options.
+ADAM = {"betas": betas, "eps": sizes, "weight_decay": decays, "decoupled": flags}
+# With a small α nothing but rounding is left of v − mean² where gradients are equal.
+RMSPROP = {"alpha": st.floats(0.7, 0.99), "eps": st.just(1e-2)}
+# Each family, by what is switched on: its claim, ours, torch's or None, and its options.
 FAMILY = {
-    "adam": (gt.Adam, our_adam, torch_adam, ADAM | {"decoupled": flags}),
+    "adam": (gt.Adam, our_adam, torch_adam, ADAM | {"amsgrad": st.none()}),
+    "adam, amsgrad": (gt.Adam, our_adam, torch_adam, ADAM | {"amsgrad": st.just("raw")}),
     "adamax": (gt.Adamax, gd.adamax, torch.optim.Adamax, {"betas": betas, "eps": sizes}),
     "nadam": (
         gt.NAdam,
@@ -57,13 +60,13 @@ FAMILY = {
         gt.RMSprop,
         gd.rmsprop,
         torch.optim.RMSprop,
-        # With a small α nothing but rounding is left of v − mean² where gradients are equal.
-        {
-            "alpha": st.floats(0.7, 0.99),
-            "eps": st.just(1e-2),
-            "momentum": st.sampled_from([0.0, 0.5]),
-            "centered": flags,
-        },
+        RMSPROP | {"momentum": st.just(0.0), "centered": flags},
+    ),
+    "rmsprop, centered": (
+        gt.RMSprop,
+        gd.rmsprop,
+        torch.optim.RMSprop,
+        RMSPROP | {"momentum": st.just(0.5), "centered": st.just(True)},
     ),
     "adagrad": (
         gt.Adagrad,

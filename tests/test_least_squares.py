@@ -173,6 +173,14 @@ def test_a_step_uphill_is_rejected_and_the_damping_grows_ever_faster():
     dampings = [float(s.damping) / 1e-12 for s in states[:5]]
     assert dampings == pytest.approx([1, 2, 8, 64, 1024])
     assert states[-1].params.abs() < 1e-12
+    assert step.trouble(rejected[0]) is None  # the damping has far to go
+
+
+def test_the_damping_stays_within_what_its_dtype_resolves():
+    limits = torch.finfo(torch.float32).eps
+    start = torch.tensor([1.0])
+    assert walk(LM(lambda p, batch: p - 3), start, None, 60)[-1].damping == limits**2
+    assert walk(LM(lambda p, batch: (p - 2).sqrt()), start, None, 60)[-1].damping == limits**-2
 
 
 def test_the_scale_is_the_largest_column_so_far_and_units_do_not_matter():

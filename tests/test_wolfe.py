@@ -89,6 +89,18 @@ def test_every_move_satisfies_wolfes_strong_conditions(name, decrease, curvature
     assert moves > 15
 
 
+def test_a_flat_place_that_is_not_low_enough_ends_no_search():
+    """On x²/2 from 1, a step of a lowers the loss by a − a²/2, which is less than 0.4a from a = 1.2 on."""
+    step = gd.methods.lbfgs(lambda x, batch: x**2 / 2, decrease=0.4, curvature=0.5)
+    state = step.init(torch.tensor(1.0, dtype=torch.float64))
+    for _ in range(2):
+        state, _ = step(state, None, 1.4)
+    assert (state.params, state.step_size) == (1, 0)
+    for _ in range(3):
+        state, _ = step(state, None, 1.4)
+    assert 0 < state.step_size <= 1.2
+
+
 @given(st.integers(0, 2**16), st.floats(-8, 8), st.floats(0.05, 0.9))
 @few
 def test_a_search_ends_at_wolfes_conditions_from_any_first_size(seed, exponent, curvature):

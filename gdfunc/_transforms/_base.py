@@ -296,17 +296,16 @@ def each_leaf(
 
 
 def _are_alike(leaves: list[Tensor], columns: list[list[Any]], scalars: Sequence[Any]) -> bool:
-    """Tell whether leaves on a CPU have one wide dtype, and neither transformations nor traces see them."""
+    """Tell whether leaves on a CPU have one dtype, and neither transformations nor traces see them."""
     if len(leaves) < 2 or is_watched():
         return False
-    dtype = leaves[0].dtype
-    if wide(dtype) != dtype or leaves[0].device.type != "cpu":
+    if leaves[0].device.type != "cpu":
         return False
     for column in [leaves, *columns, [s for s in scalars if isinstance(s, Tensor)]]:
         for leaf in column:
             if leaf is not None and (type(leaf) is not Tensor or leaf.requires_grad):
                 return False
-    return all(leaf.dtype == dtype for column in [leaves, *columns] for leaf in column if leaf is not None)
+    return len({leaf.dtype for column in [leaves, *columns] for leaf in column if leaf is not None}) == 1
 
 
 def _matched(tree: Tree, grads: Tree, leaves: list[Tensor], structure: Any) -> list[Any]:

@@ -192,8 +192,7 @@ def lars(
 
     def update(g: Tensor, p: Tensor, decay: Scalar, trust: Scalar) -> Tensor:
         size, slope = _norm(p), _norm(g)
-        both = (size != 0) & (slope != 0)
-        slope = torch.where(both, slope + decay * size, torch.zeros_like(slope))
+        slope = torch.where(slope != 0, slope + decay * size, slope)
         return (g + decay * p) * _trust(size, slope, trust)
 
     return chain(stateless(update, decay, trust, with_params=True), accumulate_momentum(momentum))

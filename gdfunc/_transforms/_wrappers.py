@@ -192,8 +192,7 @@ def apply_if_finite(transform: GradientTransformation) -> GradientTransformation
         # Because NaN in the branch not taken would make the derivative NaN, it gets zeros.
         safe = _tree.where(finite, grads, zeros(grads))
         updates, inner = _update_where(finite, transform, safe, state.inner, params)
-        skipped = (~finite).to(torch.int64)
-        counts = (state.consecutive + 1) * skipped, state.total + skipped
+        counts = (state.consecutive + 1) * ~finite, state.total + ~finite
         return updates, ApplyIfFiniteState(inner, *counts)
 
     return GradientTransformation(init, update)

@@ -154,7 +154,7 @@ def levenberg_marquardt(
         params = copy_params(params)
         zero = scalar(0.0, params)
         scale = torch.zeros_like(_tree.ravel(params)) if solver == "qr" else zero.clone()
-        return LevenbergMarquardtState(params, scalar(damping, params) + zero, zero + 2, scale, zero)
+        return LevenbergMarquardtState(params, scalar(damping, params), zero + 2, scale, zero)
 
     def advance(
         state: LevenbergMarquardtState, batch: Tree, lr: Scalar

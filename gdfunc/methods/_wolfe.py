@@ -143,9 +143,7 @@ def lbfgs(
         params = copy_params(params)
         numbers = [scalar(0.0, params) for _ in range(9)]
         counts = [torch.zeros_like(numbers[0], dtype=torch.int64) for _ in range(3)]
-        search = Search(
-            numbers[0], Trial(*numbers[1:4]), Trial(numbers[4] + _NONE, *numbers[5:7]), counts[0]
-        )
+        search = Search(numbers[0], Trial(*numbers[1:4]), Trial(*numbers[4:7]), counts[0])
         return WolfeState(params, transform.init(params), numbers[7], search, numbers[8], *counts[1:])
 
     def accept(state: WolfeState, batch: Tree, lr: Scalar) -> Tree:
@@ -282,6 +280,6 @@ def _share(low: Trial, other: Trial, otherwise: float, limits: tuple[float, floa
     bend = first + second + 3 * (low.loss - other.loss)
     square = bend * bend - first * second
     has_minimum = (square >= 0) & square.isfinite()
-    length = root(torch.where(has_minimum, square, 1.0))
+    length = root(torch.where(has_minimum, square, 0.0))
     share = 1 - safe_ratio(second + length - bend, second - first + 2 * length, 1 - otherwise)
     return torch.where(has_minimum & (share * otherwise > 0), share, otherwise).clamp(*limits)
