@@ -100,9 +100,31 @@ def _without_zeros(graph: fx.GraphModule) -> fx.GraphModule:
 
 def without_dead_code(graph: fx.GraphModule) -> fx.GraphModule:
     """Drop the operations that no result needs, and return the same graph."""
-    graph.graph.eliminate_dead_code()
+    drop_dead_code(graph.graph)
     graph.recompile()
     return graph
+
+
+def drop_dead_code(graph: fx.Graph) -> None:
+    """Drop the operations that no result needs.
+
+    torch's own function asks of each operation whether it may be dropped, which takes it ten times as long.
+    """
+    for node in reversed(graph.nodes):
+        if not node.users and not node.is_impure():
+            graph.erase_node(node)
+
+
+Words = tuple[str, Any, str]
+
+
+def words_of(graph: fx.Graph) -> list[Words]:
+    """Write down each node of a graph, without its name: two graphs with equal words compute the same."""
+    places = {node: place for place, node in enumerate(graph.nodes)}
+    return [
+        (node.op, node.target, repr(fx.map_arg((node.args, node.kwargs), lambda each: f"%{places[each]}")))
+        for node in graph.nodes
+    ]
 
 
 def tracer() -> Any:

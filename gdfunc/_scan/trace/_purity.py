@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
 from ..._errors import BackendError, line_of, users_frame, warn
-from ..._torch._graphs import node_of, tracer
+from ..._torch._graphs import node_of, tracer, words_of
 from ..._torch._modes import is_from_a_trace, same_bytes
 from ..._torch._transforms import layers
 from ._key import Reading
@@ -149,22 +149,16 @@ def _depends(leaf: Tensor) -> bool:
 
 def _difference(a: Recorded, b: Recorded) -> fx.Node | None:
     """Find the first node that is not the same in two graphs: the node of the second graph."""
-    places = [{node: place for place, node in enumerate(each.graph.graph.nodes)} for each in (a, b)]
-    for left, right in zip_longest(*places):
-        if left is None or right is None:
-            return left or right
-        same = left.op == right.op and left.target == right.target
-        if not same or _words(left, places[0]) != _words(right, places[1]):
-            return right
+    words = [words_of(each.graph.graph) for each in (a, b)]
+    for place, (left, right) in enumerate(zip_longest(*words)):
+        if left != right:
+            nodes = [*(a if right is None else b).graph.graph.nodes]
+            return nodes[place]
     inputs = b.graph.graph.find_nodes(op="placeholder")
     for left, right, node in zip(a.closed_over, b.closed_over, inputs, strict=False):
         if left is not right and not same_bytes(left, right):
             return next(iter(node.users), node)
     return None
-
-
-def _words(node: fx.Node, places: dict[fx.Node, int]) -> str:
-    return repr(fx.map_arg((node.args, node.kwargs), lambda source: f"%{places[source]}"))
 
 
 class _Lines(TorchFunctionMode):

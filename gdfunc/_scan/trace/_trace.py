@@ -12,7 +12,16 @@ from torch.func import functionalize
 
 from ... import _tree
 from ..._errors import BackendError, line_of, untraceable, users_frame_of
-from ..._torch._graphs import KNOWN, graph_of, needs_a_value, operators, recorder, writes
+from ..._torch._graphs import (
+    KNOWN,
+    drop_dead_code,
+    graph_of,
+    needs_a_value,
+    operators,
+    recorder,
+    words_of,
+    writes,
+)
 from ..._torch._modes import (
     FakeTensor,
     active_modes,
@@ -26,7 +35,7 @@ from ..._torch._modes import (
 from ..._torch._patches import applied_functions, gradients_under_no_grad, no_log_of_fake_tensors
 from ..._torch._transforms import depth, differentiable_attention, may_be_differentiated, neutral_levels
 from ..._tree import Tree
-from .._body import Aval, Avals, Body, Leaves, nested_loops, with_reshapes
+from .._body import Aval, Avals, Body, Leaves, with_reshapes
 from .._recent import Recent
 from ._code import owner
 from ._cuts import Cuts
@@ -190,7 +199,7 @@ def _users_line(error: BaseException) -> str:
 
 def _lift_attributes(graph: fx.GraphModule, lift: Lift) -> list[Tensor]:
     """Turn the tensors that a graph holds into inputs before the others; list the originals."""
-    graph.graph.eliminate_dead_code()
+    drop_dead_code(graph.graph)
     originals = {id(found): leaf for leaf, found in lift.known.values()}
     inputs: dict[int, tuple[fx.Node, Tensor]] = {}
     first = next(node for node in graph.graph.nodes if node.op != "get_attr")
@@ -300,8 +309,7 @@ def _with_shared_body(recorded: Recorded, carry: Avals, x: Avals) -> Traced:
     # The derivative of an operation that is neither torch's nor gdfunc's may not be one of a graph.
     foreign = {str(each) for each in operators(graph) if each.namespace not in KNOWN}
     opaque = frozenset(recorded.lift.cuts.opaque | foreign)
-    # The loops inside, because graph.code has the same name for each of them.
-    key = (graph.code, *nested_loops(graph), consts, carry, x, opaque, torch.get_default_dtype())
+    key = (*words_of(graph.graph), consts, carry, x, opaque, torch.get_default_dtype())
     body = _bodies.find(key)
     if body is None:
         body = Body(graph, consts, carry, x)

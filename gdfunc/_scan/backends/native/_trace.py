@@ -9,7 +9,15 @@ from typing import Any
 from torch import Tensor, fx
 from torch.func import functionalize
 
-from ...._torch._graphs import OpOverload, decompositions, graph_of, needs_a_value, operators, writes
+from ...._torch._graphs import (
+    OpOverload,
+    decompositions,
+    drop_dead_code,
+    graph_of,
+    needs_a_value,
+    operators,
+    writes,
+)
 from ..._body import Aval, Body
 from ._decompositions import OWN, of_floats
 from .operators import COVERED, name_of
@@ -39,7 +47,7 @@ def operations(body: Body) -> fx.Graph:
             copies[node] = copies[node.args[0]][node.args[1]]
         else:
             copies[node] = graph.node_copy(node, copies.__getitem__)
-    graph.eliminate_dead_code()
+    drop_dead_code(graph)
     return graph
 
 
