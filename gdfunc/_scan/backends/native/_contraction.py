@@ -52,17 +52,22 @@ class Axes(NamedTuple):
 def contract(
     block: Block,
     factors: Sequence[Lazy],
-    place: Callable[[Point, Point], Point],
+    at: Callable[[Point, Point], Point],
     shape: Sequence[int],
     extents: Sequence[int],
     dtype: torch.dtype,
+    target: Memory | None = None,
 ) -> Memory | None:
-    """Write the contraction, or decline: it is small, or has no axis to take vectors along."""
+    """Write the contraction, or decline: it is small, or has no axis to take vectors along.
+
+    Args:
+        target: where the result goes, if it lies there as the contraction writes it.
+    """
     if not dtype.is_floating_point or prod(shape) * prod(extents) < _WORTH_IT:
         return None
-    counters = [Var(f"i{at}", extent) for at, extent in enumerate(shape)]
-    sums = [Var(f"k{at}", extent) for at, extent in enumerate(extents)]
-    point = place(counters_of(counters), counters_of(sums))
+    counters = [Var(f"i{n}", extent) for n, extent in enumerate(shape)]
+    sums = [Var(f"k{n}", extent) for n, extent in enumerate(extents)]
+    point = at(counters_of(counters), counters_of(sums))
     axes, sums = ([var for var in group if var.extent != 1] for group in (counters, sums))
     chosen = _roles(axes, [_layout(factor, point) for factor in factors])
     if chosen is None or not sums:
@@ -77,10 +82,17 @@ def contract(
     outer = [var for var in axes if var not in (row, column)]
     sizes = [*[var.extent for var in (*outer, row)], _whole(column.extent, lanes)]
     strides = dict(zip((*outer, row, column), strides_of(sizes), strict=True))
-    out = block.scratch(sizes, dtype)
-    target = Factor(out.buffer, Index(0, tuple(strides.items())))
-    _write(block, a, b, target, Axes(outer, row, column, sums))
-    return Memory(out.buffer, shape, [strides.get(var, 0) for var in counters])
+    steps = [strides.get(var, 0) for var in counters]
+    out = target
+    if out is None or sizes[-1] != column.extent or _differ(steps, out.strides, shape):
+        out = Memory(block.scratch(sizes, dtype).buffer, shape, steps)
+    place = Index(out.start, tuple(strides.items()))
+    _write(block, a, b, Factor(out.buffer, place), Axes(outer, row, column, sums))
+    return out
+
+
+def _differ(strides: Sequence[int], others: Sequence[int], shape: Sequence[int]) -> bool:
+    return any(a != b and extent != 1 for a, b, extent in zip(strides, others, shape, strict=True))
 
 
 def _whole(extent: int, lanes: int) -> int:

@@ -55,11 +55,23 @@ class Kernel:
 
     def read(self, buffer: Buffer, index: Index) -> str:
         """Read an element. Each byte of a bool but 0 is true, as in torch."""
-        text = f"{buffer.name}[{self.place(index)}]" + " != 0" * (buffer.dtype is torch.bool)
         self.accesses.append(Access(buffer, index))
+        start = buffer.name
+        picked = tuple(filter(self._is_picked, index.terms))
+        if picked:  # because in a long function, gcc gathers such a row element by element
+            start = self.let(f"{buffer.c_type} *", f"{start} + {self.place(Index(0, picked))}")
+            index = Index(index.constant, tuple(term for term in index.terms if term not in picked))
+        text = f"{start}[{self.place(index)}]" + " != 0" * (buffer.dtype is torch.bool)
         if buffer.dtype in HALVES:
             text = f"from_{buffer.c_type}({text})"
         return self.let(VALUE_TYPES[buffer.dtype], text)
+
+    def _is_picked(self, term: tuple[Var | Part, int]) -> bool:
+        """Tell whether a term of an index is a number that was read before the innermost loop."""
+        var, _ = term
+        if isinstance(var, Part) or var in self.loops:
+            return False
+        return self._depth.get(var.name, 0) < len(self.loops)
 
     def store(
         self, buffer: Buffer, index: Index, value: str, operator: str = "=", depth: int | None = None

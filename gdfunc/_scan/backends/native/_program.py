@@ -218,7 +218,11 @@ def _step(
             if isinstance(value, Lazy):
                 value = _stored(block, node, value, targets.get(node))
                 if depth[node] > _DEEP:
-                    value = (value if isinstance(value, Stored) else stored(block, value)).memory()
+                    value = (
+                        value.memory()
+                        if isinstance(value, Stored)
+                        else contiguous(block, value, free=len(value.shape))
+                    )
             computed[key] = value
         values[node] = computed[key]
         if isinstance(values[node], Memory):

@@ -87,7 +87,9 @@ class Reduced(Stored):
         done = None
         is_exact = self.kind == "sum" and self.dtype not in HALVES
         if is_exact and isinstance(source, Map) and source.template == PRODUCT:
-            done = contract(self.block, source.args, self.place, self.shape, self.extents, self.dtype)
+            done = contract(
+                self.block, source.args, self.place, self.shape, self.extents, self.dtype, self.target
+            )
         return done or super().emit()
 
     def _fill(self, out: Memory) -> None:

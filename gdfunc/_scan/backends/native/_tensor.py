@@ -262,12 +262,14 @@ def scattered(block: Block, base: Lazy, source: Lazy, where: Where, adds: bool) 
 
 
 def address(block: Block, tensor: Lazy, point: Point) -> tuple[Buffer, Index]:
-    """Find the element at a point in memory; a tensor without memory is stored."""
+    """Find the element at a point in memory; a tensor without memory is stored, once."""
     tensor, point = behind(tensor, point)
     if isinstance(tensor, Memory):
         memory = tensor
+    elif isinstance(tensor, Stored):
+        memory = tensor.memory()
     else:
-        memory = (tensor if isinstance(tensor, Stored) else stored(block, tensor)).memory()
+        memory = block.packed.setdefault(tensor, stored(block, tensor)).memory()
     return memory.buffer, memory.place(point)
 
 
