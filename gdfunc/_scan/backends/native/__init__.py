@@ -4,6 +4,7 @@ Its stages, in the order in which they run:
 
     _trace           the body in few and simple operations
     _decompositions  compound operations in simple ones, where torch does not say: convolutions, pooling
+    _rows            products that a loop hands on to the loop that goes back over its carries
     operators/       each operation as an expression of elements; a pointwise one is a line in a table
     _index           where elements lie: linear in loop counters, through views
     _statement       statements, each of which states what it reads and writes

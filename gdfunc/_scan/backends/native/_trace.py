@@ -20,6 +20,7 @@ from ...._torch._graphs import (
 )
 from ..._body import Aval, Body
 from ._decompositions import OWN, of_floats
+from ._rows import hand_on
 from .operators import COVERED, name_of
 
 
@@ -48,6 +49,7 @@ def operations(body: Body) -> fx.Graph:
         else:
             copies[node] = graph.node_copy(node, copies.__getitem__)
     drop_dead_code(graph)
+    hand_on(graph)
     return graph
 
 
