@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import gc
 import pickle
 import signal
 import types
@@ -780,3 +781,22 @@ def test_checkpointing_bounds_the_peak():
     all_carries = peak_of_backward(256, Reverse(), by_autograd)
     assert all_carries > 256 * 8 * 1000
     assert peak_of_backward(256, Checkpoint("sqrt"), by_autograd) < all_carries / 4
+
+
+@pytest.mark.filterwarnings("ignore:f's global `gc` is the module gc")
+def test_no_garbage_is_collected_within_a_trace_and_the_collector_is_then_as_before():
+    def f(carry, x):
+        if gc.isenabled() or x is None:
+            raise LookupError
+        return carry + x, None
+
+    try:
+        for collects in (gc.enable, gc.disable):
+            collects()
+            gd.scan(f, torch.zeros(2), torch.ones(3), backend="native")
+            assert gc.isenabled() == (collects is gc.enable)
+            with pytest.raises(LookupError):
+                gd.scan(f, torch.zeros(2), length=3, backend="native")
+            assert gc.isenabled() == (collects is gc.enable)
+    finally:
+        gc.enable()

@@ -83,7 +83,7 @@ from torch import Tensor
 
 from ...._errors import BackendError
 from ...._lock import Lock
-from ...._torch._modes import FakeTensor
+from ...._torch._modes import FakeTensor, without_collections
 from ..._body import Body, Leaves, Members
 from ._build import Library, build
 from ._build import has_vector_math as has_vector_math
@@ -227,7 +227,9 @@ def _compiled(body: Body) -> _Function:
         if body.native is None:
             try:
                 target = find()
-                body.native = _Function(build(write(body, target.tiles), target))
+                with without_collections():
+                    text = write(body, target.tiles)
+                body.native = _Function(build(text, target))
             except Unsupported as error:
                 body.native = error
         found: Any = body.native
