@@ -36,14 +36,20 @@ ADAPTIVE, NORMS, DESCENT, CURVED = (
 )
 MOMENTUM = "tests/test_kit.py"
 METHODS = "tests/test_methods.py"
-_DTYPES = "tests/test_conformance.py::test_a_float64_hyperparameter_{}swept_over_{}"
-DTYPES = _DTYPES.format("is_", "parameters_of_few_bits")
-KEEPS = "tests/test_conformance.py::test_a_step_keeps_structure_shape_dtype_and_device"
-STEP_DTYPES = _DTYPES.format("of_a_step_is_", "float32_parameters")
+_CONFORMANCE = "tests/test_conformance.py::test_{}"
+BITS = [
+    _CONFORMANCE.format("a_float64_hyperparameter_is_swept_over_parameters_of_few_bits"),
+    _CONFORMANCE.format("adam_takes_many_leaves_at_once_to_the_bits_of_each_alone"),
+]
+OF_STEPS = [
+    _CONFORMANCE.format("a_float64_hyperparameter_of_a_step_is_swept_over_float32_parameters"),
+    _CONFORMANCE.format("a_step_keeps_structure_shape_dtype_and_device"),
+    _CONFORMANCE.format("autograd_and_numpy_stay_outside"),
+]
 TESTS = {
     "_transforms/_adam.py": [ADAPTIVE, "tests/test_lr_free.py"],
     "_transforms/_averages.py": [ADAPTIVE, MOMENTUM, NORMS],
-    "_transforms/_base.py": [ADAPTIVE, MOMENTUM, NORMS, DTYPES],
+    "_transforms/_base.py": [ADAPTIVE, MOMENTUM, NORMS, *BITS],
     "_transforms/_dog.py": ["tests/test_lr_free.py"],
     "_transforms/_factored.py": ["tests/test_lr_free.py"],
     "_transforms/_lbfgs.py": [CURVED],
@@ -51,13 +57,13 @@ TESTS = {
     "_transforms/_wrappers.py": [NORMS, "tests/test_family.py"],
     "interop/_as_optimizer.py": ["tests/test_interop.py"],
     "interop/_from_optim.py": ["tests/test_interop.py"],
-    "methods/_averaging.py": ["tests/test_kit_averages.py", METHODS, STEP_DTYPES],
-    "methods/_constrained.py": ["tests/test_projections.py", KEEPS],
-    "methods/_direction.py": [CURVED, METHODS, STEP_DTYPES],
-    "methods/_least_squares.py": ["tests/test_least_squares.py", STEP_DTYPES],
+    "methods/_averaging.py": ["tests/test_kit_averages.py", METHODS],
+    "methods/_constrained.py": ["tests/test_projections.py"],
+    "methods/_direction.py": [CURVED, METHODS],
+    "methods/_least_squares.py": ["tests/test_least_squares.py"],
     "methods/_lr_free.py": ["tests/test_lr_free.py"],
-    "methods/_momentum.py": [DESCENT, METHODS, STEP_DTYPES],
-    "methods/_plateau.py": ["tests/test_plateau.py", STEP_DTYPES],
+    "methods/_momentum.py": [DESCENT, METHODS],
+    "methods/_plateau.py": ["tests/test_plateau.py"],
     "methods/_sophia.py": ["tests/test_lr_free.py"],
     "methods/_variance_reduction.py": ["tests/test_kit_sums.py", "tests/test_variance_reduction.py"],
     "methods/_wolfe.py": ["tests/test_wolfe.py"],
@@ -65,12 +71,14 @@ TESTS = {
     "schedules/_formulas.py": ["tests/test_schedules.py"],
     "schedules/_schedule.py": ["tests/test_schedules.py"],
 }
+TESTS |= {name: [*tests, *OF_STEPS] for name, tests in TESTS.items() if name.startswith("methods/")}
 SECONDS = 240  # of the processor
 
 # Mutants that compute the same as the original, or that no test of the file can be asked to see, each with
 # its reason: (file, its line, original, mutant).
 _PATH = "which of two ways to the same numbers is taken"
 _DTYPE = "the dtype, which test_conformance holds"
+_EQUAL = "rounding decides which side a number is on that equals its bound"
 _SIGN = "the product is compared with zero alone"
 ARGUED = {
     (
@@ -97,6 +105,18 @@ ARGUED = {
         "float(lr)",
         "lr",
     ): _PATH,
+    (
+        "methods/_wolfe.py",
+        "is_level = is_level & (seen.slope <= (2 * decrease - 1) * start.slope)",
+        "seen.slope <= (2 * decrease - 1) * start.slope",
+        "seen.slope < (2 * decrease - 1) * start.slope",
+    ): _EQUAL,
+    (
+        "methods/_wolfe.py",
+        "return torch.where(has_minimum & (share * otherwise > 0), share, otherwise).clamp(*limits)",
+        "share * otherwise > 0",
+        "share * otherwise >= 0",
+    ): _EQUAL,
     (
         "methods/_wolfe.py",
         "share = 1 - safe_ratio(second + length - bend, second - first + 2 * length, 1 - otherwise)",
@@ -169,6 +189,12 @@ ARGUED = {
         "like(eps, v)",
         "eps",
     ): "the update has more bits than needed, to which the parameters round it",
+    (
+        "methods/_direction.py",
+        "away = safe_ratio(scalar(rho, params), length)",
+        "scalar(rho, params)",
+        "rho",
+    ): _DTYPE,
     (
         "methods/_averaging.py",
         "squared_lr = learning_rate(lr, state.params) ** 2",

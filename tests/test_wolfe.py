@@ -89,6 +89,16 @@ def test_every_move_satisfies_wolfes_strong_conditions(name, decrease, curvature
     assert moves > 15
 
 
+def test_where_the_loss_bends_down_each_stretch_is_four_times_the_last():
+    """log(1 + x²) is concave from 1 on, so no cubic has its minimum ahead."""
+    step = gd.methods.lbfgs(lambda x, batch: torch.log1p(x**2))
+    state, sizes = step.init(torch.tensor(1e3, dtype=torch.float64)), []
+    for _ in range(5):
+        state, _ = step(state, None, 1.0)
+        sizes.append(float(state.search.size))
+    assert sizes == [1, 5, 21, 85, 341]
+
+
 def test_a_flat_place_that_is_not_low_enough_ends_no_search():
     """On x²/2 from 1, a step of a lowers the loss by a − a²/2, which is less than 0.4a from a = 1.2 on."""
     step = gd.methods.lbfgs(lambda x, batch: x**2 / 2, decrease=0.4, curvature=0.5)

@@ -281,8 +281,7 @@ def each_leaf(
     given = [*states, params] if params != () else states
     columns = [_matched(tree, grads, leaves, structure) for tree in given]
     if update_many is not None and _are_alike(leaves, columns, scalars):
-        rounded_once = [in_dtype(s, leaves[0].dtype) for s in scalars]
-        found = update_many(leaves, *columns, *rounded_once)
+        found = update_many(leaves, *columns, *scalars)
         return tuple(() if column is None else _tree.unflatten(structure, column) for column in found)
     rounded = {dtype: [in_dtype(s, dtype) for s in scalars] for dtype in {g.dtype for g in leaves}}
     results: list[list[Any]] = [[] for _ in range(1 + len(states))]

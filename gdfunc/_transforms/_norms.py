@@ -82,7 +82,7 @@ def clip_by_global_norm(max_norm: Scalar) -> GradientTransformation:
 
     def update(grads: Tree, state: tuple[()], params: Tree = None) -> tuple[Tree, tuple[()]]:
         norm = _tree.norm(grads)
-        factor = shrink(norm, like(max_norm, norm))
+        factor = shrink(norm, max_norm)
         return each_leaf(lambda g, factor: (g * factor,), grads, scalars=(factor,))[0], state
 
     return GradientTransformation(lambda params: (), update)
