@@ -83,7 +83,7 @@ def safe_ratio(a: Tensor, b: Tensor, at_zero: float = 0.0) -> Tensor:
     return torch.where(usable, a / torch.where(usable, b, 1.0), at_zero)
 
 
-def shrink(norm: Tensor, bound: Tensor) -> Tensor:
+def shrink(norm: Tensor, bound: float | Tensor) -> Tensor:
     """Compute min(1, bound/norm), with a finite derivative at norm zero; NaN where the norm is NaN."""
     above, one = ~(norm <= bound), torch.ones_like(norm)
     return torch.where(above, bound / torch.where(above, norm, one), one)

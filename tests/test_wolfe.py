@@ -90,13 +90,13 @@ def test_every_move_satisfies_wolfes_strong_conditions(name, decrease, curvature
 
 
 def test_where_the_loss_bends_down_each_stretch_is_four_times_the_last():
-    """log(1 + x²) is concave from 1 on, so no cubic has its minimum ahead."""
-    step = gd.methods.lbfgs(lambda x, batch: torch.log1p(x**2))
-    state, sizes = step.init(torch.tensor(1e3, dtype=torch.float64)), []
+    """−x³ has a cubic's minimum behind, and none ahead."""
+    step = gd.methods.lbfgs(lambda x, batch: -(x**3))
+    state, sizes = step.init(torch.tensor(0.5, dtype=torch.float64)), []
     for _ in range(5):
-        state, _ = step(state, None, 1.0)
+        state, _ = step(state, None, 0.125)
         sizes.append(float(state.search.size))
-    assert sizes == [1, 5, 21, 85, 341]
+    assert sizes == [1 / 8, 5 / 8, 21 / 8, 85 / 8, 341 / 8]
 
 
 def test_a_flat_place_that_is_not_low_enough_ends_no_search():
