@@ -160,8 +160,7 @@ def lbfgs(
         point, gradient = _tree.ravel(trial), _tree.ravel(grads)
         seen = Trial(size, scalar(loss_of(value), params), -(gradient @ u))
         start = Trial(torch.zeros_like(size), torch.where(looks, seen.loss, state.loss), -promise)
-        limits = scalar(decrease, params), scalar(curvature, params)
-        search, end = _judge(state.search, seen, start, *limits, max_trials)
+        search, end = _judge(state.search, seen, start, decrease, curvature, max_trials)
 
         length = gradient.abs().sum() + 0 * seen.loss
         still = torch.where(length == 0, AT_REST, torch.where(length.isfinite(), state.status, STUCK))
@@ -229,7 +228,7 @@ def _fresh(size: Tensor) -> Search:
 
 
 def _judge(
-    search: Search, seen: Trial, start: Trial, decrease: Tensor, curvature: Tensor, max_trials: int
+    search: Search, seen: Trial, start: Trial, decrease: Scalar, curvature: Scalar, max_trials: int
 ) -> tuple[Search, Tensor]:
     """Put a trial into a search, choose the next one, and tell how the search has ended, if it has."""
     numbers = torch.finfo(seen.loss.dtype)
