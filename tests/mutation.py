@@ -95,6 +95,12 @@ ARGUED = {
     ): _PATH,
     (
         "_transforms/_base.py",
+        "if len(leaves) < 2 or is_watched():",
+        "len(leaves) < 2",
+        "len(leaves) <= 2",
+    ): _PATH,
+    (
+        "_transforms/_base.py",
         'if leaves[0].device.type != "cpu":',
         "0",
         "1",
@@ -196,11 +202,23 @@ ARGUED = {
         "eps",
     ): "the update has more bits than needed, to which the parameters round it",
     (
+        "methods/_lr_free.py",
+        "added = (1.0 - kept) * rate",
+        "1.0 - kept",
+        "1.0",
+    ): "r and s have the factor in common, and their ratio alone is used",
+    (
         "methods/_direction.py",
         "away = safe_ratio(scalar(rho, params), length)",
         "scalar(rho, params)",
         "rho",
     ): _DTYPE,
+    (
+        "projections.py",
+        "size = (falling * counts > excess).sum(-1, keepdim=True).clamp(min=1)",
+        "falling * counts > excess",
+        "falling * counts >= excess",
+    ): "an entry that equals the threshold does not change it",
     (
         "methods/_averaging.py",
         "squared_lr = learning_rate(lr, state.params) ** 2",

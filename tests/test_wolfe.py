@@ -14,7 +14,7 @@ import gdfunc as gd
 from gdfunc import _tree
 from gdfunc.methods._wolfe import AT_REST, LOWER, STUCK, UNFINISHED, WOLFE
 
-from .assertions import assert_refused
+from .assertions import assert_derivatives, assert_refused
 from .references import few, linear_data, linear_loss, normal
 
 EPS = torch.finfo(torch.float64).eps
@@ -97,6 +97,17 @@ def test_where_the_loss_bends_down_each_stretch_is_four_times_the_last():
         state, _ = step(state, None, 0.125)
         sizes.append(float(state.search.size))
     assert sizes == [1 / 8, 5 / 8, 21 / 8, 85 / 8, 341 / 8]
+
+
+def test_a_derivative_goes_past_trials_where_the_loss_is_infinite():
+    def end(start):
+        step = gd.methods.lbfgs(lambda x, batch: torch.where(x < 2, (x - 1) ** 4, torch.inf))
+        state = step.init(start)
+        for _ in range(8):
+            state, _ = step(state, None, torch.tensor(5.0, dtype=torch.float64))
+        return state.params
+
+    assert_derivatives(end, torch.tensor(0.1, dtype=torch.float64))
 
 
 def test_a_flat_place_that_is_not_low_enough_ends_no_search():

@@ -49,10 +49,11 @@ def warmup(schedule: Schedule, steps: int, start_factor: Scalar = 0.0) -> Schedu
     def warm(count: int | Tensor) -> Tensor:
         n = as_count(count)
         lrs = schedule((n - steps).clamp(min=0))
+        n = n.to(lrs.device)
         start = torch.as_tensor(start_factor, dtype=torch.float64, device=lrs.device)
         # The share of no steps is 1: then nothing is left of the rise.
-        share = elapsed_share(n.to(lrs.device), steps) if steps else torch.ones_like(n, dtype=torch.float64)
-        return (lrs * torch.lerp(start, torch.ones_like(start), share.to(start))).to(lrs.dtype)
+        share = elapsed_share(n, steps) if steps else torch.ones_like(n, dtype=torch.float64)
+        return (lrs * torch.lerp(start, torch.ones_like(start), share)).to(lrs.dtype)
 
     return warm
 
