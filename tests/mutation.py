@@ -37,7 +37,8 @@ ADAPTIVE, NORMS, DESCENT, CURVED = (
 MOMENTUM = "tests/test_kit.py"
 METHODS = "tests/test_methods.py"
 _CONFORMANCE = "tests/test_conformance.py::test_{}"
-BITS = [
+OF_TRANSFORMATIONS = [
+    _CONFORMANCE.format("it_keeps_structure_shape_dtype_device_and_stride"),
     _CONFORMANCE.format("a_float64_hyperparameter_is_swept_over_parameters_of_few_bits"),
     _CONFORMANCE.format("adam_takes_many_leaves_at_once_to_the_bits_of_each_alone"),
 ]
@@ -49,7 +50,7 @@ OF_STEPS = [
 TESTS = {
     "_transforms/_adam.py": [ADAPTIVE, "tests/test_lr_free.py"],
     "_transforms/_averages.py": [ADAPTIVE, MOMENTUM, NORMS],
-    "_transforms/_base.py": [ADAPTIVE, MOMENTUM, NORMS, *BITS],
+    "_transforms/_base.py": [ADAPTIVE, MOMENTUM, NORMS],
     "_transforms/_dog.py": ["tests/test_lr_free.py"],
     "_transforms/_factored.py": ["tests/test_lr_free.py"],
     "_transforms/_lbfgs.py": [CURVED],
@@ -71,7 +72,8 @@ TESTS = {
     "schedules/_formulas.py": ["tests/test_schedules.py"],
     "schedules/_schedule.py": ["tests/test_schedules.py"],
 }
-TESTS |= {name: [*tests, *OF_STEPS] for name, tests in TESTS.items() if name.startswith("methods/")}
+for _room, _laws in {"_transforms/": OF_TRANSFORMATIONS, "methods/": OF_STEPS}.items():
+    TESTS |= {name: [*tests, *_laws] for name, tests in TESTS.items() if name.startswith(_room)}
 SECONDS = 240  # of the processor
 
 # Mutants that compute the same as the original, or that no test of the file can be asked to see, each with
@@ -225,6 +227,18 @@ ARGUED = {
         "learning_rate(lr, state.params)",
         "lr",
     ): _DTYPE,
+    (
+        "methods/_wolfe.py",
+        "numbers = [scalar(0.0, params) for _ in range(9)]",
+        "9",
+        "10",
+    ): "one more is not used",
+    (
+        "schedules/_schedule.py",
+        "positive = torch.where(exponent > 0, exponent, 1).to(base)",
+        "torch.where(exponent > 0, exponent, 1).to(base)",
+        "torch.where(exponent > 0, exponent, 1)",
+    ): _PATH,
     (
         "schedules/_schedule.py",
         "positive = torch.where(exponent > 0, exponent, 1).to(base)",
