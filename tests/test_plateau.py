@@ -69,6 +69,7 @@ HYPERPARAMETERS = {
 @example([1.0] * 6, {"patience": 0, "factor": 0.5, "eps": 0.25}, 1.0)
 @example([1.0, 0.5, 0.25, 0.5], {"patience": 0, "threshold": 0.5}, 1.0)
 @example([1.0, 0.5, 0.25, 0.5], {"patience": 0, "threshold": 0.5, "threshold_mode": "abs"}, 1.0)
+@example([2.0, 1.2, 1.2], {"patience": 0, "threshold": 0.5, "threshold_mode": "abs"}, 1.0)
 @example([1.0, 1.0, 0.5, 0.5], {"patience": 0, "threshold": 0.75, "threshold_mode": "abs", "every": 2}, 1.0)
 @example([1.0, 1.5, 2.0], {"patience": 0, "threshold": 0.5, "mode": "max"}, 1.0)
 @example([1.0, 1.5, 2.0], {"patience": 0, "threshold": 0.5, "mode": "max", "threshold_mode": "abs"}, 1.0)

@@ -121,4 +121,4 @@ def _of_leaf(g: Tensor, p: Tensor, averages: list[Tensor], scalars: tuple[Any, .
 
 
 def _rms(x: Tensor) -> Tensor:
-    return norms(x.flatten()) / math.sqrt(max(x.numel(), 1))
+    return norms(x.flatten()) / math.sqrt(x.numel())
