@@ -97,6 +97,12 @@ ARGUED = {
     ): _PATH,
     (
         "_transforms/_base.py",
+        "return torch.addcmul(in_dtype(beta, x.dtype) * average, in_dtype(1.0 - beta, x.dtype) * x, x)",
+        "in_dtype(beta, x.dtype)",
+        "beta",
+    ): _DTYPE,
+    (
+        "_transforms/_base.py",
         "if len(leaves) < 2 or is_watched():",
         "len(leaves) < 2",
         "len(leaves) <= 2",
