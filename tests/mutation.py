@@ -97,6 +97,12 @@ ARGUED = {
     ): _PATH,
     (
         "_transforms/_base.py",
+        'if leaves[0].device.type != "cpu":',
+        "leaves[0].device.type != 'cpu'",
+        "leaves[0].device.type == 'cpu'",
+    ): _PATH,
+    (
+        "_transforms/_base.py",
         "return torch.addcmul(in_dtype(beta, x.dtype) * average, in_dtype(1.0 - beta, x.dtype) * x, x)",
         "in_dtype(beta, x.dtype)",
         "beta",
