@@ -72,9 +72,10 @@ def start(
 
 def check(law: str, ended: list[Ended]) -> None:
     """Fail with the error of the first rank on which a law was broken."""
-    for rank in ended:
-        assert rank.errors.get(law, rank.output) == ""
-        assert rank.code == 0
+    for number, rank in enumerate(ended):
+        error = rank.errors.get(law, rank.output)
+        assert not error, f"rank {number}: {error}"
+        assert rank.code == 0, f"rank {number} ended with {rank.code}: {rank.output}"
 
 
 def main(name: str, folder: str, rank: str, count: str, seconds: str, *laws: str) -> None:

@@ -26,8 +26,8 @@ def taking_part(what: str) -> Iterator[None]:
     """
     is_over = threading.Event()
     signs = threading.Thread(target=_live, args=(is_over,), daemon=True)
+    _begin()  # whose error must not take the place of the earlier one that the others may still look for
     try:
-        _begin()
         agree(what, "what they run")
         signs.start()
         yield
