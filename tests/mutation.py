@@ -40,7 +40,7 @@ _CONFORMANCE = "tests/test_conformance.py::test_{}"
 OF_TRANSFORMATIONS = [
     _CONFORMANCE.format("it_keeps_structure_shape_dtype_device_and_stride"),
     _CONFORMANCE.format("a_float64_hyperparameter_is_swept_over_parameters_of_few_bits"),
-    _CONFORMANCE.format("adam_takes_many_leaves_at_once_to_the_bits_of_each_alone"),
+    "tests/test_parity_optim.py::test_many_leaves_at_once_have_the_bits_of_each_alone",
 ]
 OF_STEPS = [
     _CONFORMANCE.format("a_float64_hyperparameter_of_a_step_is_swept_over_float32_parameters"),
@@ -97,7 +97,7 @@ ARGUED = {
     ): _PATH,
     (
         "_transforms/_base.py",
-        'if leaves[0].device.type != "cpu":',
+        'if wide(dtype) != dtype or leaves[0].device.type != "cpu":',
         "leaves[0].device.type != 'cpu'",
         "leaves[0].device.type == 'cpu'",
     ): _PATH,
@@ -115,7 +115,7 @@ ARGUED = {
     ): _PATH,
     (
         "_transforms/_base.py",
-        'if leaves[0].device.type != "cpu":',
+        'if wide(dtype) != dtype or leaves[0].device.type != "cpu":',
         "0",
         "1",
     ): "all leaves are on one device",

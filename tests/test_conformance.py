@@ -119,24 +119,6 @@ def test_a_float64_hyperparameter_is_swept_over_parameters_of_few_bits(name, key
     torch.testing.assert_close(together, alone, rtol=8 * eps, atol=0.01 * eps)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_adam_takes_many_leaves_at_once_to_the_bits_of_each_alone(dtype):
-    transform = gd.adam((0.8, 0.9), eps=1e-3)
-
-    def moved(leaves):
-        params = {i: normal(i, 5).to(dtype) for i in leaves}
-        state = transform.init(params)
-        for step in range(1, 4):
-            grads = {i: normal(10 * step + i, 5).to(dtype) for i in leaves}
-            updates, state = transform.update(grads, state, params)
-        return updates, *state
-
-    together = moved(range(3))
-    for i in range(3):
-        for of_all, of_one in zip(together, moved([i]), strict=True):
-            assert_same_bits(*(tree[i] if isinstance(tree, dict) else tree for tree in (of_all, of_one)))
-
-
 @everywhere
 def test_it_is_pure(name):
     row = TABLE[name]

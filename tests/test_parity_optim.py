@@ -322,7 +322,7 @@ def test_clipping_is_torchs(limit, seed):
             torch.testing.assert_close(update, parameter.grad, rtol=2e-6 / limit, atol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_many_leaves_at_once_have_the_bits_of_each_alone(dtype):
     """Also of NaN, infinities, zeros and numbers near the ends of the range."""
     limits = torch.finfo(dtype)

@@ -281,7 +281,8 @@ def each_leaf(
     given = [*states, params] if params != () else states
     columns = [_matched(tree, grads, leaves, structure) for tree in given]
     if update_many is not None and _are_alike(leaves, columns, scalars):
-        found = update_many(leaves, *columns, *scalars)
+        rounded_once = [in_dtype(s, leaves[0].dtype) for s in scalars]
+        found = update_many(leaves, *columns, *rounded_once)
         return tuple(() if column is None else _tree.unflatten(structure, column) for column in found)
     rounded = {dtype: [in_dtype(s, dtype) for s in scalars] for dtype in {g.dtype for g in leaves}}
     results: list[list[Any]] = [[] for _ in range(1 + len(states))]
@@ -295,16 +296,17 @@ def each_leaf(
 
 
 def _are_alike(leaves: list[Tensor], columns: list[list[Any]], scalars: Sequence[Any]) -> bool:
-    """Tell whether leaves on a CPU have one dtype, and neither transformations nor traces see them."""
+    """Tell whether leaves on a CPU have one wide dtype, and neither transformations nor traces see them."""
     if len(leaves) < 2 or is_watched():
         return False
-    if leaves[0].device.type != "cpu":
+    dtype = leaves[0].dtype
+    if wide(dtype) != dtype or leaves[0].device.type != "cpu":
         return False
     for column in [leaves, *columns, [s for s in scalars if isinstance(s, Tensor)]]:
         for leaf in column:
             if leaf is not None and (type(leaf) is not Tensor or leaf.requires_grad):
                 return False
-    return len({leaf.dtype for column in [leaves, *columns] for leaf in column if leaf is not None}) == 1
+    return all(leaf.dtype == dtype for column in [leaves, *columns] for leaf in column if leaf is not None)
 
 
 def _matched(tree: Tree, grads: Tree, leaves: list[Tensor], structure: Any) -> list[Any]:
